@@ -1,0 +1,190 @@
+"""The rules of the house: what may import what, what is promised outside the code, and where."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import adamas
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
+ROOT = Path(__file__).resolve().parent.parent
+SOURCES = sorted((ROOT / "src" / "adamas").rglob("*.py"))
+PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+EXTRAS = PYPROJECT["project"]["optional-dependencies"]
+CONTRACTS = {c["id"]: c for c in PYPROJECT["tool"]["importlinter"]["contracts"]}
+
+#: All that adamas can use and does without.
+OPTIONAL = (
+    *("torch", "triton", "jax", "jaxlib", "optax", "scipy", "sklearn", "pandas", "safetensors"),
+    *("click", "rich", "matplotlib", "PIL", "mpmath", "hypothesis", "pytest", "nanobind"),
+)
+
+BLOCK = f"""
+import sys
+
+OPTIONAL = {OPTIONAL!r}
+
+
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in OPTIONAL:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+
+sys.meta_path.insert(0, Blocked())
+"""
+
+
+def run(code: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120
+    )
+
+
+def relative(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imported(source: Path) -> set[str]:
+    """Top-level names of all packages that a module imports, wherever in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names.update(alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names.add(node.module.partition(".")[0])
+    return names
+
+
+# ── imports ────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_adamas_imports_and_steps_where_no_optional_package_can_be_imported():
+    result = run(
+        BLOCK
+        + """
+import numpy, adamas
+
+p = numpy.array([1.0, -1.0], dtype=numpy.float32)
+adamas.Adam(p, lr=0.125).step(numpy.array([2.0, -2.0], dtype=numpy.float32))
+assert p[0] < 1.0 and p[1] > -1.0, p
+"""
+    )
+    assert result.returncode == 0, result.stderr
+
+
+def test_importing_adamas_loads_no_optional_package():
+    result = run(
+        f"import sys, adamas; print(*sorted({{m.partition('.')[0] for m in sys.modules}}"
+        f" & set({OPTIONAL!r})))"
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.split() == []
+
+
+def test_the_import_contracts_are_kept():
+    result = subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            (
+                "import sys; from importlinter.cli import lint_imports;"
+                "sys.exit(lint_imports(no_cache=True))"
+            ),
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+def test_the_definition_imports_nothing_but_numpy_and_python_itself():
+    definition = CONTRACTS["definition"]["source_modules"]
+    for module in definition:
+        source = ROOT / "src" / Path(*module.split(".")).with_suffix(".py")
+        strangers = imported(source) - sys.stdlib_module_names - {"numpy", "adamas"}
+        assert not strangers, f"{relative(source)} imports {sorted(strangers)}"
+
+
+def test_every_module_has_its_layer():
+    layers = re.findall(r"\w+", " ".join(CONTRACTS["layers"]["layers"]))
+    package = ROOT / "src" / "adamas"
+    modules = {p.stem if p.suffix else p.name for p in package.iterdir() if is_module(p)}
+    assert modules - {"__init__"} <= set(layers)
+
+
+def is_module(path: Path) -> bool:
+    return path.suffix == ".py" or (path / "__init__.py").exists()
+
+
+# ── source ─────────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("source", SOURCES, ids=relative)
+def test_every_module_says_what_it_is(source):
+    docstring = ast.get_docstring(ast.parse(source.read_text(encoding="utf-8")))
+    assert docstring, f"{relative(source)} has no docstring"
+    first = docstring.splitlines()[0]
+    assert first.endswith((".", "?", "!", ":")), f"{relative(source)}: {first!r} is no sentence"
+
+
+def test_no_module_is_a_drawer_for_odds_and_ends():
+    drawers = {"util", "utils", "helper", "helpers", "impl", "common", "misc"}
+    files = [*SOURCES, *(ROOT / "native").rglob("*.*")]
+    assert [relative(f) for f in files if f.stem.strip("_") in drawers] == []
+
+
+# ── promises ───────────────────────────────────────────────────────────────────────────────────
+
+
+def test_the_readme_marks_one_test_command_and_it_runs_pytest_on_the_test_extra():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^<!-- ci: test -->\n+```\w*\n(.*?)^```", readme, re.DOTALL | re.MULTILINE)
+    assert [b.strip() for b in blocks] == ['pip install ".[test]" && pytest']
+
+
+def test_every_extra_that_users_are_told_to_install_exists():
+    told = {}
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").rglob("*.md"), *SOURCES]
+    for page in pages:
+        text = page.read_text(encoding="utf-8")
+        for extras in re.findall(r"""["' ](?:adamas|\.)\[([a-z, ]+)\]""", text):
+            told.update(dict.fromkeys(re.split(r"\s*,\s*", extras), relative(page)))
+    assert "test" in told
+    assert {extra: page for extra, page in told.items() if extra not in EXTRAS} == {}
+
+
+def test_every_command_that_the_readme_shows_is_one_that_is_installed():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    shells = re.findall(
+        r"^```(?:sh|bash|shell|console)\n(.*?)^```", readme, re.DOTALL | re.MULTILINE
+    )
+    commands = {
+        words[0]
+        for line in re.split(r"\n|&&", "".join(shells))
+        if (words := line.split("#")[0].strip().removeprefix("$ ").split())
+    }
+    assert commands <= {"pip", "pytest", "python", "git", "cd", *PYPROJECT["project"]["scripts"]}
+
+
+def test_the_changelog_has_a_heading_for_this_version():
+    changelog = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"^## \[{re.escape(adamas.__version__)}\]", changelog, re.MULTILINE)
+
+
+def test_the_installed_version_is_the_one_that_adamas_states():
+    from importlib.metadata import version
+
+    assert version("adamas") == adamas.__version__
