@@ -146,6 +146,10 @@ def test_no_module_is_a_drawer_for_odds_and_ends():
     assert [relative(f) for f in files if f.stem.strip("_") in drawers] == []
 
 
+def test_the_package_says_that_it_is_typed():
+    assert (Path(adamas.__file__).parent / "py.typed").exists()
+
+
 # ── promises ───────────────────────────────────────────────────────────────────────────────────
 
 
