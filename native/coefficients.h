@@ -1,0 +1,96 @@
+// From options and a step number to the numbers of the rule: src/adamas/coefficients.py, line for
+// line, in binary64. Only + - * / and sqrt, so that every machine gets the same bits.
+#pragma once
+
+#include <bit>
+#include <cmath>
+#include <cstdint>
+
+#include "kernels.h"
+
+namespace adamas {
+
+enum class BiasCorrection { paper, first_step, none };
+enum class Decay { l2, decoupled, fully_decoupled };
+
+// adamas.options.Options, without the learning rate, which comes with each step.
+struct Options {
+    bool has_mean = false;
+    bool has_square = false;
+    double beta1 = 0;
+    double beta2 = 0;
+    double eps = 0;
+    double eps_root = 0;
+    double weight_decay = 0;
+    Decay decay = Decay::l2;
+    double lr_max = 1;
+    BiasCorrection bias_correction = BiasCorrection::paper;
+    bool amsgrad = false;
+    bool nesterov = false;
+    bool maximize = false;
+};
+
+inline double one_minus_power(double beta, std::int64_t exponent) {
+    double first = 1.0 - beta;
+    double q = first;
+    auto bits = static_cast<std::uint64_t>(exponent);
+    for (int place = std::bit_width(bits) - 2; place >= 0; --place) {
+        q = q * (2.0 - q);
+        if (bits >> place & 1) {
+            q = q + first * (1.0 - q);
+        }
+    }
+    return q;
+}
+
+inline double clip_factor(double clip_norm, double norm) {
+    return norm <= clip_norm ? 1.0 : clip_norm / norm;
+}
+
+inline double unbias(const Options& options, double beta, std::int64_t step) {
+    if (options.bias_correction == BiasCorrection::none) {
+        return 1.0;
+    }
+    return one_minus_power(beta, options.bias_correction == BiasCorrection::paper ? step : 1);
+}
+
+inline Numbers<double> at_step(const Options& options, std::int64_t step, double lr,
+                               double grad_scale) {
+    Numbers<double> c{};
+    c.grad_scale = options.maximize ? -grad_scale : grad_scale;
+    switch (options.decay) {
+        case Decay::l2:
+            c.l2 = options.weight_decay;
+            break;
+        case Decay::decoupled:
+            c.decay = lr * options.weight_decay;
+            break;
+        case Decay::fully_decoupled:
+            c.decay = options.weight_decay * (lr / options.lr_max);
+            break;
+    }
+    c.take1 = c.take2 = c.from_m = 1.0;
+    if (options.has_mean) {
+        double now = unbias(options, options.beta1, step);
+        c.keep1 = options.beta1;
+        c.take1 = 1.0 - options.beta1;
+        c.from_m = 1.0 / now;
+        if (options.nesterov) {
+            c.from_m = options.beta1 / unbias(options, options.beta1, step + 1);
+            c.from_g = (1.0 - options.beta1) / now;
+        }
+    }
+    double unbias2 = 1.0;
+    if (options.has_square) {
+        unbias2 = unbias(options, options.beta2, step);
+        c.keep2 = options.beta2;
+        c.take2 = 1.0 - options.beta2;
+    }
+    c.root = 1.0 / std::sqrt(unbias2);
+    c.inner = options.eps_root * unbias2;
+    c.eps = options.eps;
+    c.step = lr;
+    return c;
+}
+
+}  // namespace adamas

@@ -1,0 +1,74 @@
+// What target.cpp offers for each machine: the border between code compiled once per machine and
+// the rest.
+#pragma once
+
+#include <cstdint>
+
+namespace adamas {
+
+// Sums are taken over tiles of the flattened tensor; see src/adamas/statistics.py.
+constexpr std::int64_t tile_size = 1024;
+constexpr int lane_count = 16;
+
+enum class DType { float32, float64 };
+
+// Which running means one tensor keeps, and in which arithmetic.
+struct Layout {
+    DType dtype;
+    bool mean, square, largest;
+};
+
+// The numbers of the rule: src/adamas/coefficients.py.
+template <class T>
+struct Numbers {
+    T grad_scale, l2, decay, keep1, take1, keep2, take2, from_m, from_g, root, inner, eps, step;
+};
+
+// The arrays of one tensor, all of one length and dtype; null where the layout has none.
+struct Arrays {
+    void* p;
+    const void* g;
+    void* m;
+    void* v;
+    void* w;
+    void* ema;
+};
+
+// The numbers of one step.
+struct StepNumbers {
+    Numbers<double> rule;
+    double ema_keep, ema_take;
+};
+
+// Exact factors for sums of squares: as it is, and for float64 what over- or underflows.
+constexpr double scales[] = {1.0, 0x1p-600, 0x1p+600};
+constexpr double smallest_sum = 0x1p-900;
+
+// The sums of squares of one quantity over one tile, at each of the scales (float32: the first).
+struct Squares {
+    double at[3];
+};
+
+// What one step did to one tile.
+struct TileReport {
+    Squares gradient, parameter, update;
+    double largest;  // of |u|
+    std::int64_t nonfinite, moved;
+};
+
+// A machine's functions. `first` and `last` are element indices; `first` is a multiple of the
+// tile size.
+struct Kernels {
+    // Steps elements first to last. `reports`, where not null, takes one entry per tile.
+    void (*sweep)(Layout, const Arrays&, const StepNumbers&, std::int64_t first, std::int64_t last,
+                  TileReport* reports);
+    // Writes the sum of squares of x·scale for each tile of first to last; returns the number of
+    // elements that are not finite.
+    std::int64_t (*tile_sums)(DType, const void* x, double scale, std::int64_t first,
+                              std::int64_t last, double* sums);
+    // Reads four float32 arrays and writes three of them, with next to no arithmetic: what memory
+    // allows a step at best. For benchmarks.
+    void (*touch)(float* p, const float* g, float* m, float* v, std::int64_t count);
+};
+
+}  // namespace adamas

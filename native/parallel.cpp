@@ -1,0 +1,164 @@
+#include "parallel.h"
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <mutex>
+#include <thread>
+
+#include "float_mode.h"
+
+#if defined(__linux__)
+#include <sched.h>
+#endif
+#if !defined(_WIN32)
+#include <pthread.h>
+#include <signal.h>
+#endif
+
+namespace adamas {
+namespace {
+
+struct Job {
+    std::int64_t count = 0;
+    void (*body)(void*, std::int64_t) = nullptr;
+    void* context = nullptr;
+};
+
+class Pool {
+public:
+    // Returns false, having done nothing, where another thread is using the pool.
+    bool run(const Job& job, int threads) {
+        std::unique_lock<std::mutex> turn(turn_, std::try_to_lock);
+        if (!turn.owns_lock()) {
+            return false;
+        }
+        int helpers = static_cast<int>(std::min<std::int64_t>(threads, job.count)) - 1;
+        start_workers(helpers);
+        {
+            std::lock_guard<std::mutex> lock(mutex_);
+            job_ = job;
+            next_.store(0, std::memory_order_relaxed);
+            places_ = helpers;
+            working_ = 0;
+            ++round_;
+        }
+        wake_.notify_all();
+        work(job);
+        std::unique_lock<std::mutex> lock(mutex_);
+        places_ = 0;  // who has not begun need not
+        done_.wait(lock, [&] { return working_ == 0; });
+        return true;
+    }
+
+private:
+    void start_workers(int wanted) {
+        if (workers_ >= wanted) {
+            return;
+        }
+#if !defined(_WIN32)
+        // Workers inherit the mask: signals are for the threads that Python knows.
+        sigset_t all, before;
+        sigfillset(&all);
+        pthread_sigmask(SIG_SETMASK, &all, &before);
+#endif
+        for (; workers_ < wanted; ++workers_) {
+            std::thread([this] { serve(); }).detach();
+        }
+#if !defined(_WIN32)
+        pthread_sigmask(SIG_SETMASK, &before, nullptr);
+#endif
+    }
+
+    void serve() {
+        std::uint64_t seen = 0;
+        std::unique_lock<std::mutex> lock(mutex_);
+        for (;;) {
+            wake_.wait(lock, [&] { return round_ != seen && places_ > 0; });
+            seen = round_;
+            --places_;
+            ++working_;
+            Job job = job_;
+            lock.unlock();
+            work(job);
+            lock.lock();
+            if (--working_ == 0) {
+                done_.notify_one();
+            }
+        }
+    }
+
+    void work(const Job& job) {
+        FloatMode mode;
+        for (;;) {
+            std::int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
+            if (i >= job.count) {
+                return;
+            }
+            job.body(job.context, i);
+        }
+    }
+
+    std::mutex turn_;  // held by the caller whose job is run
+    int workers_ = 0;
+
+    std::mutex mutex_;  // guards what follows
+    std::condition_variable wake_, done_;
+    Job job_;
+    std::uint64_t round_ = 0;
+    int places_ = 0;   // how many workers may still join the round
+    int working_ = 0;  // how many have joined and not finished
+
+    std::atomic<std::int64_t> next_{0};
+};
+
+// Never destroyed: parked threads hold on to it until the process ends.
+std::atomic<Pool*> pool{nullptr};
+
+Pool& the_pool() {
+    static const bool ready = [] {
+        pool.store(new Pool);
+#if !defined(_WIN32)
+        // The child has none of the parent's threads, and the pool's locks may be held by one.
+        pthread_atfork(nullptr, nullptr, [] { pool.store(new Pool); });
+#endif
+        return true;
+    }();
+    static_cast<void>(ready);
+    return *pool.load();
+}
+
+std::atomic<int> wanted_threads{0};
+
+}  // namespace
+
+int processor_count() {
+#if defined(__linux__)
+    cpu_set_t allowed;
+    if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) {
+        return std::max(1, CPU_COUNT(&allowed));
+    }
+#endif
+    return std::max(1u, std::thread::hardware_concurrency());
+}
+
+int thread_count() {
+    int wanted = wanted_threads.load(std::memory_order_relaxed);
+    return wanted > 0 ? wanted : processor_count();
+}
+
+void set_thread_count(int count) { wanted_threads.store(count, std::memory_order_relaxed); }
+
+void for_each(std::int64_t count, bool threaded, void (*body)(void*, std::int64_t),
+              void* context) {
+    int threads = threaded && count > 1 ? thread_count() : 1;
+    if (threads > 1 && the_pool().run({count, body, context}, threads)) {
+        return;
+    }
+    FloatMode mode;
+    for (std::int64_t i = 0; i < count; ++i) {
+        body(context, i);
+    }
+}
+
+}  // namespace adamas

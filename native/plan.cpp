@@ -1,0 +1,178 @@
+#include "plan.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <mutex>
+#include <utility>
+
+#include "parallel.h"
+
+namespace adamas {
+namespace {
+
+constexpr std::int64_t chunk_tiles = 64;
+constexpr std::int64_t chunk_size = chunk_tiles * tile_size;
+
+// Below this a second thread takes longer to wake than it saves.
+constexpr std::int64_t least_threaded = 96 * tile_size;
+
+constexpr std::int64_t tiles_of(std::int64_t count) {
+    return (count + tile_size - 1) / tile_size;
+}
+
+// The root of a sum of squares, taken again at another scale where it left float64's range.
+template <class SumAt>
+double norm_from(SumAt sum_at) {
+    double total = sum_at(0);
+    if (std::isnan(total) ||
+        (smallest_sum <= total && total <= std::numeric_limits<double>::max())) {
+        return std::sqrt(total);
+    }
+    int which = std::isinf(total) ? 1 : 2;
+    return std::sqrt(sum_at(which)) / scales[which];
+}
+
+double norm_of(const TileReport* reports, std::int64_t tiles, Squares TileReport::* quantity) {
+    return norm_from([&](int scale) {
+        ExactSum sum;
+        for (std::int64_t i = 0; i < tiles; ++i) {
+            sum.add((reports[i].*quantity).at[scale]);
+        }
+        return sum.value();
+    });
+}
+
+TensorStatistics described(const TileReport* reports, std::int64_t count) {
+    std::int64_t tiles = tiles_of(count);
+    TensorStatistics result{};
+    std::int64_t moved = 0;
+    for (std::int64_t i = 0; i < tiles; ++i) {
+        double largest = reports[i].largest;
+        if (largest > result.largest_update || std::isnan(largest)) {
+            result.largest_update = largest;
+        }
+        if (std::isnan(result.largest_update)) {
+            result.largest_update = std::numeric_limits<double>::quiet_NaN();
+        }
+        result.nonfinite += reports[i].nonfinite;
+        moved += reports[i].moved;
+    }
+    result.gradient_norm = norm_of(reports, tiles, &TileReport::gradient);
+    result.parameter_norm = norm_of(reports, tiles, &TileReport::parameter);
+    result.update_norm = norm_of(reports, tiles, &TileReport::update);
+    result.unmoved =
+        count > 0 ? 1.0 - static_cast<double>(moved) / static_cast<double>(count) : 0.0;
+    return result;
+}
+
+}  // namespace
+
+Plan::Plan(std::vector<Options> groups, std::vector<Tensor> tensors, Phase phase)
+    : groups_(std::move(groups)), tensors_(std::move(tensors)), phase_(phase) {
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+        std::int64_t count = tensors_[i].count;
+        elements_ += count;
+        for (std::int64_t first = 0; first < count; first += chunk_size) {
+            chunks_.push_back({i, first, std::min(first + chunk_size, count)});
+        }
+    }
+    numbers_.resize(groups_.size());
+}
+
+bool Plan::is_threaded() const { return elements_ >= least_threaded; }
+
+Outcome Plan::step(std::int64_t number, const double* rates) {
+    Outcome outcome;
+    if (phase_.reads_first()) {
+        read_gradients(outcome);
+        if (!outcome.applied) {
+            return outcome;
+        }
+    }
+    number_groups(number, rates, phase_.clips ? clip_factor(phase_.clip_norm, outcome.norm) : 1.0);
+    if (phase_.statistics) {
+        outcome.statistics = sweep_recorded();
+    } else {
+        sweep();
+    }
+    return outcome;
+}
+
+void Plan::number_groups(std::int64_t number, const double* rates, double grad_scale) {
+    bool copies = number == 1;  // the first step's average is the parameter
+    for (std::size_t i = 0; i < groups_.size(); ++i) {
+        numbers_[i] = {at_step(groups_[i], number, rates[i], grad_scale),
+                       copies ? 0.0 : phase_.ema, copies ? 1.0 : 1.0 - phase_.ema};
+    }
+}
+
+void Plan::read_gradients(Outcome& outcome) {
+    outcome.nonfinite.assign(tensors_.size(), 0);
+    outcome.norm = norm_from([&](int which) {
+        return sum_of_squares(scales[which], which == 0 ? &outcome.nonfinite : nullptr).value();
+    });
+    bool finite = std::all_of(outcome.nonfinite.begin(), outcome.nonfinite.end(),
+                              [](std::int64_t count) { return count == 0; });
+    outcome.applied = finite || phase_.on_nonfinite == OnNonfinite::propagate;
+}
+
+ExactSum Plan::sum_of_squares(double scale, std::vector<std::int64_t>* nonfinite) {
+    const Kernels& kernels = *target().kernels;
+    ExactSum total;
+    std::mutex guard;
+    auto read = [&](std::int64_t i) {
+        const Chunk& chunk = chunks_[i];
+        const Tensor& tensor = tensors_[chunk.tensor];
+        double sums[chunk_tiles];
+        std::int64_t found = kernels.tile_sums(tensor.layout.dtype, tensor.arrays.g, scale,
+                                               chunk.first, chunk.last, sums);
+        std::int64_t tiles = tiles_of(chunk.last - chunk.first);
+        std::lock_guard<std::mutex> lock(guard);
+        for (std::int64_t tile = 0; tile < tiles; ++tile) {
+            total.add(sums[tile]);
+        }
+        if (nonfinite != nullptr) {
+            (*nonfinite)[chunk.tensor] += found;
+        }
+    };
+    for_each(static_cast<std::int64_t>(chunks_.size()), is_threaded(), read);
+    return total;
+}
+
+void Plan::sweep() {
+    const Kernels& kernels = *target().kernels;
+    auto step = [&](std::int64_t i) {
+        const Chunk& chunk = chunks_[i];
+        const Tensor& tensor = tensors_[chunk.tensor];
+        kernels.sweep(tensor.layout, tensor.arrays, numbers_[tensor.group], chunk.first,
+                      chunk.last, nullptr);
+    };
+    for_each(static_cast<std::int64_t>(chunks_.size()), is_threaded(), step);
+}
+
+std::vector<TensorStatistics> Plan::sweep_recorded() {
+    const Kernels& kernels = *target().kernels;
+    std::vector<std::int64_t> starts;
+    std::int64_t tiles = 0;
+    for (const Tensor& tensor : tensors_) {
+        starts.push_back(tiles);
+        tiles += tiles_of(tensor.count);
+    }
+    std::vector<TileReport> reports(tiles);
+    auto step = [&](std::int64_t i) {
+        const Chunk& chunk = chunks_[i];
+        const Tensor& tensor = tensors_[chunk.tensor];
+        TileReport* own = reports.data() + starts[chunk.tensor] + chunk.first / tile_size;
+        kernels.sweep(tensor.layout, tensor.arrays, numbers_[tensor.group], chunk.first,
+                      chunk.last, own);
+    };
+    for_each(static_cast<std::int64_t>(chunks_.size()), is_threaded(), step);
+    std::vector<TensorStatistics> result;
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+        result.push_back(described(reports.data() + starts[i], tensors_[i].count));
+    }
+    return result;
+}
+
+}  // namespace adamas

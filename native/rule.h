@@ -1,0 +1,79 @@
+// The rule: what one step does to one element. The lines are those of src/adamas/rule.py, and a
+// test compares the two; read that file for what the letters mean and where they come from.
+//
+// Included by target.cpp only, which compiles it once per machine: everything here has internal
+// linkage, so that no machine's code can replace another's at link time.
+#pragma once
+
+#include <cmath>
+#include <limits>
+
+#include "kernels.h"
+
+namespace adamas {
+namespace {
+
+// The numbers in the arithmetic T of the parameter, each rounded once.
+template <class T>
+inline Numbers<T> rounded(const Numbers<double>& c) {
+    return {T(c.grad_scale), T(c.l2),     T(c.decay), T(c.keep1), T(c.take1), T(c.keep2),
+            T(c.take2),      T(c.from_m), T(c.from_g), T(c.root),  T(c.inner), T(c.eps),
+            T(c.step)};
+}
+
+template <class T>
+struct Result {
+    T p, m, v, w, u, change;
+};
+
+template <class T>
+inline T flush(T x) {
+    return std::abs(x) < std::numeric_limits<T>::min() ? T(0) : x;
+}
+
+template <class T>
+inline T ratio(T u, T d) {
+    bool still = (d == 0) & (u == u);
+    return still ? T(0) : u / d;
+}
+
+template <class T>
+inline T maximum(T a, T b) {
+    return (a > b) | (a != a) ? a : b;
+}
+
+template <class T>
+inline T smooth(T keep, T take, T mean, T x) {
+    return flush(keep * mean + take * x);
+}
+
+template <class T, bool Mean, bool Square, bool Largest>
+inline Result<T> rule(const Numbers<T>& c, T p, T g, T m, T v, T w) {
+    using std::sqrt;
+    g = g * c.grad_scale + c.l2 * p;
+    if constexpr (Mean) {
+        m = flush(c.keep1 * m + c.take1 * g);
+    }
+    if constexpr (Square) {
+        v = flush(c.keep2 * v + c.take2 * g * g);
+    }
+    T s = v;
+    if constexpr (Largest) {
+        w = maximum(w, v);
+        s = w;
+    }
+    T u = g;
+    if constexpr (Mean) {
+        u = c.from_m * m + c.from_g * g;
+    }
+    if constexpr (Square) {
+        T d = sqrt(s + c.inner) * c.root + c.eps;
+        u = ratio(u, d);
+    }
+    T change = c.step * u + c.decay * p;
+    p = p - change;
+    return {p, m, v, w, u, change};
+}
+
+}  // namespace
+}  // namespace adamas

@@ -1,0 +1,55 @@
+// Compiled once for each machine of targets.h, with that machine's flags and with
+// ADAMAS_TARGET_KERNELS naming the table it defines.
+#include "kernels.h"
+#include "rule.h"
+#include "statistics.h"
+#include "sweep.h"
+
+namespace adamas {
+namespace {
+
+template <class T>
+void sweep_layout(Layout layout, const Arrays& arrays, const StepNumbers& numbers,
+                  std::int64_t first, std::int64_t last, TileReport* reports) {
+    if (layout.mean && layout.square) {
+        layout.largest ? sweep<T, true, true, true>(arrays, numbers, first, last, reports)
+                       : sweep<T, true, true, false>(arrays, numbers, first, last, reports);
+    } else if (layout.square) {
+        layout.largest ? sweep<T, false, true, true>(arrays, numbers, first, last, reports)
+                       : sweep<T, false, true, false>(arrays, numbers, first, last, reports);
+    } else if (layout.mean) {
+        sweep<T, true, false, false>(arrays, numbers, first, last, reports);
+    } else {
+        sweep<T, false, false, false>(arrays, numbers, first, last, reports);
+    }
+}
+
+void sweep_any(Layout layout, const Arrays& arrays, const StepNumbers& numbers, std::int64_t first,
+               std::int64_t last, TileReport* reports) {
+    layout.dtype == DType::float32
+        ? sweep_layout<float>(layout, arrays, numbers, first, last, reports)
+        : sweep_layout<double>(layout, arrays, numbers, first, last, reports);
+}
+
+std::int64_t tile_sums_any(DType dtype, const void* x, double scale, std::int64_t first,
+                           std::int64_t last, double* sums) {
+    return dtype == DType::float32
+               ? tile_sums_of(static_cast<const float*>(x), scale, first, last, sums)
+               : tile_sums_of(static_cast<const double*>(x), scale, first, last, sums);
+}
+
+void touch(float* __restrict p, const float* __restrict g, float* __restrict m,
+           float* __restrict v, std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+        m[i] = m[i] + g[i];
+        v[i] = v[i] + g[i];
+        p[i] = p[i] + g[i];
+    }
+}
+
+}  // namespace
+
+extern const Kernels ADAMAS_TARGET_KERNELS;
+const Kernels ADAMAS_TARGET_KERNELS = {sweep_any, tile_sums_any, touch};
+
+}  // namespace adamas
