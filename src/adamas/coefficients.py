@@ -1,0 +1,117 @@
+"""From options and a step number to the few numbers the rule needs.
+
+Every dialect of Adam is a different set of these numbers in the same rule. They are computed in
+float64 with additions, multiplications, divisions and square roots only, no library power, so
+that every machine gets the same bits, and are rounded to the parameter's dtype once.
+``native/coefficients.h`` repeats this file for the compiled engine; a test compares the bits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from adamas.options import Options
+
+__all__ = ["Coefficients", "at_step", "clip_factor", "ema_weights", "one_minus_power"]
+
+
+class Coefficients(NamedTuple):
+    """The numbers of the rule at one step, in the order of ``docs/the-rule.md``."""
+
+    grad_scale: Any
+    l2: Any
+    decay: Any
+    keep1: Any
+    take1: Any
+    keep2: Any
+    take2: Any
+    from_m: Any
+    from_g: Any
+    root: Any
+    inner: Any
+    eps: Any
+    step: Any
+
+    def rounded(self, dtype: np.dtype[Any]) -> Coefficients:
+        """Return the numbers as scalars of ``dtype``, each rounded once."""
+        return Coefficients(*(dtype.type(number) for number in self))
+
+
+def at_step(options: Options, step: int, lr: float, grad_scale: float = 1.0) -> Coefficients:
+    """Return the numbers for ``step`` (1 first) at learning rate ``lr``, in float64.
+
+    ``grad_scale`` multiplies the gradients: the clip factor over the loss scale.
+    """
+    beta1, beta2 = options.betas
+    weight_decay = options.weight_decay
+    l2 = decay = 0.0
+    if options.decay == "l2":
+        l2 = weight_decay
+    elif options.decay == "decoupled":
+        decay = lr * weight_decay
+    else:
+        assert options.lr_max is not None
+        decay = weight_decay * (lr / options.lr_max)
+    from_m, from_g = (1.0, 0.0) if beta1 is None else _mean_weights(options, beta1, step)
+    unbias2 = 1.0 if beta2 is None else _unbias(options, beta2, step)
+    return Coefficients(
+        grad_scale=-grad_scale if options.maximize else grad_scale,
+        l2=l2,
+        decay=decay,
+        keep1=0.0 if beta1 is None else beta1,
+        take1=1.0 if beta1 is None else 1.0 - beta1,
+        keep2=0.0 if beta2 is None else beta2,
+        take2=1.0 if beta2 is None else 1.0 - beta2,
+        from_m=from_m,
+        from_g=from_g,
+        root=1.0 / math.sqrt(unbias2),
+        inner=options.eps_root * unbias2,
+        eps=options.eps,
+        step=lr,
+    )
+
+
+def one_minus_power(beta: float, exponent: int) -> float:
+    """Return 1 - beta**exponent, accurate to a few units in the last place.
+
+    With q(n) = 1 - β^n:  q(2n) = q(n)·(2 - q(n))  and  q(n+1) = q(n) + q(1)·(1 - q(n)). All terms
+    are positive, so nothing cancels, and doubling never enlarges a relative error: its condition
+    number 2(1-q)/(2-q) is at most 1. ``1 - beta**t`` would lose what a β near 1 leaves.
+    """
+    first = 1.0 - beta
+    q = first
+    for bit in f"{exponent:b}"[1:]:
+        q = q * (2.0 - q)
+        if bit == "1":
+            q = q + first * (1.0 - q)
+    return q
+
+
+def clip_factor(clip_norm: float, norm: float) -> float:
+    """Return the factor that brings gradients of ``norm`` down to ``clip_norm``, at most 1.
+
+    A norm that is not a number gives NaN, as gradients that hold one would.
+    """
+    return clip_norm / norm if not norm <= clip_norm else 1.0
+
+
+def ema_weights(beta: float, step: int) -> tuple[float, float]:
+    """Return what the averaged parameters keep and take at ``step``: the first step copies."""
+    return (0.0, 1.0) if step == 1 else (beta, 1.0 - beta)
+
+
+def _unbias(options: Options, beta: float, step: int) -> float:
+    if options.bias_correction == "none":
+        return 1.0
+    return one_minus_power(beta, step if options.bias_correction == "paper" else 1)
+
+
+def _mean_weights(options: Options, beta: float, step: int) -> tuple[float, float]:
+    """Return from_m and from_g: plain, or Nesterov's look at the next step (Dozat 2016)."""
+    now = _unbias(options, beta, step)
+    if not options.nesterov:
+        return 1.0 / now, 0.0
+    return beta / _unbias(options, beta, step + 1), (1.0 - beta) / now

@@ -1,0 +1,209 @@
+"""What a user may ask for: checked once, then frozen.
+
+:class:`Options` are the choices that shape the rule for one group of parameters; :class:`Phase`
+those that concern the whole step (clipping, non-finite gradients, averaged weights, statistics).
+Both refuse what makes no sense with an error that says what was given and what is possible.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+__all__ = [
+    "BiasCorrection",
+    "Decay",
+    "LearningRate",
+    "OnNonfinite",
+    "Options",
+    "Phase",
+    "Schedule",
+    "check_rate",
+    "learning_rate_at",
+]
+
+#: A learning rate that depends on the step: called with the number of the coming step, 1 first.
+Schedule = Callable[[int], float]
+LearningRate = float | Schedule
+BiasCorrection = Literal["paper", "first-step", "none"]
+Decay = Literal["l2", "decoupled", "fully-decoupled"]
+OnNonfinite = Literal["propagate", "skip", "raise"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The choices for one group of parameters. Errors: ValueError or TypeError, naming the option.
+
+    A method is told by which running means it keeps: both for Adam (``betas`` = β1, β2), the
+    first for Momentum (``betas`` = β1, None), the second for RMSProp (None, β2).
+    """
+
+    #: Learning rate α, or a function of the step number (1 first).
+    lr: LearningRate = 1e-3
+    #: Decay rates of the two running means; None where the method keeps no such mean.
+    betas: tuple[float | None, float | None] = (0.9, 0.999)
+    #: ε, added to the corrected root.
+    eps: float = 1e-8
+    #: Added to the corrected square under the root (optax's ``eps_root``).
+    eps_root: float = 0.0
+    weight_decay: float = 0.0
+    #: "l2" adds ``weight_decay * p`` to the gradient; "decoupled" shrinks the parameter by
+    #: ``lr * weight_decay`` (AdamW); "fully-decoupled" by ``weight_decay * lr / lr_max``.
+    decay: Decay = "l2"
+    #: The learning rate at which "fully-decoupled" shrinks by ``weight_decay``; lr if it is fixed.
+    lr_max: float | None = None
+    #: "paper" divides by 1 - β^t; "first-step" by 1 - β at every step; "none" leaves the bias.
+    bias_correction: BiasCorrection = "paper"
+    amsgrad: bool = False
+    nesterov: bool = False
+    maximize: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every option; fill in ``lr_max`` where a fixed learning rate gives it."""
+        for name in ("amsgrad", "nesterov", "maximize"):
+            _check_flag(name, getattr(self, name))
+        _check_choice("bias_correction", self.bias_correction, get_args(BiasCorrection))
+        _check_choice("decay", self.decay, get_args(Decay))
+        for name in ("eps", "eps_root", "weight_decay"):
+            object.__setattr__(self, name, _check_amount(name, getattr(self, name)))
+        object.__setattr__(self, "betas", _check_betas(self.betas))
+        if not callable(self.lr):
+            object.__setattr__(self, "lr", _check_amount("lr", self.lr))
+        self._check_combinations()
+        if self.lr_max is not None:
+            object.__setattr__(self, "lr_max", _check_amount("lr_max", self.lr_max))
+        if self.decay == "fully-decoupled":
+            object.__setattr__(self, "lr_max", self._greatest_rate())
+
+    @property
+    def has_mean(self) -> bool:
+        """Whether the method keeps a running mean of gradients."""
+        return self.betas[0] is not None
+
+    @property
+    def has_square(self) -> bool:
+        """Whether the method keeps a running mean of squared gradients."""
+        return self.betas[1] is not None
+
+    def replace(self, **changes: object) -> Options:
+        """Return options with some of them changed, checked again."""
+        return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
+
+    def _check_combinations(self) -> None:
+        if self.amsgrad and not self.has_square:
+            raise ValueError(
+                "amsgrad is True, but this method keeps no running mean of squares. "
+                "Use Adam, AdamW or RMSProp, or leave amsgrad out."
+            )
+        if self.nesterov and not self.has_mean:
+            raise ValueError(
+                "nesterov is True, but this method keeps no running mean of gradients. "
+                "Use Adam, AdamW or Momentum, or leave nesterov out."
+            )
+        if self.lr_max is not None and self.decay != "fully-decoupled":
+            raise ValueError(
+                f"lr_max is {self.lr_max!r}, but decay is {self.decay!r}: lr_max has a meaning "
+                'with decay="fully-decoupled" only. Choose that decay or leave lr_max out.'
+            )
+
+    def _greatest_rate(self) -> float:
+        if self.lr_max is None and callable(self.lr):
+            raise ValueError(
+                'decay="fully-decoupled" shrinks by weight_decay * lr / lr_max, and with a '
+                "schedule for lr the greatest rate cannot be known. Give lr_max."
+            )
+        greatest = self.lr_max if self.lr_max is not None else self.lr
+        assert not callable(greatest)
+        if greatest == 0:
+            raise ValueError(
+                'decay="fully-decoupled" shrinks by weight_decay * lr / lr_max, and lr_max is 0. '
+                "Give the greatest learning rate of the run as lr_max."
+            )
+        return greatest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """The choices that concern a whole step, all groups together."""
+
+    #: Scale gradients down so that their norm over all parameters is at most this; None: never.
+    clip_norm: float | None = None
+    #: "propagate" steps regardless; "skip" touches nothing and counts; "raise" names the tensors.
+    on_nonfinite: OnNonfinite = "propagate"
+    #: Decay rate of the running mean of the parameters; None keeps no such mean.
+    ema: float | None = None
+    #: Whether to take norms and extremes of gradient, parameter and update on the way.
+    statistics: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every choice."""
+        _check_choice("on_nonfinite", self.on_nonfinite, get_args(OnNonfinite))
+        _check_flag("statistics", self.statistics)
+        if self.clip_norm is not None:
+            norm = _check_amount("clip_norm", self.clip_norm)
+            if norm == 0:
+                raise ValueError(
+                    "clip_norm is 0, which would erase every gradient. "
+                    "Give a positive norm, or None for no clipping."
+                )
+            object.__setattr__(self, "clip_norm", norm)
+        if self.ema is not None:
+            object.__setattr__(self, "ema", check_rate("ema", self.ema))
+
+    @property
+    def reads_first(self) -> bool:
+        """Whether the gradients must be read once before any parameter may change."""
+        return self.clip_norm is not None or self.on_nonfinite != "propagate"
+
+
+def learning_rate_at(lr: LearningRate, step: int) -> float:
+    """Return the learning rate of ``step`` (1 first), refusing what is none."""
+    return _check_amount(f"lr({step})", lr(step)) if callable(lr) else lr
+
+
+def _check_amount(name: str, value: object) -> float:
+    number = _number(name, value)
+    if not 0 <= number < math.inf:
+        raise ValueError(f"{name} is {number!r}, but it must be finite and at least 0.")
+    return number
+
+
+def check_rate(name: str, value: object) -> float:
+    number = _number(name, value)
+    if not 0 <= number < 1:
+        raise ValueError(
+            f"{name} is {number!r}, but a decay rate must be at least 0 and less than 1."
+        )
+    return number
+
+
+def _check_betas(betas: object) -> tuple[float | None, float | None]:
+    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+        raise TypeError(f"betas is {betas!r}, but it must be a pair of decay rates (β1, β2).")
+    first, second = (
+        None if beta is None else check_rate(f"betas[{i}]", beta) for i, beta in enumerate(betas)
+    )
+    return first, second
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        possible = ", ".join(f'"{choice}"' for choice in choices)
+        raise ValueError(f"{name} is {value!r}, but it must be one of {possible}.")
+
+
+def _check_flag(name: str, value: object) -> None:
+    if not isinstance(value, bool):
+        raise TypeError(f"{name} is {value!r}, but it must be True or False.")
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, (bool, str)):
+        raise TypeError(f"{name} is {value!r}, but it must be a number.")
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {value!r}, but it must be a number.") from None

@@ -1,0 +1,41 @@
+"""Exponential smoothing of any series: the running mean that the optimizers are made of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from adamas.options import check_rate
+
+__all__ = ["ema"]
+
+
+def ema(values: ArrayLike, beta: float = 0.9, *, debias: bool = True) -> NDArray[np.float64]:
+    """Return the exponentially smoothed series, float64, of the shape of ``values``.
+
+    The first axis of ``values`` is time; entry t of the result has seen entries 0 to t. With
+    ``debias`` the mean starts at zero and each entry is divided by 1 - β^(t+1), Adam's bias
+    correction (Kingma & Ba 2015, section 3), so that entry t is the weighted average with
+    weights β^0, β^1, … into the past; pandas calls this ``ewm(alpha=1-beta, adjust=True)``.
+    Without, the mean starts at the first value (``adjust=False``). NaN stays from where it
+    stands. Raises ValueError where ``beta`` is not in [0, 1).
+    """
+    keep = check_rate("beta", beta)
+    take = 1.0 - keep
+    series = np.array(values, dtype=np.float64)
+    if series.ndim == 0:
+        raise ValueError("values is a single number, but smoothing needs a series along axis 0.")
+    smoothed = np.empty_like(series)
+    mean: Any = np.zeros(series.shape[1:])
+    missing = 1.0
+    for t, value in enumerate(series):
+        if debias:
+            mean = keep * mean + take * value
+            missing *= keep
+            smoothed[t] = mean / (1.0 - missing)
+        else:
+            mean = value if t == 0 else keep * mean + take * value
+            smoothed[t] = mean
+    return smoothed
