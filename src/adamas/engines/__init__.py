@@ -1,0 +1,41 @@
+"""Engines carry out a planned step on arrays; all give the same bits.
+
+An engine is a module with a class ``Plan``:
+
+``Plan(groups, phase)``
+    takes the groups of slots and the :class:`~adamas.options.Phase` once, when they are known.
+``Plan.step(gradients, step, rates)``
+    makes one step in place, given one C-contiguous gradient for each slot, the step number
+    (1 first) and the learning rate of each group. It returns an
+    :class:`~adamas.statistics.Outcome`, or None where the phase asks for nothing but the sweep;
+    or NotImplemented, having done nothing, where it cannot read the gradients as they are (not a
+    list or tuple of C-contiguous arrays of the parameters' shapes and dtypes, or sharing memory
+    with what the step writes).
+    With ``on_nonfinite`` other than "propagate" and a gradient that is not finite, nothing is
+    touched and the outcome says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+from numpy.typing import NDArray
+
+from adamas.options import Options
+from adamas.state import State
+
+__all__ = ["Group", "Slot"]
+
+
+class Slot(NamedTuple):
+    """One parameter with its state, all C-contiguous, of one shape and dtype."""
+
+    parameter: NDArray[Any]
+    state: State
+
+
+class Group(NamedTuple):
+    """The slots that share one set of options."""
+
+    options: Options
+    slots: tuple[Slot, ...]

@@ -1,0 +1,114 @@
+"""The native engine: compiled sweeps on all processors, bit for bit the reference.
+
+The machine is picked at import: the best of those the build has code for that runs here.
+``ADAMAS_TARGET`` names another; ``ADAMAS_NUM_THREADS`` says how many threads a large step uses
+(at first one for each processor the process may run on). Steps of fewer than about 100,000
+elements stay on the calling thread.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from numpy.typing import NDArray
+
+from adamas import _native
+from adamas.engines import Group
+from adamas.options import Phase
+from adamas.statistics import Outcome, Statistics
+
+__all__ = [
+    "Plan",
+    "get_num_threads",
+    "processor_count",
+    "set_num_threads",
+    "set_target",
+    "target",
+    "targets",
+]
+
+
+class Plan:
+    """A step over fixed groups of arrays, as :mod:`adamas.engines` describes it."""
+
+    def __init__(self, groups: Sequence[Group], phase: Phase) -> None:
+        """Keep the memory of ``groups``; nothing is copied."""
+        self._plan = _native.Plan(groups, phase)
+        if not phase.reads_first and not phase.statistics:
+            self.step = self._plan.step  # returns None: there is nothing to unpack
+
+    def step(
+        self, gradients: Sequence[NDArray[Any]], step: int, rates: Sequence[float]
+    ) -> Outcome | None:
+        """Make one step in place; see :mod:`adamas.engines`."""
+        parts = self._plan.step(gradients, step, rates)
+        if parts is NotImplemented:
+            return parts
+        applied, norm, nonfinite, statistics = parts
+        if statistics is not None:
+            statistics = tuple(Statistics(*each) for each in statistics)
+        return Outcome(applied, norm, nonfinite, statistics)
+
+
+def targets() -> dict[str, bool]:
+    """Return the machines this build has code for, best first, and whether each runs here."""
+    here = _native.targets(only_here=True)
+    return {name: name in here for name in _native.targets()}
+
+
+def target() -> str:
+    """Return the machine whose code answers."""
+    return _native.target()
+
+
+def set_target(name: str) -> None:
+    """Let another machine's code answer. Raises ValueError where it cannot run here."""
+    available = targets()
+    if not available.get(name):
+        reason = "this processor cannot run it" if name in available else "there is no such target"
+        possible = ", ".join(each for each, runs in available.items() if runs)
+        raise ValueError(
+            f"The target {name!r} was asked for, but {reason}. Possible here are: {possible}. "
+            "Unset ADAMAS_TARGET for the best of them."
+        )
+    _native.set_target(name)
+
+
+def get_num_threads() -> int:
+    """Return how many threads a large step uses, the calling one included."""
+    return _native.thread_count()
+
+
+def processor_count() -> int:
+    """Return how many processors this process may run on."""
+    return _native.processor_count()
+
+
+def set_num_threads(count: int) -> None:
+    """Set how many threads a large step uses; the bits do not depend on it.
+
+    Raises ValueError or TypeError where ``count`` is no whole number from 1 to 1024.
+    """
+    if isinstance(count, bool) or not isinstance(count, int):
+        raise TypeError(f"The number of threads is {count!r}, but it must be a whole number.")
+    if not 1 <= count <= 1024:
+        raise ValueError(f"The number of threads is {count}, but it must be from 1 to 1024.")
+    _native.set_thread_count(count)
+
+
+def _read_environment() -> None:
+    wanted = os.environ.get("ADAMAS_TARGET")
+    if wanted:
+        set_target(wanted)
+    threads = os.environ.get("ADAMAS_NUM_THREADS")
+    if threads:
+        if not threads.strip().isdecimal():
+            raise ValueError(
+                f"ADAMAS_NUM_THREADS is {threads!r}, but it must be a whole number from 1 to 1024."
+            )
+        set_num_threads(int(threads))
+
+
+_read_environment()
