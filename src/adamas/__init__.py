@@ -1,0 +1,62 @@
+"""adamas: Adam, done right.
+
+One rule of arithmetic (:mod:`adamas.rule`), run at the speed of memory, with the same bits on
+every processor, with any number of threads, and after every resume. For NumPy arrays::
+
+    import adamas
+
+    optimizer = adamas.Adam(weights, lr=1e-3)  # an array, or a list, tuple or dict of arrays
+    optimizer.step(gradients)  # in place
+
+Start reading at :mod:`adamas.rule`; ``docs/architecture.md`` shows the rest of the house.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from adamas.engines.native import get_num_threads, set_num_threads, target, targets
+from adamas.numpy import Adam, AdamW, Momentum, Optimizer, RMSProp
+from adamas.options import Options, Phase
+from adamas.smoothing import ema
+from adamas.statistics import Statistics
+
+if TYPE_CHECKING:
+    from adamas.files import load, save
+    from adamas.scipy import minimize
+
+__all__ = [
+    "Adam",
+    "AdamW",
+    "Momentum",
+    "Optimizer",
+    "Options",
+    "Phase",
+    "RMSProp",
+    "Statistics",
+    "ema",
+    "get_num_threads",
+    "load",
+    "minimize",
+    "save",
+    "set_num_threads",
+    "target",
+    "targets",
+]
+
+__version__ = "0.1.0"
+
+# Names whose modules need more than NumPy, and the modules they are in.
+_ON_DEMAND = {"minimize": "adamas.scipy", "load": "adamas.files", "save": "adamas.files"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _ON_DEMAND:
+        from importlib import import_module
+
+        return getattr(import_module(_ON_DEMAND[name]), name)
+    raise AttributeError(f"module 'adamas' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,76 @@
+"""Nested containers of arrays: their leaves, and the names of the leaves.
+
+A tree is an array, or a list, tuple or dict of trees. A leaf is named by the way to it:
+``"encoder.0.weight"`` is ``tree["encoder"][0]["weight"]``; a lone array is ``"x"``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+__all__ = ["LONE", "Tree", "leaves", "matching_leaves"]
+
+Tree = Any  # an array, or a list, tuple or dict of trees; typing cannot say it recursively
+
+#: The name of an array that stands alone.
+LONE = "x"
+
+
+def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield name and leaf of every leaf, depth first; keys of dicts in their own order."""
+    if isinstance(tree, (Mapping, list, tuple)):
+        for key, branch in _branches(tree):
+            yield from leaves(branch, _joined(path, key))
+    else:
+        yield path or LONE, tree
+
+
+def matching_leaves(tree: Tree, like: Tree, what: str, path: str = "") -> Iterator[Any]:
+    """Yield the leaves of ``tree`` in the order of the leaves of ``like``.
+
+    ``what`` names the tree in errors. Raises ValueError where the two are not built alike.
+    """
+    here = f"{what} at {path}" if path else what
+    if isinstance(like, Mapping):
+        if not isinstance(tree, Mapping):
+            raise ValueError(f"{here} is {_kind(tree)}, but the parameters are a dict there.")
+        _compare_keys(here, set(tree), set(like))
+        for key, branch in like.items():
+            yield from matching_leaves(tree[key], branch, what, _joined(path, key))
+    elif isinstance(like, (list, tuple)):
+        if not isinstance(tree, (list, tuple)):
+            raise ValueError(f"{here} is {_kind(tree)}, but the parameters are a list there.")
+        if len(tree) != len(like):
+            raise ValueError(
+                f"{here} has {len(tree)} entries, but the parameters have {len(like)}. "
+                "Give one gradient for each parameter, in the same order."
+            )
+        for key, (branch, twin) in enumerate(zip(tree, like, strict=True)):
+            yield from matching_leaves(branch, twin, what, _joined(path, key))
+    elif isinstance(tree, (Mapping, list, tuple)):
+        raise ValueError(f"{here} is {_kind(tree)}, but the parameters are one array there.")
+    else:
+        yield tree
+
+
+def _branches(tree: Tree) -> Iterator[tuple[Any, Tree]]:
+    yield from tree.items() if isinstance(tree, Mapping) else enumerate(tree)
+
+
+def _compare_keys(here: str, given: set[Any], wanted: set[Any]) -> None:
+    missing = ", ".join(sorted(repr(key) for key in wanted - given))
+    extra = ", ".join(sorted(repr(key) for key in given - wanted))
+    if missing or extra:
+        found = [f"lacks {missing}"] * bool(missing) + [f"has the unknown {extra}"] * bool(extra)
+        raise ValueError(
+            f"{here} {' and '.join(found)}. Give one gradient for each parameter, by its name."
+        )
+
+
+def _joined(path: str, key: object) -> str:
+    return f"{path}.{key}" if path else str(key)
+
+
+def _kind(tree: object) -> str:
+    return f"a {type(tree).__name__}"
