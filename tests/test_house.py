@@ -118,17 +118,6 @@ def test_the_definition_imports_nothing_but_numpy_and_python_itself():
         assert not strangers, f"{relative(source)} imports {sorted(strangers)}"
 
 
-def test_every_module_has_its_layer():
-    layers = re.findall(r"\w+", " ".join(CONTRACTS["layers"]["layers"]))
-    package = ROOT / "src" / "adamas"
-    modules = {p.stem if p.suffix else p.name for p in package.iterdir() if is_module(p)}
-    assert modules - {"__init__"} <= set(layers)
-
-
-def is_module(path: Path) -> bool:
-    return path.suffix == ".py" or (path / "__init__.py").exists()
-
-
 # ── source ─────────────────────────────────────────────────────────────────────────────────────
 
 
