@@ -99,17 +99,17 @@ Options options_of(nb::handle given) {
     options.eps = nb::cast<double>(given.attr("eps"));
     options.eps_root = nb::cast<double>(given.attr("eps_root"));
     options.weight_decay = nb::cast<double>(given.attr("weight_decay"));
-    options.decay = choice_of<Decay>(given.attr("decay"), {{"l2", Decay::l2},
-                                                           {"decoupled", Decay::decoupled},
-                                                           {"fully-decoupled",
-                                                            Decay::fully_decoupled}});
+    options.decay =
+        choice_of<Decay>(given.attr("decay"), {{"l2", Decay::l2},
+                                               {"decoupled", Decay::decoupled},
+                                               {"fully-decoupled", Decay::fully_decoupled}});
     if (options.decay == Decay::fully_decoupled) {
         options.lr_max = nb::cast<double>(given.attr("lr_max"));
     }
-    options.bias_correction = choice_of<BiasCorrection>(
-        given.attr("bias_correction"), {{"paper", BiasCorrection::paper},
-                                        {"first-step", BiasCorrection::first_step},
-                                        {"none", BiasCorrection::none}});
+    options.bias_correction = choice_of<BiasCorrection>(given.attr("bias_correction"),
+                                                        {{"paper", BiasCorrection::paper},
+                                                         {"first-step", BiasCorrection::first_step},
+                                                         {"none", BiasCorrection::none}});
     options.amsgrad = nb::cast<bool>(given.attr("amsgrad"));
     options.nesterov = nb::cast<bool>(given.attr("nesterov"));
     options.maximize = nb::cast<bool>(given.attr("maximize"));
@@ -121,10 +121,10 @@ Phase phase_of(nb::handle given) {
     nb::object clip_norm = given.attr("clip_norm");
     phase.clips = !clip_norm.is_none();
     phase.clip_norm = phase.clips ? nb::cast<double>(clip_norm) : 0.0;
-    phase.on_nonfinite = choice_of<OnNonfinite>(given.attr("on_nonfinite"),
-                                                {{"propagate", OnNonfinite::propagate},
-                                                 {"skip", OnNonfinite::skip},
-                                                 {"raise", OnNonfinite::raise}});
+    phase.on_nonfinite =
+        choice_of<OnNonfinite>(given.attr("on_nonfinite"), {{"propagate", OnNonfinite::propagate},
+                                                            {"skip", OnNonfinite::skip},
+                                                            {"raise", OnNonfinite::raise}});
     nb::object ema = given.attr("ema");
     phase.averages = !ema.is_none();
     phase.ema = phase.averages ? nb::cast<double>(ema) : 0.0;
@@ -196,8 +196,7 @@ private:
                          options.amsgrad};
         tensor.count = parameter.len / parameter.itemsize;
         tensor.group = group;
-        tensor.arrays = {parameter.buf,   nullptr,
-                         entry("mean"),   entry("square"),
+        tensor.arrays = {parameter.buf,           nullptr,     entry("mean"), entry("square"),
                          entry("largest_square"), entry("ema")};
         return tensor;
     }
@@ -278,10 +277,10 @@ private:
         return nb::make_tuple(outcome.applied, norm, nonfinite, statistics);
     }
 
-    std::vector<Buffer> buffers_;           // parameters and their state
-    std::vector<std::size_t> parameters_;   // which of them are the parameters
+    std::vector<Buffer> buffers_;          // parameters and their state
+    std::vector<std::size_t> parameters_;  // which of them are the parameters
     std::vector<std::pair<std::uintptr_t, std::uintptr_t>> spans_;  // of the same, sorted
-    std::vector<Buffer> gradients_;         // held during a step
+    std::vector<Buffer> gradients_;                                 // held during a step
     std::vector<double> rates_;
     std::optional<Plan> plan_;
     std::atomic<bool> busy_{false};

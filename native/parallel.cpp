@@ -149,8 +149,7 @@ int thread_count() {
 
 void set_thread_count(int count) { wanted_threads.store(count, std::memory_order_relaxed); }
 
-void for_each(std::int64_t count, bool threaded, void (*body)(void*, std::int64_t),
-              void* context) {
+void for_each(std::int64_t count, bool threaded, void (*body)(void*, std::int64_t), void* context) {
     int threads = threaded && count > 1 ? thread_count() : 1;
     if (threads > 1 && the_pool().run({count, body, context}, threads)) {
         return;

@@ -24,8 +24,8 @@ void for_each(std::int64_t count, bool threaded, void (*body)(void* context, std
 template <class Body>
 void for_each(std::int64_t count, bool threaded, Body& body) {
     for_each(
-        count, threaded,
-        [](void* context, std::int64_t i) { (*static_cast<Body*>(context))(i); }, &body);
+        count, threaded, [](void* context, std::int64_t i) { (*static_cast<Body*>(context))(i); },
+        &body);
 }
 
 }  // namespace adamas

@@ -17,9 +17,7 @@ constexpr std::int64_t chunk_size = chunk_tiles * tile_size;
 // Below this a second thread takes longer to wake than it saves.
 constexpr std::int64_t least_threaded = 96 * tile_size;
 
-constexpr std::int64_t tiles_of(std::int64_t count) {
-    return (count + tile_size - 1) / tile_size;
-}
+constexpr std::int64_t tiles_of(std::int64_t count) { return (count + tile_size - 1) / tile_size; }
 
 // The root of a sum of squares, taken again at another scale where it left float64's range.
 template <class SumAt>
@@ -102,8 +100,8 @@ Outcome Plan::step(std::int64_t number, const double* rates) {
 void Plan::number_groups(std::int64_t number, const double* rates, double grad_scale) {
     bool copies = number == 1;  // the first step's average is the parameter
     for (std::size_t i = 0; i < groups_.size(); ++i) {
-        numbers_[i] = {at_step(groups_[i], number, rates[i], grad_scale),
-                       copies ? 0.0 : phase_.ema, copies ? 1.0 : 1.0 - phase_.ema};
+        numbers_[i] = {at_step(groups_[i], number, rates[i], grad_scale), copies ? 0.0 : phase_.ema,
+                       copies ? 1.0 : 1.0 - phase_.ema};
     }
 }
 
@@ -145,8 +143,8 @@ void Plan::sweep() {
     auto step = [&](std::int64_t i) {
         const Chunk& chunk = chunks_[i];
         const Tensor& tensor = tensors_[chunk.tensor];
-        kernels.sweep(tensor.layout, tensor.arrays, numbers_[tensor.group], chunk.first,
-                      chunk.last, nullptr);
+        kernels.sweep(tensor.layout, tensor.arrays, numbers_[tensor.group], chunk.first, chunk.last,
+                      nullptr);
     };
     for_each(static_cast<std::int64_t>(chunks_.size()), is_threaded(), step);
 }
@@ -164,8 +162,8 @@ std::vector<TensorStatistics> Plan::sweep_recorded() {
         const Chunk& chunk = chunks_[i];
         const Tensor& tensor = tensors_[chunk.tensor];
         TileReport* own = reports.data() + starts[chunk.tensor] + chunk.first / tile_size;
-        kernels.sweep(tensor.layout, tensor.arrays, numbers_[tensor.group], chunk.first,
-                      chunk.last, own);
+        kernels.sweep(tensor.layout, tensor.arrays, numbers_[tensor.group], chunk.first, chunk.last,
+                      own);
     };
     for_each(static_cast<std::int64_t>(chunks_.size()), is_threaded(), step);
     std::vector<TensorStatistics> result;

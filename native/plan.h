@@ -39,8 +39,8 @@ struct TensorStatistics {
 
 struct Outcome {
     bool applied = true;
-    double norm = 0;                            // where the phase reads first
-    std::vector<std::int64_t> nonfinite;        // the same
+    double norm = 0;                           // where the phase reads first
+    std::vector<std::int64_t> nonfinite;       // the same
     std::vector<TensorStatistics> statistics;  // where asked for and applied
 };
 

@@ -16,9 +16,9 @@ namespace {
 // The numbers in the arithmetic T of the parameter, each rounded once.
 template <class T>
 inline Numbers<T> rounded(const Numbers<double>& c) {
-    return {T(c.grad_scale), T(c.l2),     T(c.decay), T(c.keep1), T(c.take1), T(c.keep2),
-            T(c.take2),      T(c.from_m), T(c.from_g), T(c.root),  T(c.inner), T(c.eps),
-            T(c.step)};
+    return {T(c.grad_scale), T(c.l2),    T(c.decay),  T(c.keep1),  T(c.take1),
+            T(c.keep2),      T(c.take2), T(c.from_m), T(c.from_g), T(c.root),
+            T(c.inner),      T(c.eps),   T(c.step)};
 }
 
 template <class T>

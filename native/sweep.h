@@ -28,9 +28,8 @@ inline void step_elements(const Numbers<T>& c, T* __restrict p, const T* __restr
                           T* __restrict m, T* __restrict v, T* __restrict w,
                           Record<T>* __restrict record, std::int64_t count) {
     for (std::int64_t i = 0; i < count; ++i) {
-        Result<T> result =
-            rule<T, Mean, Square, Largest>(c, p[i], g[i], Mean ? m[i] : T(0), Square ? v[i] : T(0),
-                                           Largest ? w[i] : T(0));
+        Result<T> result = rule<T, Mean, Square, Largest>(
+            c, p[i], g[i], Mean ? m[i] : T(0), Square ? v[i] : T(0), Largest ? w[i] : T(0));
         if constexpr (Recorded) {
             record->before[i] = p[i];
             record->u[i] = result.u;
@@ -50,8 +49,7 @@ inline void step_elements(const Numbers<T>& c, T* __restrict p, const T* __restr
 }
 
 template <class T>
-inline void average(T keep, T take, T* __restrict mean, const T* __restrict p,
-                    std::int64_t count) {
+inline void average(T keep, T take, T* __restrict mean, const T* __restrict p, std::int64_t count) {
     for (std::int64_t i = 0; i < count; ++i) {
         mean[i] = smooth(keep, take, mean[i], p[i]);
     }

@@ -38,8 +38,8 @@ std::int64_t tile_sums_any(DType dtype, const void* x, double scale, std::int64_
                : tile_sums_of(static_cast<const double*>(x), scale, first, last, sums);
 }
 
-void touch(float* __restrict p, const float* __restrict g, float* __restrict m,
-           float* __restrict v, std::int64_t count) {
+void touch(float* __restrict p, const float* __restrict g, float* __restrict m, float* __restrict v,
+           std::int64_t count) {
     for (std::int64_t i = 0; i < count; ++i) {
         m[i] = m[i] + g[i];
         v[i] = v[i] + g[i];

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal
 
@@ -53,16 +53,12 @@ class ParameterGroup:
 
     def __init__(self, options: Options, params: Tree, names: Sequence[str]) -> None:
         """Take the arrays of ``params`` under ``names``, checked already."""
-        self._options = options
+        #: The options in force, frozen; the optimizer's ``set_options`` replaces them.
+        self.options = options
         self.tree = params
         self.names = tuple(names)
         self.parameters: tuple[Array, ...] = tuple(leaf for _, leaf in leaves(params))
         self.states: tuple[State, ...] = ()
-
-    @property
-    def options(self) -> Options:
-        """The options in force, frozen; the optimizer's ``set_options`` replaces them."""
-        return self._options
 
 
 class Optimizer:
@@ -80,8 +76,7 @@ class Optimizer:
         _check_parameters(self._named())
         for group in self.groups:
             group.states = tuple(
-                states.create(p, group.options, ema=phase.ema is not None)
-                for p in group.parameters
+                states.create(p, group.options, ema=phase.ema is not None) for p in group.parameters
             )
         self._names = tuple(name for group in self.groups for name in group.names)
         #: How many steps were made; the next has the number ``steps + 1``.
@@ -123,7 +118,9 @@ class Optimizer:
         Raises RuntimeError where ``statistics=True`` was not given or no step was made yet.
         """
         if not self._phase.statistics:
-            raise RuntimeError("No statistics were taken. Create the optimizer with statistics=True.")
+            raise RuntimeError(
+                "No statistics were taken. Create the optimizer with statistics=True."
+            )
         if self._outcome is None or self._outcome.statistics is None:
             raise RuntimeError("There are no statistics: the last step was left out, or none made.")
         return dict(zip(self._names, self._outcome.statistics, strict=True))
@@ -161,7 +158,7 @@ class Optimizer:
     # -- averaged weights --------------------------------------------------------------------
 
     @contextmanager
-    def ema_weights(self) -> Iterator[None]:
+    def ema_weights(self) -> Generator[None]:
         """Put the averaged parameters in place of the parameters while the context is open.
 
         The parameters come back when it closes, on errors too. A step inside is refused. Raises
@@ -370,7 +367,7 @@ class Adam(Optimizer):
         statistics: bool = False,
         engine: Engine = "native",
     ) -> None:
-        """Create the state; :class:`~adamas.Options` and :class:`~adamas.Phase` tell each option."""
+        """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
         _check_pair(betas)
         options = Options(
             lr=lr,
@@ -430,7 +427,7 @@ class Momentum(Optimizer):
         statistics: bool = False,
         engine: Engine = "native",
     ) -> None:
-        """Create the state; :class:`~adamas.Options` and :class:`~adamas.Phase` tell each option."""
+        """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
         options = Options(
             lr=lr,
             betas=(_required("beta", beta), None),
@@ -470,7 +467,7 @@ class RMSProp(Optimizer):
         statistics: bool = False,
         engine: Engine = "native",
     ) -> None:
-        """Create the state; :class:`~adamas.Options` and :class:`~adamas.Phase` tell each option."""
+        """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
         options = Options(
             lr=lr,
             betas=(None, _required("beta", beta)),

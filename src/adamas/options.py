@@ -172,6 +172,7 @@ def _check_amount(name: str, value: object) -> float:
 
 
 def check_rate(name: str, value: object) -> float:
+    """Return a decay rate as float; raises ValueError or TypeError where it is none."""
     number = _number(name, value)
     if not 0 <= number < 1:
         raise ValueError(

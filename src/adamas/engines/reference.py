@@ -31,9 +31,7 @@ class Plan:
         self._groups = tuple(groups)
         self._phase = phase
 
-    def step(
-        self, gradients: Sequence[Array], step: int, rates: Sequence[float]
-    ) -> Outcome | None:
+    def step(self, gradients: Sequence[Array], step: int, rates: Sequence[float]) -> Outcome | None:
         """Make one step in place; see :mod:`adamas.engines`."""
         if not self._can_read(gradients):
             return NotImplemented
@@ -96,7 +94,7 @@ def _step_slot(slot: Slot, gradient: Array, numbers: Coefficients) -> Result:
         (state.square, result.v),
         (state.largest_square, result.w),
     ):
-        if target is not None:
+        if target is not None and value is not None:
             np.copyto(target, value)
     return result
 
