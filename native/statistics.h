@@ -47,12 +47,12 @@ inline double tile_sum(const T* x, double scale, std::int64_t count) {
 
 template <class T>
 inline Squares squares(const T* x, std::int64_t count) {
-    Squares result{};
-    int wanted = std::is_same_v<T, double> ? 3 : 1;
-    for (int i = 0; i < wanted; ++i) {
-        result.at[i] = tile_sum(x, scales[i], count);
+    double plain = tile_sum(x, scales[0], count);
+    if constexpr (std::is_same_v<T, float>) {
+        return {plain, plain, plain};
+    } else {
+        return {plain, tile_sum(x, scales[1], count), tile_sum(x, scales[2], count)};
     }
-    return result;
 }
 
 template <class T>
