@@ -547,6 +547,8 @@ def _check_parameters(named: Sequence[tuple[str, Any]]) -> None:
 
 def _may_overlap_itself(array: Array) -> bool:
     """Return whether two elements may share memory, judged from strides alone."""
+    if array.size == 0:  # NumPy gives such arrays strides of 0
+        return False
     reach = array.itemsize
     for stride, length in sorted(zip(map(abs, array.strides), array.shape, strict=True)):
         if length > 1:
