@@ -24,7 +24,10 @@ struct Numbers {
     T grad_scale, l2, decay, keep1, take1, keep2, take2, from_m, from_g, root, inner, eps, step;
 };
 
-// The arrays of one tensor, all of one length and dtype; null where the layout has none.
+enum class CopyType { bfloat16, float16 };
+
+// The arrays of one tensor, all of one length and (but for the copy) dtype; null where the tensor
+// has none.
 struct Arrays {
     void* p;
     const void* g;
@@ -32,6 +35,8 @@ struct Arrays {
     void* v;
     void* w;
     void* ema;
+    std::uint16_t* copy;  // of the new parameter, in low precision
+    CopyType copy_type;
 };
 
 // The numbers of one step.
@@ -44,7 +49,8 @@ struct StepNumbers {
 constexpr double scales[] = {1.0, 0x1p-600, 0x1p+600};
 constexpr double smallest_sum = 0x1p-900;
 
-// The sums of squares of one quantity over one tile, at each of the scales (float32: the first).
+// The sums of squares of one quantity over one tile, at each of the scales. For float32 all are the
+// plain sum: it leaves float64's range only where it is 0 or infinite, as it is at every scale.
 struct Squares {
     double at[3];
 };

@@ -66,8 +66,7 @@ TensorStatistics described(const TileReport* reports, std::int64_t count) {
 
 }  // namespace
 
-Plan::Plan(std::vector<Options> groups, std::vector<Tensor> tensors, Phase phase)
-    : groups_(std::move(groups)), tensors_(std::move(tensors)), phase_(phase) {
+Plan::Plan(std::vector<Tensor> tensors, Phase phase) : tensors_(std::move(tensors)), phase_(phase) {
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
         std::int64_t count = tensors_[i].count;
         elements_ += count;
@@ -75,34 +74,35 @@ Plan::Plan(std::vector<Options> groups, std::vector<Tensor> tensors, Phase phase
             chunks_.push_back({i, first, std::min(first + chunk_size, count)});
         }
     }
-    numbers_.resize(groups_.size());
 }
 
 bool Plan::is_threaded() const { return elements_ >= least_threaded; }
 
-Outcome Plan::step(std::int64_t number, const double* rates) {
+Outcome Plan::step(std::vector<StepNumbers>& numbers, double loss_scale) {
     Outcome outcome;
     if (phase_.reads_first()) {
         read_gradients(outcome);
+        outcome.norm /= loss_scale;
         if (!outcome.applied) {
             return outcome;
         }
     }
-    number_groups(number, rates, phase_.clips ? clip_factor(phase_.clip_norm, outcome.norm) : 1.0);
+    double factor = phase_.clips ? clip_factor(phase_.clip_norm, outcome.norm) : 1.0;
+    for (StepNumbers& each : numbers) {
+        each.rule.grad_scale = each.rule.grad_scale / loss_scale * factor;
+    }
     if (phase_.statistics) {
-        outcome.statistics = sweep_recorded();
+        outcome.statistics = sweep_recorded(numbers);
     } else {
-        sweep();
+        sweep(numbers);
     }
     return outcome;
 }
 
-void Plan::number_groups(std::int64_t number, const double* rates, double grad_scale) {
-    bool copies = number == 1;  // the first step's average is the parameter
-    for (std::size_t i = 0; i < groups_.size(); ++i) {
-        numbers_[i] = {at_step(groups_[i], number, rates[i], grad_scale), copies ? 0.0 : phase_.ema,
-                       copies ? 1.0 : 1.0 - phase_.ema};
-    }
+StepNumbers numbers_at(const Options& options, const Phase& phase, std::int64_t step, double lr) {
+    bool copies = step == 1;  // the first step's average is the parameter
+    return {at_step(options, step, lr, 1.0), copies ? 0.0 : phase.ema,
+            copies ? 1.0 : 1.0 - phase.ema};
 }
 
 void Plan::read_gradients(Outcome& outcome) {
@@ -138,18 +138,18 @@ ExactSum Plan::sum_of_squares(double scale, std::vector<std::int64_t>* nonfinite
     return total;
 }
 
-void Plan::sweep() {
+void Plan::sweep(const std::vector<StepNumbers>& numbers) {
     const Kernels& kernels = *target().kernels;
     auto step = [&](std::int64_t i) {
         const Chunk& chunk = chunks_[i];
         const Tensor& tensor = tensors_[chunk.tensor];
-        kernels.sweep(tensor.layout, tensor.arrays, numbers_[tensor.group], chunk.first, chunk.last,
-                      nullptr);
+        kernels.sweep(tensor.layout, tensor.arrays, numbers[tensor.numbers], chunk.first,
+                      chunk.last, nullptr);
     };
     for_each(static_cast<std::int64_t>(chunks_.size()), is_threaded(), step);
 }
 
-std::vector<TensorStatistics> Plan::sweep_recorded() {
+std::vector<TensorStatistics> Plan::sweep_recorded(const std::vector<StepNumbers>& numbers) {
     const Kernels& kernels = *target().kernels;
     std::vector<std::int64_t> starts;
     std::int64_t tiles = 0;
@@ -162,8 +162,8 @@ std::vector<TensorStatistics> Plan::sweep_recorded() {
         const Chunk& chunk = chunks_[i];
         const Tensor& tensor = tensors_[chunk.tensor];
         TileReport* own = reports.data() + starts[chunk.tensor] + chunk.first / tile_size;
-        kernels.sweep(tensor.layout, tensor.arrays, numbers_[tensor.group], chunk.first, chunk.last,
-                      own);
+        kernels.sweep(tensor.layout, tensor.arrays, numbers[tensor.numbers], chunk.first,
+                      chunk.last, own);
     };
     for_each(static_cast<std::int64_t>(chunks_.size()), is_threaded(), step);
     std::vector<TensorStatistics> result;

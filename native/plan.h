@@ -28,7 +28,7 @@ struct Tensor {
     Layout layout;
     Arrays arrays;  // g is set before each step
     std::int64_t count;
-    std::size_t group;
+    std::size_t numbers;  // which of the step's numbers are its own
 };
 
 struct TensorStatistics {
@@ -44,19 +44,22 @@ struct Outcome {
     std::vector<TensorStatistics> statistics;  // where asked for and applied
 };
 
+// The numbers of one step of a tensor with these options.
+StepNumbers numbers_at(const Options& options, const Phase& phase, std::int64_t step, double lr);
+
 class Plan {
 public:
-    Plan(std::vector<Options> groups, std::vector<Tensor> tensors, Phase phase);
+    Plan(std::vector<Tensor> tensors, Phase phase);
 
     std::vector<Tensor>& tensors() { return tensors_; }
-    std::size_t group_count() const { return groups_.size(); }
     const Phase& phase() const { return phase_; }
 
     // Whether a step is long enough that others should run meanwhile.
     bool is_long() const { return elements_ >= 16 * tile_size; }
 
-    // Makes one step; every tensor's gradient must be set, and `rates` has one entry per group.
-    Outcome step(std::int64_t number, const double* rates);
+    // Makes one step; every tensor's gradient must be set. Gradients are `loss_scale` times what
+    // they stand for; the factor that undoes this, and the clip factor, are put into `numbers`.
+    Outcome step(std::vector<StepNumbers>& numbers, double loss_scale = 1.0);
 
 private:
     // A run of whole tiles of one tensor.
@@ -66,18 +69,15 @@ private:
     };
 
     bool is_threaded() const;
-    void number_groups(std::int64_t number, const double* rates, double grad_scale);
     void read_gradients(Outcome& outcome);
     ExactSum sum_of_squares(double scale, std::vector<std::int64_t>* nonfinite);
-    void sweep();
-    std::vector<TensorStatistics> sweep_recorded();
+    void sweep(const std::vector<StepNumbers>& numbers);
+    std::vector<TensorStatistics> sweep_recorded(const std::vector<StepNumbers>& numbers);
 
-    std::vector<Options> groups_;
     std::vector<Tensor> tensors_;
     Phase phase_;
     std::int64_t elements_ = 0;
     std::vector<Chunk> chunks_;
-    std::vector<StepNumbers> numbers_;  // of the step under way, for each group
 };
 
 }  // namespace adamas

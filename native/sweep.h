@@ -1,13 +1,14 @@
 // The only loop. Included by target.cpp only.
 //
 // The step of a tensor without extras is one loop over its elements. Where the phase asks for
-// more (averaged weights, statistics), the same loop runs tile by tile and the extras follow
-// while the tile is in the first-level cache.
+// more (averaged weights, a low-precision copy, statistics), the same loop runs tile by tile and
+// the extras follow while the tile is in the first-level cache.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
 
+#include "copies.h"
 #include "kernels.h"
 #include "rule.h"
 #include "statistics.h"
@@ -77,7 +78,7 @@ void sweep(const Arrays& arrays, const StepNumbers& numbers, std::int64_t first,
     auto v = static_cast<T*>(arrays.v);
     auto w = static_cast<T*>(arrays.w);
     auto ema = static_cast<T*>(arrays.ema);
-    bool by_tile = ema != nullptr || reports != nullptr;
+    bool by_tile = ema != nullptr || arrays.copy != nullptr || reports != nullptr;
     std::int64_t stride = by_tile ? tile_size : last - first;
     for (std::int64_t at = first; at < last; at += stride) {
         std::int64_t count = std::min(stride, last - at);
@@ -95,6 +96,9 @@ void sweep(const Arrays& arrays, const StepNumbers& numbers, std::int64_t first,
         }
         if (ema != nullptr) {
             average(ema_keep, ema_take, ema + at, p + at, count);
+        }
+        if (arrays.copy != nullptr) {
+            write_copy(arrays.copy_type, arrays.copy + at, p + at, count);
         }
     }
 }

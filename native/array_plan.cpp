@@ -1,0 +1,161 @@
+// Plans over objects with the buffer protocol: NumPy arrays.
+#include <nanobind/nanobind.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstdint>
+#include <cstring>
+#include <iterator>
+#include <optional>
+#include <stdexcept>
+#include <utility>
+#include <vector>
+
+#include "bindings.h"
+#include "buffer.h"
+#include "convert.h"
+
+namespace nb = nanobind;
+
+namespace adamas {
+namespace {
+
+// A plan over arrays of Python objects, and the memory they lend it.
+class ArrayPlan {
+public:
+    ArrayPlan(nb::sequence groups, nb::object phase) {
+        std::vector<Tensor> tensors;
+        for (nb::handle group : groups) {
+            Options own = options_of(group.attr("options"));
+            for (nb::handle slot : nb::cast<nb::sequence>(group.attr("slots"))) {
+                tensors.push_back(tensor_of(slot, own, options_.size()));
+            }
+            options_.push_back(own);
+        }
+        gradients_.resize(tensors.size());
+        std::sort(spans_.begin(), spans_.end());
+        plan_.emplace(std::move(tensors), phase_of(phase));
+    }
+
+    // Returns None, the parts of an Outcome, or NotImplemented where a gradient cannot be read
+    // as it is.
+    nb::object step(nb::object gradients, std::int64_t number, nb::object rates) {
+        if (busy_.exchange(true)) {
+            throw std::runtime_error("This optimizer is making a step in another thread.");
+        }
+        Turn turn{*this};
+        if (!borrow(gradients)) {
+            return nb::borrow(Py_NotImplemented);
+        }
+        number_groups(number, rates);
+        return parts_of(step_released(*plan_, numbers_), plan_->phase());
+    }
+
+private:
+    // Gives gradients back at the end of a step, however it ends.
+    struct Turn {
+        ArrayPlan& plan;
+        ~Turn() {
+            for (Buffer& gradient : plan.gradients_) {
+                gradient.release();
+            }
+            plan.busy_.store(false);
+        }
+    };
+
+    Tensor tensor_of(nb::handle slot, const Options& options, std::size_t group) {
+        nb::object state = slot.attr("state");
+        const Py_buffer parameter = hold(slot.attr("parameter"));
+        parameters_.push_back(buffers_.size() - 1);
+        auto entry = [&](const char* name) -> void* {
+            nb::object array = state.attr(name);
+            return array.is_none() ? nullptr : hold(array, &parameter).buf;
+        };
+        Tensor tensor{};
+        tensor.layout = {dtype_of(parameter).value(), options.has_mean, options.has_square,
+                         options.amsgrad};
+        tensor.count = parameter.len / parameter.itemsize;
+        tensor.numbers = group;
+        tensor.arrays = {parameter.buf,           nullptr,      entry("mean"), entry("square"),
+                         entry("largest_square"), entry("ema"), nullptr,       CopyType::bfloat16};
+        return tensor;
+    }
+
+    const Py_buffer& hold(nb::object array, const Py_buffer* like = nullptr) {
+        Buffer buffer;
+        if (!buffer.acquire(array.ptr(), PyBUF_RECORDS) || !dtype_of(buffer.view()) ||
+            !PyBuffer_IsContiguous(&buffer.view(), 'C') ||
+            (like != nullptr && !same_shape(buffer.view(), *like))) {
+            throw std::invalid_argument(
+                "A plan needs writeable C-contiguous float32 or float64 arrays, "
+                "and state of the parameter's shape.");
+        }
+        spans_.emplace_back(start(buffer.view()), end(buffer.view()));
+        buffers_.push_back(std::move(buffer));
+        return buffers_.back().view();
+    }
+
+    bool borrow(nb::handle gradients) {
+        PyObject* sequence = gradients.ptr();
+        if (!(PyList_Check(sequence) || PyTuple_Check(sequence)) ||
+            static_cast<std::size_t>(PySequence_Fast_GET_SIZE(sequence)) != gradients_.size()) {
+            return false;
+        }
+        for (std::size_t i = 0; i < gradients_.size(); ++i) {
+            Buffer& buffer = gradients_[i];
+            if (!buffer.acquire(PySequence_Fast_GET_ITEM(sequence, i), PyBUF_RECORDS_RO) ||
+                !readable(buffer.view(), i)) {
+                return false;
+            }
+            plan_->tensors()[i].arrays.g = buffer.view().buf;
+        }
+        return true;
+    }
+
+    bool readable(const Py_buffer& gradient, std::size_t i) const {
+        const Py_buffer& parameter = buffers_[parameters_[i]].view();
+        return dtype_of(gradient) == dtype_of(parameter) && same_shape(gradient, parameter) &&
+               PyBuffer_IsContiguous(&gradient, 'C') && !overlaps_any(gradient);
+    }
+
+    // Whether a gradient lies in memory that the step will write.
+    bool overlaps_any(const Py_buffer& gradient) const {
+        auto next = std::upper_bound(spans_.begin(), spans_.end(),
+                                     std::pair(start(gradient), end(gradient)));
+        return (next != spans_.end() && next->first < end(gradient)) ||
+               (next != spans_.begin() && std::prev(next)->second > start(gradient));
+    }
+
+    void number_groups(std::int64_t number, nb::handle rates) {
+        numbers_.clear();
+        for (nb::handle rate : rates) {
+            if (numbers_.size() < options_.size()) {
+                numbers_.push_back(numbers_at(options_[numbers_.size()], plan_->phase(), number,
+                                              nb::cast<double>(rate)));
+            }
+        }
+        if (numbers_.size() != options_.size()) {
+            throw std::invalid_argument("A step needs one learning rate for each group.");
+        }
+    }
+
+    std::vector<Buffer> buffers_;          // parameters and their state
+    std::vector<std::size_t> parameters_;  // which of them are the parameters
+    std::vector<std::pair<std::uintptr_t, std::uintptr_t>> spans_;  // of the same, sorted
+    std::vector<Buffer> gradients_;                                 // held during a step
+    std::vector<Options> options_;                                  // of each group
+    std::vector<StepNumbers> numbers_;  // of the step under way, for each group
+    std::optional<Plan> plan_;
+    std::atomic<bool> busy_{false};
+};
+
+}  // namespace
+
+void bind_array_plan(nb::module_& module) {
+    nb::class_<ArrayPlan>(module, "Plan", "A step over fixed arrays: see adamas.engines.")
+        .def(nb::init<nb::sequence, nb::object>(), nb::arg("groups"), nb::arg("phase"))
+        .def("step", &ArrayPlan::step, nb::arg("gradients"), nb::arg("step"), nb::arg("rates"),
+             "Make one step; None, the parts of an Outcome, or NotImplemented.");
+}
+
+}  // namespace adamas

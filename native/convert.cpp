@@ -1,0 +1,92 @@
+#include "convert.h"
+
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <initializer_list>
+#include <stdexcept>
+#include <string>
+#include <utility>
+
+namespace nb = nanobind;
+
+namespace adamas {
+namespace {
+
+template <class Choice>
+Choice choice_of(nb::handle value, std::initializer_list<std::pair<const char*, Choice>> choices) {
+    auto given = nb::cast<std::string>(value);
+    for (auto& [name, choice] : choices) {
+        if (given == name) {
+            return choice;
+        }
+    }
+    throw std::invalid_argument("unknown choice: " + given);
+}
+
+}  // namespace
+
+Options options_of(nb::handle given) {
+    Options options;
+    nb::object betas = given.attr("betas");
+    options.has_mean = !betas[0].is_none();
+    options.has_square = !betas[1].is_none();
+    options.beta1 = options.has_mean ? nb::cast<double>(betas[0]) : 0.0;
+    options.beta2 = options.has_square ? nb::cast<double>(betas[1]) : 0.0;
+    options.eps = nb::cast<double>(given.attr("eps"));
+    options.eps_root = nb::cast<double>(given.attr("eps_root"));
+    options.weight_decay = nb::cast<double>(given.attr("weight_decay"));
+    options.decay =
+        choice_of<Decay>(given.attr("decay"), {{"l2", Decay::l2},
+                                               {"decoupled", Decay::decoupled},
+                                               {"fully-decoupled", Decay::fully_decoupled}});
+    if (options.decay == Decay::fully_decoupled) {
+        options.lr_max = nb::cast<double>(given.attr("lr_max"));
+    }
+    options.bias_correction = choice_of<BiasCorrection>(given.attr("bias_correction"),
+                                                        {{"paper", BiasCorrection::paper},
+                                                         {"first-step", BiasCorrection::first_step},
+                                                         {"none", BiasCorrection::none}});
+    options.amsgrad = nb::cast<bool>(given.attr("amsgrad"));
+    options.nesterov = nb::cast<bool>(given.attr("nesterov"));
+    options.maximize = nb::cast<bool>(given.attr("maximize"));
+    return options;
+}
+
+Phase phase_of(nb::handle given) {
+    Phase phase;
+    nb::object clip_norm = given.attr("clip_norm");
+    phase.clips = !clip_norm.is_none();
+    phase.clip_norm = phase.clips ? nb::cast<double>(clip_norm) : 0.0;
+    phase.on_nonfinite =
+        choice_of<OnNonfinite>(given.attr("on_nonfinite"), {{"propagate", OnNonfinite::propagate},
+                                                            {"skip", OnNonfinite::skip},
+                                                            {"raise", OnNonfinite::raise}});
+    nb::object ema = given.attr("ema");
+    phase.averages = !ema.is_none();
+    phase.ema = phase.averages ? nb::cast<double>(ema) : 0.0;
+    phase.statistics = nb::cast<bool>(given.attr("statistics"));
+    return phase;
+}
+
+nb::object parts_of(const Outcome& outcome, const Phase& phase) {
+    if (!phase.reads_first() && !phase.statistics) {
+        return nb::none();
+    }
+    nb::object norm = nb::none(), nonfinite = nb::none(), statistics = nb::none();
+    if (phase.reads_first()) {
+        norm = nb::cast(outcome.norm);
+        nonfinite = nb::tuple(nb::cast(outcome.nonfinite));
+    }
+    if (phase.statistics && outcome.applied) {
+        nb::list all;
+        for (const TensorStatistics& s : outcome.statistics) {
+            all.append(nb::make_tuple(s.gradient_norm, s.parameter_norm, s.update_norm,
+                                      s.largest_update, s.nonfinite, s.unmoved));
+        }
+        statistics = all;
+    }
+    return nb::make_tuple(outcome.applied, norm, nonfinite, statistics);
+}
+
+}  // namespace adamas
