@@ -2,7 +2,6 @@
 // line, in binary64. Only + - * / and sqrt, so that every machine gets the same bits.
 #pragma once
 
-#include <bit>
 #include <cmath>
 #include <cstdint>
 
@@ -31,16 +30,18 @@ struct Options {
 };
 
 inline double one_minus_power(double beta, std::int64_t exponent) {
-    double first = 1.0 - beta;
-    double q = first;
-    auto bits = static_cast<std::uint64_t>(exponent);
-    for (int place = std::bit_width(bits) - 2; place >= 0; --place) {
-        q = q * (2.0 - q);
-        if (bits >> place & 1) {
-            q = q + first * (1.0 - q);
+    double total = 0.0;
+    double q = 1.0 - beta;
+    for (;;) {
+        if (exponent & 1) {
+            total = total + q * (1.0 - total);
         }
+        exponent >>= 1;
+        if (exponent == 0) {
+            return total;
+        }
+        q = q * (2.0 - q);
     }
-    return q;
 }
 
 inline double clip_factor(double clip_norm, double norm) {

@@ -78,7 +78,7 @@ Plan::Plan(std::vector<Tensor> tensors, Phase phase) : tensors_(std::move(tensor
 
 bool Plan::is_threaded() const { return elements_ >= least_threaded; }
 
-Outcome Plan::step(std::vector<StepNumbers>& numbers, double loss_scale) {
+Outcome Plan::step(std::vector<StepNumbers>& numbers, double loss_scale, double factor) {
     Outcome outcome;
     if (phase_.reads_first()) {
         read_gradients(outcome);
@@ -87,7 +87,9 @@ Outcome Plan::step(std::vector<StepNumbers>& numbers, double loss_scale) {
             return outcome;
         }
     }
-    double factor = phase_.clips ? clip_factor(phase_.clip_norm, outcome.norm) : 1.0;
+    if (phase_.clips) {
+        factor *= clip_factor(phase_.clip_norm, outcome.norm);
+    }
     for (StepNumbers& each : numbers) {
         each.rule.grad_scale = each.rule.grad_scale / loss_scale * factor;
     }

@@ -58,8 +58,8 @@ public:
     bool is_long() const { return elements_ >= 16 * tile_size; }
 
     // Makes one step; every tensor's gradient must be set. Gradients are `loss_scale` times what
-    // they stand for; the factor that undoes this, and the clip factor, are put into `numbers`.
-    Outcome step(std::vector<StepNumbers>& numbers, double loss_scale = 1.0);
+    // they stand for. What undoes this, the clip factor and `factor` are put into `numbers`.
+    Outcome step(std::vector<StepNumbers>& numbers, double loss_scale = 1.0, double factor = 1.0);
 
 private:
     // A run of whole tiles of one tensor.

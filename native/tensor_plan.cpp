@@ -8,7 +8,6 @@
 // No link against libtorch: addresses come through the DLPack exchange API of the tensor type, or
 // from data_ptr() where an older PyTorch has none.
 #include <nanobind/nanobind.h>
-#include <nanobind/stl/optional.h>
 
 #include <algorithm>
 #include <atomic>
@@ -188,6 +187,12 @@ public:
         for (nb::handle member : members) {
             tensors.push_back(joined(member));
         }
+        for (std::size_t i = 0; i < members_.size(); ++i) {
+            changed_.append(members_[i].parameter);
+            if (!members_[i].items.empty()) {
+                stateful_.push_back(i);
+            }
+        }
         for (nb::handle parameter : idle) {
             idle_.push_back(nb::borrow<nb::object>(parameter));
         }
@@ -202,7 +207,8 @@ public:
     // Makes a step; returns None or the parts of an Outcome, or NotImplemented, having changed
     // nothing, where the plan does not fit what is there. `numbers` are those of the cohorts
     // without options, in order.
-    nb::object step(nb::handle groups, nb::handle state, double loss_scale, nb::object numbers) {
+    nb::object step(nb::handle groups, nb::handle state, double loss_scale, double factor,
+                    nb::object numbers) {
         if (busy_.exchange(true)) {
             throw std::runtime_error("This optimizer is making a step in another thread.");
         }
@@ -211,7 +217,7 @@ public:
             !borrow_gradients()) {
             return nb::borrow(Py_NotImplemented);
         }
-        Outcome outcome = step_released(*plan_, numbers_, loss_scale);
+        Outcome outcome = step_released(*plan_, numbers_, loss_scale, factor);
         if (outcome.applied) {
             count_step();
         }
@@ -386,16 +392,17 @@ private:
         std::size_t found = 0;
         Py_ssize_t position = 0;
         PyObject *key, *value;
-        while (found < members_.size() && PyDict_Next(state.ptr(), &position, &key, &value)) {
-            // Idle parameters may have state of their own between the members'.
-            if (key == members_[found].parameter.ptr()) {
-                if (value != members_[found].state.ptr()) {
+        while (found < stateful_.size() && PyDict_Next(state.ptr(), &position, &key, &value)) {
+            // Others may have state of their own between the members'.
+            const Member& member = members_[stateful_[found]];
+            if (key == member.parameter.ptr()) {
+                if (value != member.state.ptr()) {
                     return false;
                 }
                 ++found;
             }
         }
-        return found == members_.size();
+        return found == stateful_.size();
     }
 
     bool same_members() const {
@@ -429,13 +436,13 @@ private:
                     numbers_at(*cohort.options, phase, step, groups_[cohort.group].lr));
                 continue;
             }
-            StepNumbers own = numbers_at(Options{}, phase, step, 0.0);
+            StepNumbers own{};
             nb::object values = given[next++];
             double* into[] = {&own.rule.grad_scale, &own.rule.l2,     &own.rule.decay,
                               &own.rule.keep1,      &own.rule.take1,  &own.rule.keep2,
                               &own.rule.take2,      &own.rule.from_m, &own.rule.from_g,
                               &own.rule.root,       &own.rule.inner,  &own.rule.eps,
-                              &own.rule.step};
+                              &own.rule.step,       &own.ema_keep,    &own.ema_take};
             int i = 0;
             for (double* each : into) {
                 *each = nb::cast<double>(values[i++]);
@@ -496,7 +503,7 @@ private:
                 *static_cast<float*>(member.step) += 1;
             }
         }
-        increment_version_();
+        increment_version_(changed_);
     }
 
     Reader reader_;
@@ -508,6 +515,8 @@ private:
     std::vector<nb::object> kept_;       // the same, to keep them alive
     std::vector<Cohort> cohorts_;
     std::vector<Member> members_;
+    nb::list changed_;                   // the parameters of the members
+    std::vector<std::size_t> stateful_;  // members that keep a state
     std::vector<nb::object> idle_;
     std::vector<PyObject*> gradients_;  // held during a step
     std::vector<StepNumbers> numbers_;  // of the step under way, for each cohort
@@ -526,7 +535,7 @@ void bind_tensor_plan(nb::module_& module) {
              nb::arg("members"), nb::arg("cohorts"), nb::arg("idle"), nb::arg("phase"),
              nb::arg("increment_version"))
         .def("step", &TensorPlan::step, nb::arg("groups"), nb::arg("state"), nb::arg("loss_scale"),
-             nb::arg("numbers").none(),
+             nb::arg("factor"), nb::arg("numbers").none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")
         .def_prop_ro("is_fast", &TensorPlan::is_fast,
                      "Whether addresses come through the DLPack exchange API.");

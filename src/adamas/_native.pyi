@@ -1,6 +1,6 @@
 """Types of the compiled module; use the front-ends instead."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from adamas.engines import Group
@@ -11,6 +11,31 @@ class Plan:
 
     def __init__(self, groups: Sequence[Group], phase: Phase) -> None: ...
     def step(self, gradients: Sequence[Any], step: int, rates: Sequence[float]) -> Any: ...
+
+class TensorPlan:
+    """A step over the parameters of a torch.optim.Optimizer."""
+
+    def __init__(
+        self,
+        tensor_type: type,
+        parameter_type: type,
+        groups: list[dict[str, Any]],
+        members: Sequence[tuple[Any, ...]],
+        cohorts: Sequence[tuple[int, Options | None]],
+        idle: Sequence[Any],
+        phase: Phase,
+        increment_version: Callable[[list[Any]], None],
+    ) -> None: ...
+    def step(
+        self,
+        groups: list[dict[str, Any]],
+        state: Any,
+        loss_scale: float,
+        factor: float,
+        numbers: Sequence[tuple[float, ...]] | None,
+    ) -> Any: ...
+    @property
+    def is_fast(self) -> bool: ...
 
 def target() -> str: ...
 def targets(only_here: bool = False) -> list[str]: ...

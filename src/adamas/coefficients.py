@@ -77,17 +77,19 @@ def at_step(options: Options, step: int, lr: float, grad_scale: float = 1.0) -> 
 def one_minus_power(beta: float, exponent: int) -> float:
     """Return 1 - beta**exponent, accurate to a few units in the last place.
 
-    With q(n) = 1 - β^n:  q(2n) = q(n)·(2 - q(n))  and  q(n+1) = q(n) + q(1)·(1 - q(n)). All terms
-    are positive, so nothing cancels, and doubling never enlarges a relative error: its condition
-    number 2(1-q)/(2-q) is at most 1. ``1 - beta**t`` would lose what a β near 1 leaves.
+    With q(n) = 1 - β^n:  q(2n) = q(n)·(2 - q(n))  and  q(a + b) = q(a) + q(b)·(1 - q(a)). All
+    terms are positive, so nothing cancels, and neither step enlarges a relative error: doubling
+    has the condition number 2(1-q)/(2-q), at most 1, and an addition weighs the errors of its
+    parts with weights that sum to at most 1. ``1 - beta**t`` would lose what a β near 1 leaves.
     """
-    first = 1.0 - beta
-    q = first
-    for bit in f"{exponent:b}"[1:]:
+    total, q = 0.0, 1.0 - beta  # q is that of the power of two which the lowest bit stands for
+    while True:
+        if exponent & 1:
+            total = total + q * (1.0 - total)
+        exponent >>= 1
+        if exponent == 0:
+            return total
         q = q * (2.0 - q)
-        if bit == "1":
-            q = q + first * (1.0 - q)
-    return q
 
 
 def clip_factor(clip_norm: float, norm: float) -> float:

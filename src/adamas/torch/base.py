@@ -1,0 +1,649 @@
+"""What the optimizers for PyTorch share: the step, the phase around it, and the state.
+
+A step of plain CPU tensors in float32 or float64 is one native call for all of them; a plan made
+once says what it reads and writes (``native/tensor_plan.cpp``), and is made anew where anything it
+was made for has changed. All other tensors (other devices, half precision, complex, strided,
+distributed) take :mod:`adamas.torch.operations`, with the same rule.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.autograd import profiler
+from torch.optim import optimizer as torch_optimizer
+
+from adamas import _native
+from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights
+from adamas.options import OnNonfinite, Options, Phase
+from adamas.statistics import Outcome, Statistics
+from adamas.torch import operations
+from adamas.torch.operations import Tensors
+
+__all__ = ["Entries", "Member", "Optimizer", "scalar"]
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+CopyTo = torch.dtype | Sequence[Tensor]
+
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
+_NATIVE_DTYPES = (torch.float32, torch.float64)
+_COPY_DTYPES = (torch.bfloat16, torch.float16)
+
+
+class Entries(NamedTuple):
+    """Names of the entries of ``state[p]``; None where the method keeps no such entry."""
+
+    step: str | None
+    mean: str | None
+    square: str | None
+    largest_square: str | None
+    ema: str | None
+
+
+class Member(NamedTuple):
+    """A parameter with a gradient."""
+
+    parameter: Tensor
+    group: dict[str, Any]
+    entries: Entries
+    index: int  # among all parameters of all groups
+
+
+class _Plan(NamedTuple):
+    """How to make the next step, as long as nothing changes."""
+
+    native: Any  # a _native.TensorPlan, or None where no tensor takes it
+    native_members: tuple[Member, ...]
+    other_members: tuple[Member, ...]
+    #: One member of each cohort whose numbers are given with each step.
+    numbered: tuple[Member, ...]
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Base of the optimizers; make an Adam, AdamW, NAdam, RMSprop or SGD."""
+
+    #: GradScaler then leaves unscaling and skipping to us: one pass over the gradients less.
+    _step_supports_amp_scaling = True
+
+    def __init__(
+        self,
+        params: Params,
+        defaults: dict[str, Any],
+        *,
+        clip_norm: float | None = None,
+        on_nonfinite: OnNonfinite = "propagate",
+        ema: float | None = None,
+        copy_to: CopyTo | None = None,
+        statistics: bool = False,
+    ) -> None:
+        """Take torch's parameters and defaults, and the phase; see :class:`adamas.Phase`."""
+        phase = Phase(
+            clip_norm=clip_norm, on_nonfinite=on_nonfinite, ema=ema, statistics=statistics
+        )
+        if defaults.get("differentiable"):
+            raise ValueError(_NOT_DIFFERENTIABLE)
+        self._phase = phase
+        self._reset()
+        super().__init__(cast(Any, params), defaults)
+        #: How many steps were left out because a gradient was not finite (``on_nonfinite="skip"``).
+        self.skipped = 0
+        self._copies = self._made_copies(copy_to)
+
+    # -- what a method says of itself --------------------------------------------------------
+
+    def _entries(self, group: dict[str, Any]) -> Entries:
+        """Return the names of the entries that parameters of ``group`` keep."""
+        raise NotImplementedError
+
+    def _options(self, group: dict[str, Any]) -> Options | None:
+        """Return the options of ``group`` as adamas has them, or None: see ``_numbers``."""
+        raise NotImplementedError
+
+    def _numbers(self, member: Member) -> Coefficients:
+        """Return the numbers of the coming step, for groups that have no options."""
+        raise NotImplementedError
+
+    def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        """Return the state before the first step: zeros, as torch makes them."""
+        entries = self._entries(group)
+        state: dict[str, Any] = {}
+        if entries.step is not None:
+            on_device = group.get("capturable") or group.get("fused")
+            dtype = torch.float32 if group.get("fused") else _step_dtype()
+            device = parameter.device if on_device else torch.device("cpu")
+            state[entries.step] = torch.zeros((), dtype=dtype, device=device)
+        for name in (entries.mean, entries.square, entries.largest_square):
+            if name is not None:
+                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        return state
+
+    #: Whether the state has entries that the rule does not know.
+    _has_more_state = False
+
+    def _after_step(self, member: Member) -> None:
+        """Bring such entries up to date."""
+
+    def _is_special(self, group: dict[str, Any]) -> bool:
+        """Whether parameters of ``group`` follow another rule, in :meth:`_step_specially`."""
+        return False
+
+    def _step_specially(
+        self, tensors: Tensors, state: dict[str, Any], group: dict[str, Any], factor: float
+    ) -> None:
+        """Step one parameter of a group that follows another rule."""
+        raise NotImplementedError
+
+    # -- the step ----------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step; return what ``closure`` returns, or None.
+
+        ``closure`` evaluates the model anew, with gradients enabled, and is called once. Raises
+        RuntimeError for sparse gradients and FloatingPointError for ones that are not finite
+        (where ``on_nonfinite="raise"``), before anything is changed.
+        """
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or profiler._is_profiler_enabled
+            or torch_optimizer._global_optimizer_pre_hooks
+            or torch_optimizer._global_optimizer_post_hooks
+        ):
+            return self._observed_step() if closure is None else self._observed_step(closure)
+        return self._step(closure)
+
+    #: torch wraps `step` for hooks and the profiler unless it finds this; see `_observed_step`.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        scale = 1.0
+        if "found_inf" in self.__dict__:  # set by a GradScaler for the time of the step
+            if self._found_inf():
+                return loss
+            scale = self._loss_scale()
+        plan = self._plan
+        outcome: Any = NotImplemented
+        if plan is not None and not plan.other_members and plan.native is not None:
+            numbers = self._given_numbers(plan)
+            outcome = plan.native.step(self.param_groups, self.state, scale, 1.0, numbers)
+            if outcome is not NotImplemented:
+                self._finish(plan, None if outcome is None else _outcome(outcome))
+                return loss
+        self._step_closely(scale)
+        return loss
+
+    _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
+
+    @torch.no_grad()
+    def _step_closely(self, scale: float) -> None:
+        """Make one step after a close look at every parameter, with a plan for the next."""
+        if self._averaged:
+            raise RuntimeError(
+                "The averaged weights are in place, so no step can be made. "
+                "Leave the ema_weights() context first."
+            )
+        self._plan = plan = self._planned()
+        if plan.native is not None and not plan.other_members:
+            numbers = self._given_numbers(plan)
+            parts = plan.native.step(self.param_groups, self.state, scale, 1.0, numbers)
+            if parts is NotImplemented:
+                raise RuntimeError("The parameters changed while the step was being prepared.")
+            self._finish(plan, None if parts is None else _outcome(parts))
+            return
+        self._finish(plan, self._step_apart(plan, scale))
+
+    def _step_apart(self, plan: _Plan, scale: float) -> Outcome | None:
+        """Make one step of tensors of several kinds: norm and guard first, then kind by kind."""
+        phase = self._phase
+        members = (*plan.native_members, *plan.other_members)
+        norm = nonfinite = None
+        factor = 1.0
+        if phase.reads_first:
+            gradients = [_local(_gradient(member)) for member in members]
+            norm = operations.norm_from_tiles(gradients) / scale
+            nonfinite = tuple(map(operations.count_nonfinite, gradients))
+            if any(nonfinite) and phase.on_nonfinite != "propagate":
+                return Outcome(applied=False, norm=norm, nonfinite=nonfinite, statistics=None)
+            if phase.clip_norm is not None:
+                factor = clip_factor(phase.clip_norm, norm)
+        records: list[Statistics | None] = []
+        if plan.native is not None:
+            numbers = self._given_numbers(plan)
+            parts = plan.native.step(self.param_groups, self.state, scale, factor, numbers)
+            if parts is NotImplemented:
+                raise RuntimeError("The parameters changed while the step was being prepared.")
+            if parts is not None:
+                records.extend(_outcome(parts).statistics or ())
+        records.extend(self._step_other(member, factor / scale) for member in plan.other_members)
+        if not phase.reads_first and not phase.statistics:
+            return None
+        taken = cast("tuple[Statistics, ...]", tuple(records)) if phase.statistics else None
+        return Outcome(applied=True, norm=norm, nonfinite=nonfinite, statistics=taken)
+
+    def _step_other(self, member: Member, factor: float) -> Statistics | None:
+        """Make one step of one parameter by torch's own operations."""
+        state = self._state_of(member)
+        group, entries = member.group, member.entries
+
+        def entry(name: str | None) -> Tensor | None:
+            return None if name is None else _local(state[name])
+
+        tensors = Tensors(
+            parameter=_local(member.parameter.detach()),
+            gradient=_local(_gradient(member)),
+            mean=entry(entries.mean),
+            square=entry(entries.square),
+            largest_square=entry(entries.largest_square),
+            ema=entry(entries.ema),
+            copy=self._copies[member.index] if self._copies else None,
+        )
+        if self._is_special(group):
+            self._step_specially(tensors, state, group, factor)
+            return None
+        options = self._options(group)
+        number = self._step_number(member)
+        if options is None:
+            numbers = self._numbers(member)
+        else:
+            numbers = at_step(options, number, scalar(group["lr"]))
+        numbers = numbers._replace(grad_scale=numbers.grad_scale * factor)
+        record = operations.step_tensor(
+            tensors, numbers, self._ema_weights(member), recorded=self._phase.statistics
+        )
+        if entries.step is not None:
+            state[entries.step] += 1
+        return record
+
+    def _finish(self, plan: _Plan, outcome: Outcome | None) -> None:
+        self._outcome = outcome
+        if outcome is None or outcome.applied:
+            if self._has_more_state:
+                for member in (*plan.native_members, *plan.other_members):
+                    self._after_step(member)
+            if self._fresh:  # from now on these go with the others
+                self._fresh.clear()
+                self._plan = None if outcome is None else self._plan
+            return
+        if self._phase.on_nonfinite == "skip":
+            self.skipped += 1
+            return
+        assert outcome.nonfinite is not None
+        names = self._names()
+        found = [
+            f"{names[member.index]} ({count} of {member.parameter.numel()} elements)"
+            for member, count in zip(
+                (*plan.native_members, *plan.other_members), outcome.nonfinite, strict=True
+            )
+            if count
+        ]
+        raise FloatingPointError(
+            f"Gradients are not finite: {', '.join(found)}. Nothing was changed. Look for a "
+            'division or overflow in the loss, or leave such steps out with on_nonfinite="skip".'
+        )
+
+    # -- the plan ----------------------------------------------------------------------------
+
+    def _planned(self) -> _Plan:
+        members = self._members()
+        for member in members:
+            self._refuse(member)
+        for member in members:
+            self._prepare_state(member)
+        native, other = [], []
+        spans: list[tuple[int, int]] = []
+        for member in members:
+            takes = self._takes_native(member) and not self._meets(member, spans)
+            (native if takes else other).append(member)
+        if not native:
+            return _Plan(None, (), tuple(other), ())
+        phase = self._phase
+        if other and phase.reads_first:  # the norm of all of them is taken first
+            phase = Phase(ema=phase.ema, statistics=phase.statistics)
+        cohorts: list[tuple[int, Options | None]] = []
+        numbered: list[Member] = []
+        known: dict[tuple[Any, ...], int] = {}
+        tuples: list[tuple[Any, ...]] = []
+        for member in native:
+            state = self._state_of(member)
+            key = self._cohort_key(member)
+            if key not in known:
+                known[key] = len(cohorts)
+                options = self._options(member.group)
+                cohorts.append((self._group_index(member.group), options))
+                if options is None:
+                    numbered.append(member)
+            copy = self._copies[member.index] if self._copies else None
+            tuples.append((member.parameter, state, tuple(member.entries), copy, known[key]))
+        chosen = {id(member.parameter) for member in members}
+        idle = [p for group in self.param_groups for p in group["params"] if id(p) not in chosen]
+        plan = _native.TensorPlan(
+            Tensor,
+            torch.nn.Parameter,
+            self.param_groups,
+            tuples,
+            cohorts,
+            idle,
+            phase,
+            torch.autograd.graph.increment_version,
+        )
+        return _Plan(plan, tuple(native), tuple(other), tuple(numbered))
+
+    def _members(self) -> list[Member]:
+        """Return the parameters that have gradients."""
+        members: list[Member] = []
+        index = 0
+        for group in self.param_groups:
+            entries = self._entries(group)
+            if self._phase.ema is not None:
+                entries = entries._replace(ema="ema")
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    members.append(Member(parameter, group, entries, index))
+                index += 1
+        return members
+
+    def _refuse(self, member: Member) -> None:
+        if member.group.get("differentiable"):
+            raise ValueError(_NOT_DIFFERENTIABLE)
+        if _gradient(member).is_sparse:
+            name = type(self).__name__
+            advice = ", please consider SparseAdam instead" if name == "Adam" else ""
+            raise RuntimeError(f"{name} does not support sparse gradients{advice}")
+
+    def _prepare_state(self, member: Member) -> None:
+        """Create what the state of a parameter lacks."""
+        wanted = {name for name in member.entries if name is not None}
+        if not wanted or wanted <= self.state[member.parameter].keys():
+            return
+        state = self.state[member.parameter]
+        if member.entries.step is None:
+            self._fresh.add(id(member.parameter))
+        if not (wanted - {"ema"}) <= state.keys():
+            for name, entry in self._new_state(member.parameter, member.group).items():
+                state.setdefault(name, entry)
+        if "ema" in wanted and "ema" not in state:
+            state["ema"] = member.parameter.detach().clone(memory_format=torch.preserve_format)
+
+    def _cohort_key(self, member: Member) -> tuple[Any, ...]:
+        """Return what parameters must have in common to be stepped with the same numbers."""
+        return (id(member.group), self._step_number(member))
+
+    def _step_number(self, member: Member) -> int:
+        """Return the number of the coming step, 1 first; 2 for all others where none is kept."""
+        name = member.entries.step
+        if name is not None:
+            return int(self.state[member.parameter][name].item()) + 1
+        return 1 if id(member.parameter) in self._fresh else 2
+
+    def _ema_weights(self, member: Member) -> tuple[float, float] | None:
+        beta = self._phase.ema
+        return None if beta is None else ema_weights(beta, self._step_number(member))
+
+    def _state_of(self, member: Member) -> dict[str, Any]:
+        """Return the state of a parameter; an empty dict, kept nowhere, where it needs none."""
+        return self.state[member.parameter] if any(member.entries) else {}
+
+    def _takes_native(self, member: Member) -> bool:
+        """Whether the native engine can step a parameter: plain, on the CPU, contiguous."""
+        if self._is_special(member.group):
+            return False
+        p = member.parameter
+        state = self._state_of(member)
+        kept = [state[name] for name in member.entries[1:] if name is not None]
+        tensors = [p, _gradient(member), *kept]
+        if member.entries.step is not None:
+            step = state[member.entries.step]
+            if type(step) is not Tensor or not step.is_cpu or step.dtype not in _NATIVE_DTYPES:
+                return False
+        if self._copies and not _is_plain(self._copies[member.index], _COPY_DTYPES):
+            return False
+        return all(
+            _is_plain(each, _NATIVE_DTYPES) and each.dtype == p.dtype and each.shape == p.shape
+            for each in tensors
+        )
+
+    def _meets(self, member: Member, spans: list[tuple[int, int]]) -> bool:
+        """Whether a parameter or its state shares memory with one before; else note its memory.
+
+        Such parameters are stepped one after another, as torch does.
+        """
+        state = self._state_of(member)
+        tensors = [member.parameter, *(state[name] for name in member.entries if name is not None)]
+        own = [
+            (each.data_ptr(), each.data_ptr() + each.nbytes) for each in tensors if each.numel()
+        ]
+        taken = _any_overlap(sorted([*spans, *own]))
+        if not taken:
+            spans.extend(own)
+        return taken
+
+    def _group_index(self, group: dict[str, Any]) -> int:
+        return next(i for i, each in enumerate(self.param_groups) if each is group)
+
+    def _given_numbers(self, plan: _Plan) -> list[tuple[float, ...]] | None:
+        """Return the numbers of the cohorts without options, and their weights of the average."""
+        if not plan.numbered:
+            return None
+        return [
+            (*self._numbers(member), *(self._ema_weights(member) or (0.0, 0.0)))
+            for member in plan.numbered
+        ]
+
+    def _reset(self) -> None:
+        self._plan: _Plan | None = None
+        self._outcome: Outcome | None = None
+        self._averaged = False
+        #: Parameters (by identity) before their first step, where no step is kept.
+        self._fresh: set[int] = set()
+
+    # -- a GradScaler's protocol -------------------------------------------------------------
+
+    def _found_inf(self) -> bool:
+        found = self.__dict__.get("found_inf")
+        return found is not None and bool(found.item())
+
+    def _loss_scale(self) -> float:
+        scale = self.__dict__.get("grad_scale")
+        return 1.0 if scale is None else float(scale.item())
+
+    # -- what the step leaves ----------------------------------------------------------------
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Return what the last step did: float64 scalars under ``"<parameter>/<statistic>"``.
+
+        The statistics are the fields of :class:`adamas.Statistics`; parameters have the names
+        given by ``named_parameters()``, or ``"<group>.<index>"``. The form is that of
+        TensorBoard's ``add_scalar(tag, value)``. Raises RuntimeError where ``statistics=True``
+        was not given or no step was made yet.
+        """
+        if not self._phase.statistics:
+            raise RuntimeError(
+                "No statistics were taken. Create the optimizer with statistics=True."
+            )
+        outcome, plan = self._outcome, self._plan
+        if outcome is None or outcome.statistics is None or plan is None:
+            raise RuntimeError("There are no statistics: the last step was left out, or none made.")
+        names = self._names()
+        members = (*plan.native_members, *plan.other_members)
+        return {
+            f"{names[member.index]}/{field}": torch.tensor(value, dtype=torch.float64)
+            for member, taken in zip(members, outcome.statistics, strict=True)
+            if taken is not None
+            for field, value in vars(taken).items()
+        }
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """Norm of all gradients of the last step, unscaled; None where no option needed it."""
+        return None if self._outcome is None else self._outcome.norm
+
+    @property
+    def copies(self) -> list[Tensor]:
+        """The low-precision copies of the parameters, in their order; empty without ``copy_to``."""
+        return list(self._copies or ())
+
+    @contextmanager
+    def ema_weights(self) -> Generator[None]:
+        """Put the averaged parameters in place of the parameters while the context is open.
+
+        The parameters come back when it closes, on errors too; a step inside is refused.
+        Parameters that were never stepped stay as they are, and so do a model's buffers (as with
+        torch's AveragedModel, whose buffers are the model's). Raises RuntimeError where ``ema=``
+        was not given, or inside itself.
+        """
+        if self._phase.ema is None:
+            raise RuntimeError("No average of the weights is kept. Create the optimizer with ema=.")
+        if self._averaged:
+            raise RuntimeError("The averaged weights are in place already.")
+        pairs = [(p, state["ema"]) for p, state in self.state.items() if "ema" in state]
+        kept = [p.detach().clone() for p, _ in pairs]
+        plan, self._plan, self._averaged = self._plan, None, True
+        try:
+            with torch.no_grad():
+                for p, average in pairs:
+                    p.copy_(average)
+            yield
+        finally:
+            with torch.no_grad():
+                for (p, _), value in zip(pairs, kept, strict=True):
+                    p.copy_(value)
+            self._plan, self._averaged = plan, False
+
+    # -- saving, loading, copying ------------------------------------------------------------
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state_dict, of this optimizer or of torch's of the same name.
+
+        Unlike torch, entries keep the dtype they were saved in, and none shares memory with
+        ``state_dict`` afterwards.
+        """
+        given: list[dict[str, Any]] = []
+        handle = self.register_load_state_dict_pre_hook(lambda _, taken: given.append(taken))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            handle.remove()
+        ids = [i for group in given[0]["param_groups"] for i in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for i, parameter in zip(ids, parameters, strict=True):
+            saved = given[0]["state"].get(i, {})
+            for name, value in saved.items() if isinstance(saved, dict) else ():
+                if isinstance(value, Tensor):
+                    loaded = self.state[parameter][name]
+                    own = value.detach().to(device=loaded.device, copy=True)
+                    self.state[parameter][name] = own
+        self._reset()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what torch keeps, and the phase."""
+        kept = dict(super().__getstate__())
+        return {**kept, "_phase": self._phase, "_copies": self._copies, "skipped": self.skipped}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, older ones with fewer options included."""
+        super().__setstate__(state)
+        for name, value in (("_phase", Phase()), ("_copies", None), ("skipped", 0)):
+            self.__dict__.setdefault(name, value)
+        self._reset()
+        for group in self.param_groups:
+            for name, value in self.defaults.items():
+                group.setdefault(name, value)
+            step = self._entries(group).step
+            for p in group["params"]:
+                kept = self.state.get(p)
+                if kept and step in kept and not isinstance(kept[step], Tensor):
+                    on_device = group.get("capturable") or group.get("fused")
+                    device = p.device if on_device else None
+                    kept[step] = torch.tensor(
+                        float(kept[step]), dtype=_step_dtype(), device=device
+                    )
+
+    # -- inside ------------------------------------------------------------------------------
+
+    def _names(self) -> list[str]:
+        names: list[str] = []
+        for i, group in enumerate(self.param_groups):
+            given = group.get("param_names")
+            names.extend(given or (f"{i}.{j}" for j in range(len(group["params"]))))
+        return names
+
+    def _made_copies(self, copy_to: CopyTo | None) -> list[Tensor] | None:
+        if copy_to is None:
+            return None
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        if isinstance(copy_to, torch.dtype):
+            if copy_to not in _COPY_DTYPES:
+                raise ValueError(
+                    f"copy_to is {copy_to}, but it must be torch.bfloat16 or torch.float16, "
+                    "or a tensor for each parameter."
+                )
+            return [p.detach().to(copy_to) for p in parameters]
+        copies = [copy.detach() for copy in copy_to]
+        if len(copies) != len(parameters):
+            raise ValueError(
+                f"copy_to has {len(copies)} tensors, but there are {len(parameters)} parameters. "
+                "Give one for each, in the same order."
+            )
+        for i, (copy, p) in enumerate(zip(copies, parameters, strict=True)):
+            if copy.shape != p.shape or not copy.is_floating_point():
+                raise ValueError(
+                    f"copy_to[{i}] has shape {tuple(copy.shape)} and dtype {copy.dtype}, but "
+                    f"the parameter has shape {tuple(p.shape)}. Give a floating tensor like it."
+                )
+        return copies
+
+
+_NOT_DIFFERENTIABLE = (
+    "differentiable=True asks for a step that autograd can see through, but adamas steps in place "
+    "outside of autograd. Use torch.optim for that optimizer, or torch.func with adamas.rule."
+)
+
+
+def scalar(value: Any) -> float:
+    """Return an option that may be a number or a tensor of one element as a float."""
+    return float(value.item()) if isinstance(value, Tensor) else float(value)
+
+
+def _outcome(parts: tuple[Any, ...]) -> Outcome:
+    applied, norm, nonfinite, statistics = parts
+    if statistics is not None:
+        statistics = tuple(Statistics(*each) for each in statistics)
+    return Outcome(applied, norm, nonfinite, statistics)
+
+
+def _gradient(member: Member) -> Tensor:
+    gradient = member.parameter.grad
+    assert gradient is not None
+    return gradient
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this process's part of a distributed tensor, or the tensor itself."""
+    to_local = getattr(tensor, "to_local", None)
+    return tensor if to_local is None else to_local()
+
+
+def _is_plain(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
+    return (
+        type(tensor) in _PLAIN_TYPES
+        and tensor.dtype in dtypes
+        and tensor.is_cpu
+        and tensor.layout == torch.strided
+        and tensor.is_contiguous()
+    )
+
+
+def _any_overlap(spans: list[tuple[int, int]]) -> bool:
+    return any(end > start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+
+
+def _step_dtype() -> torch.dtype:
+    return torch.float64 if torch.get_default_dtype() == torch.float64 else torch.float32

@@ -1,0 +1,54 @@
+"""Groups of parameters with and without weight decay, as most models are trained."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+__all__ = ["param_groups"]
+
+#: Layers whose parameters set a scale or a position, so that shrinking them makes no sense.
+_NORMS = (
+    nn.modules.batchnorm._NormBase,
+    nn.LayerNorm,
+    nn.GroupNorm,
+    nn.LocalResponseNorm,
+    nn.CrossMapLRN2d,
+    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
+)
+
+
+def param_groups(
+    model: nn.Module, weight_decay: float, *, decay_embeddings: bool = True
+) -> list[dict[str, Any]]:
+    """Return two groups: parameters that decay by ``weight_decay``, and those that do not.
+
+    Not decayed are biases, everything in a normalisation layer (torch's, or any class whose name
+    ends in "Norm"), every other parameter with fewer than two dimensions, and with
+    ``decay_embeddings=False`` the weights of ``nn.Embedding`` and ``nn.EmbeddingBag``. Parameters
+    that need no gradient are left out; shared ones are listed once, under their first name, and
+    do not decay if any of their uses does not. Groups carry ``param_names``. Raises ValueError for
+    a model without trainable parameters.
+    """
+    exempt = {
+        id(parameter)
+        for module in model.modules()
+        for name, parameter in module.named_parameters(recurse=False)
+        if _is_exempt(module, name, parameter, decay_embeddings)
+    }
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise ValueError("The model has no parameter that needs a gradient, so nothing to group.")
+    decayed = [(name, p) for name, p in named if id(p) not in exempt]
+    others = [(name, p) for name, p in named if id(p) in exempt]
+    groups = [(decayed, weight_decay), (others, 0.0)]
+    return [{"params": members, "weight_decay": decay} for members, decay in groups if members]
+
+
+def _is_exempt(module: nn.Module, name: str, parameter: Any, decay_embeddings: bool) -> bool:
+    if isinstance(module, _NORMS) or type(module).__name__.endswith("Norm"):
+        return True
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return not decay_embeddings
+    return name.endswith("bias") or parameter.ndim < 2

@@ -1,0 +1,247 @@
+"""The rule in plain torch operations: any device, any floating dtype, any strides.
+
+It calls :func:`adamas.rule.rule` itself, on tensors that say which functions belong to them. Each
+operation is one torch kernel, so nothing is fused and the bits are those of the other engines
+where the device rounds correctly. Slower than the native engine; exact all the same.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adamas.coefficients import Coefficients
+from adamas.rule import Result, rule, smooth
+from adamas.statistics import ENLARGE, LANES, SHRINK, SMALLEST_SUM, TILE, Statistics
+
+__all__ = ["Tensors", "count_nonfinite", "norm_from_tiles", "step_rmsprop", "step_tensor", "tile_sums"]
+
+
+@dataclass
+class Tensors:
+    """One parameter with what is stepped along: of one shape; None where there is none."""
+
+    parameter: Tensor
+    gradient: Tensor
+    mean: Tensor | None
+    square: Tensor | None
+    largest_square: Tensor | None
+    ema: Tensor | None
+    copy: Tensor | None
+
+
+def step_tensor(
+    tensors: Tensors,
+    numbers: Coefficients,
+    ema_weights: tuple[float, float] | None,
+    *,
+    recorded: bool,
+) -> Statistics | None:
+    """Make one step in place; return what it did where that is to be ``recorded``.
+
+    bfloat16 and float16 are computed in float32 and rounded to nearest once, on storing.
+    """
+    p, g, m, v, w = (
+        None if each is None else _Operand(_real(each).to(_arithmetic(each)))
+        for each in (
+            tensors.parameter,
+            tensors.gradient,
+            tensors.mean,
+            tensors.square,
+            tensors.largest_square,
+        )
+    )
+    assert p is not None
+    result = Result(*map(_plain, rule(_rounded(numbers, p.tensor.dtype), p, g, m, v, w)))
+    record = _describe(tensors.gradient, p.tensor, result) if recorded else None
+    _store(tensors.parameter, result.p)
+    _store(tensors.mean, result.m)
+    _store(tensors.square, result.v)
+    _store(tensors.largest_square, result.w)
+    if tensors.ema is not None and ema_weights is not None:
+        average = _Operand(_real(tensors.ema).to(_arithmetic(tensors.ema)))
+        now = _Operand(_real(tensors.parameter).to(average.tensor.dtype))
+        keep, take = (_number(weight, average.tensor.dtype) for weight in ema_weights)
+        _store(tensors.ema, smooth(keep, take, average, now).tensor)
+    if tensors.copy is not None:
+        tensors.copy.copy_(tensors.parameter)
+    return record
+
+
+def step_rmsprop(
+    tensors: Tensors, state: dict[str, Any], options: dict[str, float], factor: float
+) -> None:
+    """Make one step of RMSprop with momentum, or centered, as torch defines them, in place.
+
+    ``factor`` multiplies the gradient; ``options`` has lr, alpha, eps, weight_decay, momentum. The
+    entries ``momentum_buffer`` and ``grad_avg`` of ``state`` are used where they exist.
+    """
+    p, g = _real(tensors.parameter), _real(tensors.gradient)
+    g = g if factor == 1.0 else g * factor
+    if options["weight_decay"] != 0:
+        g = g.add(p, alpha=options["weight_decay"])
+    assert tensors.square is not None
+    v = _real(tensors.square)
+    v.mul_(options["alpha"]).addcmul_(g, g, value=1 - options["alpha"])
+    if "grad_avg" in state:
+        mean = _real(state["grad_avg"])
+        mean.lerp_(g, 1 - options["alpha"])
+        root = v.addcmul(mean, mean, value=-1).sqrt_()
+    else:
+        root = v.sqrt()
+    root.add_(options["eps"])
+    if "momentum_buffer" in state:
+        buffer = _real(state["momentum_buffer"])
+        buffer.mul_(options["momentum"]).addcdiv_(g, root)
+        p.add_(buffer, alpha=-options["lr"])
+    else:
+        p.addcdiv_(g, root, value=-options["lr"])
+    if tensors.copy is not None:
+        tensors.copy.copy_(tensors.parameter)
+
+
+def tile_sums(x: Tensor, scale: float = 1.0) -> list[float]:
+    """Return the sum of squares of each tile of ``x`` times ``scale``: adamas.statistics' order."""
+    flat = _real(x).reshape(-1).to(torch.float64)
+    tiles = -(-flat.numel() // TILE)
+    padded = torch.nn.functional.pad(flat, (0, tiles * TILE - flat.numel()))
+    rows = padded.reshape(tiles, TILE // LANES, LANES) * scale
+    squares = rows * rows
+    lanes = torch.zeros((tiles, LANES), dtype=torch.float64, device=x.device)
+    for row in range(TILE // LANES):
+        lanes = lanes + squares[:, row]
+    while lanes.shape[1] > 1:
+        half = lanes.shape[1] // 2
+        lanes = lanes[:, :half] + lanes[:, half:]
+    return lanes[:, 0].tolist()
+
+
+def norm_from_tiles(tensors: list[Tensor]) -> float:
+    """Return the Euclidean norm of all elements of all tensors, as one vector."""
+
+    def total(scale: float) -> float:
+        try:
+            return math.fsum(part for x in tensors for part in tile_sums(x, scale))
+        except OverflowError:
+            return math.inf
+
+    plain = total(1.0)
+    if math.isnan(plain) or SMALLEST_SUM <= plain < math.inf:
+        return math.sqrt(plain)
+    scale = SHRINK if plain == math.inf else ENLARGE
+    return math.sqrt(total(scale)) / scale
+
+
+def count_nonfinite(x: Tensor) -> int:
+    """Return how many elements are infinite or NaN."""
+    return int(x.numel() - torch.isfinite(_real(x)).sum().item()) if x.numel() else 0
+
+
+def _describe(gradient: Tensor, before: Tensor, result: Result) -> Statistics:
+    """Return what one step did to one tensor."""
+    size = before.numel()
+    moved = int((result.p != before).sum().item())
+    return Statistics(
+        gradient_norm=norm_from_tiles([gradient]),
+        parameter_norm=norm_from_tiles([before]),
+        update_norm=norm_from_tiles([result.change]),
+        largest_update=float(result.u.abs().max().item()) if size else 0.0,
+        nonfinite=count_nonfinite(gradient),
+        unmoved=1.0 - moved / size if size else 0.0,
+    )
+
+
+def _where(condition: Any, yes: Any, no: Any) -> _Operand:
+    return _Operand(torch.where(_plain(condition), _plain(yes), _plain(no)))
+
+
+#: The functions the rule asks an array for.
+_NAMESPACE = SimpleNamespace(
+    where=_where,
+    abs=lambda x: _Operand(x.tensor.abs()),
+    sqrt=lambda x: _Operand(x.tensor.sqrt()),
+    zeros_like=lambda x: _Operand(torch.zeros_like(x.tensor)),
+    ones_like=lambda x: _Operand(torch.ones_like(x.tensor)),
+    finfo=lambda dtype: SimpleNamespace(smallest_normal=torch.finfo(dtype).smallest_normal),
+)
+
+
+class _Operand:
+    """A tensor as the rule wants its operands: with the functions that belong to it."""
+
+    __slots__ = ("tensor",)
+
+    def __init__(self, tensor: Tensor) -> None:
+        self.tensor = tensor
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.tensor.dtype
+
+    def __array_namespace__(self) -> SimpleNamespace:
+        return _NAMESPACE
+
+    def __add__(self, other: Any) -> _Operand:
+        return _Operand(self.tensor + _plain(other))
+
+    def __sub__(self, other: Any) -> _Operand:
+        return _Operand(self.tensor - _plain(other))
+
+    def __mul__(self, other: Any) -> _Operand:
+        return _Operand(self.tensor * _plain(other))
+
+    def __truediv__(self, other: Any) -> _Operand:
+        return _Operand(self.tensor / _plain(other))
+
+    def __lt__(self, other: Any) -> _Operand:
+        return _Operand(self.tensor < _plain(other))
+
+    def __gt__(self, other: Any) -> _Operand:
+        return _Operand(self.tensor > _plain(other))
+
+    def __eq__(self, other: object) -> _Operand:  # type: ignore[override]
+        return _Operand(self.tensor == _plain(other))
+
+    def __ne__(self, other: object) -> _Operand:  # type: ignore[override]
+        return _Operand(self.tensor != _plain(other))
+
+    def __and__(self, other: Any) -> _Operand:
+        return _Operand(self.tensor & _plain(other))
+
+    def __or__(self, other: Any) -> _Operand:
+        return _Operand(self.tensor | _plain(other))
+
+    __rmul__ = __mul__
+    __radd__ = __add__
+    __hash__ = None  # type: ignore[assignment]
+
+
+def _plain(value: Any) -> Any:
+    return value.tensor if isinstance(value, _Operand) else value
+
+
+def _real(x: Tensor) -> Tensor:
+    return torch.view_as_real(x) if x.is_complex() else x
+
+
+def _arithmetic(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype in (torch.float64, torch.complex128) else torch.float32
+
+
+def _store(target: Tensor | None, value: Tensor | None) -> None:
+    if target is not None and value is not None:
+        _real(target).copy_(value)
+
+
+def _number(value: float, dtype: torch.dtype) -> float:
+    """Return ``value`` rounded to ``dtype``, so that torch's own conversion changes nothing."""
+    return value if dtype == torch.float64 else torch.tensor(value, dtype=dtype).item()
+
+
+def _rounded(numbers: Coefficients, dtype: torch.dtype) -> Coefficients:
+    return Coefficients(*(_number(number, dtype) for number in numbers))

@@ -1,0 +1,448 @@
+"""The methods: what each takes from torch, keeps as state, and means in numbers of the rule."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adamas.coefficients import Coefficients, one_minus_power
+from adamas.options import Options
+from adamas.torch.base import Entries, Member, Optimizer, Params, scalar
+from adamas.torch.operations import Tensors, step_rmsprop
+
+__all__ = ["SGD", "Adam", "AdamW", "NAdam", "RMSprop"]
+
+
+class Adam(Optimizer):
+    """Adam (Kingma & Ba 2015), as torch.optim.Adam; see there for the arguments.
+
+    The phase's arguments (``clip_norm`` and on) are those of :class:`adamas.Phase`; ``copy_to`` is
+    ``torch.bfloat16`` or ``torch.float16``, or tensors to keep as copies of the parameters.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        amsgrad: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        decoupled_weight_decay: bool = False,
+        **phase: Any,
+    ) -> None:
+        """Check the arguments as torch does."""
+        _check_tensor_lr(lr, foreach, capturable)
+        _check_at_least_zero("learning rate", lr)
+        _check_at_least_zero("epsilon value", eps)
+        _check_betas(betas)
+        _check_at_least_zero("weight_decay value", weight_decay)
+        _check_tensor_betas(betas, foreach, capturable)
+        _check_fused(fused, foreach, differentiable)
+        defaults = {
+            "lr": lr,
+            "betas": (_number(betas[0]), _number(betas[1])),
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+            "fused": fused,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        super().__init__(params, defaults, **phase)
+
+    def _entries(self, group: dict[str, Any]) -> Entries:
+        largest = "max_exp_avg_sq" if group["amsgrad"] else None
+        return Entries("step", "exp_avg", "exp_avg_sq", largest, None)
+
+    def _options(self, group: dict[str, Any]) -> Options | None:
+        beta1, beta2 = group["betas"]
+        return Options(
+            betas=(scalar(beta1), scalar(beta2)),
+            eps=scalar(group["eps"]),
+            weight_decay=scalar(group["weight_decay"]),
+            decay="decoupled" if group["decoupled_weight_decay"] else "l2",
+            amsgrad=bool(group["amsgrad"]),
+            maximize=bool(group["maximize"]),
+        )
+
+
+class AdamW(Adam):
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019), as torch.optim.AdamW."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float | Tensor, float | Tensor] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        **phase: Any,
+    ) -> None:
+        """Check the arguments as torch does."""
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            foreach=foreach,
+            maximize=maximize,
+            capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
+            decoupled_weight_decay=True,
+            **phase,
+        )
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state; the decay stays decoupled, whatever an old one says."""
+        super().__setstate__(state)
+        for group in self.param_groups:
+            group["decoupled_weight_decay"] = True
+
+
+class NAdam(Optimizer):
+    """Adam with Nesterov's momentum and its schedule (Dozat 2016), as torch.optim.NAdam."""
+
+    _has_more_state = True
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 2e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum_decay: float = 4e-3,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        **phase: Any,
+    ) -> None:
+        """Check the arguments as torch does."""
+        _check_tensor_lr(lr)
+        _check_at_least_zero("learning rate", lr)
+        _check_at_least_zero("epsilon value", eps)
+        _check_betas(betas)
+        _check_at_least_zero("weight_decay value", weight_decay)
+        _check_at_least_zero("momentum_decay value", momentum_decay)
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "momentum_decay": momentum_decay,
+            "decoupled_weight_decay": decoupled_weight_decay,
+            "maximize": maximize,
+            "foreach": foreach,
+            "capturable": capturable,
+            "differentiable": differentiable,
+        }
+        super().__init__(params, defaults, **phase)
+
+    def _entries(self, group: dict[str, Any]) -> Entries:
+        return Entries("step", "exp_avg", "exp_avg_sq", None, None)
+
+    def _options(self, group: dict[str, Any]) -> Options | None:
+        return None
+
+    def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        state = super()._new_state(parameter, group)
+        step = state.pop("step")
+        return {"step": step, "mu_product": torch.ones_like(step), **state}
+
+    def _cohort_key(self, member: Member) -> tuple[Any, ...]:
+        return (*super()._cohort_key(member), float(self.state[member.parameter]["mu_product"]))
+
+    def _numbers(self, member: Member) -> Coefficients:
+        group, state = member.group, self.state[member.parameter]
+        beta1, beta2 = map(scalar, group["betas"])
+        lr, decay = scalar(group["lr"]), scalar(group["weight_decay"])
+        step = self._step_number(member)
+        now, following = _nadam_momentum(group, step), _nadam_momentum(group, step + 1)
+        product = torch.mul(state["mu_product"], now).item()  # in the dtype torch keeps it in
+        unbias2 = one_minus_power(beta2, step)
+        decoupled = group["decoupled_weight_decay"]
+        return Coefficients(
+            grad_scale=-1.0 if group["maximize"] else 1.0,
+            l2=0.0 if decoupled else decay,
+            decay=lr * decay if decoupled else 0.0,
+            keep1=beta1,
+            take1=1.0 - beta1,
+            keep2=beta2,
+            take2=1.0 - beta2,
+            from_m=following / (1.0 - product * following),
+            from_g=(1.0 - now) / (1.0 - product),
+            root=1.0 / unbias2**0.5,
+            inner=0.0,
+            eps=scalar(group["eps"]),
+            step=lr,
+        )
+
+    def _after_step(self, member: Member) -> None:
+        state = self.state[member.parameter]
+        state["mu_product"] *= _nadam_momentum(member.group, int(state["step"].item()))
+
+
+class RMSprop(Optimizer):
+    """Gradients over the root of their mean square (Tieleman & Hinton 2012), as torch's RMSprop.
+
+    With ``momentum`` or ``centered`` the arithmetic is not that of the rule: such groups are
+    stepped by torch's operations, without ``ema``, ``copy_to`` and ``statistics``.
+    """
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-2,
+        alpha: float = 0.99,
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        momentum: float = 0,
+        centered: bool = False,
+        capturable: bool = False,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        differentiable: bool = False,
+        **phase: Any,
+    ) -> None:
+        """Check the arguments as torch does."""
+        _check_tensor_lr(lr)
+        _check_at_least_zero("learning rate", lr)
+        _check_at_least_zero("epsilon value", eps)
+        _check_at_least_zero("momentum value", momentum)
+        _check_at_least_zero("weight_decay value", weight_decay)
+        _check_at_least_zero("alpha value", alpha)
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "alpha": alpha,
+            "eps": eps,
+            "centered": centered,
+            "weight_decay": weight_decay,
+            "capturable": capturable,
+            "foreach": foreach,
+            "maximize": maximize,
+            "differentiable": differentiable,
+        }
+        super().__init__(params, defaults, **phase)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch; refuse the combinations that have no meaning here."""
+        merged = {**self.defaults, **param_group}
+        taken = self._phase.ema is not None or self._phase.statistics
+        if taken and self._is_special(merged):
+            raise ValueError(
+                "ema and statistics belong to the rule, but RMSprop with momentum or centered "
+                "follows another. Leave out the one or the other."
+            )
+        super().add_param_group(param_group)
+
+    def _entries(self, group: dict[str, Any]) -> Entries:
+        return Entries("step", None, "square_avg", None, None)
+
+    def _options(self, group: dict[str, Any]) -> Options | None:
+        if scalar(group["alpha"]) >= 1:  # torch lets it pass; no decay rate of ours
+            return None
+        return Options(
+            betas=(None, scalar(group["alpha"])),
+            eps=scalar(group["eps"]),
+            weight_decay=scalar(group["weight_decay"]),
+            bias_correction="none",
+            maximize=bool(group["maximize"]),
+        )
+
+    def _numbers(self, member: Member) -> Coefficients:
+        group = member.group
+        alpha = scalar(group["alpha"])
+        return _PLAIN._replace(
+            grad_scale=-1.0 if group["maximize"] else 1.0,
+            l2=scalar(group["weight_decay"]),
+            keep2=alpha,
+            take2=1.0 - alpha,
+            eps=scalar(group["eps"]),
+            step=scalar(group["lr"]),
+        )
+
+    def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        state = super()._new_state(parameter, group)
+        zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+        if group["momentum"] > 0:
+            state["momentum_buffer"] = zeros
+        if group["centered"]:
+            state["grad_avg"] = zeros.clone()
+        return state
+
+    def _is_special(self, group: dict[str, Any]) -> bool:
+        return bool(group["centered"]) or group["momentum"] > 0
+
+    def _step_specially(
+        self, tensors: Tensors, state: dict[str, Any], group: dict[str, Any], factor: float
+    ) -> None:
+        options = {name: scalar(value) for name, value in group.items() if name in _RMSPROP}
+        step_rmsprop(tensors, state, options, -factor if group["maximize"] else factor)
+        state["step"] += 1
+
+
+class SGD(Optimizer):
+    """Gradient descent with torch's momentum (a sum, not a mean), as torch.optim.SGD."""
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        momentum: float = 0,
+        dampening: float = 0,
+        weight_decay: float | Tensor = 0,
+        nesterov: bool = False,
+        *,
+        maximize: bool = False,
+        foreach: bool | None = None,
+        differentiable: bool = False,
+        fused: bool | None = None,
+        **phase: Any,
+    ) -> None:
+        """Check the arguments as torch does."""
+        _check_tensor_lr(lr)
+        _check_at_least_zero("learning rate", lr)
+        _check_at_least_zero("momentum value", momentum)
+        _check_at_least_zero("weight_decay value", weight_decay)
+        _check_fused(fused, foreach, differentiable)
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+        defaults = {
+            "lr": lr,
+            "momentum": momentum,
+            "dampening": dampening,
+            "weight_decay": weight_decay,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "foreach": foreach,
+            "differentiable": differentiable,
+            "fused": fused,
+        }
+        super().__init__(params, defaults, **phase)
+
+    def _entries(self, group: dict[str, Any]) -> Entries:
+        mean = "momentum_buffer" if group["momentum"] != 0 else None
+        return Entries(None, mean, None, None, None)
+
+    def _options(self, group: dict[str, Any]) -> Options | None:
+        return None
+
+    def _numbers(self, member: Member) -> Coefficients:
+        group = member.group
+        momentum = scalar(group["momentum"])
+        first = self._step_number(member) == 1  # the first gradient is the buffer, undampened
+        return _PLAIN._replace(
+            grad_scale=-1.0 if group["maximize"] else 1.0,
+            l2=scalar(group["weight_decay"]),
+            keep1=0.0 if first else momentum,
+            take1=1.0 if first else 1.0 - scalar(group["dampening"]),
+            from_m=momentum if group["nesterov"] else 1.0,
+            from_g=1.0 if group["nesterov"] else 0.0,
+            step=scalar(group["lr"]),
+        )
+
+
+_RMSPROP = frozenset(("lr", "alpha", "eps", "weight_decay", "momentum"))
+
+#: The numbers of a method that keeps nothing and scales nothing.
+_PLAIN = Coefficients(
+    grad_scale=1.0,
+    l2=0.0,
+    decay=0.0,
+    keep1=0.0,
+    take1=1.0,
+    keep2=0.0,
+    take2=1.0,
+    from_m=1.0,
+    from_g=0.0,
+    root=1.0,
+    inner=0.0,
+    eps=0.0,
+    step=0.0,
+)
+
+
+def _nadam_momentum(group: dict[str, Any], step: int) -> float:
+    """Return μ of ``step``: β1 on its way up from half of it (Dozat 2016, section 2.2)."""
+    beta1 = scalar(group["betas"][0])
+    return beta1 * (1.0 - 0.5 * 0.96 ** (step * group["momentum_decay"]))
+
+
+# -- torch's checks, with torch's words ----------------------------------------------------------
+
+
+def _number(value: float | Tensor) -> float:
+    return scalar(value) if isinstance(value, Tensor) else value
+
+
+def _check_at_least_zero(name: str, value: float | Tensor) -> None:
+    if not 0.0 <= value:
+        raise ValueError(f"Invalid {name}: {value}")
+
+
+def _check_betas(betas: tuple[Any, Any]) -> None:
+    for i in (0, 1):
+        if not 0.0 <= betas[i] < 1.0:
+            raise ValueError(f"Invalid beta parameter at index {i}: {betas[i]}")
+
+
+def _check_tensor_lr(
+    lr: float | Tensor, foreach: bool | None = None, capturable: bool = False
+) -> None:
+    if not isinstance(lr, Tensor):
+        return
+    if foreach and not capturable:
+        raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+    if lr.numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
+
+
+def _check_tensor_betas(
+    betas: tuple[float | Tensor, float | Tensor], foreach: bool | None, capturable: bool
+) -> None:
+    are_tensors = [isinstance(beta, Tensor) for beta in betas]
+    if any(are_tensors) != all(are_tensors) or not (
+        all(are_tensors) or all(isinstance(beta, float) for beta in betas)
+    ):
+        raise ValueError("betas must be either both floats or both Tensors")
+    for i, beta in enumerate(betas):
+        if isinstance(beta, Tensor):
+            if not capturable and foreach:
+                raise ValueError(
+                    f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
+                )
+            if beta.numel() != 1:
+                raise ValueError(f"Tensor betas[{i}] must be 1-element")
+
+
+def _check_fused(fused: bool | None, foreach: bool | None, differentiable: bool) -> None:
+    if fused and differentiable:
+        raise RuntimeError("`fused` does not support `differentiable`")
+    if fused and foreach:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
