@@ -1,4 +1,4 @@
-// The part of the DLPack C exchange API that reads a tensor's description without owning it:
+// The part of the DLPack C exchange API that reads a tensor's description:
 // dmlc/dlpack, dlpack.h, version 1.3. Offered by a tensor type as the capsule
 // __dlpack_c_exchange_api__ with the name "dlpack_exchange_api".
 #pragma once
@@ -38,11 +38,20 @@ struct Version {
     std::uint32_t minor;
 };
 
+// A tensor that its maker keeps alive until `deleter` is called.
+struct ManagedTensor {
+    Version version;
+    void* manager;
+    void (*deleter)(ManagedTensor*);
+    std::uint64_t flags;
+    Tensor tensor;
+};
+
 struct ExchangeApi {
     Version version;
     ExchangeApi* older;  // other major versions
     void (*managed_tensor_allocator)();
-    void (*managed_tensor_from_py_object_no_sync)();
+    int (*managed_tensor_from_py_object_no_sync)(void* object, ManagedTensor** out);
     void (*managed_tensor_to_py_object_no_sync)();
     // Returns 0, or -1 with a Python error set. The description is valid while the object is.
     int (*tensor_from_py_object_no_sync)(void* object, Tensor* out);

@@ -12,6 +12,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <memory>
 #include <optional>
 #include <stdexcept>
 #include <utility>
@@ -39,6 +40,15 @@ struct View {
     }
 };
 
+struct Release {
+    void operator()(dlpack::ManagedTensor* managed) const {
+        if (managed->deleter != nullptr) {
+            managed->deleter(managed);
+        }
+    }
+};
+using Reference = std::unique_ptr<dlpack::ManagedTensor, Release>;
+
 // Reads tensors of one framework.
 class Reader {
 public:
@@ -54,6 +64,17 @@ public:
     }
 
     bool is_fast() const { return api_ != nullptr; }
+
+    // Returns a second reference to a tensor, or null. While a tensor has but one, PyTorch hands
+    // its Python object back and forth at every reading, which takes as long as the reading.
+    Reference refer(PyObject* tensor) const {
+        dlpack::ManagedTensor* managed = nullptr;
+        if (api_ != nullptr && api_->managed_tensor_from_py_object_no_sync(tensor, &managed) != 0) {
+            PyErr_Clear();
+            managed = nullptr;
+        }
+        return Reference(managed);
+    }
 
     // Returns nothing, with no Python error set, where the object is no plain tensor.
     std::optional<View> read(PyObject* tensor) const {
@@ -266,6 +287,7 @@ private:
             throw std::invalid_argument("A plan needs contiguous float32 or float64 CPU tensors.");
         }
         member.view = parameter;
+        references_.push_back(reader_.refer(member.parameter.ptr()));
         nb::object names = given[2];
         auto entry = [&](int i) -> void* {
             nb::object name = names[i];
@@ -332,6 +354,7 @@ private:
             throw std::invalid_argument("A plan needs state that fits its parameter.");
         }
         member.entries.push_back({tensor, view.data});
+        references_.push_back(reader_.refer(tensor.ptr()));
         return view.data;
     }
 
@@ -515,6 +538,7 @@ private:
     std::vector<nb::object> kept_;       // the same, to keep them alive
     std::vector<Cohort> cohorts_;
     std::vector<Member> members_;
+    std::vector<Reference> references_;  // to all tensors of the members
     nb::list changed_;                   // the parameters of the members
     std::vector<std::size_t> stateful_;  // members that keep a state
     std::vector<nb::object> idle_;
@@ -534,8 +558,8 @@ void bind_tensor_plan(nb::module_& module) {
              nb::arg("tensor_type"), nb::arg("parameter_type"), nb::arg("groups"),
              nb::arg("members"), nb::arg("cohorts"), nb::arg("idle"), nb::arg("phase"),
              nb::arg("increment_version"))
-        .def("step", &TensorPlan::step, nb::arg("groups"), nb::arg("state"), nb::arg("loss_scale"),
-             nb::arg("factor"), nb::arg("numbers").none(),
+        .def("step", &TensorPlan::step, nb::arg("groups"), nb::arg("state"),
+             nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0, nb::arg("numbers") = nb::none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")
         .def_prop_ro("is_fast", &TensorPlan::is_fast,
                      "Whether addresses come through the DLPack exchange API.");

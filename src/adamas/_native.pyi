@@ -30,9 +30,9 @@ class TensorPlan:
         self,
         groups: list[dict[str, Any]],
         state: Any,
-        loss_scale: float,
-        factor: float,
-        numbers: Sequence[tuple[float, ...]] | None,
+        loss_scale: float = 1.0,
+        factor: float = 1.0,
+        numbers: Sequence[tuple[float, ...]] | None = None,
     ) -> Any: ...
     @property
     def is_fast(self) -> bool: ...

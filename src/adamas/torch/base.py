@@ -87,6 +87,7 @@ class Optimizer(torch.optim.Optimizer):
         if defaults.get("differentiable"):
             raise ValueError(_NOT_DIFFERENTIABLE)
         self._phase = phase
+        self._copies: list[Tensor] | None = None
         self._reset()
         super().__init__(cast(Any, params), defaults)
         #: How many steps were left out because a gradient was not finite (``on_nonfinite="skip"``).
@@ -146,6 +147,20 @@ class Optimizer(torch.optim.Optimizer):
         RuntimeError for sparse gradients and FloatingPointError for ones that are not finite
         (where ``on_nonfinite="raise"``), before anything is changed.
         """
+        # First what nearly every step is, with next to no Python around the native call.
+        direct = self._direct
+        if (
+            direct is not None
+            and closure is None
+            and not self._optimizer_step_pre_hooks
+            and not self._optimizer_step_post_hooks
+            and not profiler._is_profiler_enabled
+            and not torch_optimizer._global_optimizer_pre_hooks
+            and not torch_optimizer._global_optimizer_post_hooks
+            and "found_inf" not in self.__dict__
+            and direct(self.param_groups, self.state) is None
+        ):
+            return None
         if (
             self._optimizer_step_pre_hooks
             or self._optimizer_step_post_hooks
@@ -190,7 +205,9 @@ class Optimizer(torch.optim.Optimizer):
                 "The averaged weights are in place, so no step can be made. "
                 "Leave the ema_weights() context first."
             )
-        self._plan = plan = self._planned()
+        self._keep(self._planned())
+        plan = self._plan
+        assert plan is not None
         if plan.native is not None and not plan.other_members:
             numbers = self._given_numbers(plan)
             parts = plan.native.step(self.param_groups, self.state, scale, 1.0, numbers)
@@ -270,7 +287,7 @@ class Optimizer(torch.optim.Optimizer):
                     self._after_step(member)
             if self._fresh:  # from now on these go with the others
                 self._fresh.clear()
-                self._plan = None if outcome is None else self._plan
+                self._keep(None if outcome is None else plan)
             return
         if self._phase.on_nonfinite == "skip":
             self.skipped += 1
@@ -437,8 +454,17 @@ class Optimizer(torch.optim.Optimizer):
             for member in plan.numbered
         ]
 
+    def _keep(self, plan: _Plan | None) -> None:
+        """Take over a plan for the next step."""
+        self._plan = plan
+        phase = self._phase
+        is_whole = plan is not None and not plan.other_members and not plan.numbered
+        is_bare = not phase.reads_first and not phase.statistics
+        #: The native step where it is all there is to do, and reports nothing.
+        self._direct = plan.native.step if plan and plan.native and is_whole and is_bare else None
+
     def _reset(self) -> None:
-        self._plan: _Plan | None = None
+        self._keep(None)
         self._outcome: Outcome | None = None
         self._averaged = False
         #: Parameters (by identity) before their first step, where no step is kept.
@@ -505,7 +531,9 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError("The averaged weights are in place already.")
         pairs = [(p, state["ema"]) for p, state in self.state.items() if "ema" in state]
         kept = [p.detach().clone() for p, _ in pairs]
-        plan, self._plan, self._averaged = self._plan, None, True
+        plan = self._plan
+        self._keep(None)
+        self._averaged = True
         try:
             with torch.no_grad():
                 for p, average in pairs:
@@ -515,7 +543,8 @@ class Optimizer(torch.optim.Optimizer):
             with torch.no_grad():
                 for (p, _), value in zip(pairs, kept, strict=True):
                     p.copy_(value)
-            self._plan, self._averaged = plan, False
+            self._keep(plan)
+            self._averaged = False
 
     # -- saving, loading, copying ------------------------------------------------------------
 
