@@ -152,7 +152,7 @@ class Optimizer:
         for each, options in zip(chosen, changed, strict=True):
             _check_same_state(each.options, options)
         for each, options in zip(chosen, changed, strict=True):
-            each._options = options
+            each.options = options
         self._plan_steps()
 
     # -- averaged weights --------------------------------------------------------------------
@@ -185,8 +185,11 @@ class Optimizer:
         """How many bytes of memory the state takes (without the parameters)."""
         return sum(state.nbytes for group in self.groups for state in group.states)
 
-    def state_dict(self) -> dict[str, Any]:
-        """Return everything a later run needs besides the parameters, as a copy.
+    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
+        """Return everything a later run needs besides the parameters.
+
+        The arrays are copies, or with ``copy=False`` the optimizer's own, which change with the
+        next step.
 
         ``step`` and ``skipped`` are counts; ``groups`` has the names and options of each group (a
         schedule is stored as None); ``state`` maps the name of each parameter to its arrays
@@ -200,7 +203,7 @@ class Optimizer:
                 for group in self.groups
             ],
             "state": {
-                name: {entry: array.copy() for entry, array in state.arrays().items()}
+                name: {e: a.copy() if copy else a for e, a in state.arrays().items()}
                 for name, state in self._named_states()
             },
         }
@@ -223,7 +226,7 @@ class Optimizer:
         for name, state in self._named_states():
             state.assign(arrays[name])
         for group, loaded in zip(self.groups, options, strict=True):
-            group._options = loaded
+            group.options = loaded
         self.steps, self.skipped = counts
         self._outcome = None
         self._plan_steps()
