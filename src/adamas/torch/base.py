@@ -8,14 +8,15 @@ distributed) take :mod:`adamas.torch.operations`, with the same rule.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
 import torch
+import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 from torch.autograd import profiler
-from torch.optim import optimizer as torch_optimizer
 
 from adamas import _native
 from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights
@@ -50,7 +51,7 @@ class Member(NamedTuple):
     parameter: Tensor
     group: dict[str, Any]
     entries: Entries
-    index: int  # among all parameters of all groups
+    place: int  # among all parameters of all groups
 
 
 class _Plan(NamedTuple):
@@ -128,7 +129,7 @@ class Optimizer(torch.optim.Optimizer):
     def _after_step(self, member: Member) -> None:
         """Bring such entries up to date."""
 
-    def _is_special(self, group: dict[str, Any]) -> bool:
+    def _is_special(self, group: dict[str, Any]) -> bool:  # noqa: ARG002
         """Whether parameters of ``group`` follow another rule, in :meth:`_step_specially`."""
         return False
 
@@ -147,28 +148,23 @@ class Optimizer(torch.optim.Optimizer):
         RuntimeError for sparse gradients and FloatingPointError for ones that are not finite
         (where ``on_nonfinite="raise"``), before anything is changed.
         """
-        # First what nearly every step is, with next to no Python around the native call.
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or profiler._is_profiler_enabled  # pyright: ignore[reportPrivateUsage]
+            or torch_optimizer._global_optimizer_pre_hooks  # pyright: ignore[reportPrivateUsage]
+            or torch_optimizer._global_optimizer_post_hooks  # pyright: ignore[reportPrivateUsage]
+        ):
+            return self._observed_step() if closure is None else self._observed_step(closure)
+        # What nearly every step is, with next to no Python around the native call.
         direct = self._direct
         if (
             direct is not None
             and closure is None
-            and not self._optimizer_step_pre_hooks
-            and not self._optimizer_step_post_hooks
-            and not profiler._is_profiler_enabled
-            and not torch_optimizer._global_optimizer_pre_hooks
-            and not torch_optimizer._global_optimizer_post_hooks
             and "found_inf" not in self.__dict__
             and direct(self.param_groups, self.state) is None
         ):
             return None
-        if (
-            self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
-            or profiler._is_profiler_enabled
-            or torch_optimizer._global_optimizer_pre_hooks
-            or torch_optimizer._global_optimizer_post_hooks
-        ):
-            return self._observed_step() if closure is None else self._observed_step(closure)
         return self._step(closure)
 
     #: torch wraps `step` for hooks and the profiler unless it finds this; see `_observed_step`.
@@ -260,7 +256,7 @@ class Optimizer(torch.optim.Optimizer):
             square=entry(entries.square),
             largest_square=entry(entries.largest_square),
             ema=entry(entries.ema),
-            copy=self._copies[member.index] if self._copies else None,
+            copy=self._copies[member.place] if self._copies else None,
         )
         if self._is_special(group):
             self._step_specially(tensors, state, group, factor)
@@ -295,7 +291,7 @@ class Optimizer(torch.optim.Optimizer):
         assert outcome.nonfinite is not None
         names = self._names()
         found = [
-            f"{names[member.index]} ({count} of {member.parameter.numel()} elements)"
+            f"{names[member.place]} ({count} of {member.parameter.numel()} elements)"
             for member, count in zip(
                 (*plan.native_members, *plan.other_members), outcome.nonfinite, strict=True
             )
@@ -337,7 +333,7 @@ class Optimizer(torch.optim.Optimizer):
                 cohorts.append((self._group_index(member.group), options))
                 if options is None:
                     numbered.append(member)
-            copy = self._copies[member.index] if self._copies else None
+            copy = self._copies[member.place] if self._copies else None
             tuples.append((member.parameter, state, tuple(member.entries), copy, known[key]))
         chosen = {id(member.parameter) for member in members}
         idle = [p for group in self.param_groups for p in group["params"] if id(p) not in chosen]
@@ -420,7 +416,7 @@ class Optimizer(torch.optim.Optimizer):
             step = state[member.entries.step]
             if type(step) is not Tensor or not step.is_cpu or step.dtype not in _NATIVE_DTYPES:
                 return False
-        if self._copies and not _is_plain(self._copies[member.index], _COPY_DTYPES):
+        if self._copies and not _is_plain(self._copies[member.place], _COPY_DTYPES):
             return False
         return all(
             _is_plain(each, _NATIVE_DTYPES) and each.dtype == p.dtype and each.shape == p.shape
@@ -434,9 +430,7 @@ class Optimizer(torch.optim.Optimizer):
         """
         state = self._state_of(member)
         tensors = [member.parameter, *(state[name] for name in member.entries if name is not None)]
-        own = [
-            (each.data_ptr(), each.data_ptr() + each.nbytes) for each in tensors if each.numel()
-        ]
+        own = [(each.data_ptr(), each.data_ptr() + each.nbytes) for each in tensors if each.numel()]
         taken = _any_overlap(sorted([*spans, *own]))
         if not taken:
             spans.extend(own)
@@ -500,9 +494,8 @@ class Optimizer(torch.optim.Optimizer):
         names = self._names()
         members = (*plan.native_members, *plan.other_members)
         return {
-            f"{names[member.index]}/{field}": torch.tensor(value, dtype=torch.float64)
+            f"{names[member.place]}/{field}": torch.tensor(value, dtype=torch.float64)
             for member, taken in zip(members, outcome.statistics, strict=True)
-            if taken is not None
             for field, value in vars(taken).items()
         }
 
@@ -591,9 +584,7 @@ class Optimizer(torch.optim.Optimizer):
                 if kept and step in kept and not isinstance(kept[step], Tensor):
                     on_device = group.get("capturable") or group.get("fused")
                     device = p.device if on_device else None
-                    kept[step] = torch.tensor(
-                        float(kept[step]), dtype=_step_dtype(), device=device
-                    )
+                    kept[step] = torch.tensor(float(kept[step]), dtype=_step_dtype(), device=device)
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -671,7 +662,7 @@ def _is_plain(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
 
 
 def _any_overlap(spans: list[tuple[int, int]]) -> bool:
-    return any(end > start for (_, end), (start, _) in zip(spans, spans[1:], strict=False))
+    return any(end > start for (_, end), (start, _) in itertools.pairwise(spans))
 
 
 def _step_dtype() -> torch.dtype:

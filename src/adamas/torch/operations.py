@@ -19,7 +19,14 @@ from adamas.coefficients import Coefficients
 from adamas.rule import Result, rule, smooth
 from adamas.statistics import ENLARGE, LANES, SHRINK, SMALLEST_SUM, TILE, Statistics
 
-__all__ = ["Tensors", "count_nonfinite", "norm_from_tiles", "step_rmsprop", "step_tensor", "tile_sums"]
+__all__ = [
+    "Tensors",
+    "count_nonfinite",
+    "norm_from_tiles",
+    "step_rmsprop",
+    "step_tensor",
+    "tile_sums",
+]
 
 
 @dataclass

@@ -163,10 +163,10 @@ class NAdam(Optimizer):
         }
         super().__init__(params, defaults, **phase)
 
-    def _entries(self, group: dict[str, Any]) -> Entries:
+    def _entries(self, group: dict[str, Any]) -> Entries:  # noqa: ARG002
         return Entries("step", "exp_avg", "exp_avg_sq", None, None)
 
-    def _options(self, group: dict[str, Any]) -> Options | None:
+    def _options(self, group: dict[str, Any]) -> Options | None:  # noqa: ARG002
         return None
 
     def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
@@ -261,7 +261,7 @@ class RMSprop(Optimizer):
             )
         super().add_param_group(param_group)
 
-    def _entries(self, group: dict[str, Any]) -> Entries:
+    def _entries(self, group: dict[str, Any]) -> Entries:  # noqa: ARG002
         return Entries("step", None, "square_avg", None, None)
 
     def _options(self, group: dict[str, Any]) -> Options | None:
@@ -350,7 +350,7 @@ class SGD(Optimizer):
         mean = "momentum_buffer" if group["momentum"] != 0 else None
         return Entries(None, mean, None, None, None)
 
-    def _options(self, group: dict[str, Any]) -> Options | None:
+    def _options(self, group: dict[str, Any]) -> Options | None:  # noqa: ARG002
         return None
 
     def _numbers(self, member: Member) -> Coefficients:
@@ -402,7 +402,7 @@ def _number(value: float | Tensor) -> float:
 
 
 def _check_at_least_zero(name: str, value: float | Tensor) -> None:
-    if not 0.0 <= value:
+    if not value >= 0.0:
         raise ValueError(f"Invalid {name}: {value}")
 
 
