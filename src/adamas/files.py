@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adamas.extras import require
 from adamas.numpy import Optimizer
 
 __all__ = ["load", "save"]
@@ -178,11 +179,4 @@ def _store_directory(directory: Path) -> None:
 
 
 def _safetensors(function: str) -> Any:
-    try:
-        import safetensors.numpy
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            f"adamas.{function} needs safetensors. "
-            'Install it with: pip install "adamas[safetensors]"'
-        ) from None
-    return safetensors.numpy
+    return require("safetensors.numpy", f"adamas.{function}", "safetensors", "safetensors")
