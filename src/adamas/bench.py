@@ -21,13 +21,12 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
 import adamas
-from adamas import _native
 from adamas.engines import native
 
 __all__ = [
@@ -339,7 +338,7 @@ def _bandwidth(quick: bool) -> Pair:
         judge.step(g[:4096].copy())
         _require_close(p[:4096], twin, 0.0, "a step and the reference engine's")
 
-    return Pair(lambda: optimizer.step(g), lambda: _native.touch(arrays), check)
+    return Pair(lambda: optimizer.step(g), lambda: native.touch(arrays), check)
 
 
 def _hundred(quick: bool) -> Pair:  # noqa: ARG001
@@ -479,15 +478,13 @@ def _torch_phase(shapes: Iterable[tuple[int, ...]]) -> Callable[[bool], Pair]:
             model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
         )
         copies = [p.detach().to(torch.bfloat16) for p in theirs]
-        copy_all: Any = vars(torch)[
-            "_foreach_copy_"
-        ]  # the fastest there is; public but for its name
+        copy_all = cast(Any, torch)._foreach_copy_  # the fastest there is
 
         def phase() -> None:
             torch.nn.utils.clip_grad_norm_(theirs, 1.0)
             other.step()
             average.update_parameters(model)
-            torch._foreach_copy_(copies, [p.detach() for p in theirs])
+            copy_all(copies, [p.detach() for p in theirs])
 
         def check() -> None:
             for _ in range(3):

@@ -21,13 +21,21 @@ from adamas.statistics import Outcome, Statistics
 
 __all__ = [
     "Plan",
+    "TensorPlan",
     "get_num_threads",
     "processor_count",
     "set_num_threads",
     "set_target",
     "target",
     "targets",
+    "touch",
 ]
+
+#: A step over the parameters of a torch.optim.Optimizer: native/tensor_plan.cpp.
+TensorPlan = _native.TensorPlan
+
+#: Reads four float32 arrays and writes three: what memory allows a step, for benchmarks.
+touch = _native.touch
 
 
 class Plan:

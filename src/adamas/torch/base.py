@@ -18,8 +18,8 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 from torch.autograd import profiler
 
-from adamas import _native
 from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights
+from adamas.engines.native import TensorPlan
 from adamas.options import OnNonfinite, Options, Phase
 from adamas.statistics import Outcome, Statistics
 from adamas.torch import operations
@@ -57,7 +57,7 @@ class Member(NamedTuple):
 class _Plan(NamedTuple):
     """How to make the next step, as long as nothing changes."""
 
-    native: Any  # a _native.TensorPlan, or None where no tensor takes it
+    native: Any  # a TensorPlan, or None where no tensor takes it
     native_members: tuple[Member, ...]
     other_members: tuple[Member, ...]
     #: One member of each cohort whose numbers are given with each step.
@@ -337,7 +337,7 @@ class Optimizer(torch.optim.Optimizer):
             tuples.append((member.parameter, state, tuple(member.entries), copy, known[key]))
         chosen = {id(member.parameter) for member in members}
         idle = [p for group in self.param_groups for p in group["params"] if id(p) not in chosen]
-        plan = _native.TensorPlan(
+        plan = TensorPlan(
             Tensor,
             torch.nn.Parameter,
             self.param_groups,
