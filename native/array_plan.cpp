@@ -14,6 +14,7 @@
 #include "bindings.h"
 #include "buffer.h"
 #include "convert.h"
+#include "float_mode.h"
 
 namespace nb = nanobind;
 
@@ -44,6 +45,7 @@ public:
             throw std::runtime_error("This optimizer is making a step in another thread.");
         }
         Turn turn{*this};
+        FloatMode mode;  // for the numbers of the step too, not for the sweep alone
         if (!borrow(gradients)) {
             return nb::borrow(Py_NotImplemented);
         }
@@ -128,13 +130,15 @@ private:
 
     void number_groups(std::int64_t number, nb::handle rates) {
         numbers_.clear();
+        std::size_t given = 0;
         for (nb::handle rate : rates) {
-            if (numbers_.size() < options_.size()) {
-                numbers_.push_back(numbers_at(options_[numbers_.size()], plan_->phase(), number,
-                                              nb::cast<double>(rate)));
+            if (given < options_.size()) {
+                numbers_.push_back(
+                    numbers_at(options_[given], plan_->phase(), number, nb::cast<double>(rate)));
             }
+            ++given;
         }
-        if (numbers_.size() != options_.size()) {
+        if (given != options_.size()) {
             throw std::invalid_argument("A step needs one learning rate for each group.");
         }
     }

@@ -21,6 +21,7 @@
 #include "bindings.h"
 #include "convert.h"
 #include "dlpack.h"
+#include "float_mode.h"
 
 namespace nb = nanobind;
 
@@ -234,6 +235,7 @@ public:
             throw std::runtime_error("This optimizer is making a step in another thread.");
         }
         Turn turn{*this};
+        FloatMode mode;  // for the numbers of the step too, not for the sweep alone
         if (!same_groups(groups) || !same_state(state) || !same_members() || !number(numbers) ||
             !borrow_gradients()) {
             return nb::borrow(Py_NotImplemented);
