@@ -60,7 +60,7 @@ TensorStatistics described(const TileReport* reports, std::int64_t count) {
     result.parameter_norm = norm_of(reports, tiles, &TileReport::parameter);
     result.update_norm = norm_of(reports, tiles, &TileReport::update);
     result.unmoved =
-        count > 0 ? 1.0 - static_cast<double>(moved) / static_cast<double>(count) : 0.0;
+        count > 0 ? static_cast<double>(count - moved) / static_cast<double>(count) : 0.0;
     return result;
 }
 

@@ -114,7 +114,7 @@ def _describe(gradient: Array, before: Array, result: Result) -> Statistics:
         update_norm=norm([result.change]),
         largest_update=float(np.max(np.abs(result.u), initial=0.0)),
         nonfinite=_count_nonfinite(gradient),
-        unmoved=1.0 - moved / before.size if before.size else 0.0,
+        unmoved=(before.size - moved) / before.size if before.size else 0.0,
     )
 
 

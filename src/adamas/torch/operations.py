@@ -159,7 +159,7 @@ def _describe(gradient: Tensor, before: Tensor, result: Result) -> Statistics:
         update_norm=norm_from_tiles([result.change]),
         largest_update=float(result.u.abs().max().item()) if size else 0.0,
         nonfinite=count_nonfinite(gradient),
-        unmoved=1.0 - moved / size if size else 0.0,
+        unmoved=(size - moved) / size if size else 0.0,
     )
 
 

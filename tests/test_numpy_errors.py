@@ -1,0 +1,305 @@
+"""Bad input is refused in words, before anything is touched."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import adamas
+
+
+def read_only():
+    p = np.ones(3)
+    p.flags.writeable = False
+    return p
+
+
+def unaligned():
+    return np.frombuffer(bytearray(33), dtype=np.uint8)[1:].view(np.float64)
+
+
+def overlapping():
+    whole = np.zeros(10)
+    return {"first": whole[:6], "second": whole[5:]}
+
+
+def interleaved():
+    whole = np.zeros(10)
+    return [whole[::2], whole[1::2]]
+
+
+PARAMETERS = [
+    (
+        lambda: np.ones(3, np.int64),
+        TypeError,
+        "Parameter x has dtype int64, but it must be float32 or float64 in native byte order. "
+        "Convert it first, for example with .astype(numpy.float32).",
+    ),
+    (lambda: np.ones(3, ">f4"), TypeError, "Parameter x has dtype >f4, but it must be float32"),
+    (lambda: np.ones(3, np.float16), TypeError, "Parameter x has dtype float16, but it must be"),
+    (
+        lambda: {"a": [1.0, 2.0]},
+        TypeError,
+        "Parameter a.0 is a float, but it must be a NumPy array, so that it can be changed in "
+        "place.",
+    ),
+    (lambda: None, TypeError, "Parameter x is a NoneType, but it must be a NumPy array"),
+    (read_only, ValueError, "Parameter x is read-only. Give a writeable array, or a copy."),
+    (unaligned, ValueError, "Parameter x is not aligned in memory. Give a copy of it."),
+    (
+        overlapping,
+        ValueError,
+        "Parameters first and second share memory, so a step would change the shared elements "
+        "twice. Give each array once.",
+    ),
+    (lambda: [np.ones(2)] * 2, ValueError, "Parameters 0 and 1 share memory"),
+    (
+        lambda: np.lib.stride_tricks.as_strided(np.ones(3), (3, 3), (0, 8)),
+        ValueError,
+        "Parameter x has elements that share memory (a broadcast or sliding view). "
+        "Give a copy of it.",
+    ),
+    (
+        lambda: np.lib.stride_tricks.as_strided(np.ones(4), (3, 2), (8, 8)),
+        ValueError,
+        "Parameter x has elements that share memory",
+    ),
+    (list, ValueError, "params holds no array. Give at least one array to optimize."),
+    (
+        lambda: {"a.b": np.ones(1), "a": {"b": np.ones(1)}},
+        ValueError,
+        "Two parameters have the name a.b.",
+    ),
+    (
+        lambda: [{"params": np.ones(1), "learning_rate": 1.0}],
+        TypeError,
+        "params[0] has the unknown option 'learning_rate'. Possible are amsgrad, betas,",
+    ),
+    (
+        lambda: [{"params": np.ones(1), "betas": (None, 0.9)}],
+        ValueError,
+        "betas is (None, 0.9), but every group of one optimizer keeps the same running means",
+    ),
+]
+
+
+@pytest.mark.parametrize(("made", "error", "message"), PARAMETERS)
+def test_parameters_that_cannot_be_stepped_are_refused(made, error, message):
+    with pytest.raises(error, match=re.escape(message)):
+        adamas.Adam(made())
+
+
+def test_parameters_that_interleave_without_meeting_are_taken():
+    params = interleaved()
+    adamas.Adam(params, lr=1.0).step([np.ones(5), -np.ones(5)])
+    assert params[0].tolist() == pytest.approx([-1.0] * 5)
+    assert params[1].tolist() == pytest.approx([1.0] * 5)
+
+
+def in_a_dict():
+    return {"a": np.ones(3, np.float32), "b": np.ones((2, 2))}
+
+
+def in_a_list():
+    return [np.ones(3, np.float32), np.ones((2, 2))]
+
+
+def nested():
+    return {"layer": [np.ones(2), {"w": np.ones(2)}]}
+
+
+GOOD = {"a": np.ones(3, np.float32), "b": np.ones((2, 2))}
+
+GRADIENTS = [
+    (
+        in_a_dict,
+        {"a": GOOD["a"]},
+        ValueError,
+        "gradients lacks 'b'. Give one gradient for each parameter, by its name.",
+    ),
+    (in_a_dict, {**GOOD, "c": 1}, ValueError, "gradients has the unknown 'c'. Give one gradient"),
+    (
+        in_a_dict,
+        {"a": GOOD["a"], "c": 1},
+        ValueError,
+        "gradients lacks 'b' and has the unknown 'c'.",
+    ),
+    (
+        in_a_dict,
+        [GOOD["a"], GOOD["b"]],
+        ValueError,
+        "gradients is a list, but the parameters are a dict there.",
+    ),
+    (
+        in_a_dict,
+        {**GOOD, "a": None},
+        TypeError,
+        "The gradient of a is None, but it must be a NumPy array of shape (3,) and dtype float32.",
+    ),
+    (
+        in_a_dict,
+        {**GOOD, "a": [1.0, 2.0, 3.0]},
+        ValueError,
+        "gradients at a is a list, but the parameters are one array there.",
+    ),
+    (in_a_dict, {**GOOD, "a": 1.0}, TypeError, "The gradient of a is a float, but it must be"),
+    (
+        in_a_dict,
+        {**GOOD, "a": np.ones(4, np.float32)},
+        ValueError,
+        "The gradient of a has shape (4,), but the parameter has shape (3,). "
+        "Give a gradient of the parameter's shape.",
+    ),
+    (
+        in_a_dict,
+        {**GOOD, "b": np.ones(4)},
+        ValueError,
+        "The gradient of b has shape (4,), but the parameter has shape (2, 2).",
+    ),
+    (
+        in_a_dict,
+        {**GOOD, "a": np.ones(3)},
+        TypeError,
+        "The gradient of a has dtype float64, but the parameter has dtype float32. "
+        "Convert it with .astype('float32').",
+    ),
+    (in_a_dict, {**GOOD, "a": np.ones(3, ">f4")}, TypeError, "The gradient of a has dtype >f4"),
+    (in_a_dict, {**GOOD, "a": np.ones(3, int)}, TypeError, "The gradient of a has dtype int64"),
+    (
+        in_a_list,
+        [GOOD["a"]],
+        ValueError,
+        "gradients has 1 entries, but the parameters have 2. "
+        "Give one gradient for each parameter, in the same order.",
+    ),
+    (in_a_list, [GOOD["a"], GOOD["b"], GOOD["b"]], ValueError, "gradients has 3 entries"),
+    (in_a_list, GOOD["a"], ValueError, "gradients is a ndarray, but the parameters are a list"),
+    (in_a_list, iter([GOOD["a"], GOOD["b"]]), ValueError, "gradients is a list_iterator"),
+    (
+        lambda: np.ones(3),
+        [np.ones(3)],
+        ValueError,
+        "gradients is a list, but the parameters are one array there.",
+    ),
+    (
+        nested,
+        {"layer": [np.ones(2), {"v": np.ones(2)}]},
+        ValueError,
+        "gradients at layer.1 lacks 'w' and has the unknown 'v'.",
+    ),
+    (nested, {"layer": [np.ones(2)]}, ValueError, "gradients at layer has 1 entries"),
+    (
+        nested,
+        {"layer": [np.ones(2), {"w": np.ones(3)}]},
+        ValueError,
+        "The gradient of layer.1.w has shape (3,)",
+    ),
+]
+
+
+@pytest.mark.parametrize("engine", ["native", "reference"])
+@pytest.mark.parametrize(("made", "gradients", "error", "message"), GRADIENTS)
+def test_gradients_that_do_not_fit_change_nothing(made, gradients, error, message, engine):
+    params = made()
+    optimizer = adamas.Adam(params, ema=0.9, engine=engine)
+    before = snapshot(optimizer)
+    with pytest.raises(error, match=re.escape(message)):
+        optimizer.step(gradients)
+    assert snapshot(optimizer) == before
+
+
+def snapshot(optimizer):
+    stored = optimizer.state_dict()
+    state = {
+        (name, entry): array.tobytes()
+        for name, entries in stored.pop("state").items()
+        for entry, array in entries.items()
+    }
+    parameters = {name: p.tobytes() for name, p in optimizer.named_parameters().items()}
+    return stored, state, parameters
+
+
+def with_state(change):
+    stored = adamas.Adam(in_a_dict(), lr=0.5).state_dict()
+    change(stored)
+    return stored
+
+
+def shaped(stored):
+    stored["state"]["a"]["mean"] = np.ones(4, np.float32)
+
+
+def typed(stored):
+    stored["state"]["a"]["mean"] = np.ones(3)
+
+
+STATES = [
+    (lambda s: s.pop("step"), KeyError, "The state_dict lacks ['step']"),
+    (lambda s: s.update(step=-1), ValueError, "step is -1, but it must be a whole number"),
+    (lambda s: s["state"].pop("a"), KeyError, "The state lacks ['a']"),
+    (
+        lambda s: s["state"]["a"].pop("mean"),
+        KeyError,
+        "The state of a has the entries square, but this optimizer keeps mean, square.",
+    ),
+    (shaped, ValueError, "The state of a has mean of shape (4,) and dtype float32, but the param"),
+    (typed, ValueError, "The state of a has mean of shape (3,) and dtype float64, but the param"),
+    (lambda s: s["groups"].append({}), ValueError, "The state_dict has 2 groups, but"),
+    (lambda s: s["groups"][0].update(lr=-1.0), ValueError, "lr is -1.0, but it must be finite"),
+    (
+        lambda s: s["groups"][0].update(params=["b", "a"]),
+        ValueError,
+        "has the parameters ['b', 'a'], but this optimizer has ['a', 'b'] there.",
+    ),
+    (
+        lambda s: s["groups"][0].update(amsgrad=True),
+        ValueError,
+        "amsgrad is True, but this optimizer was created with False",
+    ),
+    (
+        lambda s: s["groups"][0].update(lr=None),
+        ValueError,
+        "was saved with a schedule for lr, which cannot be stored",
+    ),
+]
+
+
+@pytest.mark.parametrize(("change", "error", "message"), STATES)
+def test_a_state_dict_that_does_not_fit_changes_nothing(change, error, message):
+    optimizer = adamas.Adam(in_a_dict())
+    before = snapshot(optimizer)
+    with pytest.raises(error, match=re.escape(message)):
+        optimizer.load_state_dict(with_state(change))
+    assert snapshot(optimizer) == before
+
+
+def test_what_decides_the_state_cannot_change_on_the_way():
+    optimizer = adamas.Adam(np.ones(3))
+    with pytest.raises(ValueError, match="Create another optimizer"):
+        optimizer.set_options(amsgrad=True)
+    with pytest.raises(ValueError, match="Use one optimizer for each method"):
+        optimizer.set_options(betas=(0.9, None))
+    with pytest.raises(TypeError, match="set_options has the unknown option 'alpha'"):
+        optimizer.set_options(alpha=1)
+    with pytest.raises(ValueError, match=re.escape("lr is -1.0, but it must be finite")):
+        optimizer.lr = -1.0
+    assert optimizer.lr == 1e-3
+
+
+def test_a_schedule_that_gives_no_rate_changes_nothing():
+    optimizer = adamas.Adam(np.ones(3), lr=lambda step: -step)
+    before = snapshot(optimizer)
+    with pytest.raises(ValueError, match=re.escape("lr(1) is -1.0, but it must be finite")):
+        optimizer.step(np.ones(3))
+    assert snapshot(optimizer) == before
+
+
+def test_methods_say_which_means_they_need():
+    with pytest.raises(ValueError, match="but Adam keeps both running means"):
+        adamas.Adam(np.ones(3), betas=(0.9, None))  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"^beta is None, but it must be a number\.$"):
+        adamas.Momentum(np.ones(3), beta=None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="engine is 'fast', but it must be"):
+        adamas.Adam(np.ones(3), engine="fast")  # type: ignore[arg-type]
