@@ -142,7 +142,7 @@ def other_method():
         (other_parameters, KeyError, "Load it into an optimizer over the same parameters"),
         (other_shape, ValueError, "has a of shape .3, 5. and dtype float32, but the parameter has"),
         (other_dtype, ValueError, "dtype float32, but the parameter has shape .3, 5. and dtype fl"),
-        (other_state, KeyError, "but this optimizer keeps mean, square"),
+        (other_state, KeyError, "but this optimizer keeps largest_square"),
         (other_method, ValueError, "holds the state of Adam, but the optimizer is AdamW"),
     ],
 )

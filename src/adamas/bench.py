@@ -39,6 +39,7 @@ __all__ = [
     "cells",
     "machine",
     "markdown",
+    "read_json",
     "rows",
     "run",
     "write_json",
@@ -142,6 +143,13 @@ def markdown(report: Report) -> str:
 def write_json(report: Report, path: Path) -> None:
     """Write everything measured to ``path``."""
     path.write_text(json.dumps(asdict(report), indent=2, ensure_ascii=False) + "\n", "utf-8")
+
+
+def read_json(path: Path) -> Report:
+    """Return the report that :func:`write_json` wrote."""
+    stored = json.loads(path.read_text("utf-8"))
+    figures = (Figure(**{**each, "missing": tuple(each["missing"])}) for each in stored["figures"])
+    return Report(stored["machine"], stored["quick"], tuple(figures))
 
 
 def machine() -> dict[str, str]:

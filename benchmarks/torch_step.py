@@ -1,0 +1,5 @@
+"""Measure steps: PyTorch parameters. See README.md."""
+
+from save import measure
+
+measure("torch_step", ("torch step",))

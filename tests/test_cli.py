@@ -1,0 +1,257 @@
+"""The command line: what it prints, writes and refuses, with a terminal and without."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import adamas
+from adamas import demo
+from adamas.cli import main
+from cases import ROOT
+
+ESCAPE = "\x1b"
+
+
+def adamas_in_a_process(*arguments, cwd, **environment):
+    """Run ``python -m adamas`` without a terminal."""
+    return subprocess.run(
+        [sys.executable, "-m", "adamas", *arguments],
+        cwd=cwd,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path[1:]]),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=120,
+    )
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(each) for each in arguments])
+
+
+def test_the_demo_trains_draws_and_tells_where(tmp_path):
+    done = adamas_in_a_process("demo", "--epochs", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:3] == ["method", "final", "loss"]
+    assert [line.split()[0] for line in lines[1:4]] == ["Momentum", "RMSProp", "Adam"]
+    picture = tmp_path / "adamas-demo.png"
+    assert lines[4] == f"wrote {picture.resolve()}"
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+        assert min(image.size) >= 500
+
+
+def test_without_a_terminal_there_are_no_escape_codes(tmp_path):
+    for environment in ({}, {"NO_COLOR": "1"}):
+        done = adamas_in_a_process("demo", "--epochs", "1", cwd=tmp_path, **environment)
+        assert ESCAPE not in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals in Python")
+@pytest.mark.parametrize("no_color", [False, True])
+def test_on_a_terminal_bars_are_drawn_and_NO_COLOR_takes_the_colours_away(tmp_path, no_color):
+    import pty
+
+    seen = bytearray()
+
+    def read(descriptor):
+        data = os.read(descriptor, 1024)
+        seen.extend(data)
+        return data
+
+    script = f"import os; os.chdir({str(tmp_path)!r}); from adamas.cli import main; main()"
+    environment = {"TERM": "xterm-256color", "COLUMNS": "100"}
+    if no_color:
+        environment["NO_COLOR"] = "1"
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        os.environ.pop(name, None)
+    before = dict(os.environ)
+    os.environ.update(environment, PYTHONPATH=os.pathsep.join(sys.path[1:]))
+    try:
+        with open(os.devnull) as nothing:  # noqa: PTH123
+            kept = os.dup(0)
+            os.dup2(nothing.fileno(), 0)
+            try:
+                status = pty.spawn([sys.executable, "-c", script, "demo", "--epochs", "3"], read)
+            finally:
+                os.dup2(kept, 0)
+                os.close(kept)
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+    text = seen.decode()
+    assert status == 0, text
+    assert "66/66" in text  # 3 epochs of 22 batches
+    coloured = any(f"{ESCAPE}[{code}" in text for code in ("3", "38;5;"))
+    assert coloured != no_color
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "load_digits", lambda seed: pytest.fail("work was done"))
+    done = run("demo", "--output", tmp_path / "missing" / "picture.png")
+    assert done.exit_code == 1
+    assert "cannot be written (No such file or directory). Choose another" in done.output
+
+
+def test_trying_out_a_path_leaves_no_file_behind_and_keeps_one_that_is_there(tmp_path):
+    (tmp_path / "kept.png").write_bytes(b"kept")
+    done = run("race", "nothing", "--output", tmp_path / "new.png")
+    assert done.exit_code == 1
+    done = run("race", "nothing", "--output", tmp_path / "kept.png")
+    assert [each.name for each in tmp_path.iterdir()] == ["kept.png"]
+    assert (tmp_path / "kept.png").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_adam_reads_at_least_97_percent_of_held_out_digits(seed):
+    assert demo.train(demo.load_digits(seed), "Adam", seed=seed).accuracy >= 0.97
+
+
+def test_the_held_out_digits_are_not_among_those_to_learn_from():
+    digits = demo.load_digits(3)
+    assert len(digits.labels) + len(digits.test_labels) == 1797
+    assert len(digits.test_labels) == 359
+    learnt = {image.tobytes() for image in digits.images}
+    twins = sum(image.tobytes() in learnt for image in digits.test_images)
+    assert twins == 0
+
+
+def test_the_networks_gradient_is_that_of_its_loss():
+    """Central differences in float64: their error is about the cube root of eps squared."""
+    random = np.random.default_rng(1)
+    weights = {key: w.astype(np.float64) for key, w in demo._start(random).items()}
+    images, labels = random.random((7, 64)), random.integers(0, 10, 7)
+    _, gradients = demo._loss_and_gradients(weights, images, labels)
+    for name, w in weights.items():
+        for i in random.integers(0, w.size, 5):
+            width = 1e-6
+            losses = []
+            for sign in (1, -1):
+                w.flat[i] += sign * width
+                losses.append(demo._loss_and_gradients(weights, images, labels)[0])
+                w.flat[i] -= sign * width
+            slope = (losses[0] - losses[1]) / (2 * width)
+            assert gradients[name].flat[i] == pytest.approx(slope, abs=1e-8)
+
+
+def test_the_same_seed_trains_to_the_same_weights():
+    digits = demo.load_digits()
+    losses = [demo.train(digits, "Adam", epochs=2, seed=7).losses for _ in range(2)]
+    assert losses[0].tobytes() == losses[1].tobytes()
+
+
+def test_race_prints_where_the_methods_end_and_draws(tmp_path):
+    picture, moving = tmp_path / "race.png", tmp_path / "race.gif"
+    done = run("race", "beale", "--steps", 90, "--output", picture, "--gif", moving)
+    assert done.exit_code == 0, done.output
+    assert [line.split()[0] for line in done.output.splitlines()] == [
+        "method", "Momentum", "RMSProp", "Adam", "wrote", "wrote",
+    ]  # fmt: skip
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+    with Image.open(moving) as image:
+        assert (image.format, image.n_frames) == ("GIF", 45)
+
+
+def test_race_takes_the_users_own_function_from_the_current_directory(tmp_path):
+    (tmp_path / "mine.py").write_text("def bowl(x):\n    return x[0] ** 2 + 3 * x[1] ** 2\n")
+    done = adamas_in_a_process(
+        "race", "mine:bowl", "--steps", "500", "--lr", "0.05", "--start", "2", "-1", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    adam = next(line for line in done.stdout.splitlines() if line.startswith("Adam"))
+    assert float(adam.split()[-1]) < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("nothing", "Known are himmelblau, rosenbrock, beale, rastrigin; your own is given as"),
+        ("no_such_module:f", "The module 'no_such_module' cannot be imported"),
+        ("math:no_such_function", "The module 'math' has no function 'no_such_function'."),
+        ("builtins:str", "but it must return one number for an array of two."),
+    ],
+)
+def test_race_says_what_is_wrong_with_a_function(tmp_path, function, message):
+    done = run("race", function, "--output", tmp_path / "race.png")
+    assert done.exit_code == 1
+    assert message in " ".join(done.output.split())
+
+
+def test_info_tells_version_target_threads_and_frameworks(tmp_path):
+    done = adamas_in_a_process("info", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = dict(line.rstrip().split(maxsplit=1) for line in done.stdout.splitlines())
+    assert rows["adamas"] == adamas.__version__
+    assert rows["numpy"] == np.__version__
+    assert rows["target"] == adamas.target()
+    assert rows["threads"].startswith(str(adamas.get_num_threads()))
+
+
+def test_bench_writes_what_it_measured(tmp_path, monkeypatch):
+    from adamas import bench
+
+    rows = [row for row in bench.rows() if row.against in ("the formula in NumPy", "scikit-learn")]
+    monkeypatch.setattr(bench, "rows", lambda: rows)
+    done = run("bench", "--quick", "--json", tmp_path / "figures.json")
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert [figure["against"] for figure in written["figures"]] == [row.against for row in rows]
+
+
+@pytest.mark.parametrize("arguments", [[], ["demo"], ["race"], ["info"], ["bench"]])
+def test_every_command_has_help(arguments):
+    done = run(*arguments, "--help")
+    assert done.exit_code == 0
+    assert "Usage:" in done.output
+    assert len(done.output.splitlines()) > 5
+
+
+@pytest.mark.parametrize(
+    "arguments", [["dance"], ["demo", "--epochs", "0"], ["demo", "--epochs", "x"], ["race", "--lr"]]
+)
+def test_wrong_usage_has_exit_code_2(arguments):
+    assert run(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "message"),
+    [
+        (
+            "demo",
+            "sklearn.datasets",
+            'adamas demo needs scikit-learn. Install it with: pip install "adamas[demo]"',
+        ),
+        (
+            "demo",
+            "rich.console",
+            'adamas demo needs rich. Install it with: pip install "adamas',
+        ),
+        (
+            "race",
+            "matplotlib",
+            'adamas race needs matplotlib. Install it with: pip install "adamas[cli]"',
+        ),
+    ],
+)
+def test_a_missing_package_is_named_with_the_way_to_it(
+    command, module, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    done = run(command)
+    assert done.exit_code == 1
+    assert message in done.output
