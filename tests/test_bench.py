@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 import time
 
 import numpy as np
@@ -111,3 +112,14 @@ def test_medians_are_of_the_rounds(monkeypatch):
     (figure,) = bench.run([bench.Row("a", "b", None, lambda quick: pair)]).figures
     assert (figure.ratio, figure.lowest, figure.highest) == (3.0, 2.0, 8.0)
     assert np.isclose(figure.other, 3.0)
+
+
+def test_the_readmes_figures_are_those_measured():
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        import save
+    finally:
+        sys.path.pop(0)
+    readme = (ROOT / "README.md").read_text("utf-8")
+    assert save.with_figures(readme) == readme
+    assert "| NumPy step, 16 M | the formula in NumPy |" in readme
