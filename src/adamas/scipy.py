@@ -36,6 +36,10 @@ from adamas.rule import smooth
 
 try:
     from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
+
+    # Behind all of SciPy's own methods. `approx_fprime`, the public way to it, takes neither the
+    # value that is known nor the bounds.
+    from scipy.optimize._numdiff import approx_derivative
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
         'adamas.minimize needs SciPy. Install it with: pip install "adamas[scipy]"',
@@ -46,7 +50,7 @@ __all__ = ["Settings", "minimize"]
 
 Vector = NDArray[np.float64]
 Method = Literal["adam", "momentum", "rmsprop"]
-Scheme = Literal["2-point", "3-point"]
+Scheme = Literal["2-point", "3-point", "cs"]
 
 _METHODS: dict[str, type[Optimizer]] = {"adam": Adam, "momentum": Momentum, "rmsprop": RMSProp}
 _RATES = {"adam": 0.1, "momentum": 0.01, "rmsprop": 0.1}
@@ -81,8 +85,8 @@ class Settings:
     noisy: bool = False
     #: Decay rate of that mean; 0 gives the last iterate. None: 1 - 10 / maxiter.
     ema: float | None = None
-    #: Step of the difference quotients, in units of max(1, |x|). None: the square root of the
-    #: machine's epsilon for "2-point", the cube root for "3-point".
+    #: Step of the difference quotients, in units of max(1, |x|). None: SciPy's choice for the
+    #: scheme (the square root of the machine's epsilon for "2-point", the cube root for "3-point").
     finite_diff_rel_step: float | None = None
     #: Whether to print how the run ended.
     disp: bool = False
@@ -232,8 +236,7 @@ class Objective:
         self._scheme: Scheme | None = None
         if jac is not True and not callable(jac):
             self._scheme = _scheme(jac)
-        power = 1 / 3 if self._scheme == "3-point" else 1 / 2
-        self._step = np.finfo(np.float64).eps ** power if step is None else step
+        self._step = step
 
     def __call__(self, x: Vector) -> Point:
         """Return value and gradient at ``x``; where the value is NaN, no gradient is asked for."""
@@ -264,43 +267,39 @@ class Objective:
         self.njev += 1
         if self._scheme is None:
             return _as_gradient(self._jac(x.copy(), *self._args), x)
-        quotient = self._forward if self._scheme == "2-point" else self._central
         gradient = np.zeros_like(x)
         # An element that its bounds hold fast has no neighbours, and needs no derivative.
-        for i in np.flatnonzero(self._limits.lower < self._limits.upper):
-            gradient[i] = quotient(x, value, int(i))
+        free = self._limits.lower < self._limits.upper
+        if free.any():
+            gradient[free] = self._quotients(x, value, free)
         return gradient
 
-    def _forward(self, x: Vector, value: float, i: int) -> float:
-        here = x[i]
-        there = here + self._reach(here, i, points=1)
-        return (self._at(x, i, there) - value) / (there - here)
+    def _quotients(self, x: Vector, value: float, free: NDArray[np.bool_]) -> Vector:
+        """Return the derivatives by the free elements, from SciPy's routine for differences."""
+        assert self._scheme is not None
+        lower, upper = (edge[free] for edge in self._limits)
+        is_complex = self._scheme == "cs"
 
-    def _central(self, x: Vector, value: float, i: int) -> float:
-        here = x[i]
-        step = self._step * max(1.0, abs(here))
-        before, after = here - step, here + step
-        if self._limits.lower[i] <= before and after <= self._limits.upper[i]:
-            return (self._at(x, i, after) - self._at(x, i, before)) / (after - before)
-        # Beside a bound: the slope at the near end of the parabola through three points.
-        step = self._reach(here, i, points=2)
-        middle, far = here + step, here + 2 * step
-        change = 4 * self._at(x, i, middle) - 3 * value - self._at(x, i, far)
-        return change / (far - here)
+        def at(part: Any) -> Any:
+            self.nfev += 1
+            point = x.astype(np.result_type(x, part))
+            # A step to the edge of the box may round to a point beyond it.
+            point[free] = part if is_complex else np.clip(part, lower, upper)
+            found = self._fun(point, *self._args)
+            return _complex_number(found) if is_complex else _number(found)
 
-    def _reach(self, here: float, i: int, points: int) -> float:
-        """Return a step, away from zero if there is room, with ``points`` steps inside the box."""
-        step = math.copysign(self._step * max(1.0, abs(here)), here)
-        down, up = (float(edge[i] - here) for edge in self._limits)
-        for signed in (step, -step):
-            if down <= points * signed <= up:
-                return signed
-        return (up if up >= -down else down) / points
-
-    def _at(self, x: Vector, i: int, value: float) -> float:
-        neighbour = x.copy()
-        neighbour[i] = min(max(value, self._limits.lower[i]), self._limits.upper[i])
-        return self._value(neighbour)
+        here = x[free]
+        step = None if self._step is None else self._step * np.maximum(1.0, np.abs(here))
+        with np.errstate(invalid="ignore", over="ignore"):  # where fun is infinite beside x
+            quotients: Any = approx_derivative(
+                at,
+                here,
+                method=self._scheme,
+                abs_step=None if step is None else np.copysign(step, here),
+                f0=value,
+                bounds=(lower, upper),
+            )
+        return quotients
 
 
 # -- the end -------------------------------------------------------------------------------------
@@ -626,7 +625,7 @@ def _scheme(jac: Any) -> Scheme:
         return jac  # type: ignore[return-value]
     raise ValueError(
         f"jac is {jac!r}, but it must be a function, True where fun returns (value, gradient), "
-        '"2-point", "3-point" or None.'
+        '"2-point", "3-point", "cs" or None.'
     )
 
 
@@ -638,6 +637,16 @@ def _number(value: Any) -> float:
             "return (value, gradient) and give jac=True."
         )
     return float(array.item())
+
+
+def _complex_number(value: Any) -> complex:
+    array = np.asarray(value)
+    if array.size != 1 or array.dtype.kind != "c":
+        raise TypeError(
+            f'jac is "cs", which needs a complex number from fun for complex x, but fun returned '
+            f'{_what(array)}. Use "3-point".'
+        )
+    return complex(array.item())
 
 
 def _as_gradient(value: Any, x: Vector) -> Vector:
