@@ -65,7 +65,7 @@ void touch(nb::sequence arrays) {
         std::int64_t length = count - first < chunk ? count - first : chunk;
         target().kernels->touch(at(0) + first, at(1) + first, at(2) + first, at(3) + first, length);
     };
-    nb::gil_scoped_release others_run;
+    LockReleased others_run;
     for_each((count + chunk - 1) / chunk, true, body);
 }
 

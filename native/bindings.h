@@ -3,6 +3,10 @@
 
 #include <nanobind/nanobind.h>
 
+#include <chrono>
+#include <thread>
+#include <vector>
+
 #include "plan.h"
 
 namespace adamas {
@@ -10,11 +14,40 @@ namespace adamas {
 void bind_array_plan(nanobind::module_& module);
 void bind_tensor_plan(nanobind::module_& module);
 
+// Gives Python's lock away while it lives.
+//
+// A thread that asks for the lock back when the interpreter is being shut down is ended by CPython
+// before 3.14, by unwinding its stack, which C++ does not survive. It waits for the end here
+// instead, as CPython does since.
+class LockReleased {
+public:
+    LockReleased() : state_(PyEval_SaveThread()) {}
+    LockReleased(const LockReleased&) = delete;
+    LockReleased& operator=(const LockReleased&) = delete;
+    ~LockReleased() {
+        while (is_ending()) {
+            std::this_thread::sleep_for(std::chrono::hours(1));
+        }
+        PyEval_RestoreThread(state_);
+    }
+
+private:
+    static bool is_ending() {
+#if PY_VERSION_HEX >= 0x030d0000
+        return Py_IsFinalizing() != 0;
+#else
+        return _Py_IsFinalizing() != 0;
+#endif
+    }
+
+    PyThreadState* state_;
+};
+
 // Makes a step, letting other Python threads run where it is long enough to pay.
 inline Outcome step_released(Plan& plan, std::vector<StepNumbers>& numbers, double loss_scale = 1.0,
                              double factor = 1.0) {
     if (plan.is_long()) {
-        nanobind::gil_scoped_release others_run;
+        LockReleased others_run;
         return plan.step(numbers, loss_scale, factor);
     }
     return plan.step(numbers, loss_scale, factor);

@@ -148,7 +148,10 @@ def write_json(report: Report, path: Path) -> None:
 def read_json(path: Path) -> Report:
     """Return the report that :func:`write_json` wrote."""
     stored = json.loads(path.read_text("utf-8"))
-    figures = (Figure(**{**each, "missing": tuple(each["missing"])}) for each in stored["figures"])
+    figures: list[Figure] = []
+    for each in stored["figures"]:
+        missing = tuple(each.pop("missing"))
+        figures.append(Figure(**each, missing=missing))
     return Report(stored["machine"], stored["quick"], tuple(figures))
 
 

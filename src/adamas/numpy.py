@@ -16,6 +16,7 @@ with one entry for each group.
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,8 +96,16 @@ class Optimizer:
         ``gradients`` is built like ``params``, each array of its parameter's shape and dtype;
         they are not changed. Errors, all before anything is touched: ValueError or TypeError for
         gradients that do not fit, FloatingPointError for ones that are not finite where
-        ``on_nonfinite="raise"``.
+        ``on_nonfinite="raise"``, RuntimeError where another thread is in the midst of a step.
         """
+        if not self._turn.acquire(blocking=False):
+            raise RuntimeError("This optimizer is making a step in another thread.")
+        try:
+            self._step(gradients)
+        finally:
+            self._turn.release()
+
+    def _step(self, gradients: Tree) -> None:
         number = self.steps + 1
         rates = self._fixed_rates or self._rates(number)
         outcome = NotImplemented
@@ -237,7 +246,7 @@ class Optimizer:
 
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what holds pointers; it is made anew."""
-        return {k: v for k, v in self.__dict__.items() if k not in ("_plan", "_staged")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_plan", "_staged", "_turn")}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         """Make the pointers anew."""
@@ -256,6 +265,7 @@ class Optimizer:
 
     def _plan_steps(self) -> None:
         """Prepare what stays the same from step to step."""
+        self._turn = threading.Lock()
         self._staged: list[tuple[Array, Array]] = []
         planned: list[Group] = []
         for group in self.groups:

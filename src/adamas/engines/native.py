@@ -101,8 +101,12 @@ def set_num_threads(count: int) -> None:
     """
     if isinstance(count, bool) or not isinstance(count, int):
         raise TypeError(f"The number of threads is {count!r}, but it must be a whole number.")
+    _set_num_threads("The number of threads", count)
+
+
+def _set_num_threads(what: str, count: int) -> None:
     if not 1 <= count <= 1024:
-        raise ValueError(f"The number of threads is {count}, but it must be from 1 to 1024.")
+        raise ValueError(f"{what} is {count}, but it must be from 1 to 1024.")
     _native.set_thread_count(count)
 
 
@@ -116,7 +120,7 @@ def _read_environment() -> None:
             raise ValueError(
                 f"ADAMAS_NUM_THREADS is {threads!r}, but it must be a whole number from 1 to 1024."
             )
-        set_num_threads(int(threads))
+        _set_num_threads("ADAMAS_NUM_THREADS", int(threads))
 
 
 _read_environment()
