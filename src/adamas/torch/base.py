@@ -317,6 +317,9 @@ class Optimizer(torch.optim.Optimizer):
             (native if takes else other).append(member)
         if not native:
             return _Plan(None, (), tuple(other), ())
+        # The native plan walks the state in its own order, which is that of the first gradients.
+        order = {id(p): i for i, p in enumerate(self.state)}
+        native.sort(key=lambda member: order.get(id(member.parameter), -1))
         phase = self._phase
         if other and phase.reads_first:  # the norm of all of them is taken first
             phase = Phase(ema=phase.ema, statistics=phase.statistics)

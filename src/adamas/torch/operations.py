@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -163,6 +164,14 @@ def _describe(gradient: Tensor, before: Tensor, result: Result) -> Statistics:
     )
 
 
+def _sqrt(x: _Operand) -> _Operand:
+    """Return the correctly rounded root; torch's own on the CPU is a unit off here and there."""
+    if not x.tensor.is_cpu:
+        return _Operand(x.tensor.sqrt())
+    with np.errstate(invalid="ignore"):
+        return _Operand(torch.as_tensor(np.sqrt(x.tensor.detach().numpy())))
+
+
 def _where(condition: Any, yes: Any, no: Any) -> _Operand:
     return _Operand(torch.where(_plain(condition), _plain(yes), _plain(no)))
 
@@ -171,7 +180,7 @@ def _where(condition: Any, yes: Any, no: Any) -> _Operand:
 _NAMESPACE = SimpleNamespace(
     where=_where,
     abs=lambda x: _Operand(x.tensor.abs()),
-    sqrt=lambda x: _Operand(x.tensor.sqrt()),
+    sqrt=_sqrt,
     zeros_like=lambda x: _Operand(torch.zeros_like(x.tensor)),
     ones_like=lambda x: _Operand(torch.ones_like(x.tensor)),
     finfo=lambda dtype: SimpleNamespace(smallest_normal=torch.finfo(dtype).smallest_normal),
