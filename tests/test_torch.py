@@ -481,6 +481,24 @@ SCHEDULERS = [
     lambda o: torch.optim.lr_scheduler.CyclicLR(o, 0.01, 0.1, step_size_up=3),
     lambda o: torch.optim.lr_scheduler.LambdaLR(o, lambda step: 1 / (1 + step)),
     torch.optim.lr_scheduler.LinearLR,
+    torch.optim.lr_scheduler.ConstantLR,
+    lambda o: torch.optim.lr_scheduler.CosineAnnealingWarmRestarts(o, 3),
+    lambda o: torch.optim.lr_scheduler.CyclicLR(
+        o, 0.01, 0.1, step_size_up=3, cycle_momentum=False, mode="exp_range", gamma=0.9
+    ),
+    lambda o: torch.optim.lr_scheduler.ExponentialLR(o, 0.8),
+    lambda o: torch.optim.lr_scheduler.MultiplicativeLR(o, lambda step: 0.9),
+    lambda o: torch.optim.lr_scheduler.MultiStepLR(o, [2, 5]),
+    lambda o: torch.optim.lr_scheduler.PolynomialLR(o, 6),
+    lambda o: torch.optim.lr_scheduler.StepLR(o, 3),
+    lambda o: torch.optim.lr_scheduler.ChainedScheduler(
+        [torch.optim.lr_scheduler.LinearLR(o), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)]
+    ),
+    lambda o: torch.optim.lr_scheduler.SequentialLR(
+        o,
+        [torch.optim.lr_scheduler.LinearLR(o), torch.optim.lr_scheduler.ExponentialLR(o, 0.9)],
+        [3],
+    ),
 ]
 
 
@@ -502,9 +520,20 @@ def test_schedulers_drive_it_as_they_drive_torchs(schedule):
         assert (a - b).abs().max() <= 100 * torch.finfo(torch.float32).eps
 
 
-def test_a_grad_scaler_scales_and_skips():
+def test_a_schedule_that_follows_the_loss_drives_it():
+    optimizer = ours.AdamW(model().parameters(), lr=0.05)
+    scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
+    for loss in (1.0, 2.0):
+        scheduler.step(loss)
+    assert optimizer.param_groups[0]["lr"] == 0.005
+
+
+@pytest.mark.parametrize("options", [{}, {"fused": True}, {"clip_norm": 1e-3}])
+def test_a_grad_scaler_scales_and_skips(options):
     net, plain = model(), model()
-    optimizer, other = ours.Adam(net.parameters()), ours.Adam(plain.parameters())
+    optimizer = ours.Adam(net.parameters(), **options)
+    other = ours.Adam(plain.parameters(), **options)
+    assert optimizer._step_supports_amp_scaling == bool(options)
     scaler = torch.amp.GradScaler("cpu", init_scale=1024.0, growth_interval=1000)
     for step in range(3):
         x = torch.randn(16, 6, generator=torch.Generator().manual_seed(step))

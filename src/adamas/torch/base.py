@@ -67,9 +67,6 @@ class _Plan(NamedTuple):
 class Optimizer(torch.optim.Optimizer):
     """Base of the optimizers; make an Adam, AdamW, NAdam, RMSprop or SGD."""
 
-    #: GradScaler then leaves unscaling and skipping to us: one pass over the gradients less.
-    _step_supports_amp_scaling = True
-
     def __init__(
         self,
         params: Params,
@@ -94,6 +91,15 @@ class Optimizer(torch.optim.Optimizer):
         #: How many steps were left out because a gradient was not finite (``on_nonfinite="skip"``).
         self.skipped = 0
         self._copies = self._made_copies(copy_to)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a GradScaler leaves unscaling and skipping to us: a pass over gradients less.
+
+        As in torch where ``fused=True``, and where the step clips. Otherwise not: Lightning takes
+        it to mean that nobody else may clip the gradients.
+        """
+        return bool(self.defaults.get("fused")) or self._phase.clip_norm is not None
 
     # -- what a method says of itself --------------------------------------------------------
 
