@@ -525,7 +525,7 @@ def test_a_schedule_that_follows_the_loss_drives_it():
     scheduler = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, patience=0)
     for loss in (1.0, 2.0):
         scheduler.step(loss)
-    assert optimizer.param_groups[0]["lr"] == 0.005
+    assert optimizer.param_groups[0]["lr"] == 0.05 * 0.1
 
 
 @pytest.mark.parametrize("options", [{}, {"fused": True}, {"clip_norm": 1e-3}])
