@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import copy
 import inspect
+import os
 import random
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -308,6 +311,82 @@ def test_zero_redundancy_takes_it_as_its_optimizer(mesh):
         step_once(net, optimizer, step)
         step_once(twin, other, step)
     assert same(bits(net), bits(twin))
+
+
+TWO_PROCESSES = """
+import sys
+import torch
+import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+import adamas.torch as ours
+
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+mesh = init_device_mesh("cpu", (2,))
+
+def made():
+    torch.manual_seed(0)
+    return torch.nn.Sequential(
+        torch.nn.Linear(64, 32, bias=False), torch.nn.Tanh(), torch.nn.Linear(32, 64, bias=False)
+    )
+
+plain, sharded = made(), made()
+fully_shard(sharded, mesh=mesh)
+options = dict(lr=0.01, clip_norm=0.05, on_nonfinite="skip", ema=0.9)
+pairs = [(net, ours.AdamW(net.parameters(), **options)) for net in (plain, sharded)]
+norms = []
+for step in range(5):
+    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(step))
+    for net, optimizer in pairs:
+        optimizer.zero_grad()
+        net(x).square().mean().backward()
+        if step == 3:  # in the part of one process alone
+            gradient = net[0].weight.grad
+            here = gradient.to_local() if isinstance(gradient, DTensor) else gradient
+            if net is plain or rank == 1:
+                here[-1, -1] = float("nan")
+        optimizer.step()
+        norms.append(optimizer.gradient_norm)
+assert [optimizer.skipped for _, optimizer in pairs] == [1, 1]
+assert norms[0::2][:3] == norms[1::2][:3] and norms[0] > 0.05
+for a, b in zip(plain.parameters(), sharded.parameters(), strict=True):
+    assert b.to_local().numel() == a.numel() // 2
+    assert torch.equal(a, b.full_tensor())
+    assert torch.equal(pairs[0][1].state[a]["ema"], pairs[1][1].state[b]["ema"].full_tensor())
+
+# A gradient in another layout than its parameter's is redistributed.
+values, gradient = torch.arange(1.0, 9.0).view(4, 2), torch.linspace(-1, 1, 8).view(4, 2)
+whole = torch.nn.Parameter(values.clone())
+whole.grad = gradient.clone()
+parts = torch.nn.Parameter(distribute_tensor(values.clone(), mesh, [Shard(0)]))
+parts.grad = distribute_tensor(gradient.clone(), mesh, [Replicate()])
+uneven = torch.nn.Parameter(distribute_tensor(values[:1].clone(), mesh, [Shard(0)]))
+uneven.grad = distribute_tensor(gradient[:1].clone(), mesh, [Shard(0)])
+optimizer = ours.Adam([whole, parts, uneven], lr=0.1)
+optimizer.step()
+assert torch.equal(whole, parts.full_tensor())
+assert torch.equal(whole[:1], uneven.full_tensor())
+assert "exp_avg" in optimizer.state[uneven]
+dist.destroy_process_group()
+"""
+
+
+def test_two_processes_have_one_norm_skip_together_and_give_the_bits_of_one(tmp_path):
+    command = [sys.executable, "-c", TWO_PROCESSES]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])}
+    both = [
+        subprocess.Popen(
+            [*command, str(rank), str(tmp_path / "store")],
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    errors = [process.communicate(timeout=120)[1] for process in both]
+    assert [process.returncode for process in both] == [0, 0], "\n".join(errors)
 
 
 # ── torch's other companions ───────────────────────────────────────────────────────────────────

@@ -384,6 +384,31 @@ def test_other_dtypes_train_as_in_torch(name, dtype):
     assert not torch.equal(mine.detach(), start)
 
 
+LAYOUTS = {
+    "channels_last": lambda x: x.clone().to(memory_format=torch.channels_last),
+    "transposed": lambda x: x.clone().transpose(1, 2).contiguous().transpose(1, 2),
+    "part of another": lambda x: torch.cat([x, x], 3)[..., : x.shape[3]],
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_strided_parameters_and_gradients_are_stepped_with_the_same_bits(layout):
+    values_, *gradients = torch.randn(4, 2, 3, 4, 5, generator=torch.Generator().manual_seed(0))
+    values_ = values_[None]
+    plain = nn.Parameter(values_.clone())
+    strided = nn.Parameter(LAYOUTS[layout](values_))
+    assert strided.stride() != plain.stride()
+    place = strided.data_ptr()
+    optimizers = [ours.AdamW([plain]), ours.AdamW([strided])]
+    for gradient in gradients:
+        plain.grad = gradient[None].clone()
+        strided.grad = LAYOUTS[layout](gradient[None])
+        for optimizer in optimizers:
+            optimizer.step()
+    assert torch.equal(plain, strided)
+    assert strided.data_ptr() == place
+
+
 def test_empty_and_0_dim_tensors_are_stepped():
     parameters = [nn.Parameter(torch.tensor(1.0)), nn.Parameter(torch.zeros(0, 3))]
     optimizer = ours.Adam(parameters, lr=0.5)
@@ -605,6 +630,21 @@ def test_the_average_is_that_of_torchs_AveragedModel():
         with pytest.raises(RuntimeError, match="no step can be made"):
             train(net, optimizer, [7])
     assert same(values(net), last)
+
+
+def test_the_average_goes_with_the_models_own_buffers_as_AveragedModels_does():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 4), nn.BatchNorm1d(4), nn.Linear(4, 3))
+    optimizer = ours.AdamW(net.parameters(), lr=0.05, ema=0.75)
+    averaged = torch.optim.swa_utils.AveragedModel(
+        net, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.75)
+    )
+    for step in range(4):
+        train(net, optimizer, [step])
+        averaged.update_parameters(net)
+    with optimizer.ema_weights():
+        for mine, theirs in zip(net.buffers(), averaged.module.buffers(), strict=True):
+            assert torch.equal(mine, theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])

@@ -22,7 +22,7 @@ from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights
 from adamas.engines.native import TensorPlan
 from adamas.options import OnNonfinite, Options, Phase
 from adamas.statistics import Outcome, Statistics
-from adamas.torch import operations
+from adamas.torch import distributed, operations
 from adamas.torch.operations import Tensors
 
 __all__ = ["Entries", "Member", "Optimizer", "scalar"]
@@ -226,9 +226,14 @@ class Optimizer(torch.optim.Optimizer):
         norm = nonfinite = None
         factor = 1.0
         if phase.reads_first:
-            gradients = [_local(_gradient(member)) for member in members]
-            norm = operations.norm_from_tiles(gradients) / scale
-            nonfinite = tuple(map(operations.count_nonfinite, gradients))
+            gradients = [_local_gradient(member) for member in members]
+            groups = [distributed.shard_groups(member.parameter) for member in members]
+            norm = operations.norm_from_tiles(
+                gradients, lambda parts: distributed.gathered(parts, groups)
+            )
+            norm /= scale
+            counts = [[operations.count_nonfinite(each)] for each in gradients]
+            nonfinite = tuple(map(sum, distributed.gathered(counts, groups)))
             if any(nonfinite) and phase.on_nonfinite != "propagate":
                 return Outcome(applied=False, norm=norm, nonfinite=nonfinite, statistics=None)
             if phase.clip_norm is not None:
@@ -253,11 +258,11 @@ class Optimizer(torch.optim.Optimizer):
         group, entries = member.group, member.entries
 
         def entry(name: str | None) -> Tensor | None:
-            return None if name is None else _local(state[name])
+            return None if name is None else distributed.local(state[name])
 
         tensors = Tensors(
-            parameter=_local(member.parameter.detach()),
-            gradient=_local(_gradient(member)),
+            parameter=distributed.local(member.parameter.detach()),
+            gradient=_local_gradient(member),
             mean=entry(entries.mean),
             square=entry(entries.square),
             largest_square=entry(entries.largest_square),
@@ -654,10 +659,9 @@ def _gradient(member: Member) -> Tensor:
     return gradient
 
 
-def _local(tensor: Tensor) -> Tensor:
-    """Return this process's part of a distributed tensor, or the tensor itself."""
-    to_local = getattr(tensor, "to_local", None)
-    return tensor if to_local is None else to_local()
+def _local_gradient(member: Member) -> Tensor:
+    """Return this process's part of a gradient, which is laid out as the parameter is."""
+    return distributed.local(distributed.laid_out_as(member.parameter, _gradient(member)))
 
 
 def _is_plain(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:

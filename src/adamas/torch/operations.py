@@ -8,6 +8,7 @@ where the device rounds correctly. Slower than the native engine; exact all the 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -129,12 +130,19 @@ def tile_sums(x: Tensor, scale: float = 1.0) -> list[float]:
     return lanes[:, 0].tolist()
 
 
-def norm_from_tiles(tensors: list[Tensor]) -> float:
-    """Return the Euclidean norm of all elements of all tensors, as one vector."""
+def norm_from_tiles(
+    tensors: list[Tensor],
+    gathered: Callable[[list[list[float]]], list[list[float]]] = lambda parts: parts,
+) -> float:
+    """Return the Euclidean norm of all elements of all tensors, as one vector.
+
+    ``gathered`` adds what other processes have of the sums of each tensor's tiles.
+    """
 
     def total(scale: float) -> float:
+        sums = gathered([tile_sums(x, scale) for x in tensors])
         try:
-            return math.fsum(part for x in tensors for part in tile_sums(x, scale))
+            return math.fsum(part for parts in sums for part in parts)
         except OverflowError:
             return math.inf
 
