@@ -270,7 +270,8 @@ class Optimizer(torch.optim.Optimizer):
             copy=self._copies[member.place] if self._copies else None,
         )
         if self._is_special(group):
-            self._step_specially(tensors, state, group, factor)
+            parts = {name: distributed.local(each) for name, each in state.items()}
+            self._step_specially(tensors, parts, group, factor)
             return None
         options = self._options(group)
         number = self._step_number(member)

@@ -1,0 +1,357 @@
+"""How values are stored: small forms of the running means, and random bits to round them with.
+
+A codec encodes m and v of some elements to a few bytes and decodes them to float32. Between the
+two everything is the rule's own arithmetic. All of it is integer arithmetic on bit patterns, or
+multiplication by powers of two, so that every engine gives the same bits.
+
+======== ==================== ==================================================================
+name     bytes of m and v     stored
+======== ==================== ==================================================================
+bfloat16 4                    both as bfloat16
+compact  3                    v as bfloat16; m as sign, 3 exponent and 4 mantissa bits, relative
+                              to the power of two in √v: element-wise, no scales
+8bit     2 + 2 / 32           v as logarithmic bytes, m as linear bytes relative to the power of
+                              two in √v; a header for each block of 32 elements
+======== ==================== ==================================================================
+
+That m is stored relative to √v of the same element is what makes one byte enough: by the
+inequality of Cauchy and Schwarz |m| ≤ C·√v (:func:`mean_bound`), so the code cannot overflow, and
+a small coordinate keeps its precision beside a large one.
+
+Zero stays zero, and a v that is not zero never becomes zero, so no update explodes. A value above
+the largest finite one is stored as the largest. NaN is not kept: it is stored as zero, so that the
+other elements of its block stay as they are; the parameter it has reached is NaN already.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "BLOCK",
+    "NEAREST",
+    "Compact",
+    "EightBit",
+    "Key",
+    "decode_8bit",
+    "decode_bfloat16",
+    "decode_compact",
+    "decode_remainder",
+    "encode_8bit",
+    "encode_bfloat16",
+    "encode_compact",
+    "encode_remainder",
+    "key_of",
+    "mean_bound",
+    "mean_top",
+    "random_bits",
+    "random_bits_of_parameter",
+    "root_scale",
+]
+
+Float32 = NDArray[np.float32]
+Bits = NDArray[np.uint32]
+
+#: Elements that share a header of the 8bit codec.
+BLOCK = 32
+#: In place of random bits: round to nearest.
+NEAREST = None
+
+_WORD = 0xFFFFFFFF
+_DOUBLE_WORD = 0xFFFFFFFFFFFFFFFF
+_SMALLEST = 0x00800000  # the smallest normal number
+_LARGEST = 0x7F7FFFFF  # the largest finite number
+#: The largest exponent that mean_top gives: of betas whose bound is larger, m is clipped.
+_HIGHEST_TOP = 12
+
+
+# ── random bits ────────────────────────────────────────────────────────────────────────────────
+
+
+class Key(NamedTuple):
+    """Two words that make the random bits of one tensor at one step its own."""
+
+    k1: int
+    k2: int
+
+
+def key_of(seed: int, step: int, tensor: int) -> Key:
+    """Return the key for ``step`` of tensor number ``tensor``; all three are taken modulo 2^64.
+
+    Each is mixed in by a round of splitmix64 (Steele, Lea & Flood 2014).
+    """
+    z = 0
+    for number in (seed, step, tensor):
+        z = _mixed((z + number) & _DOUBLE_WORD)
+    return Key(z & _WORD, z >> 32)
+
+
+def random_bits(key: Key, first: int, count: int) -> Bits:
+    """Return the bits of ``count`` elements, the first of which has index ``first`` in its tensor.
+
+    They depend on key and index alone: not on how a tensor is cut for threads or processes.
+    """
+    index = np.arange(first, first + count, dtype=np.uint64)
+    low, high = index.astype(np.uint32), (index >> np.uint64(32)).astype(np.uint32)
+    x = low + (np.uint32(key.k1) + high * np.uint32(0x9E3779B1))
+    x ^= x >> np.uint32(16)
+    x *= np.uint32(0x21F0AAAD)
+    x ^= np.uint32(key.k2)
+    x ^= x >> np.uint32(15)
+    x *= np.uint32(0xD35A2D97)
+    x ^= x >> np.uint32(15)
+    return x
+
+
+def random_bits_of_parameter(r: Bits) -> Bits:
+    """Return the bits for rounding parameters, from those of the state.
+
+    The high half is a stream of its own; the low half is not (the lowest bits are the same).
+    """
+    return r * np.uint32(0xC2B2AE3D)
+
+
+def _mixed(z: int) -> int:
+    z = (z + 0x9E3779B97F4A7C15) & _DOUBLE_WORD
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _DOUBLE_WORD
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _DOUBLE_WORD
+    return z ^ (z >> 31)
+
+
+# ── the size of m beside v ─────────────────────────────────────────────────────────────────────
+
+
+def mean_bound(beta1: float, beta2: float) -> float:
+    """Return C with |m| ≤ C·√v for any gradients, infinity where there is none.
+
+    With the weights of both means, |m| = Σ(1-β1)β1^k·|g| and v = Σ(1-β2)β2^k·g², Cauchy-Schwarz
+    gives C = (1-β1) / √((1-β2)(1-β1²/β2)).
+    """
+    if beta1 == 0:
+        return 1 / math.sqrt(1 - beta2)
+    if beta1 * beta1 >= beta2:
+        return math.inf
+    return (1 - beta1) / math.sqrt((1 - beta2) * (1 - beta1 * beta1 / beta2))
+
+
+def mean_top(beta1: float, beta2: float) -> int:
+    """Return the exponent T of the codes of m: they reach to 31/32·2^T, in units of root_scale.
+
+    √v is less than twice its power of two, so 2C has to be reached: 4 at Adam's defaults.
+    """
+    bound = mean_bound(beta1, beta2)
+    if not bound < 2.0**_HIGHEST_TOP / 4:
+        return _HIGHEST_TOP
+    return math.ceil(math.log2(2 * bound * 32 / 31))
+
+
+def root_scale(v: Float32) -> Float32:
+    """Return the power of two in √v: 2^floor(log2 √v), and 2^-64 for 0."""
+    return _float((((_bits(v) + np.uint32(_SMALLEST)) >> np.uint32(1)) & np.uint32(0x7F800000))
+                  + np.uint32(63 << 23))  # fmt: skip
+
+
+def _relative_mean(m: Float32, v: Float32) -> Float32:
+    """Return m in units of root_scale(v), exact but for what is far below a code.
+
+    Where m is NaN or v is 0 it is 0.
+    """
+    inverse = _float(np.uint32(254 << 23) - _bits(root_scale(v)))
+    with np.errstate(over="ignore", under="ignore", invalid="ignore"):
+        y = m * inverse
+    return np.where(np.isnan(m) | (v == 0), np.float32(0), y)
+
+
+# ── bfloat16 ───────────────────────────────────────────────────────────────────────────────────
+
+
+def encode_bfloat16(x: Float32, r: Bits | None) -> NDArray[np.uint16]:
+    """Return bfloat16's bits: rounded by the high half of ``r``, or to nearest, ties to even.
+
+    NaN becomes the quiet NaN. Stochastic rounding of a finite number stays finite.
+    """
+    bits = _bits(x)
+    if r is None:
+        rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(
+            16
+        )
+    else:
+        sign, size = bits & np.uint32(0x80000000), bits & np.uint32(0x7FFFFFFF)
+        most = np.where(size <= _LARGEST, np.uint32(0x7F7F), np.uint32(0x7F80))
+        rounded = np.minimum((size + (r >> np.uint32(16))) >> np.uint32(16), most)
+        rounded |= sign >> np.uint32(16)
+    return np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def decode_bfloat16(code: NDArray[np.uint16]) -> Float32:
+    """Return the values of bfloat16's bits."""
+    return _float(code.astype(np.uint32) << np.uint32(16))
+
+
+def encode_remainder(p: Float32) -> tuple[NDArray[np.uint16], NDArray[np.int16]]:
+    """Return a parameter as bfloat16's bits (ties away from zero) and what float32 has besides.
+
+    Both together are exactly float32; the former alone is what a model computes with.
+    """
+    bits = _bits(p)
+    high = np.where(np.isnan(p), bits >> np.uint32(16) | np.uint32(0x40),
+                    (bits + np.uint32(0x8000)) >> np.uint32(16))  # fmt: skip
+    low = (bits - (high << np.uint32(16))).astype(np.uint16).view(np.int16)
+    return high.astype(np.uint16), np.where(np.isnan(p), np.int16(0), low)
+
+
+def decode_remainder(high: NDArray[np.uint16], low: NDArray[np.int16]) -> Float32:
+    """Return the float32 that :func:`encode_remainder` took apart."""
+    return _float((high.astype(np.uint32) << np.uint32(16)) + low.astype(np.int32).view(np.uint32))
+
+
+# ── compact ────────────────────────────────────────────────────────────────────────────────────
+
+
+class Compact(NamedTuple):
+    """m and v of some elements in three bytes each."""
+
+    m: NDArray[np.uint8]
+    v: NDArray[np.uint16]
+
+
+def encode_compact(m: Float32, v: Float32, r: Bits | None, top: int) -> Compact:
+    """Return the codes of m and v (v ≥ 0), rounded by ``r``, or to nearest.
+
+    ``top`` is :func:`mean_top`. v takes the high half of ``r``, m the low one.
+    """
+    half = np.uint32(0x8000)
+    for_v, for_m = (half, half) if r is None else (r >> np.uint32(16), r & np.uint32(0xFFFF))
+    x = _clipped(v)
+    v_code = np.where(x > 0, np.minimum((x + for_v) >> np.uint32(16), np.uint32(0x7F7F)), x)
+    y = _relative_mean(m, _float(v_code << np.uint32(16)))
+    size = np.minimum(np.abs(y), np.float32(2.0**top))
+    # From 2^(top - 7) the code is that of a float with 4 mantissa bits, below it is linear.
+    bits = _bits(size)
+    floating = ((bits + (for_m << np.uint32(3))) >> np.uint32(19)) - np.uint32((119 + top) << 4)
+    units = (size * np.float32(2.0 ** (27 - top))).astype(np.int64).astype(np.uint32)
+    linear = (units + for_m) >> np.uint32(16)
+    code = np.where(size < np.float32(2.0 ** (top - 7)), linear, floating)
+    code = np.minimum(code, np.uint32(127)) | np.where(y < 0, np.uint32(128), np.uint32(0))
+    return Compact(code.astype(np.uint8), v_code.astype(np.uint16))
+
+
+def decode_compact(code: Compact, top: int) -> tuple[Float32, Float32]:
+    """Return m and v."""
+    v = decode_bfloat16(code.v)
+    size = (code.m & np.uint8(127)).astype(np.uint32)
+    floating = _float((size << np.uint32(19)) + np.uint32((119 + top) << 23))
+    linear = size.astype(np.float32) * np.float32(2.0 ** (top - 11))
+    y = np.where(size < 16, linear, floating)
+    return np.where(code.m >= 128, -y, y) * root_scale(v), v
+
+
+# ── 8bit ───────────────────────────────────────────────────────────────────────────────────────
+
+
+class EightBit(NamedTuple):
+    """m and v of whole blocks (the last one may be shorter) in two bytes each, and headers."""
+
+    m: NDArray[np.int8]
+    v: NDArray[np.uint8]
+    header: NDArray[np.uint16]
+
+
+def encode_8bit(m: Float32, v: Float32, r: Bits | None, top: int) -> EightBit:
+    """Return the codes of m and v (v ≥ 0, flattened), rounded by ``r``, or to nearest.
+
+    ``top`` is :func:`mean_top`. The first element begins a block of its tensor.
+    """
+    count = v.size
+    x = _blocks(_clipped(v))
+    random = None if r is None else _blocks(r)
+    # v: as many mantissa bits as the range of the block allows.
+    most = x.max(axis=1)
+    least = np.where(x > 0, x, np.uint32(_WORD)).min(axis=1)
+    least = np.where(most > 0, least, np.uint32(0))
+    finer = np.zeros(len(x), np.uint32)
+    for more in (1, 2, 3):
+        s = np.uint32(20 - more)
+        last = (most + np.uint32((1 << s) - 1)) >> s
+        fits = last - (least >> s) + np.uint32(2 << more) <= 255
+        finer = np.where(fits, np.uint32(more), finer)
+    s = (np.uint32(20) - finer)[:, None]
+    one = np.uint32(1)
+    addend = (
+        np.broadcast_to(one << (s - one), x.shape)
+        if random is None
+        else random >> np.uint32(12) & ((one << s) - one)
+    )
+    k = np.minimum((x + addend) >> s, (np.uint32(2040) << finer[:, None]) - one)
+    k = np.where(x > 0, k, np.uint32(0))
+    highest = k.max(axis=1) >> (finer + one)
+    base = _base(highest, finer)
+    v_code = np.where(x > 0, np.maximum(k.astype(np.int64) - base[:, None], 1), 0)
+    v_decoded = _decoded_squares(v_code, base, finer)
+    # m: linear, in units of a power of two for the block and of root_scale for the element.
+    y = _relative_mean(_blocks(m), v_decoded)
+    exponent = (_bits(np.abs(y).max(axis=1)) + np.uint32(0x1FFFF)) >> np.uint32(23)
+    scale = np.clip(exponent.astype(np.int64) - 126, top - 15, top)
+    fraction = (
+        np.float32(0.5)
+        if random is None
+        else (random & np.uint32(0xFFFF)).astype(np.float32) * np.float32(2.0**-16)
+    )
+    q = y * np.exp2(7 - scale).astype(np.float32)[:, None] + (np.float32(128) + fraction)
+    m_code = np.clip(q, np.float32(1), np.float32(255)).astype(np.int64) - 128
+    header = highest.astype(np.int64) | finer.astype(np.int64) << 10 | (top - scale) << 12
+    return EightBit(
+        m_code.astype(np.int8).ravel()[:count],
+        v_code.astype(np.uint8).ravel()[:count],
+        header.astype(np.uint16),
+    )
+
+
+def decode_8bit(code: EightBit, top: int) -> tuple[Float32, Float32]:
+    """Return m and v, flattened."""
+    header = code.header.astype(np.uint32)
+    finer = header >> np.uint32(10) & np.uint32(3)
+    base = _base(header & np.uint32(1023), finer)
+    v = _decoded_squares(_blocks(code.v).astype(np.int64), base, finer)
+    unit = np.exp2(top - 7 - (header >> np.uint32(12)).astype(np.int64)).astype(np.float32)
+    m = _blocks(code.m).astype(np.float32) * unit[:, None] * root_scale(v)
+    return m.ravel()[: code.m.size], v.ravel()[: code.v.size]
+
+
+def _base(highest: Bits, finer: Bits) -> NDArray[np.int64]:
+    """Return what the codes of v are counted from in each block."""
+    high, more = highest.astype(np.int64), finer.astype(np.int64)
+    return np.maximum(((high + 1) << (more + 1)) - 256, (8 << more) - 1)
+
+
+def _decoded_squares(code: NDArray[Any], base: NDArray[np.int64], finer: Bits) -> Float32:
+    shift = np.uint32(20) - finer[:, None]
+    bits = (code + base[:, None]).astype(np.uint32) << shift
+    return _float(np.where(code > 0, bits, np.uint32(0)))
+
+
+def _blocks(x: NDArray[Any]) -> NDArray[Any]:
+    """Return ``x`` in rows of one block, filled up with zeros."""
+    count = -(-x.size // BLOCK) * BLOCK
+    return np.pad(x.ravel(), (0, count - x.size)).reshape(-1, BLOCK)
+
+
+# ── bit patterns ───────────────────────────────────────────────────────────────────────────────
+
+
+def _bits(x: Float32) -> Bits:
+    return np.ascontiguousarray(x).view(np.uint32)
+
+
+def _float(bits: Bits) -> Float32:
+    return np.ascontiguousarray(bits, np.uint32).view(np.float32)
+
+
+def _clipped(v: Float32) -> Bits:
+    """Return the bits of v, within the normal numbers where it is above 0; 0 for NaN."""
+    x = np.clip(_bits(v), np.uint32(_SMALLEST), np.uint32(_LARGEST))
+    return np.where(v > 0, x, np.uint32(0))
