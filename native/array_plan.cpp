@@ -27,9 +27,14 @@ public:
     ArrayPlan(nb::sequence groups, nb::object phase) {
         std::vector<Tensor> tensors;
         for (nb::handle group : groups) {
-            Options own = options_of(group.attr("options"));
+            nb::object options = group.attr("options");
+            Options own = options_of(options);
             for (nb::handle slot : nb::cast<nb::sequence>(group.attr("slots"))) {
-                tensors.push_back(tensor_of(slot, own, options_.size()));
+                Tensor tensor = tensor_of(slot, own, options);
+                tensor.numbers = options_.size();
+                nb::object number = slot.attr("number");
+                tensor.number = number.is_none() ? tensors.size() : nb::cast<std::uint64_t>(number);
+                tensors.push_back(tensor);
             }
             options_.push_back(own);
         }
@@ -65,22 +70,61 @@ private:
         }
     };
 
-    Tensor tensor_of(nb::handle slot, const Options& options, std::size_t group) {
+    Tensor tensor_of(nb::handle slot, const Options& own, nb::handle options) {
         nb::object state = slot.attr("state");
         const Py_buffer parameter = hold(slot.attr("parameter"));
         parameters_.push_back(buffers_.size() - 1);
-        auto entry = [&](const char* name) -> void* {
-            nb::object array = state.attr(name);
-            return array.is_none() ? nullptr : hold(array, &parameter).buf;
-        };
         Tensor tensor{};
-        tensor.layout = {dtype_of(parameter).value(), options.has_mean, options.has_square,
-                         options.amsgrad};
+        tensor.layout = {dtype_of(parameter).value(), own.has_mean, own.has_square, own.amsgrad};
+        put_forms(tensor.layout, state, options);
         tensor.count = parameter.len / parameter.itemsize;
-        tensor.numbers = group;
-        tensor.arrays = {parameter.buf,           nullptr,      entry("mean"), entry("square"),
-                         entry("largest_square"), entry("ema"), nullptr,       CopyType::bfloat16};
+        auto entry = [&](const char* name, Form form, std::int64_t width = 1) -> void* {
+            nb::object array = state.attr(name);
+            if (array.is_none()) {
+                return nullptr;
+            }
+            return form == Form::plain ? hold(array, &parameter).buf
+                                       : hold_codes(array, width * tensor.count);
+        };
+        Form mean = tensor.layout.mean_form, square = tensor.layout.square_form;
+        tensor.arrays = {parameter.buf,
+                         nullptr,
+                         entry("mean", mean, mean == Form::bfloat16 ? 2 : 1),
+                         entry("square", square, square == Form::eight_bit ? 1 : 2),
+                         entry("largest_square", Form::plain),
+                         entry("ema", Form::plain),
+                         nullptr,
+                         CopyType::bfloat16};
+        nb::object header = state.attr("header");
+        if (!header.is_none()) {
+            std::int64_t blocks = (tensor.count + block_size - 1) / block_size;
+            tensor.arrays.header = static_cast<std::uint16_t*>(hold_codes(header, 2 * blocks));
+        }
+        tensor.arrays.offset = nb::cast<std::int64_t>(slot.attr("first"));
+        bool wants_m = own.has_mean && tensor.arrays.m == nullptr;
+        bool wants_v = own.has_square && tensor.arrays.v == nullptr;
+        bool is_8bit = (own.has_mean && tensor.layout.mean_form == Form::eight_bit) ||
+                       (own.has_square && tensor.layout.square_form == Form::eight_bit);
+        if (tensor.count > 0 && (wants_m || wants_v || (is_8bit && header.is_none()))) {
+            throw std::invalid_argument("A plan needs the state that its options speak of.");
+        }
+        if (tensor.layout.is_small() && tensor.layout.dtype != DType::float32) {
+            throw std::invalid_argument("Small forms of state are for float32 parameters.");
+        }
         return tensor;
+    }
+
+    // Holds an array of codes of so many bytes.
+    void* hold_codes(nb::object array, std::int64_t bytes) {
+        Buffer buffer;
+        if (!buffer.acquire(array.ptr(), PyBUF_RECORDS) || buffer.view().len != bytes ||
+            !PyBuffer_IsContiguous(&buffer.view(), 'C')) {
+            throw std::invalid_argument(
+                "A plan needs codes of its small state as writeable C-contiguous arrays.");
+        }
+        spans_.emplace_back(start(buffer.view()), end(buffer.view()));
+        buffers_.push_back(std::move(buffer));
+        return buffers_.back().view().buf;
     }
 
     const Py_buffer& hold(nb::object array, const Py_buffer* like = nullptr) {

@@ -66,7 +66,23 @@ Phase phase_of(nb::handle given) {
     phase.averages = !ema.is_none();
     phase.ema = phase.averages ? nb::cast<double>(ema) : 0.0;
     phase.statistics = nb::cast<bool>(given.attr("statistics"));
+    phase.seed = nb::cast<std::uint64_t>(given.attr("seed"));
     return phase;
+}
+
+void put_forms(Layout& layout, nb::handle state, nb::handle options) {
+    nb::object forms = state.attr("forms");
+    auto form_of = [](nb::handle form) {
+        return choice_of<Form>(form, {{"float32", Form::plain},
+                                      {"bfloat16", Form::bfloat16},
+                                      {"compact", Form::compact},
+                                      {"8bit", Form::eight_bit}});
+    };
+    layout.mean_form = form_of(forms[0]);
+    layout.square_form = form_of(forms[1]);
+    layout.stochastic =
+        choice_of<bool>(options.attr("rounding"), {{"stochastic", true}, {"nearest", false}});
+    layout.top = nb::cast<int>(state.attr("top"));
 }
 
 nb::object parts_of(const Outcome& outcome, const Phase& phase) {

@@ -12,10 +12,26 @@ constexpr int lane_count = 16;
 
 enum class DType { float32, float64 };
 
+// How a running mean is stored: src/adamas/codecs.py. Plain is the parameter's dtype.
+enum class Form { plain, bfloat16, compact, eight_bit };
+
+// Elements that share a header of the form eight_bit; tiles are whole blocks.
+constexpr std::int64_t block_size = 32;
+
 // Which running means one tensor keeps, and in which arithmetic.
 struct Layout {
     DType dtype;
     bool mean, square, largest;
+    Form mean_form = Form::plain, square_form = Form::plain;
+    bool stochastic = true;  // rounding to small forms
+    int top = 0;             // the exponent that codes of m are counted from
+
+    bool is_small() const { return mean_form != Form::plain || square_form != Form::plain; }
+};
+
+// What makes the random bits of one tensor at one step its own.
+struct Key {
+    std::uint32_t k1, k2;
 };
 
 // The numbers of the rule: src/adamas/coefficients.py.
@@ -26,8 +42,8 @@ struct Numbers {
 
 enum class CopyType { bfloat16, float16 };
 
-// The arrays of one tensor, all of one length and (but for the copy) dtype; null where the tensor
-// has none.
+// The arrays of one tensor, all of one length and dtype (but for the copy, and for m and v in a
+// small form); null where the tensor has none.
 struct Arrays {
     void* p;
     const void* g;
@@ -37,12 +53,15 @@ struct Arrays {
     void* ema;
     std::uint16_t* copy;  // of the new parameter, in low precision
     CopyType copy_type;
+    std::uint16_t* header = nullptr;  // one for each block, where m or v is eight_bit
+    std::int64_t offset = 0;          // of the first element, in the whole tensor
 };
 
 // The numbers of one step.
 struct StepNumbers {
     Numbers<double> rule;
     double ema_keep, ema_take;
+    std::uint64_t number;  // of the step, 1 first
 };
 
 // Exact factors for sums of squares: as it is, and for float64 what over- or underflows.
@@ -66,8 +85,8 @@ struct TileReport {
 // tile size.
 struct Kernels {
     // Steps elements first to last. `reports`, where not null, takes one entry per tile.
-    void (*sweep)(Layout, const Arrays&, const StepNumbers&, std::int64_t first, std::int64_t last,
-                  TileReport* reports);
+    void (*sweep)(const Layout&, const Arrays&, const StepNumbers&, Key, std::int64_t first,
+                  std::int64_t last, TileReport* reports);
     // Writes the sum of squares of x·scale for each tile of first to last; returns the number of
     // elements that are not finite.
     std::int64_t (*tile_sums)(DType, const void* x, double scale, std::int64_t first,

@@ -66,6 +66,17 @@ TensorStatistics described(const TileReport* reports, std::int64_t count) {
 
 }  // namespace
 
+Key key_of(std::uint64_t seed, std::uint64_t step, std::uint64_t tensor) {
+    std::uint64_t z = 0;
+    for (std::uint64_t number : {seed, step, tensor}) {
+        z += number + 0x9e3779b97f4a7c15u;
+        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+        z ^= z >> 31;
+    }
+    return {static_cast<std::uint32_t>(z), static_cast<std::uint32_t>(z >> 32)};
+}
+
 Plan::Plan(std::vector<Tensor> tensors, Phase phase) : tensors_(std::move(tensors)), phase_(phase) {
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
         std::int64_t count = tensors_[i].count;
@@ -104,7 +115,7 @@ Outcome Plan::step(std::vector<StepNumbers>& numbers, double loss_scale, double 
 StepNumbers numbers_at(const Options& options, const Phase& phase, std::int64_t step, double lr) {
     bool copies = step == 1;  // the first step's average is the parameter
     return {at_step(options, step, lr, 1.0), copies ? 0.0 : phase.ema,
-            copies ? 1.0 : 1.0 - phase.ema};
+            copies ? 1.0 : 1.0 - phase.ema, static_cast<std::uint64_t>(step)};
 }
 
 void Plan::read_gradients(Outcome& outcome) {
@@ -145,8 +156,9 @@ void Plan::sweep(const std::vector<StepNumbers>& numbers) {
     auto step = [&](std::int64_t i) {
         const Chunk& chunk = chunks_[i];
         const Tensor& tensor = tensors_[chunk.tensor];
-        kernels.sweep(tensor.layout, tensor.arrays, numbers[tensor.numbers], chunk.first,
-                      chunk.last, nullptr);
+        const StepNumbers& own = numbers[tensor.numbers];
+        Key key = key_of(phase_.seed, own.number, tensor.number);
+        kernels.sweep(tensor.layout, tensor.arrays, own, key, chunk.first, chunk.last, nullptr);
     };
     for_each(static_cast<std::int64_t>(chunks_.size()), is_threaded(), step);
 }
@@ -163,9 +175,10 @@ std::vector<TensorStatistics> Plan::sweep_recorded(const std::vector<StepNumbers
     auto step = [&](std::int64_t i) {
         const Chunk& chunk = chunks_[i];
         const Tensor& tensor = tensors_[chunk.tensor];
-        TileReport* own = reports.data() + starts[chunk.tensor] + chunk.first / tile_size;
-        kernels.sweep(tensor.layout, tensor.arrays, numbers[tensor.numbers], chunk.first,
-                      chunk.last, own);
+        TileReport* report = reports.data() + starts[chunk.tensor] + chunk.first / tile_size;
+        const StepNumbers& own = numbers[tensor.numbers];
+        Key key = key_of(phase_.seed, own.number, tensor.number);
+        kernels.sweep(tensor.layout, tensor.arrays, own, key, chunk.first, chunk.last, report);
     };
     for_each(static_cast<std::int64_t>(chunks_.size()), is_threaded(), step);
     std::vector<TensorStatistics> result;

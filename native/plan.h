@@ -20,6 +20,7 @@ struct Phase {
     bool averages = false;
     double ema = 0;
     bool statistics = false;
+    std::uint64_t seed = 0;
 
     bool reads_first() const { return clips || on_nonfinite != OnNonfinite::propagate; }
 };
@@ -28,8 +29,12 @@ struct Tensor {
     Layout layout;
     Arrays arrays;  // g is set before each step
     std::int64_t count;
-    std::size_t numbers;  // which of the step's numbers are its own
+    std::size_t numbers;       // which of the step's numbers are its own
+    std::uint64_t number = 0;  // of the tensor among all, for random bits
 };
+
+// adamas.codecs.key_of.
+Key key_of(std::uint64_t seed, std::uint64_t step, std::uint64_t tensor);
 
 struct TensorStatistics {
     double gradient_norm, parameter_norm, update_norm, largest_update;

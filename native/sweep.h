@@ -2,12 +2,15 @@
 //
 // The step of a tensor without extras is one loop over its elements. Where the phase asks for
 // more (averaged weights, a low-precision copy, statistics), the same loop runs tile by tile and
-// the extras follow while the tile is in the first-level cache.
+// the extras follow while the tile is in the first-level cache. So do small forms of m and v, which
+// are decoded to scratch memory before and encoded after.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 
+#include "codecs.h"
 #include "copies.h"
 #include "kernels.h"
 #include "rule.h"
@@ -67,8 +70,8 @@ inline TileReport reported(const Record<T>& record, const T* p, const T* g, std:
 }
 
 template <class T, bool Mean, bool Square, bool Largest>
-void sweep(const Arrays& arrays, const StepNumbers& numbers, std::int64_t first, std::int64_t last,
-           TileReport* reports) {
+void sweep(const Layout& layout, const Arrays& arrays, const StepNumbers& numbers, Key key,
+           std::int64_t first, std::int64_t last, TileReport* reports) {
     Numbers<T> c = rounded<T>(numbers.rule);
     T ema_keep = static_cast<T>(numbers.ema_keep);
     T ema_take = static_cast<T>(numbers.ema_take);
@@ -78,12 +81,21 @@ void sweep(const Arrays& arrays, const StepNumbers& numbers, std::int64_t first,
     auto v = static_cast<T*>(arrays.v);
     auto w = static_cast<T*>(arrays.w);
     auto ema = static_cast<T*>(arrays.ema);
-    bool by_tile = ema != nullptr || arrays.copy != nullptr || reports != nullptr;
+    bool is_small = std::is_same_v<T, float> && layout.is_small();
+    bool by_tile = ema != nullptr || arrays.copy != nullptr || reports != nullptr || is_small;
+    Scratch scratch;
     std::int64_t stride = by_tile ? tile_size : last - first;
     for (std::int64_t at = first; at < last; at += stride) {
         std::int64_t count = std::min(stride, last - at);
-        T* mean = Mean ? m + at : nullptr;
-        T* square = Square ? v + at : nullptr;
+        T* mean = Mean && !is_small ? m + at : nullptr;
+        T* square = Square && !is_small ? v + at : nullptr;
+        if constexpr (std::is_same_v<T, float>) {
+            if (is_small) {
+                decode_tile(layout, arrays, at, count, scratch);
+                mean = scratch.m;
+                square = scratch.v;
+            }
+        }
         T* largest = Largest ? w + at : nullptr;
         if (reports != nullptr) {
             Record<T> record;
@@ -93,6 +105,10 @@ void sweep(const Arrays& arrays, const StepNumbers& numbers, std::int64_t first,
         } else {
             step_elements<T, Mean, Square, Largest, false>(c, p + at, g + at, mean, square, largest,
                                                            nullptr, count);
+        }
+        if (is_small) {
+            layout.stochastic ? encode_tile<true>(layout, arrays, key, at, count, scratch)
+                              : encode_tile<false>(layout, arrays, key, at, count, scratch);
         }
         if (ema != nullptr) {
             average(ema_keep, ema_take, ema + at, p + at, count);

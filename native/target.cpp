@@ -1,5 +1,6 @@
 // Compiled once for each machine of targets.h, with that machine's flags and with
 // ADAMAS_TARGET_KERNELS naming the table it defines.
+#include "codecs.h"
 #include "kernels.h"
 #include "rule.h"
 #include "statistics.h"
@@ -9,26 +10,28 @@ namespace adamas {
 namespace {
 
 template <class T>
-void sweep_layout(Layout layout, const Arrays& arrays, const StepNumbers& numbers,
+void sweep_layout(const Layout& layout, const Arrays& arrays, const StepNumbers& numbers, Key key,
                   std::int64_t first, std::int64_t last, TileReport* reports) {
     if (layout.mean && layout.square) {
-        layout.largest ? sweep<T, true, true, true>(arrays, numbers, first, last, reports)
-                       : sweep<T, true, true, false>(arrays, numbers, first, last, reports);
+        layout.largest
+            ? sweep<T, true, true, true>(layout, arrays, numbers, key, first, last, reports)
+            : sweep<T, true, true, false>(layout, arrays, numbers, key, first, last, reports);
     } else if (layout.square) {
-        layout.largest ? sweep<T, false, true, true>(arrays, numbers, first, last, reports)
-                       : sweep<T, false, true, false>(arrays, numbers, first, last, reports);
+        layout.largest
+            ? sweep<T, false, true, true>(layout, arrays, numbers, key, first, last, reports)
+            : sweep<T, false, true, false>(layout, arrays, numbers, key, first, last, reports);
     } else if (layout.mean) {
-        sweep<T, true, false, false>(arrays, numbers, first, last, reports);
+        sweep<T, true, false, false>(layout, arrays, numbers, key, first, last, reports);
     } else {
-        sweep<T, false, false, false>(arrays, numbers, first, last, reports);
+        sweep<T, false, false, false>(layout, arrays, numbers, key, first, last, reports);
     }
 }
 
-void sweep_any(Layout layout, const Arrays& arrays, const StepNumbers& numbers, std::int64_t first,
-               std::int64_t last, TileReport* reports) {
+void sweep_any(const Layout& layout, const Arrays& arrays, const StepNumbers& numbers, Key key,
+               std::int64_t first, std::int64_t last, TileReport* reports) {
     layout.dtype == DType::float32
-        ? sweep_layout<float>(layout, arrays, numbers, first, last, reports)
-        : sweep_layout<double>(layout, arrays, numbers, first, last, reports);
+        ? sweep_layout<float>(layout, arrays, numbers, key, first, last, reports)
+        : sweep_layout<double>(layout, arrays, numbers, key, first, last, reports);
 }
 
 std::int64_t tile_sums_any(DType dtype, const void* x, double scale, std::int64_t first,

@@ -462,6 +462,7 @@ private:
                 continue;
             }
             StepNumbers own{};
+            own.number = static_cast<std::uint64_t>(step);
             nb::object values = given[next++];
             double* into[] = {&own.rule.grad_scale, &own.rule.l2,     &own.rule.decay,
                               &own.rule.keep1,      &own.rule.take1,  &own.rule.keep2,

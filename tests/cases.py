@@ -85,6 +85,18 @@ PHASES: dict[str, Phase] = {
     "all": Phase(clip_norm=1.0, on_nonfinite="skip", ema=0.9, statistics=True),
 }
 
+#: Forms of m and v: every one for each of them, and the pairs that one name stands for.
+FORMS: tuple[tuple[str, str], ...] = (
+    ("bfloat16", "bfloat16"),
+    ("compact", "compact"),
+    ("8bit", "8bit"),
+    ("float32", "8bit"),
+    ("8bit", "float32"),
+    ("compact", "8bit"),
+    ("8bit", "bfloat16"),
+    ("bfloat16", "compact"),
+)
+
 # ── values ─────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -175,13 +187,14 @@ def run(
 
 
 def bits(values: Any) -> np.ndarray[Any, Any]:
-    """The bit patterns of floating-point numbers, all NaNs as one.
+    """The bit patterns of numbers, all NaNs as one.
 
     IEEE 754 leaves open which sign and payload the NaN of an operation has, and processors
     differ; so they are no part of the contract.
     """
     values = np.array(values, order="C")
-    values[np.isnan(values)] = np.nan
+    if values.dtype.kind == "f":
+        values[np.isnan(values)] = np.nan
     return values.view(f"u{values.itemsize}")
 
 

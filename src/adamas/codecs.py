@@ -33,17 +33,13 @@ from numpy.typing import NDArray
 
 __all__ = [
     "BLOCK",
-    "NEAREST",
-    "Compact",
-    "EightBit",
+    "Codes",
     "Key",
-    "decode_8bit",
+    "decode",
     "decode_bfloat16",
-    "decode_compact",
     "decode_remainder",
-    "encode_8bit",
+    "encode",
     "encode_bfloat16",
-    "encode_compact",
     "encode_remainder",
     "key_of",
     "mean_bound",
@@ -58,8 +54,6 @@ Bits = NDArray[np.uint32]
 
 #: Elements that share a header of the 8bit codec.
 BLOCK = 32
-#: In place of random bits: round to nearest.
-NEAREST = None
 
 _WORD = 0xFFFFFFFF
 _DOUBLE_WORD = 0xFFFFFFFFFFFFFFFF
@@ -209,67 +203,117 @@ def decode_remainder(high: NDArray[np.uint16], low: NDArray[np.int16]) -> Float3
     return _float((high.astype(np.uint32) << np.uint32(16)) + low.astype(np.int32).view(np.uint32))
 
 
+# ── m and v together ───────────────────────────────────────────────────────────────────────────
+
+
+class Codes(NamedTuple):
+    """m and v of some elements as they are stored; None where there is no such mean."""
+
+    mean: NDArray[Any] | None
+    square: NDArray[Any] | None
+    #: One entry for each block, where either is 8bit.
+    header: NDArray[np.uint16] | None = None
+
+
+def encode(
+    forms: tuple[str, str], m: Float32 | None, v: Float32 | None, r: Bits | None, top: int
+) -> Codes:
+    """Return the codes of flat m and v (v ≥ 0), rounded by ``r``, or to nearest.
+
+    ``forms`` are the names of the codecs of m and of v, ``top`` is :func:`mean_top`. v takes the
+    high bits of ``r``, m the low half. With 8bit, the first element begins a block of its tensor.
+    """
+    mean_form, square_form = forms
+    square = header = None
+    v_decoded = v
+    if v is not None:
+        if square_form == "8bit":
+            square, header = _encode_squares_8bit(v, r)
+            v_decoded = _decode_squares_8bit(square, header)
+        elif square_form == "float32":
+            square = v
+        else:
+            compact = square_form == "compact"
+            square = _encode_squares_compact(v, r) if compact else encode_bfloat16(v, r)
+            v_decoded = decode_bfloat16(square)
+    mean = m
+    if m is not None and mean_form == "bfloat16":
+        mean = encode_bfloat16(m, None if r is None else r << np.uint32(16))
+    elif m is not None and mean_form in ("compact", "8bit"):
+        assert v_decoded is not None
+        y = _relative_mean(m, v_decoded)
+        if mean_form == "compact":
+            mean = _encode_means_compact(y, r, top)
+        else:
+            mean, scale = _encode_means_8bit(y, r, top)
+            header = scale if header is None else header | scale
+    return Codes(mean, square, header)
+
+
+def decode(forms: tuple[str, str], codes: Codes, top: int) -> tuple[Any, Any]:
+    """Return flat m and v, float32, for what :func:`encode` returned; None where it is None."""
+    mean_form, square_form = forms
+    v = codes.square
+    if v is not None and square_form == "8bit":
+        assert codes.header is not None
+        v = _decode_squares_8bit(v, codes.header)
+    elif v is not None and square_form != "float32":
+        v = decode_bfloat16(v)
+    m = codes.mean
+    if m is not None and mean_form == "bfloat16":
+        m = decode_bfloat16(m)
+    elif m is not None and mean_form in ("compact", "8bit"):
+        assert v is not None
+        if mean_form == "compact":
+            y = _decode_means_compact(m, top)
+        else:
+            assert codes.header is not None
+            y = _decode_means_8bit(m, codes.header, top)
+        m = y * root_scale(v)
+    return m, v
+
+
 # ── compact ────────────────────────────────────────────────────────────────────────────────────
 
 
-class Compact(NamedTuple):
-    """m and v of some elements in three bytes each."""
-
-    m: NDArray[np.uint8]
-    v: NDArray[np.uint16]
-
-
-def encode_compact(m: Float32, v: Float32, r: Bits | None, top: int) -> Compact:
-    """Return the codes of m and v (v ≥ 0), rounded by ``r``, or to nearest.
-
-    ``top`` is :func:`mean_top`. v takes the high half of ``r``, m the low one.
-    """
-    half = np.uint32(0x8000)
-    for_v, for_m = (half, half) if r is None else (r >> np.uint32(16), r & np.uint32(0xFFFF))
+def _encode_squares_compact(v: Float32, r: Bits | None) -> NDArray[np.uint16]:
     x = _clipped(v)
-    v_code = np.where(x > 0, np.minimum((x + for_v) >> np.uint32(16), np.uint32(0x7F7F)), x)
-    y = _relative_mean(m, _float(v_code << np.uint32(16)))
+    addend = np.uint32(0x8000) if r is None else r >> np.uint32(16)
+    code = np.minimum((x + addend) >> np.uint32(16), np.uint32(0x7F7F))
+    return np.where(x > 0, code, np.uint32(0)).astype(np.uint16)
+
+
+def _encode_means_compact(y: Float32, r: Bits | None, top: int) -> NDArray[np.uint8]:
+    addend = np.uint32(0x8000) if r is None else r & np.uint32(0xFFFF)
     size = np.minimum(np.abs(y), np.float32(2.0**top))
     # From 2^(top - 7) the code is that of a float with 4 mantissa bits, below it is linear.
-    bits = _bits(size)
-    floating = ((bits + (for_m << np.uint32(3))) >> np.uint32(19)) - np.uint32((119 + top) << 4)
+    floating = ((_bits(size) + (addend << np.uint32(3))) >> np.uint32(19)) - np.uint32(
+        (119 + top) << 4
+    )
     units = (size * np.float32(2.0 ** (27 - top))).astype(np.int64).astype(np.uint32)
-    linear = (units + for_m) >> np.uint32(16)
+    linear = (units + addend) >> np.uint32(16)
     code = np.where(size < np.float32(2.0 ** (top - 7)), linear, floating)
     code = np.minimum(code, np.uint32(127)) | np.where(y < 0, np.uint32(128), np.uint32(0))
-    return Compact(code.astype(np.uint8), v_code.astype(np.uint16))
+    return code.astype(np.uint8)
 
 
-def decode_compact(code: Compact, top: int) -> tuple[Float32, Float32]:
-    """Return m and v."""
-    v = decode_bfloat16(code.v)
-    size = (code.m & np.uint8(127)).astype(np.uint32)
+def _decode_means_compact(code: NDArray[Any], top: int) -> Float32:
+    size = (code & np.uint8(127)).astype(np.uint32)
     floating = _float((size << np.uint32(19)) + np.uint32((119 + top) << 23))
     linear = size.astype(np.float32) * np.float32(2.0 ** (top - 11))
     y = np.where(size < 16, linear, floating)
-    return np.where(code.m >= 128, -y, y) * root_scale(v), v
+    return np.where(code >= 128, -y, y)
 
 
 # ── 8bit ───────────────────────────────────────────────────────────────────────────────────────
 
 
-class EightBit(NamedTuple):
-    """m and v of whole blocks (the last one may be shorter) in two bytes each, and headers."""
-
-    m: NDArray[np.int8]
-    v: NDArray[np.uint8]
-    header: NDArray[np.uint16]
-
-
-def encode_8bit(m: Float32, v: Float32, r: Bits | None, top: int) -> EightBit:
-    """Return the codes of m and v (v ≥ 0, flattened), rounded by ``r``, or to nearest.
-
-    ``top`` is :func:`mean_top`. The first element begins a block of its tensor.
-    """
-    count = v.size
+def _encode_squares_8bit(
+    v: Float32, r: Bits | None
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    """Return the codes of v, and K and L of the headers."""
     x = _blocks(_clipped(v))
-    random = None if r is None else _blocks(r)
-    # v: as many mantissa bits as the range of the block allows.
+    # As many mantissa bits as the range of the block allows.
     most = x.max(axis=1)
     least = np.where(x > 0, x, np.uint32(_WORD)).min(axis=1)
     least = np.where(most > 0, least, np.uint32(0))
@@ -279,59 +323,54 @@ def encode_8bit(m: Float32, v: Float32, r: Bits | None, top: int) -> EightBit:
         last = (most + np.uint32((1 << s) - 1)) >> s
         fits = last - (least >> s) + np.uint32(2 << more) <= 255
         finer = np.where(fits, np.uint32(more), finer)
-    s = (np.uint32(20) - finer)[:, None]
-    one = np.uint32(1)
-    addend = (
-        np.broadcast_to(one << (s - one), x.shape)
-        if random is None
-        else random >> np.uint32(12) & ((one << s) - one)
-    )
+    s, one = (np.uint32(20) - finer)[:, None], np.uint32(1)
+    if r is None:
+        addend = np.broadcast_to(one << (s - one), x.shape)
+    else:
+        addend = _blocks(r) >> np.uint32(12) & ((one << s) - one)
     k = np.minimum((x + addend) >> s, (np.uint32(2040) << finer[:, None]) - one)
     k = np.where(x > 0, k, np.uint32(0))
     highest = k.max(axis=1) >> (finer + one)
-    base = _base(highest, finer)
-    v_code = np.where(x > 0, np.maximum(k.astype(np.int64) - base[:, None], 1), 0)
-    v_decoded = _decoded_squares(v_code, base, finer)
-    # m: linear, in units of a power of two for the block and of root_scale for the element.
-    y = _relative_mean(_blocks(m), v_decoded)
-    exponent = (_bits(np.abs(y).max(axis=1)) + np.uint32(0x1FFFF)) >> np.uint32(23)
+    code = np.maximum(k.astype(np.int64) - _base(highest, finer)[:, None], 1)
+    code = np.where(x > 0, code, 0).astype(np.uint8).ravel()[: v.size]
+    return code, (highest | finer << np.uint32(10)).astype(np.uint16)
+
+
+def _decode_squares_8bit(code: NDArray[Any], header: NDArray[np.uint16]) -> Float32:
+    bits = header.astype(np.uint32)
+    finer = bits >> np.uint32(10) & np.uint32(3)
+    counted = _blocks(code).astype(np.int64)
+    base = _base(bits & np.uint32(1023), finer)[:, None]
+    values = (counted + base).astype(np.uint32) << (np.uint32(20) - finer[:, None])
+    return _float(np.where(counted > 0, values, np.uint32(0))).ravel()[: code.size]
+
+
+def _encode_means_8bit(
+    y: Float32, r: Bits | None, top: int
+) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
+    """Return the codes of m, and the scales of the headers."""
+    rows = _blocks(y)
+    exponent = (_bits(np.abs(rows).max(axis=1)) + np.uint32(0x1FFFF)) >> np.uint32(23)
     scale = np.clip(exponent.astype(np.int64) - 126, top - 15, top)
-    fraction = (
-        np.float32(0.5)
-        if random is None
-        else (random & np.uint32(0xFFFF)).astype(np.float32) * np.float32(2.0**-16)
-    )
-    q = y * np.exp2(7 - scale).astype(np.float32)[:, None] + (np.float32(128) + fraction)
-    m_code = np.clip(q, np.float32(1), np.float32(255)).astype(np.int64) - 128
-    header = highest.astype(np.int64) | finer.astype(np.int64) << 10 | (top - scale) << 12
-    return EightBit(
-        m_code.astype(np.int8).ravel()[:count],
-        v_code.astype(np.uint8).ravel()[:count],
-        header.astype(np.uint16),
-    )
+    if r is None:
+        fraction = np.float32(0.5)
+    else:
+        fraction = (_blocks(r) & np.uint32(0xFFFF)).astype(np.float32) * np.float32(2.0**-16)
+    with np.errstate(over="ignore"):
+        q = rows * np.exp2(7 - scale).astype(np.float32)[:, None] + (np.float32(128) + fraction)
+    code = np.clip(q, np.float32(1), np.float32(255)).astype(np.int64) - 128
+    return code.astype(np.int8).ravel()[: y.size], ((top - scale) << 12).astype(np.uint16)
 
 
-def decode_8bit(code: EightBit, top: int) -> tuple[Float32, Float32]:
-    """Return m and v, flattened."""
-    header = code.header.astype(np.uint32)
-    finer = header >> np.uint32(10) & np.uint32(3)
-    base = _base(header & np.uint32(1023), finer)
-    v = _decoded_squares(_blocks(code.v).astype(np.int64), base, finer)
-    unit = np.exp2(top - 7 - (header >> np.uint32(12)).astype(np.int64)).astype(np.float32)
-    m = _blocks(code.m).astype(np.float32) * unit[:, None] * root_scale(v)
-    return m.ravel()[: code.m.size], v.ravel()[: code.v.size]
+def _decode_means_8bit(code: NDArray[Any], header: NDArray[np.uint16], top: int) -> Float32:
+    unit = np.exp2(top - 7 - (header >> np.uint16(12)).astype(np.int64)).astype(np.float32)
+    return (_blocks(code).astype(np.float32) * unit[:, None]).ravel()[: code.size]
 
 
 def _base(highest: Bits, finer: Bits) -> NDArray[np.int64]:
     """Return what the codes of v are counted from in each block."""
     high, more = highest.astype(np.int64), finer.astype(np.int64)
     return np.maximum(((high + 1) << (more + 1)) - 256, (8 << more) - 1)
-
-
-def _decoded_squares(code: NDArray[Any], base: NDArray[np.int64], finer: Bits) -> Float32:
-    shift = np.uint32(20) - finer[:, None]
-    bits = (code + base[:, None]).astype(np.uint32) << shift
-    return _float(np.where(code > 0, bits, np.uint32(0)))
 
 
 def _blocks(x: NDArray[Any]) -> NDArray[Any]:

@@ -34,6 +34,8 @@ from adamas.options import (
     OnNonfinite,
     Options,
     Phase,
+    Rounding,
+    StateForm,
     learning_rate_at,
 )
 from adamas.state import State
@@ -194,11 +196,12 @@ class Optimizer:
         """How many bytes of memory the state takes (without the parameters)."""
         return sum(state.nbytes for group in self.groups for state in group.states)
 
-    def state_dict(self, *, copy: bool = True) -> dict[str, Any]:
+    def state_dict(self, *, packed: bool = False, copy: bool = True) -> dict[str, Any]:
         """Return everything a later run needs besides the parameters.
 
-        The arrays are copies, or with ``copy=False`` the optimizer's own, which change with the
-        next step.
+        Running means in a small form are given as float32, which loses nothing, or with
+        ``packed=True`` as they are stored. The arrays are copies, or with ``copy=False`` the
+        optimizer's own as far as they need no decoding, which change with the next step.
 
         ``step`` and ``skipped`` are counts; ``groups`` has the names and options of each group (a
         schedule is stored as None); ``state`` maps the name of each parameter to its arrays
@@ -212,7 +215,10 @@ class Optimizer:
                 for group in self.groups
             ],
             "state": {
-                name: {e: a.copy() if copy else a for e, a in state.arrays().items()}
+                name: {
+                    entry: array.copy() if copy else array
+                    for entry, array in (state.packed() if packed else state.dense()).items()
+                }
                 for name, state in self._named_states()
             },
         }
@@ -378,6 +384,9 @@ class Adam(Optimizer):
         on_nonfinite: OnNonfinite = "propagate",
         ema: float | None = None,
         statistics: bool = False,
+        state: StateForm | tuple[StateForm, StateForm] = "float32",
+        rounding: Rounding = "stochastic",
+        seed: int = 0,
         engine: Engine = "native",
     ) -> None:
         """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
@@ -394,9 +403,15 @@ class Adam(Optimizer):
             maximize=maximize,
             eps_root=eps_root,
             bias_correction=bias_correction,
+            state=state,
+            rounding=rounding,
         )
         phase = Phase(
-            clip_norm=clip_norm, on_nonfinite=on_nonfinite, ema=ema, statistics=statistics
+            clip_norm=clip_norm,
+            on_nonfinite=on_nonfinite,
+            ema=ema,
+            statistics=statistics,
+            seed=seed,
         )
         super().__init__(params, options, phase, engine)
 
@@ -438,6 +453,9 @@ class Momentum(Optimizer):
         on_nonfinite: OnNonfinite = "propagate",
         ema: float | None = None,
         statistics: bool = False,
+        state: StateForm | tuple[StateForm, StateForm] = "float32",
+        rounding: Rounding = "stochastic",
+        seed: int = 0,
         engine: Engine = "native",
     ) -> None:
         """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
@@ -450,9 +468,15 @@ class Momentum(Optimizer):
             nesterov=nesterov,
             maximize=maximize,
             bias_correction=bias_correction,
+            state=state,
+            rounding=rounding,
         )
         phase = Phase(
-            clip_norm=clip_norm, on_nonfinite=on_nonfinite, ema=ema, statistics=statistics
+            clip_norm=clip_norm,
+            on_nonfinite=on_nonfinite,
+            ema=ema,
+            statistics=statistics,
+            seed=seed,
         )
         super().__init__(params, options, phase, engine)
 
@@ -478,6 +502,9 @@ class RMSProp(Optimizer):
         on_nonfinite: OnNonfinite = "propagate",
         ema: float | None = None,
         statistics: bool = False,
+        state: StateForm | tuple[StateForm, StateForm] = "float32",
+        rounding: Rounding = "stochastic",
+        seed: int = 0,
         engine: Engine = "native",
     ) -> None:
         """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
@@ -492,9 +519,15 @@ class RMSProp(Optimizer):
             maximize=maximize,
             eps_root=eps_root,
             bias_correction=bias_correction,
+            state=state,
+            rounding=rounding,
         )
         phase = Phase(
-            clip_norm=clip_norm, on_nonfinite=on_nonfinite, ema=ema, statistics=statistics
+            clip_norm=clip_norm,
+            on_nonfinite=on_nonfinite,
+            ema=ema,
+            statistics=statistics,
+            seed=seed,
         )
         super().__init__(params, options, phase, engine)
 
@@ -655,11 +688,17 @@ def _check_same_state(old: Options, new: Options) -> None:
             f"amsgrad is {new.amsgrad}, but this optimizer was created with {old.amsgrad} and "
             "keeps its state accordingly. Create another optimizer."
         )
+    if old.forms != new.forms:
+        raise ValueError(
+            f"state is {new.forms!r}, but this optimizer was created with {old.forms!r} and "
+            "stores its state accordingly. Create another optimizer and load its state_dict."
+        )
 
 
 def _plain_options(options: Options) -> dict[str, Any]:
     plain = dataclasses.asdict(options)
     plain["betas"] = list(options.betas)
+    plain["state"] = list(options.forms)
     if callable(options.lr):
         plain["lr"] = None
     return plain
@@ -680,6 +719,7 @@ def _loaded_options(groups: Sequence[ParameterGroup], stored: Any) -> list[Optio
             )
         changes = {key: value for key, value in given.items() if key != "params"}
         changes["betas"] = tuple(changes["betas"])
+        changes["state"] = group.options.forms  # how it is stored is this optimizer's affair
         if changes["lr"] is None:
             if not callable(group.options.lr):
                 raise ValueError(

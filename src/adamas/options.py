@@ -20,7 +20,9 @@ __all__ = [
     "OnNonfinite",
     "Options",
     "Phase",
+    "Rounding",
     "Schedule",
+    "StateForm",
     "check_rate",
     "learning_rate_at",
 ]
@@ -31,6 +33,8 @@ LearningRate = float | Schedule
 BiasCorrection = Literal["paper", "first-step", "none"]
 Decay = Literal["l2", "decoupled", "fully-decoupled"]
 OnNonfinite = Literal["propagate", "skip", "raise"]
+StateForm = Literal["float32", "bfloat16", "compact", "8bit"]
+Rounding = Literal["stochastic", "nearest"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +64,11 @@ class Options:
     amsgrad: bool = False
     nesterov: bool = False
     maximize: bool = False
+    #: How the running means are stored (:mod:`adamas.codecs`): one form for both, or a pair for m
+    #: and v. "float32" stores them as they are, in the parameter's dtype. Kept as a pair.
+    state: StateForm | tuple[StateForm, StateForm] = "float32"
+    #: How small forms are rounded when they are stored.
+    rounding: Rounding = "stochastic"
 
     def __post_init__(self) -> None:
         """Check every option; fill in ``lr_max`` where a fixed learning rate gives it."""
@@ -72,6 +81,8 @@ class Options:
         object.__setattr__(self, "betas", _check_betas(self.betas))
         if not callable(self.lr):
             object.__setattr__(self, "lr", _check_amount("lr", self.lr))
+        _check_choice("rounding", self.rounding, get_args(Rounding))
+        object.__setattr__(self, "state", _checked_forms(self.state))
         self._check_combinations()
         if self.lr_max is not None:
             object.__setattr__(self, "lr_max", _check_amount("lr_max", self.lr_max))
@@ -87,6 +98,12 @@ class Options:
     def has_square(self) -> bool:
         """Whether the method keeps a running mean of squared gradients."""
         return self.betas[1] is not None
+
+    @property
+    def forms(self) -> tuple[StateForm, StateForm]:
+        """The forms of m and of v."""
+        mean, square = self.state
+        return mean, square  # type: ignore[return-value]
 
     def replace(self, **changes: object) -> Options:
         """Return options with some of them changed, checked again."""
@@ -107,6 +124,18 @@ class Options:
             raise ValueError(
                 f"lr_max is {self.lr_max!r}, but decay is {self.decay!r}: lr_max has a meaning "
                 'with decay="fully-decoupled" only. Choose that decay or leave lr_max out.'
+            )
+
+        mean, square = self.forms
+        if mean in ("compact", "8bit") and self.has_mean and not self.has_square:
+            raise ValueError(
+                f'state is "{mean}", which stores the running mean of gradients relative to that '
+                'of squares, but this method keeps none. Use "float32" or "bfloat16".'
+            )
+        if self.amsgrad and square != "float32":
+            raise ValueError(
+                f'amsgrad keeps the largest square so far, which the rounding of "{square}" would '
+                'drive up. Use state=("' + mean + '", "float32"), or leave amsgrad out.'
             )
 
     def _greatest_rate(self) -> float:
@@ -137,11 +166,17 @@ class Phase:
     ema: float | None = None
     #: Whether to take norms and extremes of gradient, parameter and update on the way.
     statistics: bool = False
+    #: Of the random bits that small states are rounded with.
+    seed: int = 0
 
     def __post_init__(self) -> None:
         """Check every choice."""
         _check_choice("on_nonfinite", self.on_nonfinite, get_args(OnNonfinite))
         _check_flag("statistics", self.statistics)
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
+            raise ValueError(f"seed is {self.seed!r}, but it must be a whole number, at least 0.")
+        if self.seed >= 2**64:
+            raise ValueError(f"seed is {self.seed}, but it must be less than 2^64.")
         if self.clip_norm is not None:
             norm = _check_amount("clip_norm", self.clip_norm)
             if norm == 0:
@@ -194,6 +229,15 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
     if value not in choices:
         possible = ", ".join(f'"{choice}"' for choice in choices)
         raise ValueError(f"{name} is {value!r}, but it must be one of {possible}.")
+
+
+def _checked_forms(state: object) -> tuple[str, str]:
+    pair = (state, state) if isinstance(state, str) else state
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise TypeError(f"state is {state!r}, but it must be a form, or a pair of forms (m, v).")
+    for form in pair:
+        _check_choice("state", form, get_args(StateForm))
+    return pair[0], pair[1]
 
 
 def _check_flag(name: str, value: object) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adamas import codecs
+from adamas.codecs import Codes
 from adamas.options import Options
 
 __all__ = ["ENTRIES", "State", "create", "from_arrays"]
@@ -21,14 +23,18 @@ __all__ = ["ENTRIES", "State", "create", "from_arrays"]
 Array = NDArray[Any]
 
 #: Names of the entries, in the order of the rule's letters m, v, w, then the averaged parameter.
-ENTRIES = ("mean", "square", "largest_square", "ema")
+ENTRIES = ("mean", "square", "largest_square", "ema", "header")
+
+_MEAN_CODES = {"bfloat16": np.uint16, "compact": np.uint8, "8bit": np.int8}
+_SQUARE_CODES = {"bfloat16": np.uint16, "compact": np.uint16, "8bit": np.uint8}
 
 
 @dataclass
 class State:
     """The running means that belong to one parameter; None where the method keeps none.
 
-    All entries are C-contiguous and have the parameter's shape and dtype.
+    All entries are C-contiguous. They have the parameter's shape (but for the header) and dtype
+    (but for m and v in a small form, which are codes: see :mod:`adamas.codecs`).
     """
 
     #: m, the running mean of gradients.
@@ -39,6 +45,37 @@ class State:
     largest_square: Array | None = None
     #: The running mean of the parameter itself.
     ema: Array | None = None
+    #: What the codes of a block have in common, where the form of m or v is "8bit".
+    header: Array | None = None
+    #: The forms of m and v.
+    forms: tuple[str, str] = ("float32", "float32")
+    #: The exponent that codes of m are counted from; that of the betas at creation.
+    top: int = 0
+
+    @property
+    def is_small(self) -> bool:
+        """Whether m or v is stored in a small form."""
+        return self.forms != ("float32", "float32")
+
+    def means(self) -> tuple[Array | None, Array | None]:
+        """Return m and v, decoded where they are codes, else the arrays themselves."""
+        if not self.is_small:
+            return self.mean, self.square
+        m, v = codecs.decode(self.forms, self._codes(), self.top)
+        return _shaped(m, self.mean), _shaped(v, self.square)
+
+    def put_means(self, m: Array | None, v: Array | None, r: Any = None) -> None:
+        """Store m and v, encoded with the random bits ``r``, or rounded to nearest."""
+        stored = self._encoded(m, v, r) if self.is_small else Codes(m, v)
+        for target, value in zip((self.mean, self.square, self.header), stored, strict=True):
+            if target is not None and value is not None:
+                np.copyto(target, value.reshape(target.shape))
+
+    def _codes(self) -> Codes:
+        return Codes(_flat(self.mean), _flat(self.square), self.header)
+
+    def _encoded(self, m: Array | None, v: Array | None, r: Any) -> Codes:
+        return codecs.encode(self.forms, _flat(m), _flat(v), r, self.top)
 
     @property
     def nbytes(self) -> int:
@@ -50,23 +87,65 @@ class State:
         entries = ((name, getattr(self, name)) for name in ENTRIES)
         return {name: array for name, array in entries if array is not None}
 
+    def dense(self) -> dict[str, Array]:
+        """Return the entries with m and v as numbers: copies where they are stored as codes."""
+        arrays = self.arrays()
+        if self.is_small:
+            arrays.pop("header", None)
+            pairs = zip(("mean", "square"), self.means(), strict=True)
+            arrays |= {name: each for name, each in pairs if each is not None}
+        return arrays
+
+    def packed(self) -> dict[str, Array]:
+        """Return the entries as they are stored, and ``top`` where there are codes."""
+        return {**self.arrays(), **({"top": np.array(self.top)} if self.is_small else {})}
+
+    def packed_from(self, dense: Mapping[str, Array]) -> dict[str, Array]:
+        """Return the entries as stored for those of :meth:`dense`.
+
+        Nothing is lost where they were decoded from these forms.
+        """
+        stored = self._encoded(dense.get("mean"), dense.get("square"), None)
+        others = {name: array for name, array in dense.items() if name not in ("mean", "square")}
+        named = zip(("mean", "square", "header"), stored, strict=True)
+        codes = {
+            name: each.reshape(getattr(self, name).shape)
+            for name, each in named
+            if each is not None
+        }
+        return {**others, **codes}
+
     def assign(self, arrays: Mapping[str, Array]) -> None:
         """Copy the values of ``arrays`` (as :func:`from_arrays` returns them) into the entries."""
         for name, array in self.arrays().items():
             np.copyto(array, arrays[name])
+        self.top = int(arrays.get("top", self.top))
 
 
 def create(parameter: Array, options: Options, *, ema: bool = False) -> State:
     """Return the state before the first step: zeros, and the parameter as its own average."""
+    forms = options.forms
+    if forms != ("float32", "float32") and parameter.dtype != np.float32:
+        raise ValueError(
+            f"state is {forms!r}, but a parameter has dtype {parameter.dtype}: small forms are "
+            'for float32. Convert the parameter, or use state="float32", which keeps its dtype.'
+        )
 
-    def zeros(wanted: bool) -> Array | None:
-        return np.zeros(parameter.shape, parameter.dtype) if wanted else None
+    def zeros(wanted: bool, dtype: Any = parameter.dtype) -> Array | None:
+        return np.zeros(parameter.shape, dtype) if wanted else None
 
+    has_header = (options.has_mean and forms[0] == "8bit") or (
+        options.has_square and forms[1] == "8bit"
+    )
+    beta1, beta2 = options.betas
     return State(
-        mean=zeros(options.has_mean),
-        square=zeros(options.has_square),
+        mean=zeros(options.has_mean, _MEAN_CODES.get(forms[0], parameter.dtype)),
+        square=zeros(options.has_square, _SQUARE_CODES.get(forms[1], parameter.dtype)),
         largest_square=zeros(options.amsgrad),
         ema=np.array(parameter, order="C") if ema else None,
+        header=np.zeros(-(-parameter.size // codecs.BLOCK), np.uint16) if has_header else None,
+        forms=forms,
+        top=0 if beta1 is None or beta2 is None else codecs.mean_top(beta1, beta2),
     )
 
 
@@ -76,7 +155,8 @@ def from_arrays(name: str, like: State, arrays: Mapping[str, Any]) -> dict[str, 
     ``name`` is the parameter's, for the errors: KeyError where an entry is missing or unknown,
     ValueError where a shape or dtype differs.
     """
-    wanted = like.arrays()
+    is_packed = like.is_small and "top" in arrays
+    wanted = like.packed() if is_packed else like.dense()
     if set(arrays) != set(wanted):
         raise KeyError(
             f"The state of {name} has the entries {_listed(arrays)}, but this optimizer keeps "
@@ -90,7 +170,15 @@ def from_arrays(name: str, like: State, arrays: Mapping[str, Any]) -> dict[str, 
                 f"but the parameter has shape {wanted[entry].shape} and dtype "
                 f"{wanted[entry].dtype}. Load it into an optimizer over the same parameters."
             )
-    return checked
+    return checked if is_packed or not like.is_small else like.packed_from(checked)
+
+
+def _flat(array: Array | None) -> Array | None:
+    return None if array is None else array.ravel()
+
+
+def _shaped(flat: Array | None, like: Array | None) -> Array | None:
+    return None if flat is None or like is None else flat.reshape(like.shape)
 
 
 def _listed(names: Mapping[str, Any]) -> str:

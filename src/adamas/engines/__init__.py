@@ -28,10 +28,17 @@ __all__ = ["Group", "Slot"]
 
 
 class Slot(NamedTuple):
-    """One parameter with its state, all C-contiguous, of one shape and dtype."""
+    """One parameter with its state, all C-contiguous, of one shape and dtype.
+
+    Random bits for small states belong to the elements of a whole tensor: a slot may be a slice
+    of one (flattened, from the element ``first`` on; a multiple of 32 for the form 8bit).
+    """
 
     parameter: NDArray[Any]
     state: State
+    #: The number of the tensor among all; None stands for the place of the slot in the plan.
+    number: int | None = None
+    first: int = 0
 
 
 class Group(NamedTuple):

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adamas.codecs import key_of, random_bits
 from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights
 from adamas.engines import Group, Slot
 from adamas.options import Phase
@@ -58,13 +59,18 @@ class Plan:
         if phase.clip_norm is not None and total is not None:
             factor = clip_factor(phase.clip_norm, total)
         statistics: list[Statistics] = []
-        remaining = iter(gradients)
+        remaining = enumerate(gradients)
         for group, rate in zip(self._groups, rates, strict=True):
             numbers = at_step(group.options, step, rate, factor)
             for slot in group.slots:
-                gradient = next(remaining)
+                place, gradient = next(remaining)
                 before = slot.parameter.copy()
-                result = _step_slot(slot, gradient, numbers)
+                random = None
+                if slot.state.is_small and group.options.rounding == "stochastic":
+                    number = place if slot.number is None else slot.number
+                    key = key_of(phase.seed, step, number)
+                    random = random_bits(key, slot.first, gradient.size)
+                result = _step_slot(slot, gradient, numbers, random)
                 if phase.ema is not None:
                     _average(slot, phase.ema, step)
                 if phase.statistics:
@@ -84,18 +90,14 @@ def _fits(gradient: Any, parameter: Array) -> bool:
     )
 
 
-def _step_slot(slot: Slot, gradient: Array, numbers: Coefficients) -> Result:
-    p, state = slot
+def _step_slot(slot: Slot, gradient: Array, numbers: Coefficients, random: Any) -> Result:
+    p, state = slot.parameter, slot.state
     c = numbers.rounded(p.dtype)
-    result = rule(c, p, gradient, state.mean, state.square, state.largest_square)
-    for target, value in (
-        (p, result.p),
-        (state.mean, result.m),
-        (state.square, result.v),
-        (state.largest_square, result.w),
-    ):
-        if target is not None and value is not None:
-            np.copyto(target, value)
+    result = rule(c, p, gradient, *state.means(), state.largest_square)
+    np.copyto(p, result.p)
+    state.put_means(result.m, result.v, random)
+    if state.largest_square is not None and result.w is not None:
+        np.copyto(state.largest_square, result.w)
     return result
 
 
