@@ -152,41 +152,56 @@ inline std::uint32_t base_of(std::uint32_t highest, std::uint32_t finer) {
 }
 
 // Encodes one block of v; `v` becomes what its codes decode to. Returns K and L of the header.
+// Signed integers throughout: of these, compilers know the largest and smallest of a vector.
 template <bool Stochastic>
 inline std::uint32_t encode_squares_8bit(float* __restrict v,
                                          const std::uint32_t* __restrict random,
                                          std::uint8_t* __restrict code) {
-    std::uint32_t x[block_size], k[block_size];
-    std::uint32_t most = 0, least = 0xffffffffu;
+    constexpr std::int32_t none = 0x7fffffff;
+    std::int32_t x[block_size], positive[block_size], k[block_size];
     for (int i = 0; i < block_size; ++i) {
-        x[i] = clipped(v[i]);
-        most = std::max(most, x[i]);
-        least = std::min(least, x[i] > 0 ? x[i] : 0xffffffffu);
+        x[i] = static_cast<std::int32_t>(clipped(v[i]));
+        positive[i] = x[i] > 0 ? x[i] : none;
     }
-    least = most > 0 ? least : 0u;
-    std::uint32_t finer = 0;
-    for (std::uint32_t more = 1; more <= 3; ++more) {
-        std::uint32_t s = 20 - more;
-        std::uint32_t last = (most + ((1u << s) - 1)) >> s;
-        finer = last - (least >> s) + (2u << more) <= 255 ? more : finer;
-    }
-    std::uint32_t s = 20 - finer, mask = (1u << s) - 1, most_k = (2040u << finer) - 1;
-    std::uint32_t highest = 0;
+    std::int32_t most = 0, least = none;
     for (int i = 0; i < block_size; ++i) {
-        std::uint32_t addend = Stochastic ? random[i] >> 12 & mask : 1u << (s - 1);
-        std::uint32_t rounded = std::min((x[i] + addend) >> s, most_k);
-        k[i] = x[i] > 0 ? rounded : 0u;
-        highest = std::max(highest, k[i]);
+        most = x[i] > most ? x[i] : most;
+    }
+    for (int i = 0; i < block_size; ++i) {
+        least = positive[i] < least ? positive[i] : least;
+    }
+    least = most > 0 ? least : 0;
+    std::int32_t finer = 0;
+    for (std::int32_t more = 1; more <= 3; ++more) {
+        std::int32_t s = 20 - more;
+        std::int32_t last = (most + ((1 << s) - 1)) >> s;
+        finer = last - (least >> s) + (2 << more) <= 255 ? more : finer;
+    }
+    std::int32_t s = 20 - finer, most_k = (2040 << finer) - 1;
+    std::uint32_t mask = (1u << s) - 1;
+    std::int32_t half = 1 << (s - 1);
+    for (int i = 0; i < block_size; ++i) {
+        std::int32_t addend = Stochastic ? static_cast<std::int32_t>(random[i] >> 12 & mask) : half;
+        std::int32_t rounded = (x[i] + addend) >> s;
+        rounded = rounded < most_k ? rounded : most_k;
+        k[i] = x[i] > 0 ? rounded : 0;
+    }
+    std::int32_t highest = 0;
+    for (int i = 0; i < block_size; ++i) {
+        highest = k[i] > highest ? k[i] : highest;
     }
     highest >>= finer + 1;
-    std::uint32_t base = base_of(highest, finer);
+    auto base = static_cast<std::int32_t>(
+        base_of(static_cast<std::uint32_t>(highest), static_cast<std::uint32_t>(finer)));
     for (int i = 0; i < block_size; ++i) {
-        std::int32_t counted = std::max(static_cast<std::int32_t>(k[i] - base), 1);
-        std::uint32_t own = x[i] > 0 ? static_cast<std::uint32_t>(counted) : 0u;
-        code[i] = static_cast<std::uint8_t>(own);
-        v[i] = float_of(x[i] > 0 ? (own + base) << s : 0u);
+        std::int32_t counted = k[i] - base;
+        counted = counted > 1 ? counted : 1;
+        counted = x[i] > 0 ? counted : 0;
+        std::int32_t bits = (counted + base) << s;
+        code[i] = static_cast<std::uint8_t>(counted);
+        v[i] = std::bit_cast<float>(counted > 0 ? bits : 0);
     }
-    return highest | finer << 10;
+    return static_cast<std::uint32_t>(highest | finer << 10);
 }
 
 inline void decode_squares_8bit(const std::uint8_t* __restrict code, std::uint32_t header,
@@ -204,11 +219,12 @@ template <bool Stochastic>
 inline std::uint32_t encode_means_8bit(const float* __restrict y,
                                        const std::uint32_t* __restrict random, int top,
                                        std::uint8_t* __restrict code) {
-    std::uint32_t most = 0;
+    std::int32_t most = 0;
     for (int i = 0; i < block_size; ++i) {
-        most = std::max(most, bits_of(y[i]) & 0x7fffffffu);
+        auto size = static_cast<std::int32_t>(bits_of(y[i]) & 0x7fffffffu);
+        most = size > most ? size : most;
     }
-    int scale = static_cast<int>((most + 0x1ffffu) >> 23) - 126;
+    int scale = ((most + 0x1ffff) >> 23) - 126;
     scale = std::min(std::max(scale, top - 15), top);
     float units_of = power_of_two(7 - scale);
     for (int i = 0; i < block_size; ++i) {
