@@ -1,5 +1,6 @@
 // Plans over objects with the buffer protocol: NumPy arrays.
 #include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
 
 #include <algorithm>
 #include <atomic>
@@ -8,6 +9,7 @@
 #include <iterator>
 #include <optional>
 #include <stdexcept>
+#include <string>
 #include <utility>
 #include <vector>
 
@@ -76,7 +78,10 @@ private:
         parameters_.push_back(buffers_.size() - 1);
         Tensor tensor{};
         tensor.layout = {dtype_of(parameter).value(), own.has_mean, own.has_square, own.amsgrad};
-        put_forms(tensor.layout, state, options);
+        nb::object forms = state.attr("forms");
+        put_forms(tensor.layout, forms[0], forms[1],
+                  nb::cast<std::string>(options.attr("rounding")) == "stochastic",
+                  nb::cast<int>(state.attr("top")));
         tensor.count = parameter.len / parameter.itemsize;
         auto entry = [&](const char* name, Form form, std::int64_t width = 1) -> void* {
             nb::object array = state.attr(name);

@@ -70,19 +70,17 @@ Phase phase_of(nb::handle given) {
     return phase;
 }
 
-void put_forms(Layout& layout, nb::handle state, nb::handle options) {
-    nb::object forms = state.attr("forms");
+void put_forms(Layout& layout, nb::handle mean, nb::handle square, bool stochastic, int top) {
     auto form_of = [](nb::handle form) {
         return choice_of<Form>(form, {{"float32", Form::plain},
                                       {"bfloat16", Form::bfloat16},
                                       {"compact", Form::compact},
                                       {"8bit", Form::eight_bit}});
     };
-    layout.mean_form = form_of(forms[0]);
-    layout.square_form = form_of(forms[1]);
-    layout.stochastic =
-        choice_of<bool>(options.attr("rounding"), {{"stochastic", true}, {"nearest", false}});
-    layout.top = nb::cast<int>(state.attr("top"));
+    layout.mean_form = form_of(mean);
+    layout.square_form = form_of(square);
+    layout.stochastic = stochastic;
+    layout.top = top;
 }
 
 nb::object parts_of(const Outcome& outcome, const Phase& phase) {

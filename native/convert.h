@@ -11,8 +11,9 @@ namespace adamas {
 Options options_of(nanobind::handle given);
 Phase phase_of(nanobind::handle given);
 
-// Takes over how an adamas.state.State stores m and v, and how these Options round.
-void put_forms(Layout& layout, nanobind::handle state, nanobind::handle options);
+// Puts the forms of m and v, by their names, into a layout.
+void put_forms(Layout& layout, nanobind::handle mean, nanobind::handle square, bool stochastic,
+               int top);
 
 // The parts of an adamas.statistics.Outcome, or None where the phase asks for nothing.
 nanobind::object parts_of(const Outcome& outcome, const Phase& phase);

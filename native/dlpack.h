@@ -8,7 +8,9 @@
 namespace adamas::dlpack {
 
 constexpr std::int32_t cpu = 1;          // device_type
-constexpr std::uint8_t float_code = 2;   // of DataType
+constexpr std::uint8_t int_code = 0;     // of DataType
+constexpr std::uint8_t uint_code = 1;    // the same
+constexpr std::uint8_t float_code = 2;   // the same
 constexpr std::uint8_t bfloat_code = 4;  // the same
 constexpr std::uint32_t major_version = 1;
 

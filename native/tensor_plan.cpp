@@ -116,7 +116,8 @@ private:
             view.code = dlpack::float_code;
             view.bits = static_cast<std::uint8_t>(8 * nb::cast<int>(dtype.attr("itemsize")));
             if (!nb::cast<bool>(dtype.attr("is_floating_point"))) {
-                view.code = 0;
+                view.code =
+                    nb::cast<bool>(dtype.attr("is_signed")) ? dlpack::int_code : dlpack::uint_code;
             } else if (view.bits == 16 &&
                        nb::cast<bool>(nb::str(dtype).equal(nb::str("torch.bfloat16")))) {
                 view.code = dlpack::bfloat_code;
@@ -184,9 +185,11 @@ double number_at(const void* step, bool is_double) {
 class TensorPlan {
 public:
     // `groups` are the optimizer's own dicts. `members` are tuples (parameter, its state dict,
-    // names of the entries for step, m, v, w and average or None, copy or None, index of the
-    // cohort). `cohorts` are tuples (index of the group, Options or None). `idle` are parameters
-    // that have no gradient. `watched` is False for groups whose options may change unseen.
+    // names of the entries for step, m, v, w, average and header or None, copy or None, index of
+    // the cohort, None or what is to know of small forms: of m, of v, whether by chance, top,
+    // number of the tensor). `cohorts` are tuples (index of the group, Options or None). `idle` are
+    // parameters that have no gradient. `watched` is False for groups whose options may change
+    // unseen.
     TensorPlan(nb::type_object tensor_type, nb::type_object parameter_type, nb::list groups,
                nb::sequence members, nb::sequence cohorts, nb::sequence idle, nb::object phase,
                nb::object increment_version)
@@ -291,27 +294,71 @@ private:
         member.view = parameter;
         references_.push_back(reader_.refer(member.parameter.ptr()));
         nb::object names = given[2];
+        Tensor tensor{};
         auto entry = [&](int i) -> void* {
             nb::object name = names[i];
             return name.is_none() ? nullptr
                                   : kept(member, member.state[name], parameter.code, parameter.bits,
                                          parameter.count);
         };
-        Tensor tensor{};
-        void* m = entry(1);
-        void* v = entry(2);
+        nb::object about = given[5];
+        Layout layout{parameter.bits == 32 ? DType::float32 : DType::float64, !names[1].is_none(),
+                      !names[2].is_none(), !names[3].is_none()};
+        if (!about.is_none()) {
+            put_forms(layout, about[0], about[1], nb::cast<bool>(about[2]),
+                      nb::cast<int>(about[3]));
+            tensor.number = nb::cast<std::uint64_t>(about[4]);
+        }
+        void* m = mean_of(member, names[1], layout.mean_form, parameter);
+        void* v = square_of(member, names[2], layout.square_form, parameter);
         void* w = entry(3);
         void* ema = entry(4);
-        tensor.layout = {parameter.bits == 32 ? DType::float32 : DType::float64, m != nullptr,
-                         v != nullptr, w != nullptr};
-        // An empty tensor has no address; its layout does not matter, there is nothing to step.
+        tensor.layout = layout;
         tensor.arrays = {parameter.data, nullptr, m, v, w, ema, nullptr, CopyType::bfloat16};
+        if (nb::object name = names[5]; !name.is_none()) {
+            std::int64_t blocks = (parameter.count + block_size - 1) / block_size;
+            tensor.arrays.header = static_cast<std::uint16_t*>(
+                kept(member, member.state[name], dlpack::int_code, 16, blocks));
+        }
         add_copy(member, tensor, given[3], parameter.count);
         add_step(member, names[0], cohort);
         tensor.count = parameter.count;
         tensor.numbers = member.cohort;
         members_.push_back(std::move(member));
         return tensor;
+    }
+
+    void* mean_of(Member& member, nb::object name, Form form, const View& parameter) {
+        if (name.is_none()) {
+            return nullptr;
+        }
+        nb::object tensor = member.state[name];
+        switch (form) {
+            case Form::bfloat16:
+                return kept(member, tensor, dlpack::bfloat_code, 16, parameter.count);
+            case Form::compact:
+                return kept(member, tensor, dlpack::uint_code, 8, parameter.count);
+            case Form::eight_bit:
+                return kept(member, tensor, dlpack::int_code, 8, parameter.count);
+            default:
+                return kept(member, tensor, parameter.code, parameter.bits, parameter.count);
+        }
+    }
+
+    void* square_of(Member& member, nb::object name, Form form, const View& parameter) {
+        if (name.is_none()) {
+            return nullptr;
+        }
+        nb::object tensor = member.state[name];
+        switch (form) {
+            case Form::bfloat16:
+            case Form::compact:
+                return kept(member, tensor, dlpack::bfloat_code, 16, parameter.count);
+            case Form::eight_bit:
+                return kept(member, tensor, dlpack::uint_code, 8, parameter.count);
+            default:
+                return kept(member, tensor, parameter.code, parameter.bits, parameter.count);
+        }
     }
 
     void add_copy(Member& member, Tensor& tensor, nb::object copy, std::int64_t count) {

@@ -18,11 +18,12 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 from torch.autograd import profiler
 
+from adamas.codecs import key_of
 from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights
 from adamas.engines.native import TensorPlan
-from adamas.options import OnNonfinite, Options, Phase
+from adamas.options import OnNonfinite, Options, Phase, Rounding, StateForm
 from adamas.statistics import Outcome, Statistics
-from adamas.torch import distributed, operations
+from adamas.torch import distributed, operations, small
 from adamas.torch.operations import Tensors
 
 __all__ = ["Entries", "Member", "Optimizer", "scalar"]
@@ -43,6 +44,7 @@ class Entries(NamedTuple):
     square: str | None
     largest_square: str | None
     ema: str | None
+    header: str | None = None
 
 
 class Member(NamedTuple):
@@ -77,11 +79,25 @@ class Optimizer(torch.optim.Optimizer):
         ema: float | None = None,
         copy_to: CopyTo | None = None,
         statistics: bool = False,
+        state: StateForm | tuple[StateForm, StateForm] = "float32",
+        rounding: Rounding = "stochastic",
+        seed: int = 0,
     ) -> None:
-        """Take torch's parameters and defaults, and the phase; see :class:`adamas.Phase`."""
+        """Take torch's parameters and defaults, and the phase; see :class:`adamas.Phase`.
+
+        ``state`` and ``rounding`` may differ between groups; see :class:`adamas.Options`. They
+        stand in ``param_groups`` only where they are not the usual.
+        """
         phase = Phase(
-            clip_norm=clip_norm, on_nonfinite=on_nonfinite, ema=ema, statistics=statistics
+            clip_norm=clip_norm,
+            on_nonfinite=on_nonfinite,
+            ema=ema,
+            statistics=statistics,
+            seed=seed,
         )
+        usual = {"state": "float32", "rounding": "stochastic"}
+        given = {"state": state, "rounding": rounding}
+        defaults |= {name: value for name, value in given.items() if value != usual[name]}
         if defaults.get("differentiable"):
             raise ValueError(_NOT_DIFFERENTIABLE)
         self._phase = phase
@@ -127,7 +143,29 @@ class Optimizer(torch.optim.Optimizer):
         for name in (entries.mean, entries.square, entries.largest_square):
             if name is not None:
                 state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return state
+        return small.made_small(state, entries[1], entries[2], self._form(group))
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch; its form of state is checked first."""
+        self._form({**self.defaults, **param_group})
+        super().add_param_group(param_group)
+
+    def _form(self, group: dict[str, Any]) -> small.Form | None:
+        """Return how the parameters of ``group`` store m and v, or None where as they are."""
+        if "state" not in group:
+            return None
+        entries = self._entries(group)
+        first, second = group.get("betas") or (group.get("momentum"), group.get("alpha"))
+        checked = Options(
+            betas=(
+                None if entries.mean is None else scalar(first),
+                None if entries.square is None else scalar(second),
+            ),
+            amsgrad=entries.largest_square is not None,
+            state=group["state"],
+            rounding=group.get("rounding", "stochastic"),
+        )
+        return small.form_of(checked)
 
     #: Whether the state has entries that the rule does not know.
     _has_more_state = False
@@ -269,6 +307,9 @@ class Optimizer(torch.optim.Optimizer):
             ema=entry(entries.ema),
             copy=self._copies[member.place] if self._copies else None,
         )
+        form = self._form(group)
+        if form is not None:
+            tensors.mean, tensors.square = form.decoded(state, entries.mean, entries.square)
         if self._is_special(group):
             parts = {name: distributed.local(each) for name, each in state.items()}
             self._step_specially(tensors, parts, group, factor)
@@ -283,6 +324,9 @@ class Optimizer(torch.optim.Optimizer):
         record = operations.step_tensor(
             tensors, numbers, self._ema_weights(member), recorded=self._phase.statistics
         )
+        if form is not None:
+            key = key_of(self._phase.seed, number, member.place)
+            form.store(state, entries.mean, entries.square, (tensors.mean, tensors.square), key)
         if entries.step is not None:
             state[entries.step] += 1
         return record
@@ -349,7 +393,9 @@ class Optimizer(torch.optim.Optimizer):
                 if options is None:
                     numbered.append(member)
             copy = self._copies[member.place] if self._copies else None
-            tuples.append((member.parameter, state, tuple(member.entries), copy, known[key]))
+            form = self._form(member.group)
+            about = None if form is None else (*form.described, state["top"], member.place)
+            tuples.append((member.parameter, state, tuple(member.entries), copy, known[key], about))
         chosen = {id(member.parameter) for member in members}
         idle = [p for group in self.param_groups for p in group["params"] if id(p) not in chosen]
         plan = TensorPlan(
@@ -372,6 +418,9 @@ class Optimizer(torch.optim.Optimizer):
             entries = self._entries(group)
             if self._phase.ema is not None:
                 entries = entries._replace(ema="ema")
+            form = self._form(group)
+            if form is not None and form.has_header:
+                entries = entries._replace(header="header")
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     members.append(Member(parameter, group, entries, index))
@@ -385,6 +434,8 @@ class Optimizer(torch.optim.Optimizer):
             name = type(self).__name__
             advice = ", please consider SparseAdam instead" if name == "Adam" else ""
             raise RuntimeError(f"{name} does not support sparse gradients{advice}")
+        if "state" in member.group and self._form(member.group) is not None:
+            small.refuse(member.parameter, self._is_special(member.group))
 
     def _prepare_state(self, member: Member) -> None:
         """Create what the state of a parameter lacks."""
@@ -425,8 +476,13 @@ class Optimizer(torch.optim.Optimizer):
             return False
         p = member.parameter
         state = self._state_of(member)
-        kept = [state[name] for name in member.entries[1:] if name is not None]
-        tensors = [p, _gradient(member), *kept]
+        form = self._form(member.group)
+        names = member.entries[1:5]
+        if form is not None:
+            if not form.fits(p, state, *names[:2]):
+                return False
+            names = names[2:]
+        tensors = [p, _gradient(member), *(state[name] for name in names if name is not None)]
         if member.entries.step is not None:
             step = state[member.entries.step]
             if type(step) is not Tensor or not step.is_cpu or step.dtype not in _NATIVE_DTYPES:
@@ -556,13 +612,35 @@ class Optimizer(torch.optim.Optimizer):
 
     # -- saving, loading, copying ------------------------------------------------------------
 
+    def state_dict(self, *, packed: bool = False) -> dict[str, Any]:
+        """Return groups and state in torch's form.
+
+        Running means in a small form are given as float32, which loses nothing and which torch's
+        optimizers can load, or with ``packed=True`` as they are stored.
+        """
+        saved = super().state_dict()
+        if packed or not any("state" in group for group in self.param_groups):
+            return saved
+        dense = dict(saved["state"])
+        for group, own in zip(saved["param_groups"], self.param_groups, strict=True):
+            form, entries = self._form(own), self._entries(own)
+            if form is not None:
+                for i in group["params"]:
+                    if i in dense:
+                        dense[i] = form.dense(dense[i], entries.mean, entries.square)
+        return {**saved, "state": dense}
+
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict, of this optimizer or of torch's of the same name.
 
         Unlike torch, entries keep the dtype they were saved in, and none shares memory with
-        ``state_dict`` afterwards.
+        ``state_dict`` afterwards. How groups store their state stays as it is.
         """
         given: list[dict[str, Any]] = []
+        stored = [
+            {name: group[name] for name in ("state", "rounding") if name in group}
+            for group in self.param_groups
+        ]
         handle = self.register_load_state_dict_pre_hook(lambda _, taken: given.append(taken))
         try:
             super().load_state_dict(state_dict)
@@ -577,6 +655,15 @@ class Optimizer(torch.optim.Optimizer):
                     loaded = self.state[parameter][name]
                     own = value.detach().to(device=loaded.device, copy=True)
                     self.state[parameter][name] = own
+        for group, own in zip(self.param_groups, stored, strict=True):
+            for name in ("state", "rounding"):
+                group.pop(name, None)
+            group.update(own)
+            form, entries = self._form(group), self._entries(group)
+            if form is not None:
+                for parameter in group["params"]:
+                    if parameter in self.state and "top" not in self.state[parameter]:
+                        form.pack(self.state[parameter], entries.mean, entries.square)
         self._reset()
 
     def __getstate__(self) -> dict[str, Any]:
