@@ -18,7 +18,8 @@ void bind_tensor_plan(nanobind::module_& module);
 //
 // A thread that asks for the lock back when the interpreter is being shut down is ended by CPython
 // before 3.14, by unwinding its stack, which C++ does not survive. It waits for the end here
-// instead, as CPython does since.
+// instead, as CPython does since: it does not ask where the end has begun, and where that begins
+// while it asks, it stays where the unwinding is first seen.
 class LockReleased {
 public:
     LockReleased() : state_(PyEval_SaveThread()) {}
@@ -26,9 +27,15 @@ public:
     LockReleased& operator=(const LockReleased&) = delete;
     ~LockReleased() {
         while (is_ending()) {
-            std::this_thread::sleep_for(std::chrono::hours(1));
+            wait();
         }
-        PyEval_RestoreThread(state_);
+        try {
+            PyEval_RestoreThread(state_);
+        } catch (...) {
+            for (;;) {
+                wait();
+            }
+        }
     }
 
 private:
@@ -39,6 +46,7 @@ private:
         return _Py_IsFinalizing() != 0;
 #endif
     }
+    static void wait() { std::this_thread::sleep_for(std::chrono::hours(1)); }
 
     PyThreadState* state_;
 };

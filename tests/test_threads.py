@@ -223,19 +223,21 @@ for task in tasks() - before:
     assert done.stdout.split() == ["True"] * 2, done.stderr
 
 
-def test_a_process_ends_while_its_pool_is_parked_and_while_it_works():
-    code = """
+@pytest.mark.parametrize("size", [LARGE, 150 * TILE])
+def test_a_process_ends_while_its_pool_is_parked_and_while_it_works(size):
+    code = f"""
 import threading
 
 adamas.set_num_threads(3)
 step(LARGE)
-threading.Thread(target=lambda: step(LARGE, 10**9), daemon=True).start()
+threading.Thread(target=lambda: step({size}, 10**9), daemon=True).start()
 time.sleep(0.05)
 print("end")
 """
     preamble = COUNT_THREADS.replace("before = tasks()", "")
-    done = python(preamble + code, timeout=60)
-    assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
+    for _ in range(8):  # the end meets the other thread at another place each time
+        done = python(preamble + code, timeout=60)
+        assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
 
 
 # ── fork ───────────────────────────────────────────────────────────────────────────────────────

@@ -55,10 +55,11 @@ Scheme = Literal["2-point", "3-point", "cs"]
 _METHODS: dict[str, type[Optimizer]] = {"adam": Adam, "momentum": Momentum, "rmsprop": RMSProp}
 _RATES = {"adam": 0.1, "momentum": 0.01, "rmsprop": 0.1}
 #: Options of the optimizers that minimize decides itself, or that float64 has no use for.
-_OWN = frozenset(
-    ("self", "params", "maximize", "on_nonfinite", "ema", "statistics", "engine")
-    + ("state", "rounding", "seed")
-)
+_OWN = {"self", "params", "maximize", "on_nonfinite", "ema", "statistics", "engine"} | {
+    "state",
+    "rounding",
+    "seed",
+}
 _GTOL = 1e-5
 
 
