@@ -79,16 +79,16 @@ private:
         Tensor tensor{};
         tensor.layout = {dtype_of(parameter).value(), own.has_mean, own.has_square, own.amsgrad};
         nb::object forms = state.attr("forms");
-        put_forms(tensor.layout, forms[0], forms[1],
-                  nb::cast<std::string>(options.attr("rounding")) == "stochastic",
-                  nb::cast<int>(state.attr("top")));
+        put_storage(tensor.layout, forms[0], forms[1], options.attr("rounding"),
+                    nb::cast<int>(state.attr("top")));
+        DType arithmetic = tensor.layout.dtype == DType::float64 ? DType::float64 : DType::float32;
         tensor.count = parameter.len / parameter.itemsize;
         auto entry = [&](const char* name, Form form, std::int64_t width = 1) -> void* {
             nb::object array = state.attr(name);
             if (array.is_none()) {
                 return nullptr;
             }
-            return form == Form::plain ? hold(array, &parameter).buf
+            return form == Form::plain ? hold(array, &parameter, arithmetic).buf
                                        : hold_codes(array, width * tensor.count);
         };
         Form mean = tensor.layout.mean_form, square = tensor.layout.square_form;
@@ -105,16 +105,23 @@ private:
             std::int64_t blocks = (tensor.count + block_size - 1) / block_size;
             tensor.arrays.header = static_cast<std::uint16_t*>(hold_codes(header, 2 * blocks));
         }
+        nb::object remainder = state.attr("remainder");
+        if (!remainder.is_none()) {
+            std::int64_t width = tensor.layout.rounding == Rounding::remainder ? 2 : 1;
+            tensor.arrays.remainder = hold_codes(remainder, width * tensor.count);
+        }
         tensor.arrays.offset = nb::cast<std::int64_t>(slot.attr("first"));
         bool wants_m = own.has_mean && tensor.arrays.m == nullptr;
         bool wants_v = own.has_square && tensor.arrays.v == nullptr;
         bool is_8bit = (own.has_mean && tensor.layout.mean_form == Form::eight_bit) ||
                        (own.has_square && tensor.layout.square_form == Form::eight_bit);
-        if (tensor.count > 0 && (wants_m || wants_v || (is_8bit && header.is_none()))) {
+        bool wants_remainder = tensor.layout.keeps_remainder() && remainder.is_none();
+        if (tensor.count > 0 &&
+            (wants_remainder || wants_m || wants_v || (is_8bit && header.is_none()))) {
             throw std::invalid_argument("A plan needs the state that its options speak of.");
         }
-        if (tensor.layout.is_small() && tensor.layout.dtype != DType::float32) {
-            throw std::invalid_argument("Small forms of state are for float32 parameters.");
+        if (tensor.layout.is_small() && arithmetic != DType::float32) {
+            throw std::invalid_argument("Small forms of state are not for float64 parameters.");
         }
         return tensor;
     }
@@ -132,14 +139,16 @@ private:
         return buffers_.back().view().buf;
     }
 
-    const Py_buffer& hold(nb::object array, const Py_buffer* like = nullptr) {
+    const Py_buffer& hold(nb::object array, const Py_buffer* like = nullptr,
+                          DType dtype = DType::float32) {
         Buffer buffer;
         if (!buffer.acquire(array.ptr(), PyBUF_RECORDS) || !dtype_of(buffer.view()) ||
             !PyBuffer_IsContiguous(&buffer.view(), 'C') ||
-            (like != nullptr && !same_shape(buffer.view(), *like))) {
+            (like != nullptr &&
+             (!same_shape(buffer.view(), *like) || dtype_of(buffer.view()) != dtype))) {
             throw std::invalid_argument(
-                "A plan needs writeable C-contiguous float32 or float64 arrays, "
-                "and state of the parameter's shape.");
+                "A plan needs writeable C-contiguous arrays of a floating dtype, and state of the "
+                "parameter's shape in the dtype of its arithmetic.");
         }
         spans_.emplace_back(start(buffer.view()), end(buffer.view()));
         buffers_.push_back(std::move(buffer));

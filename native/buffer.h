@@ -46,14 +46,23 @@ private:
     bool held_ = false;
 };
 
+// The dtype of an array; uint16 stands for the bits of bfloat16, which the protocol lacks.
 inline std::optional<DType> dtype_of(const Py_buffer& view) {
-    if (view.format != nullptr && std::strcmp(view.format, "f") == 0) {
-        return DType::float32;
+    if (view.format == nullptr || view.format[0] == '\0' || view.format[1] != '\0') {
+        return std::nullopt;
     }
-    if (view.format != nullptr && std::strcmp(view.format, "d") == 0) {
-        return DType::float64;
+    switch (view.format[0]) {
+        case 'f':
+            return DType::float32;
+        case 'd':
+            return DType::float64;
+        case 'e':
+            return DType::float16;
+        case 'H':
+            return DType::bfloat16;
+        default:
+            return std::nullopt;
     }
-    return std::nullopt;
 }
 
 inline bool same_shape(const Py_buffer& a, const Py_buffer& b) {

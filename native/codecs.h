@@ -9,14 +9,16 @@
 #include <cstdint>
 #include <cstring>
 
-#include "copies.h"
+#include "half.h"
 #include "kernels.h"
 
 namespace adamas {
 namespace {
 
-// m and v of one tile as numbers, and what encoding them needs.
+// One tile as numbers, and what encoding it needs.
 struct Scratch {
+    alignas(64) float p[tile_size];
+    alignas(64) float g[tile_size];
     alignas(64) float m[tile_size];
     alignas(64) float v[tile_size];
     alignas(64) float y[tile_size];  // m relative to the power of two in √v
@@ -24,8 +26,6 @@ struct Scratch {
     alignas(64) std::uint8_t bytes[tile_size];
 };
 
-inline std::uint32_t bits_of(float x) { return std::bit_cast<std::uint32_t>(x); }
-inline float float_of(std::uint32_t bits) { return std::bit_cast<float>(bits); }
 inline float power_of_two(int exponent) {
     return float_of(static_cast<std::uint32_t>(127 + exponent) << 23);
 }
@@ -71,14 +71,6 @@ inline std::uint32_t clipped(float v) {
 
 // -- bfloat16 ------------------------------------------------------------------------------------
 
-inline std::uint16_t to_bfloat16_by_chance(float value, std::uint32_t addend) {
-    std::uint32_t bits = bits_of(value);
-    std::uint32_t size = bits & 0x7fffffffu;
-    std::uint32_t most = size <= 0x7f7fffffu ? 0x7f7fu : 0x7f80u;
-    std::uint32_t rounded = std::min((size + addend) >> 16, most) | (bits & 0x80000000u) >> 16;
-    return static_cast<std::uint16_t>(value != value ? 0x7fc0u : rounded);
-}
-
 template <bool Stochastic>
 inline void encode_bfloat16(const float* __restrict x, const std::uint32_t* __restrict random,
                             int shift, std::uint16_t* __restrict code, std::int64_t count) {
@@ -91,7 +83,7 @@ inline void encode_bfloat16(const float* __restrict x, const std::uint32_t* __re
 inline void decode_bfloat16(const std::uint16_t* __restrict code, float* __restrict x,
                             std::int64_t count) {
     for (std::int64_t i = 0; i < count; ++i) {
-        x[i] = float_of(static_cast<std::uint32_t>(code[i]) << 16);
+        x[i] = from_bfloat16(code[i]);
     }
 }
 
@@ -301,13 +293,10 @@ inline void decode_tile(const Layout& layout, const Arrays& arrays, std::int64_t
 }
 
 template <bool Stochastic>
-void encode_tile(const Layout& layout, const Arrays& arrays, Key key, std::int64_t at,
-                 std::int64_t count, Scratch& scratch) {
+void encode_tile(const Layout& layout, const Arrays& arrays, std::int64_t at, std::int64_t count,
+                 Scratch& scratch) {
     std::uint16_t* header = arrays.header == nullptr ? nullptr : arrays.header + at / block_size;
     std::int64_t padded = blocks_of(count) * block_size;
-    if constexpr (Stochastic) {
-        draw(key, arrays.offset + at, scratch.random, padded);
-    }
     for (std::int64_t i = count; i < padded; ++i) {
         scratch.m[i] = scratch.v[i] = 0;
     }

@@ -70,7 +70,7 @@ Phase phase_of(nb::handle given) {
     return phase;
 }
 
-void put_forms(Layout& layout, nb::handle mean, nb::handle square, bool stochastic, int top) {
+void put_storage(Layout& layout, nb::handle mean, nb::handle square, nb::handle rounding, int top) {
     auto form_of = [](nb::handle form) {
         return choice_of<Form>(form, {{"float32", Form::plain},
                                       {"bfloat16", Form::bfloat16},
@@ -79,7 +79,13 @@ void put_forms(Layout& layout, nb::handle mean, nb::handle square, bool stochast
     };
     layout.mean_form = form_of(mean);
     layout.square_form = form_of(square);
-    layout.stochastic = stochastic;
+    layout.rounding = rounding.is_none()
+                          ? Rounding::nearest
+                          : choice_of<Rounding>(rounding, {{"nearest", Rounding::nearest},
+                                                           {"stochastic", Rounding::stochastic},
+                                                           {"remainder", Rounding::remainder},
+                                                           {"remainder8", Rounding::remainder8}});
+    layout.stochastic = rounding.is_none() || layout.rounding != Rounding::nearest;
     layout.top = top;
 }
 

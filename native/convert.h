@@ -11,9 +11,10 @@ namespace adamas {
 Options options_of(nanobind::handle given);
 Phase phase_of(nanobind::handle given);
 
-// Puts the forms of m and v, by their names, into a layout.
-void put_forms(Layout& layout, nanobind::handle mean, nanobind::handle square, bool stochastic,
-               int top);
+// Puts how a tensor is stored into a layout: the forms of m and v by their names, the option
+// `rounding`, and what codes of m are counted from.
+void put_storage(Layout& layout, nanobind::handle mean, nanobind::handle square,
+                 nanobind::handle rounding, int top);
 
 // The parts of an adamas.statistics.Outcome, or None where the phase asks for nothing.
 nanobind::object parts_of(const Outcome& outcome, const Phase& phase);

@@ -10,23 +10,38 @@ namespace adamas {
 constexpr std::int64_t tile_size = 1024;
 constexpr int lane_count = 16;
 
-enum class DType { float32, float64 };
+enum class DType { float32, float64, bfloat16, float16 };
+
+// Whether a dtype is decoded to float32 before the rule, and encoded after.
+constexpr bool is_half(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
 
 // How a running mean is stored: src/adamas/codecs.py. Plain is the parameter's dtype.
 enum class Form { plain, bfloat16, compact, eight_bit };
 
+// How parameters in half precision are rounded: the same.
+enum class Rounding { nearest, stochastic, remainder, remainder8 };
+
 // Elements that share a header of the form eight_bit; tiles are whole blocks.
 constexpr std::int64_t block_size = 32;
 
-// Which running means one tensor keeps, and in which arithmetic.
+// Which running means one tensor keeps, and how all of it is stored.
 struct Layout {
-    DType dtype;
+    DType dtype;  // of parameter and gradient
     bool mean, square, largest;
     Form mean_form = Form::plain, square_form = Form::plain;
-    bool stochastic = true;  // rounding to small forms
-    int top = 0;             // the exponent that codes of m are counted from
+    bool stochastic = true;                 // rounding to small forms
+    int top = 0;                            // the exponent that codes of m are counted from
+    Rounding rounding = Rounding::nearest;  // of a parameter in half precision
 
     bool is_small() const { return mean_form != Form::plain || square_form != Form::plain; }
+    bool keeps_remainder() const {
+        return dtype == DType::bfloat16 &&
+               (rounding == Rounding::remainder || rounding == Rounding::remainder8);
+    }
+    bool draws() const {
+        bool by_chance = rounding == Rounding::stochastic || rounding == Rounding::remainder8;
+        return (is_small() && stochastic) || (is_half(dtype) && by_chance);
+    }
 };
 
 // What makes the random bits of one tensor at one step its own.
@@ -42,8 +57,8 @@ struct Numbers {
 
 enum class CopyType { bfloat16, float16 };
 
-// The arrays of one tensor, all of one length and dtype (but for the copy, and for m and v in a
-// small form); null where the tensor has none.
+// The arrays of one tensor, all of one length; null where the tensor has none. Parameter and
+// gradient have its dtype; w, the average, and m and v but in a small form the dtype of arithmetic.
 struct Arrays {
     void* p;
     const void* g;
@@ -54,6 +69,7 @@ struct Arrays {
     std::uint16_t* copy;  // of the new parameter, in low precision
     CopyType copy_type;
     std::uint16_t* header = nullptr;  // one for each block, where m or v is eight_bit
+    void* remainder = nullptr;        // int16 or int8, where rounding keeps it
     std::int64_t offset = 0;          // of the first element, in the whole tensor
 };
 

@@ -2,8 +2,8 @@
 //
 // The step of a tensor without extras is one loop over its elements. Where the phase asks for
 // more (averaged weights, a low-precision copy, statistics), the same loop runs tile by tile and
-// the extras follow while the tile is in the first-level cache. So do small forms of m and v, which
-// are decoded to scratch memory before and encoded after.
+// the extras follow while the tile is in the first-level cache. So do small forms of m and v and
+// parameters in half precision, which are decoded to scratch memory before and encoded after.
 #pragma once
 
 #include <algorithm>
@@ -11,7 +11,7 @@
 #include <type_traits>
 
 #include "codecs.h"
-#include "copies.h"
+#include "half.h"
 #include "kernels.h"
 #include "rule.h"
 #include "statistics.h"
@@ -81,15 +81,26 @@ void sweep(const Layout& layout, const Arrays& arrays, const StepNumbers& number
     auto v = static_cast<T*>(arrays.v);
     auto w = static_cast<T*>(arrays.w);
     auto ema = static_cast<T*>(arrays.ema);
-    bool is_small = std::is_same_v<T, float> && layout.is_small();
-    bool by_tile = ema != nullptr || arrays.copy != nullptr || reports != nullptr || is_small;
+    constexpr bool has_codes = std::is_same_v<T, float>;
+    bool is_small = has_codes && layout.is_small(), half = has_codes && is_half(layout.dtype);
+    bool follows = ema != nullptr || arrays.copy != nullptr || reports != nullptr;
+    bool by_tile = follows || is_small || half;
     Scratch scratch;
     std::int64_t stride = by_tile ? tile_size : last - first;
     for (std::int64_t at = first; at < last; at += stride) {
         std::int64_t count = std::min(stride, last - at);
+        T* parameter = half ? nullptr : p + at;
+        const T* gradient = half ? nullptr : g + at;
         T* mean = Mean && !is_small ? m + at : nullptr;
         T* square = Square && !is_small ? v + at : nullptr;
-        if constexpr (std::is_same_v<T, float>) {
+        if constexpr (has_codes) {
+            if (half) {
+                decode_parameters(layout, arrays, at, scratch.p, count);
+                decode_half(layout.dtype, static_cast<const std::uint16_t*>(arrays.g) + at,
+                            scratch.g, count);
+                parameter = scratch.p;
+                gradient = scratch.g;
+            }
             if (is_small) {
                 decode_tile(layout, arrays, at, count, scratch);
                 mean = scratch.m;
@@ -97,24 +108,37 @@ void sweep(const Layout& layout, const Arrays& arrays, const StepNumbers& number
             }
         }
         T* largest = Largest ? w + at : nullptr;
+        Record<T> record;
         if (reports != nullptr) {
-            Record<T> record;
-            step_elements<T, Mean, Square, Largest, true>(c, p + at, g + at, mean, square, largest,
-                                                          &record, count);
-            *reports++ = reported(record, p + at, g + at, count);
+            step_elements<T, Mean, Square, Largest, true>(c, parameter, gradient, mean, square,
+                                                          largest, &record, count);
         } else {
-            step_elements<T, Mean, Square, Largest, false>(c, p + at, g + at, mean, square, largest,
-                                                           nullptr, count);
+            step_elements<T, Mean, Square, Largest, false>(c, parameter, gradient, mean, square,
+                                                           largest, nullptr, count);
         }
-        if (is_small) {
-            layout.stochastic ? encode_tile<true>(layout, arrays, key, at, count, scratch)
-                              : encode_tile<false>(layout, arrays, key, at, count, scratch);
+        if constexpr (has_codes) {
+            if (layout.draws()) {
+                draw(key, arrays.offset + at, scratch.random, blocks_of(count) * block_size);
+            }
+            if (half) {
+                encode_parameters(layout, arrays, at, scratch.p, scratch.random, count);
+                if (follows) {
+                    decode_parameters(layout, arrays, at, scratch.p, count);
+                }
+            }
+            if (is_small) {
+                layout.stochastic ? encode_tile<true>(layout, arrays, at, count, scratch)
+                                  : encode_tile<false>(layout, arrays, at, count, scratch);
+            }
+        }
+        if (reports != nullptr) {
+            *reports++ = reported(record, parameter, gradient, count);
         }
         if (ema != nullptr) {
-            average(ema_keep, ema_take, ema + at, p + at, count);
+            average(ema_keep, ema_take, ema + at, parameter, count);
         }
         if (arrays.copy != nullptr) {
-            write_copy(arrays.copy_type, arrays.copy + at, p + at, count);
+            write_copy(arrays.copy_type, arrays.copy + at, parameter, count);
         }
     }
 }

@@ -41,6 +41,19 @@ struct View {
     }
 };
 
+std::optional<DType> dtype_of(const View& view) {
+    if (view.is(dlpack::float_code, 32)) {
+        return DType::float32;
+    }
+    if (view.is(dlpack::float_code, 64)) {
+        return DType::float64;
+    }
+    if (view.is(dlpack::bfloat_code, 16)) {
+        return DType::bfloat16;
+    }
+    return view.is(dlpack::float_code, 16) ? std::optional(DType::float16) : std::nullopt;
+}
+
 struct Release {
     void operator()(dlpack::ManagedTensor* managed) const {
         if (managed->deleter != nullptr) {
@@ -185,9 +198,9 @@ double number_at(const void* step, bool is_double) {
 class TensorPlan {
 public:
     // `groups` are the optimizer's own dicts. `members` are tuples (parameter, its state dict,
-    // names of the entries for step, m, v, w, average and header or None, copy or None, index of
-    // the cohort, None or what is to know of small forms: of m, of v, whether by chance, top,
-    // number of the tensor). `cohorts` are tuples (index of the group, Options or None). `idle` are
+    // names of the entries for step, m, v, w, average, header and remainder or None, copy or None,
+    // index of the cohort, and how it is stored: forms of m and of v, rounding, top, number of the
+    // tensor). `cohorts` are tuples (index of the group, Options or None). `idle` are
     // parameters that have no gradient. `watched` is False for groups whose options may change
     // unseen.
     TensorPlan(nb::type_object tensor_type, nb::type_object parameter_type, nb::list groups,
@@ -288,29 +301,31 @@ private:
         member.cohort = nb::cast<std::size_t>(given[4]);
         Cohort& cohort = cohorts_.at(member.cohort);
         View parameter = read(member.parameter);
-        if (!parameter.is(dlpack::float_code, 32) && !parameter.is(dlpack::float_code, 64)) {
-            throw std::invalid_argument("A plan needs contiguous float32 or float64 CPU tensors.");
+        std::optional<DType> dtype = dtype_of(parameter);
+        if (!dtype) {
+            throw std::invalid_argument("A plan needs contiguous floating CPU tensors.");
         }
         member.view = parameter;
         references_.push_back(reader_.refer(member.parameter.ptr()));
         nb::object names = given[2];
         Tensor tensor{};
+        std::uint8_t bits = *dtype == DType::float64 ? 64 : 32;  // of its arithmetic
         auto entry = [&](int i) -> void* {
             nb::object name = names[i];
             return name.is_none() ? nullptr
-                                  : kept(member, member.state[name], parameter.code, parameter.bits,
+                                  : kept(member, member.state[name], dlpack::float_code, bits,
                                          parameter.count);
         };
-        nb::object about = given[5];
-        Layout layout{parameter.bits == 32 ? DType::float32 : DType::float64, !names[1].is_none(),
-                      !names[2].is_none(), !names[3].is_none()};
-        if (!about.is_none()) {
-            put_forms(layout, about[0], about[1], nb::cast<bool>(about[2]),
-                      nb::cast<int>(about[3]));
-            tensor.number = nb::cast<std::uint64_t>(about[4]);
-        }
-        void* m = mean_of(member, names[1], layout.mean_form, parameter);
-        void* v = square_of(member, names[2], layout.square_form, parameter);
+        nb::object stored = given[5];
+        Layout layout{*dtype, !names[1].is_none(), !names[2].is_none(), !names[3].is_none()};
+        put_storage(layout, stored[0], stored[1], stored[2], nb::cast<int>(stored[3]));
+        tensor.number = nb::cast<std::uint64_t>(stored[4]);
+        void* m = layout.mean_form == Form::plain
+                      ? entry(1)
+                      : mean_of(member, names[1], layout.mean_form, parameter);
+        void* v = layout.square_form == Form::plain
+                      ? entry(2)
+                      : square_of(member, names[2], layout.square_form, parameter);
         void* w = entry(3);
         void* ema = entry(4);
         tensor.layout = layout;
@@ -319,6 +334,11 @@ private:
             std::int64_t blocks = (parameter.count + block_size - 1) / block_size;
             tensor.arrays.header = static_cast<std::uint16_t*>(
                 kept(member, member.state[name], dlpack::int_code, 16, blocks));
+        }
+        if (nb::object name = names[6]; !name.is_none()) {
+            std::uint8_t width = layout.rounding == Rounding::remainder ? 16 : 8;
+            tensor.arrays.remainder =
+                kept(member, member.state[name], dlpack::int_code, width, parameter.count);
         }
         add_copy(member, tensor, given[3], parameter.count);
         add_step(member, names[0], cohort);
@@ -338,10 +358,8 @@ private:
                 return kept(member, tensor, dlpack::bfloat_code, 16, parameter.count);
             case Form::compact:
                 return kept(member, tensor, dlpack::uint_code, 8, parameter.count);
-            case Form::eight_bit:
-                return kept(member, tensor, dlpack::int_code, 8, parameter.count);
             default:
-                return kept(member, tensor, parameter.code, parameter.bits, parameter.count);
+                return kept(member, tensor, dlpack::int_code, 8, parameter.count);
         }
     }
 
@@ -354,10 +372,8 @@ private:
             case Form::bfloat16:
             case Form::compact:
                 return kept(member, tensor, dlpack::bfloat_code, 16, parameter.count);
-            case Form::eight_bit:
-                return kept(member, tensor, dlpack::uint_code, 8, parameter.count);
             default:
-                return kept(member, tensor, parameter.code, parameter.bits, parameter.count);
+                return kept(member, tensor, dlpack::uint_code, 8, parameter.count);
         }
     }
 

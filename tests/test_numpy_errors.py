@@ -34,11 +34,12 @@ PARAMETERS = [
     (
         lambda: np.ones(3, np.int64),
         TypeError,
-        "Parameter x has dtype int64, but it must be float32 or float64 in native byte order. "
+        "Parameter x has dtype int64, but it must be float32, float64, float16 or ml_dtypes' "
+        "bfloat16, in native byte order. "
         "Convert it first, for example with .astype(numpy.float32).",
     ),
     (lambda: np.ones(3, ">f4"), TypeError, "Parameter x has dtype >f4, but it must be float32"),
-    (lambda: np.ones(3, np.float16), TypeError, "Parameter x has dtype float16, but it must be"),
+    (lambda: np.ones(3, np.uint16), TypeError, "Parameter x has dtype uint16, but it must be"),
     (
         lambda: {"a": [1.0, 2.0]},
         TypeError,

@@ -286,7 +286,7 @@ REFUSED = [
     ({"state": ("8bit",)}, TypeError,
      "state is ('8bit',), but it must be a form, or a pair of forms (m, v)."),
     ({"rounding": "up"}, ValueError,
-     "rounding is 'up', but it must be one of \"stochastic\", \"nearest\"."),
+     "rounding is 'up', but it must be one of \"nearest\", \"stochastic\", \"remainder\", "),
     ({"state": "8bit", "amsgrad": True}, ValueError,
      'amsgrad keeps the largest square so far, which the rounding of "8bit" would drive up.'),
     ({"seed": -1}, ValueError, "seed is -1, but it must be a whole number, at least 0."),

@@ -1,4 +1,4 @@
-"""How values are stored: small forms of the running means, and random bits to round them with.
+"""How values are stored in few bits: running means, parameters, and random bits to round with.
 
 A codec encodes m and v of some elements to a few bytes and decodes them to float32. Between the
 two everything is the rule's own arithmetic. All of it is integer arithmetic on bit patterns, or
@@ -21,6 +21,8 @@ a small coordinate keeps its precision beside a large one.
 Zero stays zero, and a v that is not zero never becomes zero, so no update explodes. A value above
 the largest finite one is stored as the largest. NaN is not kept: it is stored as zero, so that the
 other elements of its block stay as they are; the parameter it has reached is NaN already.
+
+Parameters may be float16, or bfloat16, which NumPy lacks: an array of uint16 stands for its bits.
 """
 
 from __future__ import annotations
@@ -37,10 +39,14 @@ __all__ = [
     "Key",
     "decode",
     "decode_bfloat16",
+    "decode_parameter",
     "decode_remainder",
     "encode",
     "encode_bfloat16",
+    "encode_float16",
+    "encode_parameter",
     "encode_remainder",
+    "encode_remainder8",
     "key_of",
     "mean_bound",
     "mean_top",
@@ -183,24 +189,92 @@ def encode_bfloat16(x: Float32, r: Bits | None) -> NDArray[np.uint16]:
 
 def decode_bfloat16(code: NDArray[np.uint16]) -> Float32:
     """Return the values of bfloat16's bits."""
-    return _float(code.astype(np.uint32) << np.uint32(16))
+    return _float(code.astype(np.uint32) << np.uint32(16)).reshape(code.shape)
+
+
+# ── parameters in half precision ───────────────────────────────────────────────────────────────
+
+
+def encode_parameter(
+    p: Float32, like: NDArray[Any], rounding: str, r: Bits | None
+) -> tuple[NDArray[Any], NDArray[Any] | None]:
+    """Return flat float32 parameters as they are stored, and their remainder or None.
+
+    ``like`` has the dtype to store: float16, or uint16 for bfloat16's bits. ``rounding`` is that
+    of :attr:`adamas.Options.parameter_rounding`; ``r`` are bits of the state, where it needs any.
+    """
+    if rounding == "remainder":
+        return encode_remainder(p)
+    mine = None if r is None or rounding == "nearest" else random_bits_of_parameter(r)
+    if rounding == "remainder8":
+        assert mine is not None
+        return encode_remainder8(p, mine)
+    encode_half = encode_float16 if like.dtype == np.float16 else encode_bfloat16
+    return encode_half(p, mine), None
+
+
+def decode_parameter(code: NDArray[Any], remainder: NDArray[Any] | None = None) -> NDArray[Any]:
+    """Return a parameter or gradient in the dtype it is computed in: float32 or float64."""
+    if remainder is not None:
+        return decode_remainder(code, remainder)
+    if code.dtype == np.uint16:
+        return decode_bfloat16(code)
+    return code.astype(np.float32) if code.dtype == np.float16 else code
+
+
+def encode_float16(x: Float32, r: Bits | None) -> NDArray[np.float16]:
+    """Return float16: rounded by the high half of ``r``, or to nearest, ties to even.
+
+    Stochastic rounding of what is below 2^16 stays finite; from there it is infinite.
+    """
+    if r is None:
+        with np.errstate(over="ignore", invalid="ignore"):
+            nearest = x.astype(np.float16)
+        return np.where(np.isnan(x), np.float16(np.nan), nearest)
+    bits, addend = _bits(x), r >> np.uint32(16)
+    sign, size = bits & np.uint32(0x80000000), bits & np.uint32(0x7FFFFFFF)
+    floating = (size - np.uint32(112 << 23) + (addend >> np.uint32(3))) >> np.uint32(13)
+    normal = np.minimum(floating, np.uint32(0x7BFF))
+    small = np.where(size < np.uint32(113 << 23), np.abs(x), np.float32(0))
+    units = (small * np.float32(2.0**40)).astype(np.int64).astype(np.uint32)
+    code = np.where(size < np.uint32(113 << 23), (units + addend) >> np.uint32(16), normal)
+    code = np.where(size >= np.uint32(143 << 23), np.uint32(0x7C00), code)
+    code = np.where(np.isnan(x), np.uint32(0x7E00), code | sign >> np.uint32(16))
+    return code.astype(np.uint16).view(np.float16)
 
 
 def encode_remainder(p: Float32) -> tuple[NDArray[np.uint16], NDArray[np.int16]]:
     """Return a parameter as bfloat16's bits (ties away from zero) and what float32 has besides.
 
-    Both together are exactly float32; the former alone is what a model computes with.
+    Both together are exactly float32 (but for sign and payload of NaN); the former alone is what a
+    model computes with.
     """
     bits = _bits(p)
-    high = np.where(np.isnan(p), bits >> np.uint32(16) | np.uint32(0x40),
-                    (bits + np.uint32(0x8000)) >> np.uint32(16))  # fmt: skip
+    high = np.where(np.isnan(p), np.uint32(0x7FC0), (bits + np.uint32(0x8000)) >> np.uint32(16))
     low = (bits - (high << np.uint32(16))).astype(np.uint16).view(np.int16)
     return high.astype(np.uint16), np.where(np.isnan(p), np.int16(0), low)
 
 
-def decode_remainder(high: NDArray[np.uint16], low: NDArray[np.int16]) -> Float32:
-    """Return the float32 that :func:`encode_remainder` took apart."""
-    return _float((high.astype(np.uint32) << np.uint32(16)) + low.astype(np.int32).view(np.uint32))
+def encode_remainder8(p: Float32, r: Bits) -> tuple[NDArray[np.uint16], NDArray[np.int8]]:
+    """Return a parameter rounded to 24 bits by the high byte of ``r``, taken apart likewise.
+
+    Rounding to nearest instead would lose every update below half of the last of the 24 bits.
+    """
+    bits = _bits(p)
+    sign, size = bits & np.uint32(0x80000000), bits & np.uint32(0x7FFFFFFF)
+    most = np.where(size <= _LARGEST, np.uint32(0x7F7FFF), np.uint32(0x7F8000))
+    kept = np.minimum((size + (r >> np.uint32(24))) >> np.uint32(8), most) | sign >> np.uint32(8)
+    high = (kept + np.uint32(0x80)) >> np.uint32(8)
+    low = (kept - (high << np.uint32(8))).astype(np.uint8).view(np.int8)
+    high = np.where(np.isnan(p), np.uint32(0x7FC0), high)
+    return high.astype(np.uint16), np.where(np.isnan(p), np.int8(0), low)
+
+
+def decode_remainder(high: NDArray[np.uint16], low: NDArray[Any]) -> Float32:
+    """Return the float32 that :func:`encode_remainder` or :func:`encode_remainder8` took apart."""
+    unit = np.uint32(1 if low.dtype == np.int16 else 256)
+    small = low.astype(np.int32).view(np.uint32) * unit
+    return _float((high.astype(np.uint32) << np.uint32(16)) + small).reshape(high.shape)
 
 
 # ── m and v together ───────────────────────────────────────────────────────────────────────────

@@ -7,8 +7,9 @@
     >>> weights["hidden"][0]
     array([0.9, 0.9])
 
-``params`` is an array, or a list, tuple or dict of arrays, nested as you like; gradients come in
-the same form. Groups with options of their own are a list of dicts with the key ``"params"``:
+``params`` is an array, or a list, tuple or dict of arrays, nested as you like, of float32,
+float64, float16 or the bfloat16 of ml_dtypes; gradients come in the same form and dtypes. Groups
+with options of their own are a list of dicts with the key ``"params"``:
 ``[{"params": weights}, {"params": biases, "weight_decay": 0.0}]``; their gradients are a list
 with one entry for each group.
 """
@@ -48,7 +49,7 @@ Array = NDArray[Any]
 Engine = Literal["native", "reference"]
 
 _ENGINES = {"native": native.Plan, "reference": reference.Plan}
-_DTYPES = (np.dtype(np.float32), np.dtype(np.float64))
+_DTYPES = (np.dtype(np.float16), np.dtype(np.float32), np.dtype(np.float64))
 
 
 class ParameterGroup:
@@ -79,7 +80,8 @@ class Optimizer:
         _check_parameters(self._named())
         for group in self.groups:
             group.states = tuple(
-                states.create(p, group.options, ema=phase.ema is not None) for p in group.parameters
+                states.create(_bits(p), group.options, ema=phase.ema is not None)
+                for p in group.parameters
             )
         self._names = tuple(name for group in self.groups for name in group.names)
         #: How many steps were made; the next has the number ``steps + 1``.
@@ -205,7 +207,8 @@ class Optimizer:
 
         ``step`` and ``skipped`` are counts; ``groups`` has the names and options of each group (a
         schedule is stored as None); ``state`` maps the name of each parameter to its arrays
-        ``mean``, ``square``, ``largest_square`` and ``ema``, as far as they are kept.
+        ``mean``, ``square``, ``largest_square``, ``ema`` and ``remainder``, as far as they are
+        kept.
         """
         return {
             "step": self.steps,
@@ -276,10 +279,11 @@ class Optimizer:
         planned: list[Group] = []
         for group in self.groups:
             slots = [
-                Slot(self._stage(p), state)
+                Slot(_bits(self._stage(p)), state)
                 for p, state in zip(group.parameters, group.states, strict=True)
             ]
             planned.append(Group(group.options, tuple(slots)))
+        self._has_bits = any(_is_bfloat16(p) for _, p in self._named())
         self._plan: Any = _ENGINES[self._engine](planned, self._phase)
         branches = self._tree.values() if isinstance(self._tree, Mapping) else self._tree
         self._is_flat = all(isinstance(branch, np.ndarray) for branch in branches)
@@ -302,6 +306,9 @@ class Optimizer:
 
         What does not fit is found by the engine, which then changes nothing.
         """
+        if self._has_bits:
+            flat = matching_leaves(gradients, self._tree, "gradients")
+            return [_gradient_bits(*pair) for pair in zip(self._named(), flat, strict=True)]
         like = self._tree
         if isinstance(like, np.ndarray):
             return (gradients,)
@@ -322,7 +329,7 @@ class Optimizer:
             )
         flat = matching_leaves(gradients, self._tree, "gradients")
         checked = [
-            _checked_gradient(name, parameter, gradient)
+            _bits(_checked_gradient(name, parameter, gradient))
             for (name, parameter), gradient in zip(self._named(), flat, strict=True)
         ]
         for parameter, twin in self._staged:
@@ -359,7 +366,7 @@ class Optimizer:
     def _put(self, values: Sequence[Array | None]) -> None:
         for (_, parameter), value in zip(self._named(), values, strict=True):
             assert value is not None
-            np.copyto(parameter, value)
+            parameter[...] = value  # rounded to nearest where the parameter has half precision
 
 
 class Adam(Optimizer):
@@ -385,7 +392,7 @@ class Adam(Optimizer):
         ema: float | None = None,
         statistics: bool = False,
         state: StateForm | tuple[StateForm, StateForm] = "float32",
-        rounding: Rounding = "stochastic",
+        rounding: Rounding | None = None,
         seed: int = 0,
         engine: Engine = "native",
     ) -> None:
@@ -454,7 +461,7 @@ class Momentum(Optimizer):
         ema: float | None = None,
         statistics: bool = False,
         state: StateForm | tuple[StateForm, StateForm] = "float32",
-        rounding: Rounding = "stochastic",
+        rounding: Rounding | None = None,
         seed: int = 0,
         engine: Engine = "native",
     ) -> None:
@@ -503,7 +510,7 @@ class RMSProp(Optimizer):
         ema: float | None = None,
         statistics: bool = False,
         state: StateForm | tuple[StateForm, StateForm] = "float32",
-        rounding: Rounding = "stochastic",
+        rounding: Rounding | None = None,
         seed: int = 0,
         engine: Engine = "native",
     ) -> None:
@@ -574,10 +581,11 @@ def _check_parameters(named: Sequence[tuple[str, Any]]) -> None:
                 f"Parameter {name} is a {type(p).__name__}, but it must be a NumPy array, "
                 "so that it can be changed in place."
             )
-        if p.dtype not in _DTYPES:
+        if p.dtype not in _DTYPES and not _is_bfloat16(p):
             raise TypeError(
-                f"Parameter {name} has dtype {p.dtype}, but it must be float32 or float64 in "
-                "native byte order. Convert it first, for example with .astype(numpy.float32)."
+                f"Parameter {name} has dtype {p.dtype}, but it must be float32, float64, float16 "
+                "or ml_dtypes' bfloat16, in native byte order. Convert it first, for example with "
+                ".astype(numpy.float32)."
             )
         if not p.flags.writeable:
             raise ValueError(f"Parameter {name} is read-only. Give a writeable array, or a copy.")
@@ -589,6 +597,22 @@ def _check_parameters(named: Sequence[tuple[str, Any]]) -> None:
                 "Give a copy of it."
             )
     _check_disjoint(named)
+
+
+def _is_bfloat16(array: Array) -> bool:
+    """Return whether the dtype is that of ml_dtypes, which NumPy itself lacks."""
+    return array.dtype.name == "bfloat16" and array.dtype.itemsize == 2
+
+
+def _bits(array: Array) -> Array:
+    """Return the array as the engines take it: bfloat16 as its bits."""
+    return array.view(np.uint16) if _is_bfloat16(array) else array
+
+
+def _gradient_bits(named: tuple[str, Array], gradient: Any) -> Any:
+    """Return the gradient as the engines take it, None where the dtypes differ."""
+    fits = isinstance(gradient, np.ndarray) and gradient.dtype == named[1].dtype
+    return _bits(gradient) if fits else None
 
 
 def _may_overlap_itself(array: Array) -> bool:
@@ -688,6 +712,14 @@ def _check_same_state(old: Options, new: Options) -> None:
             f"amsgrad is {new.amsgrad}, but this optimizer was created with {old.amsgrad} and "
             "keeps its state accordingly. Create another optimizer."
         )
+    if (
+        old.parameter_rounding != new.parameter_rounding
+        and old.keeps_remainder | new.keeps_remainder
+    ):
+        raise ValueError(
+            f'rounding is "{new.rounding}", but this optimizer was created with "{old.rounding}" '
+            "and keeps its remainders accordingly. Create another optimizer."
+        )
     if old.forms != new.forms:
         raise ValueError(
             f"state is {new.forms!r}, but this optimizer was created with {old.forms!r} and "
@@ -719,7 +751,8 @@ def _loaded_options(groups: Sequence[ParameterGroup], stored: Any) -> list[Optio
             )
         changes = {key: value for key, value in given.items() if key != "params"}
         changes["betas"] = tuple(changes["betas"])
-        changes["state"] = group.options.forms  # how it is stored is this optimizer's affair
+        for name in ("state", "rounding"):  # how it is stored is this optimizer's affair
+            changes[name] = getattr(group.options, name)
         if changes["lr"] is None:
             if not callable(group.options.lr):
                 raise ValueError(

@@ -34,7 +34,7 @@ BiasCorrection = Literal["paper", "first-step", "none"]
 Decay = Literal["l2", "decoupled", "fully-decoupled"]
 OnNonfinite = Literal["propagate", "skip", "raise"]
 StateForm = Literal["float32", "bfloat16", "compact", "8bit"]
-Rounding = Literal["stochastic", "nearest"]
+Rounding = Literal["nearest", "stochastic", "remainder", "remainder8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +67,11 @@ class Options:
     #: How the running means are stored (:mod:`adamas.codecs`): one form for both, or a pair for m
     #: and v. "float32" stores them as they are, in the parameter's dtype. Kept as a pair.
     state: StateForm | tuple[StateForm, StateForm] = "float32"
-    #: How small forms are rounded when they are stored.
-    rounding: Rounding = "stochastic"
+    #: How what is stored in few bits is rounded. None: small forms of m and v by chance, parameters
+    #: in half precision to nearest, as elsewhere. "nearest" and "stochastic" mean both. "remainder"
+    #: (bfloat16 parameters) keeps what rounding takes away in 16 bits besides, so that nothing is
+    #: lost; "remainder8" in 8 bits, the rest by chance.
+    rounding: Rounding | None = None
 
     def __post_init__(self) -> None:
         """Check every option; fill in ``lr_max`` where a fixed learning rate gives it."""
@@ -81,7 +84,8 @@ class Options:
         object.__setattr__(self, "betas", _check_betas(self.betas))
         if not callable(self.lr):
             object.__setattr__(self, "lr", _check_amount("lr", self.lr))
-        _check_choice("rounding", self.rounding, get_args(Rounding))
+        if self.rounding is not None:
+            _check_choice("rounding", self.rounding, get_args(Rounding))
         object.__setattr__(self, "state", _checked_forms(self.state))
         self._check_combinations()
         if self.lr_max is not None:
@@ -104,6 +108,21 @@ class Options:
         """The forms of m and of v."""
         mean, square = self.state
         return mean, square  # type: ignore[return-value]
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether small forms of m and v are rounded by chance."""
+        return self.rounding != "nearest"
+
+    @property
+    def parameter_rounding(self) -> Rounding:
+        """How parameters in half precision are rounded."""
+        return self.rounding or "nearest"
+
+    @property
+    def keeps_remainder(self) -> bool:
+        """Whether parameters in bfloat16 keep what rounding takes away."""
+        return self.rounding in ("remainder", "remainder8")
 
     def replace(self, **changes: object) -> Options:
         """Return options with some of them changed, checked again."""

@@ -23,18 +23,20 @@ __all__ = ["ENTRIES", "State", "create", "from_arrays"]
 Array = NDArray[Any]
 
 #: Names of the entries, in the order of the rule's letters m, v, w, then the averaged parameter.
-ENTRIES = ("mean", "square", "largest_square", "ema", "header")
+ENTRIES = ("mean", "square", "largest_square", "ema", "header", "remainder")
 
 _MEAN_CODES = {"bfloat16": np.uint16, "compact": np.uint8, "8bit": np.int8}
 _SQUARE_CODES = {"bfloat16": np.uint16, "compact": np.uint16, "8bit": np.uint8}
+_REMAINDERS = {"remainder": np.int16, "remainder8": np.int8}
 
 
 @dataclass
 class State:
     """The running means that belong to one parameter; None where the method keeps none.
 
-    All entries are C-contiguous. They have the parameter's shape (but for the header) and dtype
-    (but for m and v in a small form, which are codes: see :mod:`adamas.codecs`).
+    All entries are C-contiguous. They have the parameter's shape (but for the header) and the
+    dtype it is computed in, float32 or float64 (but for m and v in a small form, which are codes,
+    and the remainder: see :mod:`adamas.codecs`).
     """
 
     #: m, the running mean of gradients.
@@ -47,6 +49,8 @@ class State:
     ema: Array | None = None
     #: What the codes of a block have in common, where the form of m or v is "8bit".
     header: Array | None = None
+    #: What a parameter in bfloat16 has besides, where rounding keeps it.
+    remainder: Array | None = None
     #: The forms of m and v.
     forms: tuple[str, str] = ("float32", "float32")
     #: The exponent that codes of m are counted from; that of the betas at creation.
@@ -125,13 +129,20 @@ class State:
 def create(parameter: Array, options: Options, *, ema: bool = False) -> State:
     """Return the state before the first step: zeros, and the parameter as its own average."""
     forms = options.forms
-    if forms != ("float32", "float32") and parameter.dtype != np.float32:
+    if forms != ("float32", "float32") and parameter.dtype == np.float64:
         raise ValueError(
-            f"state is {forms!r}, but a parameter has dtype {parameter.dtype}: small forms are "
-            'for float32. Convert the parameter, or use state="float32", which keeps its dtype.'
+            f"state is {forms!r}, but a parameter has dtype float64: small forms are for float32 "
+            'and half precision. Convert the parameter, or use state="float32", which keeps its '
+            "dtype."
         )
+    if options.keeps_remainder and parameter.dtype == np.float16:
+        raise ValueError(
+            f'rounding is "{options.rounding}", but a parameter has dtype float16: remainders are '
+            'for bfloat16. Use rounding="stochastic", or convert the parameter.'
+        )
+    start = codecs.decode_parameter(parameter)
 
-    def zeros(wanted: bool, dtype: Any = parameter.dtype) -> Array | None:
+    def zeros(wanted: bool, dtype: Any = start.dtype) -> Array | None:
         return np.zeros(parameter.shape, dtype) if wanted else None
 
     has_header = (options.has_mean and forms[0] == "8bit") or (
@@ -139,11 +150,14 @@ def create(parameter: Array, options: Options, *, ema: bool = False) -> State:
     )
     beta1, beta2 = options.betas
     return State(
-        mean=zeros(options.has_mean, _MEAN_CODES.get(forms[0], parameter.dtype)),
-        square=zeros(options.has_square, _SQUARE_CODES.get(forms[1], parameter.dtype)),
+        mean=zeros(options.has_mean, _MEAN_CODES.get(forms[0], start.dtype)),
+        square=zeros(options.has_square, _SQUARE_CODES.get(forms[1], start.dtype)),
         largest_square=zeros(options.amsgrad),
-        ema=np.array(parameter, order="C") if ema else None,
+        ema=np.array(start, order="C") if ema else None,
         header=np.zeros(-(-parameter.size // codecs.BLOCK), np.uint16) if has_header else None,
+        remainder=None
+        if parameter.dtype != np.uint16 or not options.keeps_remainder
+        else np.zeros(parameter.shape, _REMAINDERS[options.parameter_rounding]),
         forms=forms,
         top=0 if beta1 is None or beta2 is None else codecs.mean_top(beta1, beta2),
     )
@@ -153,10 +167,13 @@ def from_arrays(name: str, like: State, arrays: Mapping[str, Any]) -> dict[str, 
     """Return ``arrays`` checked to be a whole state of the kind of ``like``, changing nothing.
 
     ``name`` is the parameter's, for the errors: KeyError where an entry is missing or unknown,
-    ValueError where a shape or dtype differs.
+    ValueError where a shape or dtype differs. A parameter that was saved without a remainder has
+    none: it is zero.
     """
     is_packed = like.is_small and "top" in arrays
     wanted = like.packed() if is_packed else like.dense()
+    if "remainder" in wanted and "remainder" not in arrays:
+        arrays = {**arrays, "remainder": np.zeros_like(wanted["remainder"])}
     if set(arrays) != set(wanted):
         raise KeyError(
             f"The state of {name} has the entries {_listed(arrays)}, but this optimizer keeps "

@@ -28,9 +28,12 @@ __all__ = ["Group", "Slot"]
 
 
 class Slot(NamedTuple):
-    """One parameter with its state, all C-contiguous, of one shape and dtype.
+    """One parameter with its state, all C-contiguous, of one shape.
 
-    Random bits for small states belong to the elements of a whole tensor: a slot may be a slice
+    The parameter is float32, float64 or float16, or uint16 for the bits of bfloat16, and so is
+    its gradient.
+
+    Random bits belong to the elements of a whole tensor: a slot may be a slice
     of one (flattened, from the element ``first`` on; a multiple of 32 for the form 8bit).
     """
 

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas.codecs import key_of, random_bits
+from adamas.codecs import decode_parameter, encode_parameter, key_of, random_bits
 from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights
 from adamas.engines import Group, Slot
-from adamas.options import Phase
+from adamas.options import Options, Phase
 from adamas.rule import Result, rule, smooth
 from adamas.statistics import Outcome, Statistics, norm
 
@@ -51,6 +51,7 @@ class Plan:
         self, gradients: Sequence[Array], step: int, rates: Sequence[float]
     ) -> Outcome | None:
         phase = self._phase
+        gradients = [decode_parameter(gradient) for gradient in gradients]
         total = norm(gradients) if phase.reads_first else None
         nonfinite = tuple(map(_count_nonfinite, gradients)) if phase.reads_first else None
         if nonfinite is not None and any(nonfinite) and phase.on_nonfinite != "propagate":
@@ -64,17 +65,14 @@ class Plan:
             numbers = at_step(group.options, step, rate, factor)
             for slot in group.slots:
                 place, gradient = next(remaining)
-                before = slot.parameter.copy()
-                random = None
-                if slot.state.is_small and group.options.rounding == "stochastic":
-                    number = place if slot.number is None else slot.number
-                    key = key_of(phase.seed, step, number)
-                    random = random_bits(key, slot.first, gradient.size)
-                result = _step_slot(slot, gradient, numbers, random)
+                number = place if slot.number is None else slot.number
+                random = random_bits(key_of(phase.seed, step, number), slot.first, gradient.size)
+                before = _value(slot).copy()
+                result = _step_slot(slot, gradient, numbers, group.options, random)
                 if phase.ema is not None:
                     _average(slot, phase.ema, step)
                 if phase.statistics:
-                    statistics.append(_describe(gradient, before, result))
+                    statistics.append(_describe(gradient, before, _value(slot), result))
         if not phase.reads_first and not phase.statistics:
             return None
         taken = tuple(statistics) if phase.statistics else None
@@ -90,26 +88,44 @@ def _fits(gradient: Any, parameter: Array) -> bool:
     )
 
 
-def _step_slot(slot: Slot, gradient: Array, numbers: Coefficients, random: Any) -> Result:
-    p, state = slot.parameter, slot.state
+def _value(slot: Slot) -> Array:
+    """Return the parameter as it is computed with."""
+    return decode_parameter(slot.parameter, slot.state.remainder)
+
+
+def _step_slot(
+    slot: Slot, gradient: Array, numbers: Coefficients, options: Options, random: Any
+) -> Result:
+    p, state = _value(slot), slot.state
     c = numbers.rounded(p.dtype)
     result = rule(c, p, gradient, *state.means(), state.largest_square)
-    np.copyto(p, result.p)
-    state.put_means(result.m, result.v, random)
+    _put_parameter(slot, result.p, options, random)
+    state.put_means(result.m, result.v, random if options.is_stochastic else None)
     if state.largest_square is not None and result.w is not None:
         np.copyto(state.largest_square, result.w)
     return result
+
+
+def _put_parameter(slot: Slot, p: Array, options: Options, random: Any) -> None:
+    if slot.parameter.dtype == p.dtype:
+        np.copyto(slot.parameter, p)
+        return
+    rounding = options.parameter_rounding
+    code, remainder = encode_parameter(p.ravel(), slot.parameter, rounding, random)
+    np.copyto(slot.parameter, code.reshape(p.shape))
+    if slot.state.remainder is not None and remainder is not None:
+        np.copyto(slot.state.remainder, remainder.reshape(p.shape))
 
 
 def _average(slot: Slot, beta: float, step: int) -> None:
     average = slot.state.ema
     assert average is not None
     keep, take = map(average.dtype.type, ema_weights(beta, step))
-    np.copyto(average, smooth(keep, take, average, slot.parameter))
+    np.copyto(average, smooth(keep, take, average, _value(slot)))
 
 
-def _describe(gradient: Array, before: Array, result: Result) -> Statistics:
-    moved = int(np.count_nonzero(result.p != before))
+def _describe(gradient: Array, before: Array, after: Array, result: Result) -> Statistics:
+    moved = int(np.count_nonzero(after != before))
     return Statistics(
         gradient_norm=norm([gradient]),
         parameter_norm=norm([before]),

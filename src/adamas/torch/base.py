@@ -45,6 +45,7 @@ class Entries(NamedTuple):
     largest_square: str | None
     ema: str | None
     header: str | None = None
+    remainder: str | None = None
 
 
 class Member(NamedTuple):
@@ -80,7 +81,7 @@ class Optimizer(torch.optim.Optimizer):
         copy_to: CopyTo | None = None,
         statistics: bool = False,
         state: StateForm | tuple[StateForm, StateForm] = "float32",
-        rounding: Rounding = "stochastic",
+        rounding: Rounding | None = None,
         seed: int = 0,
     ) -> None:
         """Take torch's parameters and defaults, and the phase; see :class:`adamas.Phase`.
@@ -95,7 +96,7 @@ class Optimizer(torch.optim.Optimizer):
             statistics=statistics,
             seed=seed,
         )
-        usual = {"state": "float32", "rounding": "stochastic"}
+        usual = {"state": "float32", "rounding": None}
         given = {"state": state, "rounding": rounding}
         defaults |= {name: value for name, value in given.items() if value != usual[name]}
         if defaults.get("differentiable"):
@@ -163,7 +164,7 @@ class Optimizer(torch.optim.Optimizer):
             ),
             amsgrad=entries.largest_square is not None,
             state=group["state"],
-            rounding=group.get("rounding", "stochastic"),
+            rounding=group.get("rounding"),
         )
         return small.form_of(checked)
 
@@ -394,7 +395,9 @@ class Optimizer(torch.optim.Optimizer):
                     numbered.append(member)
             copy = self._copies[member.place] if self._copies else None
             form = self._form(member.group)
-            about = None if form is None else (*form.described, state["top"], member.place)
+            about = ("float32", "float32", None, 0, member.place)
+            if form is not None:
+                about = (form.mean, form.square, form.rounding, state["top"], member.place)
             tuples.append((member.parameter, state, tuple(member.entries), copy, known[key], about))
         chosen = {id(member.parameter) for member in members}
         idle = [p for group in self.param_groups for p in group["params"] if id(p) not in chosen]

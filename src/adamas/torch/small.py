@@ -31,15 +31,10 @@ class Form(NamedTuple):
 
     mean: str
     square: str
-    stochastic: bool
+    rounding: str | None
     has_header: bool
     #: For a state that is created now.
     top: int
-
-    @property
-    def described(self) -> tuple[str, str, bool]:
-        """What the native engine is told."""
-        return self.mean, self.square, self.stochastic
 
     @property
     def _forms(self) -> tuple[str, str]:
@@ -87,7 +82,7 @@ class Form(NamedTuple):
         """Store m and v: rounded by the random bits of ``key``, or to nearest without."""
         m, v = (None if each is None else _flat(each) for each in values)
         count = next(each.size for each in (m, v) if each is not None)
-        by_chance = key is not None and self.stochastic
+        by_chance = key is not None and self.rounding != "nearest"
         random = codecs.random_bits(key, 0, count) if by_chance and key is not None else None
         codes = codecs.encode(self._forms, m, v, random, state["top"])
         for name, code in ((mean, codes.mean), (square, codes.square)):
@@ -123,7 +118,7 @@ def form_of(options: Options) -> Form | None:
     return Form(
         mean,
         square,
-        options.rounding == "stochastic",
+        options.rounding,
         (options.has_mean and mean == "8bit") or (options.has_square and square == "8bit"),
         0 if beta1 is None or beta2 is None else codecs.mean_top(beta1, beta2),
     )
