@@ -1,9 +1,9 @@
 """What the optimizers for PyTorch share: the step, the phase around it, and the state.
 
-A step of plain CPU tensors in float32 or float64 is one native call for all of them; a plan made
-once says what it reads and writes (``native/tensor_plan.cpp``), and is made anew where anything it
-was made for has changed. All other tensors (other devices, half precision, complex, strided,
-distributed) take :mod:`adamas.torch.operations`, with the same rule.
+A step of plain CPU tensors is one native call for all of them; a plan made once says what it reads
+and writes (``native/tensor_plan.cpp``), and is made anew where anything it was made for has
+changed. All other tensors (other devices, complex, strided, distributed, float16 with torch's
+float16 state) take :mod:`adamas.torch.operations`, with the same rule.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tenso
 CopyTo = torch.dtype | Sequence[Tensor]
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
-_NATIVE_DTYPES = (torch.float32, torch.float64)
-_COPY_DTYPES = (torch.bfloat16, torch.float16)
+_WIDE = (torch.float32, torch.float64)
 
 
 class Entries(NamedTuple):
@@ -55,6 +54,7 @@ class Member(NamedTuple):
     group: dict[str, Any]
     entries: Entries
     place: int  # among all parameters of all groups
+    form: small.Form | None  # None: as torch stores it
 
 
 class _Plan(NamedTuple):
@@ -80,14 +80,15 @@ class Optimizer(torch.optim.Optimizer):
         ema: float | None = None,
         copy_to: CopyTo | None = None,
         statistics: bool = False,
-        state: StateForm | tuple[StateForm, StateForm] = "float32",
+        state: StateForm | tuple[StateForm, StateForm] | None = None,
         rounding: Rounding | None = None,
         seed: int = 0,
     ) -> None:
         """Take torch's parameters and defaults, and the phase; see :class:`adamas.Phase`.
 
         ``state`` and ``rounding`` may differ between groups; see :class:`adamas.Options`. They
-        stand in ``param_groups`` only where they are not the usual.
+        stand in ``param_groups`` only where they are given. ``state=None`` is torch's own: the
+        running means have the dtype of the parameter.
         """
         phase = Phase(
             clip_norm=clip_norm,
@@ -96,9 +97,8 @@ class Optimizer(torch.optim.Optimizer):
             statistics=statistics,
             seed=seed,
         )
-        usual = {"state": "float32", "rounding": None}
         given = {"state": state, "rounding": rounding}
-        defaults |= {name: value for name, value in given.items() if value != usual[name]}
+        defaults |= {name: value for name, value in given.items() if value is not None}
         if defaults.get("differentiable"):
             raise ValueError(_NOT_DIFFERENTIABLE)
         self._phase = phase
@@ -141,32 +141,73 @@ class Optimizer(torch.optim.Optimizer):
             dtype = torch.float32 if group.get("fused") else _step_dtype()
             device = parameter.device if on_device else torch.device("cpu")
             state[entries.step] = torch.zeros((), dtype=dtype, device=device)
+        form = self._form(group, parameter)
+        dtype = parameter.dtype
+        if "state" in group and dtype in small.HALF:
+            dtype = torch.float32
         for name in (entries.mean, entries.square, entries.largest_square):
             if name is not None:
-                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        return small.made_small(state, entries[1], entries[2], self._form(group))
+                state[name] = torch.zeros_like(
+                    parameter, dtype=dtype, memory_format=torch.preserve_format
+                )
+        if form is not None:
+            small.made_small(state, entries.mean, entries.square, form)
+        if self._keeps_remainder(parameter, group):
+            of = small.REMAINDERS[group["rounding"]]
+            state["remainder"] = torch.zeros_like(
+                parameter, dtype=of, memory_format=torch.preserve_format
+            )
+        return state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch; its form of state is checked first."""
-        self._form({**self.defaults, **param_group})
+        """Add a group, as in torch; how it is to be stored is checked first."""
+        self._storage({**self.defaults, **param_group})
         super().add_param_group(param_group)
 
-    def _form(self, group: dict[str, Any]) -> small.Form | None:
-        """Return how the parameters of ``group`` store m and v, or None where as they are."""
-        if "state" not in group:
-            return None
+    def _storage(self, group: dict[str, Any]) -> Options:
+        """Return options that say how ``group`` is stored, checked."""
         entries = self._entries(group)
         first, second = group.get("betas") or (group.get("momentum"), group.get("alpha"))
-        checked = Options(
+        return Options(
             betas=(
                 None if entries.mean is None else scalar(first),
                 None if entries.square is None else scalar(second),
             ),
             amsgrad=entries.largest_square is not None,
-            state=group["state"],
+            state=group.get("state") or "float32",
             rounding=group.get("rounding"),
         )
-        return small.form_of(checked)
+
+    def _form(self, group: dict[str, Any], parameter: Tensor) -> small.Form | None:
+        """Return how the state of a parameter is stored, or None where it is as torch stores it.
+
+        Without ``state=``, bfloat16 parameters have a state in bfloat16 (or in what was loaded),
+        rounded to nearest, as in torch.
+        """
+        options = self._storage(group)
+        rounding = options.rounding
+        if "state" in group:
+            is_usual = options.forms == ("float32", "float32")
+            if is_usual and (parameter.dtype not in small.HALF or _is_distributed(parameter)):
+                return None
+            return small.form_of(options, rounding)
+        if (
+            parameter.dtype != torch.bfloat16
+            or options.amsgrad
+            or self._is_special(group)
+            or _is_distributed(parameter)
+        ):
+            return None
+        entries = self._entries(group)
+        state = self.state.get(parameter, {})
+        forms = (
+            "float32" if name in state and state[name].dtype == torch.float32 else "bfloat16"
+            for name in (entries.mean, entries.square)
+        )
+        return small.form_of(options.replace(state=tuple(forms)), rounding or "nearest")
+
+    def _keeps_remainder(self, parameter: Tensor, group: dict[str, Any]) -> bool:
+        return group.get("rounding") in small.REMAINDERS and parameter.dtype == torch.bfloat16
 
     #: Whether the state has entries that the rule does not know.
     _has_more_state = False
@@ -308,7 +349,7 @@ class Optimizer(torch.optim.Optimizer):
             ema=entry(entries.ema),
             copy=self._copies[member.place] if self._copies else None,
         )
-        form = self._form(group)
+        form = member.form
         if form is not None:
             tensors.mean, tensors.square = form.decoded(state, entries.mean, entries.square)
         if self._is_special(group):
@@ -317,6 +358,12 @@ class Optimizer(torch.optim.Optimizer):
             return None
         options = self._options(group)
         number = self._step_number(member)
+        key = key_of(self._phase.seed, number, member.place)
+        rounding = group.get("rounding") or "nearest"
+        if member.parameter.dtype in small.HALF and rounding != "nearest":
+            p, remainder = tensors.parameter, entry(entries.remainder)
+            tensors.value = small.decoded_parameter(p, remainder)
+            tensors.put = lambda value: small.put_parameter(p, remainder, value, rounding, key)
         if options is None:
             numbers = self._numbers(member)
         else:
@@ -326,7 +373,6 @@ class Optimizer(torch.optim.Optimizer):
             tensors, numbers, self._ema_weights(member), recorded=self._phase.statistics
         )
         if form is not None:
-            key = key_of(self._phase.seed, number, member.place)
             form.store(state, entries.mean, entries.square, (tensors.mean, tensors.square), key)
         if entries.step is not None:
             state[entries.step] += 1
@@ -394,10 +440,11 @@ class Optimizer(torch.optim.Optimizer):
                 if options is None:
                     numbered.append(member)
             copy = self._copies[member.place] if self._copies else None
-            form = self._form(member.group)
+            form = member.form
             about = ("float32", "float32", None, 0, member.place)
             if form is not None:
-                about = (form.mean, form.square, form.rounding, state["top"], member.place)
+                top = state.get("top", 0)
+                about = (form.mean, form.square, form.rounding, top, member.place)
             tuples.append((member.parameter, state, tuple(member.entries), copy, known[key], about))
         chosen = {id(member.parameter) for member in members}
         idle = [p for group in self.param_groups for p in group["params"] if id(p) not in chosen]
@@ -421,12 +468,15 @@ class Optimizer(torch.optim.Optimizer):
             entries = self._entries(group)
             if self._phase.ema is not None:
                 entries = entries._replace(ema="ema")
-            form = self._form(group)
-            if form is not None and form.has_header:
-                entries = entries._replace(header="header")
             for parameter in group["params"]:
                 if parameter.grad is not None:
-                    members.append(Member(parameter, group, entries, index))
+                    form = self._form(group, parameter)
+                    own = entries
+                    if form is not None and form.has_header:
+                        own = own._replace(header="header")
+                    if self._keeps_remainder(parameter, group):
+                        own = own._replace(remainder="remainder")
+                    members.append(Member(parameter, group, own, index, form))
                 index += 1
         return members
 
@@ -437,8 +487,10 @@ class Optimizer(torch.optim.Optimizer):
             name = type(self).__name__
             advice = ", please consider SparseAdam instead" if name == "Adam" else ""
             raise RuntimeError(f"{name} does not support sparse gradients{advice}")
-        if "state" in member.group and self._form(member.group) is not None:
-            small.refuse(member.parameter, self._is_special(member.group))
+        group = member.group
+        if "state" in group or "rounding" in group:
+            chosen = member.form if "state" in group else None
+            small.refuse(member.parameter, chosen, group.get("rounding"), self._is_special(group))
 
     def _prepare_state(self, member: Member) -> None:
         """Create what the state of a parameter lacks."""
@@ -446,13 +498,15 @@ class Optimizer(torch.optim.Optimizer):
         if not wanted or wanted <= self.state[member.parameter].keys():
             return
         state = self.state[member.parameter]
-        if member.entries.step is None:
+        if member.entries.step is None and not wanted & state.keys():
             self._fresh.add(id(member.parameter))
-        if not (wanted - {"ema"}) <= state.keys():
+        if not (wanted - {"ema"}) <= state.keys():  # a remainder that was not saved is zero, too
             for name, entry in self._new_state(member.parameter, member.group).items():
                 state.setdefault(name, entry)
         if "ema" in wanted and "ema" not in state:
-            state["ema"] = member.parameter.detach().clone(memory_format=torch.preserve_format)
+            p = member.parameter.detach()
+            wide = torch.float32 if p.dtype in small.HALF else p.dtype
+            state["ema"] = p.to(dtype=wide, copy=True, memory_format=torch.preserve_format)
 
     def _cohort_key(self, member: Member) -> tuple[Any, ...]:
         """Return what parameters must have in common to be stepped with the same numbers."""
@@ -477,24 +531,29 @@ class Optimizer(torch.optim.Optimizer):
         """Whether the native engine can step a parameter: plain, on the CPU, contiguous."""
         if self._is_special(member.group):
             return False
-        p = member.parameter
+        p, form, entries = member.parameter, member.form, member.entries
         state = self._state_of(member)
-        form = self._form(member.group)
-        names = member.entries[1:5]
         if form is not None:
-            if not form.fits(p, state, *names[:2]):
+            if not form.fits(p, state, entries.mean, entries.square):
                 return False
-            names = names[2:]
-        tensors = [p, _gradient(member), *(state[name] for name in names if name is not None)]
-        if member.entries.step is not None:
-            step = state[member.entries.step]
-            if type(step) is not Tensor or not step.is_cpu or step.dtype not in _NATIVE_DTYPES:
-                return False
-        if self._copies and not _is_plain(self._copies[member.place], _COPY_DTYPES):
+        elif p.dtype not in _WIDE:
             return False
-        return all(
-            _is_plain(each, _NATIVE_DTYPES) and each.dtype == p.dtype and each.shape == p.shape
-            for each in tensors
+        if entries.step is not None:
+            step = state[entries.step]
+            if type(step) is not Tensor or not step.is_cpu or step.dtype not in _WIDE:
+                return False
+        wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+        means = (entries.mean, entries.square) if form is None else ()
+        others = (*means, entries.largest_square, entries.ema)
+        wanted = [
+            (p, p.dtype),
+            (_gradient(member), p.dtype),
+            *((state[name], wide) for name in others if name is not None),
+        ]
+        if entries.remainder is not None:
+            wanted.append((state[entries.remainder], small.REMAINDERS[member.group["rounding"]]))
+        return all(_is_plain(x, (dtype,)) and x.shape == p.shape for x, dtype in wanted) and (
+            not self._copies or _is_plain(self._copies[member.place], small.HALF)
         )
 
     def _meets(self, member: Member, spans: list[tuple[int, int]]) -> bool:
@@ -626,11 +685,10 @@ class Optimizer(torch.optim.Optimizer):
             return saved
         dense = dict(saved["state"])
         for group, own in zip(saved["param_groups"], self.param_groups, strict=True):
-            form, entries = self._form(own), self._entries(own)
-            if form is not None:
-                for i in group["params"]:
-                    if i in dense:
-                        dense[i] = form.dense(dense[i], entries.mean, entries.square)
+            entries = self._entries(own)
+            for i in group["params"] if "state" in own else ():
+                if i in dense:
+                    dense[i] = small.dense(dense[i], entries.mean, entries.square)
         return {**saved, "state": dense}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -662,12 +720,32 @@ class Optimizer(torch.optim.Optimizer):
             for name in ("state", "rounding"):
                 group.pop(name, None)
             group.update(own)
-            form, entries = self._form(group), self._entries(group)
-            if form is not None:
-                for parameter in group["params"]:
-                    if parameter in self.state and "top" not in self.state[parameter]:
-                        form.pack(self.state[parameter], entries.mean, entries.square)
+            entries = self._entries(group)
+            for parameter in group["params"]:
+                if parameter in self.state:
+                    self._take_over(self.state[parameter], entries, group, parameter)
         self._reset()
+
+    def _take_over(
+        self, state: dict[str, Any], entries: Entries, group: dict[str, Any], parameter: Tensor
+    ) -> None:
+        """Bring a loaded state into the form that its group stores."""
+        form = self._form(group, parameter)
+        mean, square, largest = entries.mean, entries.square, entries.largest_square
+        kept = {"float32", "bfloat16"} if parameter.dtype == torch.bfloat16 else {"float32"}
+        if form is not None and "state" in group:
+            form.pack(state, mean, square)
+            if largest in state:
+                state[largest] = state[largest].to(torch.float32)
+        elif not kept.issuperset(small.forms_in(state, mean, square)):
+            wide = small.dense(state, mean, square)
+            state.clear()
+            state.update(wide)
+        if not self._keeps_remainder(parameter, group):
+            state.pop("remainder", None)
+        elif "remainder" in state:
+            dtype = small.REMAINDERS[group["rounding"]]
+            state["remainder"] = small.converted_remainder(state["remainder"], dtype)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what torch keeps, and the phase."""
@@ -705,7 +783,7 @@ class Optimizer(torch.optim.Optimizer):
             return None
         parameters = [p for group in self.param_groups for p in group["params"]]
         if isinstance(copy_to, torch.dtype):
-            if copy_to not in _COPY_DTYPES:
+            if copy_to not in small.HALF:
                 raise ValueError(
                     f"copy_to is {copy_to}, but it must be torch.bfloat16 or torch.float16, "
                     "or a tensor for each parameter."
@@ -763,6 +841,10 @@ def _is_plain(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
         and tensor.layout == torch.strided
         and tensor.is_contiguous()
     )
+
+
+def _is_distributed(tensor: Tensor) -> bool:
+    return hasattr(tensor, "device_mesh")
 
 
 def _any_overlap(spans: list[tuple[int, int]]) -> bool:

@@ -42,6 +42,10 @@ class Tensors:
     largest_square: Tensor | None
     ema: Tensor | None
     copy: Tensor | None
+    #: Of a parameter that is not stored to nearest: its value, in memory of its own, and what
+    #: stores another and returns what it became.
+    value: Tensor | None = None
+    put: Callable[[Tensor], Tensor] | None = None
 
 
 def step_tensor(
@@ -53,12 +57,13 @@ def step_tensor(
 ) -> Statistics | None:
     """Make one step in place; return what it did where that is to be ``recorded``.
 
-    bfloat16 and float16 are computed in float32 and rounded to nearest once, on storing.
+    bfloat16 and float16 are computed in float32 and rounded once, on storing: to nearest, or as
+    ``tensors.put`` does.
     """
     p, g, m, v, w = (
         None if each is None else _Operand(_real(each).to(_arithmetic(each)))
         for each in (
-            tensors.parameter,
+            tensors.parameter if tensors.value is None else tensors.value,
             tensors.gradient,
             tensors.mean,
             tensors.square,
@@ -67,18 +72,22 @@ def step_tensor(
     )
     assert p is not None
     result = Result(*map(_plain, rule(_rounded(numbers, p.tensor.dtype), p, g, m, v, w)))
-    record = _describe(tensors.gradient, p.tensor, result) if recorded else None
-    _store(tensors.parameter, result.p)
+    if tensors.put is None:
+        stored = result.p.to(_real(tensors.parameter).dtype).to(p.tensor.dtype)
+    else:
+        stored = tensors.put(result.p)
+    record = _describe(tensors.gradient, p.tensor, stored, result) if recorded else None
+    if tensors.put is None:
+        _store(tensors.parameter, stored)
     _store(tensors.mean, result.m)
     _store(tensors.square, result.v)
     _store(tensors.largest_square, result.w)
     if tensors.ema is not None and ema_weights is not None:
         average = _Operand(_real(tensors.ema).to(_arithmetic(tensors.ema)))
-        now = _Operand(_real(tensors.parameter).to(average.tensor.dtype))
+        now = _Operand(stored.to(average.tensor.dtype))
         keep, take = (_number(weight, average.tensor.dtype) for weight in ema_weights)
         _store(tensors.ema, smooth(keep, take, average, now).tensor)
-    if tensors.copy is not None:
-        tensors.copy.copy_(tensors.parameter)
+    _store(tensors.copy, stored)
     return record
 
 
@@ -158,10 +167,10 @@ def count_nonfinite(x: Tensor) -> int:
     return int(x.numel() - torch.isfinite(_real(x)).sum().item()) if x.numel() else 0
 
 
-def _describe(gradient: Tensor, before: Tensor, result: Result) -> Statistics:
-    """Return what one step did to one tensor."""
+def _describe(gradient: Tensor, before: Tensor, after: Tensor, result: Result) -> Statistics:
+    """Return what one step did to one tensor; ``after`` is what the parameter became."""
     size = before.numel()
-    moved = int((result.p != before).sum().item())
+    moved = int((after != before).sum().item())
     return Statistics(
         gradient_norm=norm_from_tiles([gradient]),
         parameter_norm=norm_from_tiles([before]),

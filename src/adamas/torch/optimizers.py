@@ -348,10 +348,18 @@ class SGD(Optimizer):
 
     def _entries(self, group: dict[str, Any]) -> Entries:
         mean = "momentum_buffer" if group["momentum"] != 0 else None
-        return Entries(None, mean, None, None, None)
+        # Only random bits need to know which step it is.
+        step = "step" if "state" in group or "rounding" in group else None
+        return Entries(step, mean, None, None, None)
 
     def _options(self, group: dict[str, Any]) -> Options | None:  # noqa: ARG002
         return None
+
+    def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
+        state = super()._new_state(parameter, group)
+        if "step" in state and self.state[parameter].get("momentum_buffer") is not None:
+            state["step"] += 1  # torch's state does not count
+        return state
 
     def _numbers(self, member: Member) -> Coefficients:
         group = member.group

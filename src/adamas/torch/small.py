@@ -1,8 +1,11 @@
-"""Small forms of the running means of torch parameters: what stands in ``state[p]``.
+"""How state[p] stores running means in few bits, and what rounding takes from parameters.
 
 Codes are tensors of the parameter's shape: bfloat16 where the form is "bfloat16" (and for v,
 "compact"), uint8 or int8 else; with "8bit" an entry ``header`` (int16) has one number for each
 block of 32 elements. ``top`` is what codes of m are counted from (:func:`adamas.codecs.mean_top`).
+The dtypes tell the forms, so that a state of any form can be read by any optimizer.
+
+A parameter in bfloat16 may have an entry ``remainder``: int16, or int8 for "remainder8".
 """
 
 from __future__ import annotations
@@ -15,30 +18,56 @@ from torch import Tensor
 
 from adamas import codecs
 from adamas.codecs import Codes, Key
-from adamas.options import Options
+from adamas.options import Options, StateForm
 
-__all__ = ["Form", "form_of", "made_small", "refuse"]
+__all__ = [
+    "HALF",
+    "REMAINDERS",
+    "Form",
+    "converted_remainder",
+    "decoded_parameter",
+    "dense",
+    "form_of",
+    "forms_in",
+    "made_small",
+    "put_parameter",
+    "refuse",
+]
+
+HALF = (torch.bfloat16, torch.float16)
+REMAINDERS = {"remainder": torch.int16, "remainder8": torch.int8}
 
 _MEANS = {"bfloat16": torch.bfloat16, "compact": torch.uint8, "8bit": torch.int8}
 _SQUARES = {"bfloat16": torch.bfloat16, "compact": torch.bfloat16, "8bit": torch.uint8}
-_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
+_FORMS_OF_MEANS: dict[Any, StateForm] = {
+    torch.bfloat16: "bfloat16", torch.uint8: "compact", torch.int8: "8bit"
+}  # fmt: skip
+_FORMS_OF_SQUARES: dict[Any, StateForm] = {torch.bfloat16: "bfloat16", torch.uint8: "8bit"}
+_DTYPES = (torch.float32, *HALF)
 
 State = dict[str, Any]
 
 
 class Form(NamedTuple):
-    """How one group stores its running means."""
+    """How the state of one parameter is stored."""
 
     mean: str
     square: str
+    #: None: small forms by chance, a parameter in half precision to nearest.
     rounding: str | None
     has_header: bool
-    #: For a state that is created now.
+    #: Of codes that are created now.
     top: int
 
     @property
-    def _forms(self) -> tuple[str, str]:
+    def forms(self) -> tuple[str, str]:
+        """The forms of m and of v."""
         return self.mean, self.square
+
+    @property
+    def is_dense(self) -> bool:
+        """Whether both are float32."""
+        return self.forms == ("float32", "float32")
 
     def fits(self, p: Tensor, state: State, mean: str | None, square: str | None) -> bool:
         """Return whether the native engine can read what is stored."""
@@ -63,7 +92,7 @@ class Form(NamedTuple):
             None if square is None else _codes_of(state[square], self.square),
             _header_of(state["header"]) if self.has_header else None,
         )
-        found = codecs.decode(self._forms, codes, state["top"])
+        found = codecs.decode(self.forms, codes, state.get("top", 0))
         likes = (None if name is None else state[name] for name in (mean, square))
         m, v = (
             None if like is None else torch.tensor(each).view(like.shape).to(like.device)
@@ -81,10 +110,10 @@ class Form(NamedTuple):
     ) -> None:
         """Store m and v: rounded by the random bits of ``key``, or to nearest without."""
         m, v = (None if each is None else _flat(each) for each in values)
-        count = next(each.size for each in (m, v) if each is not None)
+        count = max(0 if each is None else each.size for each in (m, v))
         by_chance = key is not None and self.rounding != "nearest"
         random = codecs.random_bits(key, 0, count) if by_chance and key is not None else None
-        codes = codecs.encode(self._forms, m, v, random, state["top"])
+        codes = codecs.encode(self.forms, m, v, random, state.get("top", 0))
         for name, code in ((mean, codes.mean), (square, codes.square)):
             if name is not None and code is not None:
                 _put(state[name], code)
@@ -92,78 +121,157 @@ class Form(NamedTuple):
             assert codes.header is not None
             _put(state["header"], codes.header)
 
-    def dense(self, state: State, mean: str | None, square: str | None) -> State:
-        """Return a state as torch has it: m and v in float32."""
-        pairs = zip((mean, square), self.decoded(state, mean, square), strict=True)
-        values = {name: value for name, value in pairs if name is not None}
-        return {
-            name: values.get(name, entry)
-            for name, entry in state.items()
-            if name not in ("header", "top")
-        }
-
     def pack(self, state: State, mean: str | None, square: str | None) -> None:
-        """Turn a dense state into codes, in place; nothing is lost where it came from codes."""
-        values = tuple(None if name is None else state[name] for name in (mean, square))
+        """Turn a state of any form into this one, in place.
+
+        Nothing is lost of what is dense and came from such codes.
+        """
+        has_dtypes = all(
+            name is None or state[name].dtype == dtypes.get(form, torch.float32)
+            for name, dtypes, form in ((mean, _MEANS, self.mean), (square, _SQUARES, self.square))
+        )
+        if has_dtypes:
+            return
+        wide = dense(state, mean, square)
+        values = [None if name is None else wide[name] for name in (mean, square)]
+        for name in ("header", "top"):
+            state.pop(name, None)
         made_small(state, mean, square, self)
         self.store(state, mean, square, (values[0], values[1]), None)
 
 
-def form_of(options: Options) -> Form | None:
-    """Return how ``options`` store m and v; None where they are stored as they are."""
-    if options.forms == ("float32", "float32"):
-        return None
+def form_of(options: Options, rounding: str | None) -> Form:
+    """Return how ``options`` store m and v."""
     mean, square = options.forms
     beta1, beta2 = options.betas
     return Form(
         mean,
         square,
-        options.rounding,
+        rounding,
         (options.has_mean and mean == "8bit") or (options.has_square and square == "8bit"),
         0 if beta1 is None or beta2 is None else codecs.mean_top(beta1, beta2),
     )
 
 
-def made_small(state: State, mean: str | None, square: str | None, form: Form | None) -> State:
-    """Put zeros in a small form in place of m and v; return the same ``state``."""
-    if form is None:
+def forms_in(state: State, mean: str | None, square: str | None) -> tuple[StateForm, StateForm]:
+    """Return the forms that a state is in; "float32" for what is no code.
+
+    Codes of v are the same in "bfloat16" and "compact"; the form of m says which is meant.
+    """
+    m, v = (None if name is None else state[name].dtype for name in (mean, square))
+    first = _FORMS_OF_MEANS.get(m, "float32")
+    second = _FORMS_OF_SQUARES.get(v, "float32")
+    return first, "compact" if (first, second) == ("compact", "bfloat16") else second
+
+
+def dense(state: State, mean: str | None, square: str | None) -> State:
+    """Return a state as torch has it: m and v in float32 in place of any codes."""
+    forms = forms_in(state, mean, square)
+    values: State = {}
+    if forms != ("float32", "float32"):
+        form = Form(*forms, None, "header" in state, 0)
+        pairs = zip((mean, square), form.decoded(state, mean, square), strict=True)
+        values = {name: value for name, value in pairs if name is not None}
+    return {
+        name: values.get(name, entry)
+        for name, entry in state.items()
+        if name not in ("header", "top")
+    }
+
+
+def made_small(state: State, mean: str | None, square: str | None, form: Form) -> State:
+    """Put zeros of a form in place of m and v; return the same ``state``."""
+    names = [name for name in (mean, square) if name is not None]
+    if not names:
         return state
-    like = next(state[name] for name in (mean, square) if name is not None)
-    wanted = ((mean, _MEANS.get(form.mean)), (square, _SQUARES.get(form.square)))
-    for name, dtype in wanted:
+    like = state[names[0]]
+    for name, dtypes, of in ((mean, _MEANS, form.mean), (square, _SQUARES, form.square)):
         if name is not None:
-            state[name] = torch.zeros(like.shape, dtype=dtype or torch.float32, device=like.device)
+            dtype = dtypes.get(of, torch.float32)
+            state[name] = torch.zeros_like(like, dtype=dtype, memory_format=torch.preserve_format)
     if form.has_header:
         blocks = -(-like.numel() // codecs.BLOCK)
         state["header"] = torch.zeros(blocks, dtype=torch.int16, device=like.device)
-    state["top"] = form.top
+    if mean is not None and form.mean in ("compact", "8bit"):
+        state["top"] = form.top
     return state
 
 
-def refuse(parameter: Tensor, is_special: bool) -> None:
-    """Raise TypeError or ValueError for what cannot have a small state."""
-    if is_special:
+# ── parameters in half precision ───────────────────────────────────────────────────────────────
+
+
+def decoded_parameter(parameter: Tensor, remainder: Tensor | None) -> Tensor:
+    """Return the float32 value of a parameter in half precision, as a new tensor."""
+    if remainder is None:
+        return parameter.to(torch.float32)
+    code = _codes_of(parameter, "bfloat16")
+    value = codecs.decode_remainder(code, remainder.detach().reshape(-1).cpu().numpy())
+    return torch.from_numpy(value).view(parameter.shape).to(parameter.device)
+
+
+def put_parameter(
+    parameter: Tensor, remainder: Tensor | None, value: Tensor, rounding: str, key: Key
+) -> Tensor:
+    """Store a float32 ``value`` in a parameter in half precision; return what it became."""
+    flat = _flat(value)
+    like = np.empty(0, np.float16 if parameter.dtype == torch.float16 else np.uint16)
+    random = codecs.random_bits(key, 0, flat.size)
+    code, low = codecs.encode_parameter(flat, like, rounding, random)
+    _put(parameter, code)
+    if remainder is not None and low is not None:
+        _put(remainder, low)
+    return decoded_parameter(parameter, remainder)
+
+
+def converted_remainder(remainder: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return a remainder in 16 or 8 bits; going to 8, the lower 8 bits are lost."""
+    if remainder.dtype == dtype:
+        return remainder
+    return remainder.to(dtype) * 256 if dtype == torch.int16 else (remainder >> 8).to(dtype)
+
+
+def refuse(parameter: Tensor, form: Form | None, rounding: str | None, is_special: bool) -> None:
+    """Raise TypeError or ValueError for what cannot be stored as its group asks for.
+
+    ``form`` is None where the group does not say how to store m and v.
+    """
+    is_small = form is not None and not form.is_dense
+    if is_small and is_special:
         raise ValueError(
             "Small forms of state belong to the rule, but RMSprop with momentum or centered "
             'follows another. Use state="float32" for this group.'
         )
-    if parameter.dtype not in _DTYPES:
+    if is_small and parameter.dtype not in _DTYPES:
         raise TypeError(
             f"A parameter has dtype {parameter.dtype}, but small forms of state are for float32, "
             'bfloat16 and float16. Give it a group of its own with state="float32".'
         )
-    if hasattr(parameter, "device_mesh"):
+    is_distributed = hasattr(parameter, "device_mesh")
+    if is_small and is_distributed:
         raise TypeError(
             "A parameter is a DTensor, for which there are no small forms of state yet. "
             'Give it a group of its own with state="float32".'
+        )
+    if parameter.dtype not in HALF or rounding in (None, "nearest"):
+        return
+    if is_distributed or is_special:
+        what = "a DTensor" if is_distributed else "of RMSprop with momentum or centered"
+        raise TypeError(
+            f'rounding is "{rounding}", but a parameter is {what}, which is rounded to nearest '
+            'only. Give it a group of its own with rounding="nearest".'
+        )
+    if rounding in REMAINDERS and parameter.dtype == torch.float16:
+        raise TypeError(
+            f'rounding is "{rounding}", but a parameter has dtype torch.float16: remainders are '
+            'for torch.bfloat16. Use rounding="stochastic", or convert the parameter.'
         )
 
 
 def _codes_of(tensor: Tensor, form: str) -> Any:
     flat = tensor.detach().reshape(-1).cpu()
-    if tensor.dtype == torch.bfloat16:
-        return flat.view(torch.int16).numpy().view(np.uint16)
-    return _flat(flat) if form == "float32" else flat.numpy()
+    if form == "float32":
+        return _flat(flat)
+    return flat.view(torch.int16).numpy().view(np.uint16) if flat.itemsize == 2 else flat.numpy()
 
 
 def _header_of(tensor: Tensor) -> Any:
@@ -176,8 +284,8 @@ def _flat(tensor: Tensor) -> Any:
 
 def _put(target: Tensor, code: Any) -> None:
     """Copy codes into an entry, bit for bit."""
-    bits = code.view(np.int16) if code.dtype == np.uint16 else code
+    bits = code.view(np.int16) if code.dtype in (np.uint16, np.float16) else code
     source = torch.from_numpy(np.ascontiguousarray(bits))
-    if target.dtype == torch.bfloat16:
-        source = source.view(torch.bfloat16)
+    if target.dtype in HALF:
+        source = source.view(target.dtype)
     target.copy_(source.view(target.shape))
