@@ -1,13 +1,16 @@
 // Small forms of m and v: src/adamas/codecs.py, whose bits these are, and which says what they
-// mean. A tile is decoded to scratch memory, stepped there and encoded again. Included by
-// target.cpp only.
+// mean. Included by target.cpp only.
+//
+// Elements go through in strips of a fixed length, stage by stage: decoded to scratch memory,
+// stepped, encoded. So costs of codecs add up, and every stage is a loop of known length over
+// values of one width, which compilers vectorise whole. A strip is long enough that a processor
+// overlaps the work of many elements, and short enough that memory streams meanwhile.
 #pragma once
 
 #include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
-#include <cstring>
 
 #include "half.h"
 #include "kernels.h"
@@ -15,39 +18,74 @@
 namespace adamas {
 namespace {
 
-// One tile as numbers, and what encoding it needs.
+constexpr int strip_size = 256;
+
+// One strip as numbers, and the random bits to encode it with.
 struct Scratch {
-    alignas(64) float p[tile_size];
-    alignas(64) float g[tile_size];
-    alignas(64) float m[tile_size];
-    alignas(64) float v[tile_size];
-    alignas(64) float y[tile_size];  // m relative to the power of two in √v
-    alignas(64) std::uint32_t random[tile_size];
-    alignas(64) std::uint8_t bytes[tile_size];
+    alignas(64) float p[strip_size];
+    alignas(64) float g[strip_size];
+    alignas(64) float m[strip_size];
+    alignas(64) float v[strip_size];
+    alignas(64) std::uint32_t random[strip_size];
 };
 
 inline float power_of_two(int exponent) {
     return float_of(static_cast<std::uint32_t>(127 + exponent) << 23);
 }
-inline std::int64_t blocks_of(std::int64_t count) { return (count + block_size - 1) / block_size; }
+
+inline std::int32_t larger(std::int32_t a, std::int32_t b) { return a > b ? a : b; }
+inline std::int32_t smaller(std::int32_t a, std::int32_t b) { return a < b ? a : b; }
+
+// All ones where a condition holds. Arithmetic rather than a choice where one condition leads to
+// several values: compilers would take the cases apart.
+inline std::int32_t mask(bool condition) { return -static_cast<std::int32_t>(condition); }
+
+inline std::int32_t signed_bits(float x) { return std::bit_cast<std::int32_t>(x); }
+inline float float_of(std::int32_t bits) { return std::bit_cast<float>(bits); }
+
+template <int N, class Code>
+inline void store(const std::int32_t* __restrict values, Code* __restrict code) {
+    for (int i = 0; i < N; ++i) {
+        code[i] = static_cast<Code>(values[i]);
+    }
+}
 
 // -- random bits ---------------------------------------------------------------------------------
 
-inline void draw(Key key, std::int64_t first, std::uint32_t* __restrict random,
-                 std::int64_t count) {
-    for (std::int64_t i = 0; i < count; ++i) {
-        auto index = static_cast<std::uint64_t>(first + i);
-        auto high = static_cast<std::uint32_t>(index >> 32);
-        std::uint32_t x = static_cast<std::uint32_t>(index) + (key.k1 + high * 0x9e3779b1u);
-        x ^= x >> 16;
-        x *= 0x21f0aaadu;
-        x ^= key.k2;
-        x ^= x >> 15;
-        x *= 0xd35a2d97u;
-        x ^= x >> 15;
-        random[i] = x;
+inline std::uint32_t finalised(std::uint32_t x, std::uint32_t k2) {
+    x ^= x >> 16;
+    x *= 0x21f0aaadu;
+    x ^= k2;
+    x ^= x >> 15;
+    x *= 0xd35a2d97u;
+    x ^= x >> 15;
+    return x;
+}
+
+template <int N>
+inline void draw(Key key, std::int64_t first, std::uint32_t* __restrict random) {
+    auto index = static_cast<std::uint64_t>(first);
+    auto low = static_cast<std::uint32_t>(index);
+    std::uint32_t k1 = key.k1 + static_cast<std::uint32_t>(index >> 32) * 0x9e3779b1u;
+    for (int i = 0; i < N; ++i) {
+        random[i] = finalised(low + k1 + static_cast<std::uint32_t>(i), key.k2);
+    }
+    if (low > 0xffffffffu - N) {  // the high word changes on the way
+        k1 += 0x9e3779b1u;
+        for (auto i = static_cast<int>(0u - low); i < N; ++i) {
+            random[i] = finalised(low + k1 + static_cast<std::uint32_t>(i), key.k2);
+        }
     }
 }
+
+// What is added below the bits that are kept: `width` random bits, or half a unit.
+struct Addend {
+    std::uint32_t keep, plus;
+
+    Addend(bool stochastic, int width)
+        : keep(stochastic ? (1u << width) - 1 : 0u), plus(stochastic ? 0u : 1u << (width - 1)) {}
+    std::uint32_t of(std::uint32_t random) const { return (random & keep) | plus; }
+};
 
 // -- the size of m beside v ----------------------------------------------------------------------
 
@@ -55,295 +93,307 @@ inline std::uint32_t root_scale_bits(float v) {
     return (((bits_of(v) + 0x00800000u) >> 1) & 0x7f800000u) + (63u << 23);
 }
 
-inline void relate(const float* __restrict m, const float* __restrict v, float* __restrict y,
-                   std::int64_t count) {
-    for (std::int64_t i = 0; i < count; ++i) {
-        float relative = m[i] * float_of((254u << 23) - root_scale_bits(v[i]));
-        y[i] = (m[i] == m[i]) & (v[i] != 0) ? relative : 0.0f;
-    }
+// m in units of the power of two in √v; 0 where m is NaN or v is 0.
+inline float relative(float m, float v) {
+    float known = (m == m) & (v != 0) ? m : 0.0f;
+    return known * float_of((254u << 23) - root_scale_bits(v));
 }
 
-// The bits of v, within the normal numbers where it is above 0; 0 for NaN.
-inline std::uint32_t clipped(float v) {
-    std::uint32_t x = std::min(std::max(bits_of(v), 0x00800000u), 0x7f7fffffu);
-    return v > 0 ? x : 0u;
-}
+// The bits of v, at most those of the largest finite number; 0 for NaN. The rule leaves no
+// subnormal v.
+inline std::int32_t clipped(float v) { return smaller(signed_bits(v), 0x7f7fffff) & mask(v > 0); }
 
 // -- bfloat16 ------------------------------------------------------------------------------------
 
-template <bool Stochastic>
-inline void encode_bfloat16(const float* __restrict x, const std::uint32_t* __restrict random,
-                            int shift, std::uint16_t* __restrict code, std::int64_t count) {
-    for (std::int64_t i = 0; i < count; ++i) {
-        code[i] = Stochastic ? to_bfloat16_by_chance(x[i], (random[i] << shift) >> 16)
-                             : to_bfloat16(x[i]);
+// Random bits are taken `shift` places below the highest.
+template <int N>
+inline void encode_bfloat16(const float* __restrict x, bool stochastic,
+                            const std::uint32_t* __restrict random, int shift,
+                            std::uint16_t* __restrict code) {
+    if (stochastic) {
+        for (int i = 0; i < N; ++i) {
+            code[i] = to_bfloat16_by_chance(x[i], (random[i] << shift) >> 16);
+        }
+    } else {
+        for (int i = 0; i < N; ++i) {
+            code[i] = to_bfloat16(x[i]);
+        }
     }
 }
 
-inline void decode_bfloat16(const std::uint16_t* __restrict code, float* __restrict x,
-                            std::int64_t count) {
-    for (std::int64_t i = 0; i < count; ++i) {
+template <int N>
+inline void decode_bfloat16(const std::uint16_t* __restrict code, float* __restrict x) {
+    for (int i = 0; i < N; ++i) {
         x[i] = from_bfloat16(code[i]);
     }
 }
 
 // -- compact -------------------------------------------------------------------------------------
 
-template <bool Stochastic>
-inline void encode_squares_compact(const float* __restrict v,
+template <int N>
+inline void encode_squares_compact(const float* __restrict v, bool stochastic,
                                    const std::uint32_t* __restrict random,
-                                   std::uint16_t* __restrict code, std::int64_t count) {
-    for (std::int64_t i = 0; i < count; ++i) {
-        std::uint32_t x = clipped(v[i]);
-        std::uint32_t addend = Stochastic ? random[i] >> 16 : 0x8000u;
-        std::uint32_t rounded = std::min((x + addend) >> 16, 0x7f7fu);
-        code[i] = static_cast<std::uint16_t>(x > 0 ? rounded : 0u);
+                                   std::uint16_t* __restrict code) {
+    Addend addend(stochastic, 16);
+    for (int i = 0; i < N; ++i) {
+        std::int32_t x = clipped(v[i]);
+        auto more = static_cast<std::int32_t>(addend.of(random[i] >> 16));
+        code[i] = static_cast<std::uint16_t>(smaller((x + more) >> 16, 0x7f7f) & mask(x > 0));
     }
 }
 
-template <bool Stochastic>
-inline void encode_means_compact(const float* __restrict y, const std::uint32_t* __restrict random,
-                                 int top, std::uint8_t* __restrict code, std::int64_t count) {
-    float most = power_of_two(top), smallest = power_of_two(top - 7);
+template <int N>
+inline void encode_means_compact(const float* __restrict m, const float* __restrict v,
+                                 bool stochastic, const std::uint32_t* __restrict random, int top,
+                                 std::uint8_t* __restrict code) {
+    alignas(64) std::int32_t values[N];
+    Addend addend(stochastic, 16);
+    std::int32_t most = signed_bits(power_of_two(top)), least = signed_bits(power_of_two(top - 7));
     float units_of = power_of_two(27 - top);
-    auto bias = static_cast<std::uint32_t>((119 + top) << 4);
-    for (std::int64_t i = 0; i < count; ++i) {
-        std::uint32_t addend = Stochastic ? random[i] & 0xffffu : 0x8000u;
-        float size = std::abs(y[i]);
-        size = size < most ? size : most;
-        std::uint32_t floating = ((bits_of(size) + (addend << 3)) >> 19) - bias;
-        float small = size < smallest ? size : smallest;
-        std::uint32_t units =
-            static_cast<std::uint32_t>(static_cast<std::int32_t>(small * units_of));
-        std::uint32_t linear = (units + addend) >> 16;
-        std::uint32_t magnitude = std::min(size < smallest ? linear : floating, 127u);
-        code[i] = static_cast<std::uint8_t>(magnitude | (y[i] < 0 ? 128u : 0u));
+    std::int32_t bias = (119 + top) << 4;
+    for (int i = 0; i < N; ++i) {
+        std::int32_t y = signed_bits(relative(m[i], v[i]));
+        std::int32_t size = smaller(y & 0x7fffffff, most);
+        auto more = static_cast<std::int32_t>(addend.of(random[i]));
+        std::int32_t floating = ((size + (more << 3)) >> 19) - bias;
+        std::int32_t linear = (static_cast<std::int32_t>(float_of(size) * units_of) + more) >> 16;
+        std::int32_t magnitude = smaller(size < least ? linear : floating, 127);
+        values[i] = magnitude | (y >> 24 & 128);
     }
+    store<N>(values, code);
 }
 
+template <int N>
 inline void decode_means_compact(const std::uint8_t* __restrict code, const float* __restrict v,
-                                 int top, float* __restrict m, std::int64_t count) {
+                                 int top, float* __restrict m) {
     float unit = power_of_two(top - 11);
-    auto bias = static_cast<std::uint32_t>(119 + top) << 23;
-    for (std::int64_t i = 0; i < count; ++i) {
-        std::uint32_t size = code[i] & 127u;
-        float linear = static_cast<float>(static_cast<std::int32_t>(size)) * unit;
+    std::int32_t bias = (119 + top) << 23;
+    for (int i = 0; i < N; ++i) {
+        std::int32_t size = code[i] & 127;
+        float linear = static_cast<float>(size) * unit;
         float y = size < 16 ? linear : float_of((size << 19) + bias);
-        y = code[i] >= 128 ? -y : y;
+        y = float_of(bits_of(y) | (code[i] & 128u) << 24);
         m[i] = y * float_of(root_scale_bits(v[i]));
     }
 }
 
 // -- 8bit ----------------------------------------------------------------------------------------
 
+struct Itself {
+    std::int32_t operator()(std::int32_t x) const { return x; }
+};
+// The smaller x > 0, the larger this; 0 for 0.
+struct Depth {
+    std::int32_t operator()(std::int32_t x) const {
+        return static_cast<std::int32_t>((0u - static_cast<std::uint32_t>(x)) & 0x7fffffffu);
+    }
+};
+struct Size {
+    std::int32_t operator()(std::int32_t x) const { return x & 0x7fffffff; }
+};
+
+// The largest `of(x)`, which are at least 0, of each block: folded in halves, all blocks at once.
+template <int N, class Of>
+inline void largest_of_blocks(const std::int32_t* __restrict x, Of of,
+                              std::int32_t* __restrict largest) {
+    constexpr int blocks = N / block_size;
+    alignas(64) std::int32_t halves[blocks * 16], quarters[blocks * 8], eighths[blocks * 4];
+    for (int b = 0; b < blocks; ++b) {
+        for (int i = 0; i < 16; ++i) {
+            halves[16 * b + i] = larger(of(x[32 * b + i]), of(x[32 * b + 16 + i]));
+        }
+    }
+    for (int b = 0; b < blocks; ++b) {
+        for (int i = 0; i < 8; ++i) {
+            quarters[8 * b + i] = larger(halves[16 * b + i], halves[16 * b + 8 + i]);
+        }
+    }
+    for (int b = 0; b < blocks; ++b) {
+        for (int i = 0; i < 4; ++i) {
+            eighths[4 * b + i] = larger(quarters[8 * b + i], quarters[8 * b + 4 + i]);
+        }
+    }
+    for (int b = 0; b < blocks; ++b) {
+        largest[b] = larger(larger(eighths[4 * b], eighths[4 * b + 1]),
+                            larger(eighths[4 * b + 2], eighths[4 * b + 3]));
+    }
+}
+
 // What the codes of v are counted from.
-inline std::uint32_t base_of(std::uint32_t highest, std::uint32_t finer) {
-    auto counted = static_cast<std::int32_t>((highest + 1) << (finer + 1)) - 256;
-    auto least = static_cast<std::int32_t>(8u << finer) - 1;
-    return static_cast<std::uint32_t>(std::max(counted, least));
+inline std::int32_t base_of(std::int32_t highest, std::int32_t finer) {
+    return larger(((highest + 1) << (finer + 1)) - 256, (8 << finer) - 1);
 }
 
-// Encodes one block of v; `v` becomes what its codes decode to. Returns K and L of the header.
-// Signed integers throughout: of these, compilers know the largest and smallest of a vector.
-template <bool Stochastic>
-inline std::uint32_t encode_squares_8bit(float* __restrict v,
-                                         const std::uint32_t* __restrict random,
-                                         std::uint8_t* __restrict code) {
-    constexpr std::int32_t none = 0x7fffffff;
-    std::int32_t x[block_size], positive[block_size], k[block_size];
-    for (int i = 0; i < block_size; ++i) {
-        x[i] = static_cast<std::int32_t>(clipped(v[i]));
-        positive[i] = x[i] > 0 ? x[i] : none;
+// Encodes v, which becomes what its codes decode to; writes K and L of the headers.
+template <int N>
+inline void encode_squares_8bit(float* __restrict v, bool stochastic,
+                                const std::uint32_t* __restrict random,
+                                std::uint8_t* __restrict code, std::uint16_t* __restrict header) {
+    constexpr int blocks = N / block_size;
+    alignas(64) std::int32_t x[N], k[N];
+    std::int32_t most[blocks], depth[blocks], finer[blocks], highest[blocks];
+    for (int i = 0; i < N; ++i) {
+        x[i] = clipped(v[i]);
     }
-    std::int32_t most = 0, least = none;
-    for (int i = 0; i < block_size; ++i) {
-        most = x[i] > most ? x[i] : most;
+    largest_of_blocks<N>(x, Itself(), most);
+    largest_of_blocks<N>(x, Depth(), depth);
+    for (int b = 0; b < blocks; ++b) {
+        std::int32_t least = static_cast<std::int32_t>(
+            (0x80000000u - static_cast<std::uint32_t>(depth[b])) & 0x7fffffffu);
+        std::int32_t found = 0;
+        for (std::int32_t more = 1; more <= 3; ++more) {
+            std::int32_t s = 20 - more;
+            std::int32_t last = (most[b] + ((1 << s) - 1)) >> s;
+            found = last - (least >> s) + (2 << more) <= 255 ? more : found;
+        }
+        finer[b] = found;
     }
-    for (int i = 0; i < block_size; ++i) {
-        least = positive[i] < least ? positive[i] : least;
+    for (int b = 0; b < blocks; ++b) {
+        std::int32_t s = 20 - finer[b], most_k = (2040 << finer[b]) - 1;
+        Addend addend(stochastic, s);
+        for (int i = block_size * b; i < block_size * (b + 1); ++i) {
+            auto more = static_cast<std::int32_t>(addend.of(random[i] >> 12));
+            k[i] = smaller((x[i] + more) >> s, most_k);  // 0 where x is 0
+        }
     }
-    least = most > 0 ? least : 0;
-    std::int32_t finer = 0;
-    for (std::int32_t more = 1; more <= 3; ++more) {
-        std::int32_t s = 20 - more;
-        std::int32_t last = (most + ((1 << s) - 1)) >> s;
-        finer = last - (least >> s) + (2 << more) <= 255 ? more : finer;
+    largest_of_blocks<N>(k, Itself(), highest);
+    for (int b = 0; b < blocks; ++b) {
+        highest[b] >>= finer[b] + 1;
+        header[b] = static_cast<std::uint16_t>(highest[b] | finer[b] << 10);
     }
-    std::int32_t s = 20 - finer, most_k = (2040 << finer) - 1;
-    std::uint32_t mask = (1u << s) - 1;
-    std::int32_t half = 1 << (s - 1);
-    for (int i = 0; i < block_size; ++i) {
-        std::int32_t addend = Stochastic ? static_cast<std::int32_t>(random[i] >> 12 & mask) : half;
-        std::int32_t rounded = (x[i] + addend) >> s;
-        rounded = rounded < most_k ? rounded : most_k;
-        k[i] = x[i] > 0 ? rounded : 0;
+    for (int b = 0; b < blocks; ++b) {
+        std::int32_t base = base_of(highest[b], finer[b]), s = 20 - finer[b];
+        for (int i = block_size * b; i < block_size * (b + 1); ++i) {
+            std::int32_t some = mask(k[i] > 0);
+            std::int32_t counted = larger(k[i] - base, 1);
+            v[i] = float_of(((counted + base) << s) & some);
+            k[i] = counted & some;
+        }
     }
-    std::int32_t highest = 0;
-    for (int i = 0; i < block_size; ++i) {
-        highest = k[i] > highest ? k[i] : highest;
-    }
-    highest >>= finer + 1;
-    auto base = static_cast<std::int32_t>(
-        base_of(static_cast<std::uint32_t>(highest), static_cast<std::uint32_t>(finer)));
-    for (int i = 0; i < block_size; ++i) {
-        std::int32_t counted = k[i] - base;
-        counted = counted > 1 ? counted : 1;
-        counted = x[i] > 0 ? counted : 0;
-        std::int32_t bits = (counted + base) << s;
-        code[i] = static_cast<std::uint8_t>(counted);
-        v[i] = std::bit_cast<float>(counted > 0 ? bits : 0);
-    }
-    return static_cast<std::uint32_t>(highest | finer << 10);
+    store<N>(k, code);
 }
 
-inline void decode_squares_8bit(const std::uint8_t* __restrict code, std::uint32_t header,
-                                float* __restrict v) {
-    std::uint32_t finer = header >> 10 & 3;
-    std::uint32_t base = base_of(header & 1023, finer), shift = 20 - finer;
-    for (int i = 0; i < block_size; ++i) {
-        std::uint32_t counted = code[i];
-        v[i] = float_of(counted > 0 ? (counted + base) << shift : 0u);
+template <int N>
+inline void decode_squares_8bit(const std::uint8_t* __restrict code,
+                                const std::uint16_t* __restrict header, float* __restrict v) {
+    for (int b = 0; b < N / block_size; ++b) {
+        std::int32_t finer = header[b] >> 10 & 3;
+        std::int32_t base = base_of(header[b] & 1023, finer), s = 20 - finer;
+        for (int i = block_size * b; i < block_size * (b + 1); ++i) {
+            std::int32_t counted = code[i];
+            v[i] = float_of(((counted + base) << s) & mask(counted > 0));
+        }
     }
 }
 
-// Encodes one block of m; returns its scale, in place in the header.
-template <bool Stochastic>
-inline std::uint32_t encode_means_8bit(const float* __restrict y,
-                                       const std::uint32_t* __restrict random, int top,
-                                       std::uint8_t* __restrict code) {
-    std::int32_t most = 0;
-    for (int i = 0; i < block_size; ++i) {
-        auto size = static_cast<std::int32_t>(bits_of(y[i]) & 0x7fffffffu);
-        most = size > most ? size : most;
+// Encodes m; adds the scales to the headers.
+template <int N>
+inline void encode_means_8bit(const float* __restrict m, const float* __restrict v, bool stochastic,
+                              const std::uint32_t* __restrict random, int top,
+                              std::uint8_t* __restrict code, std::uint16_t* __restrict header) {
+    constexpr int blocks = N / block_size;
+    alignas(64) std::int32_t y[N], q[N];
+    std::int32_t most[blocks];
+    for (int i = 0; i < N; ++i) {
+        y[i] = signed_bits(relative(m[i], v[i]));
     }
-    int scale = ((most + 0x1ffff) >> 23) - 126;
-    scale = std::min(std::max(scale, top - 15), top);
-    float units_of = power_of_two(7 - scale);
-    for (int i = 0; i < block_size; ++i) {
-        float fraction =
-            Stochastic
-                ? static_cast<float>(static_cast<std::int32_t>(random[i] & 0xffffu)) * 0x1p-16f
-                : 0.5f;
-        float q = y[i] * units_of + (128.0f + fraction);
-        q = q > 1.0f ? q : 1.0f;
-        q = q < 255.0f ? q : 255.0f;
-        code[i] = static_cast<std::uint8_t>(static_cast<std::int32_t>(q) - 128);
-    }
-    return static_cast<std::uint32_t>(top - scale) << 12;
-}
-
-inline void decode_means_8bit(const std::uint8_t* __restrict code, std::uint32_t header,
-                              const float* __restrict v, int top, float* __restrict m) {
-    float unit = power_of_two(top - 7 - static_cast<int>(header >> 12));
-    for (int i = 0; i < block_size; ++i) {
-        auto q = static_cast<float>(static_cast<std::int8_t>(code[i])) * unit;
-        m[i] = q * float_of(root_scale_bits(v[i]));
-    }
-}
-
-// -- tiles ---------------------------------------------------------------------------------------
-
-template <class T>
-inline T* at_element(void* array, std::int64_t at) {
-    return static_cast<T*>(array) + at;
-}
-
-// Fills scratch with m and v of the tile that begins at element `at`.
-inline void decode_tile(const Layout& layout, const Arrays& arrays, std::int64_t at,
-                        std::int64_t count, Scratch& scratch) {
-    const std::uint16_t* header =
-        arrays.header == nullptr ? nullptr : arrays.header + at / block_size;
-    auto load_bytes = [&](void* array) {
-        std::memcpy(scratch.bytes, at_element<std::uint8_t>(array, at), count);
-        std::memset(scratch.bytes + count, 0, blocks_of(count) * block_size - count);
-    };
-    if (layout.square) {
-        if (layout.square_form == Form::plain) {
-            std::memcpy(scratch.v, at_element<float>(arrays.v, at), count * sizeof(float));
-        } else if (layout.square_form == Form::eight_bit) {
-            load_bytes(arrays.v);
-            for (std::int64_t b = 0; b < blocks_of(count); ++b) {
-                decode_squares_8bit(scratch.bytes + b * block_size, header[b],
-                                    scratch.v + b * block_size);
+    largest_of_blocks<N>(y, Size(), most);
+    Addend addend(stochastic, 16);
+    for (int b = 0; b < blocks; ++b) {
+        int scale = std::clamp(((most[b] + 0x1ffff) >> 23) - 126, top - 15, top);
+        float units_of = power_of_two(7 - scale);
+        std::int32_t limit = signed_bits(127.0f * power_of_two(scale - 7));
+        if (most[b] > limit) {  // where the top is too low: of betas whose bound it cannot reach
+            for (int i = block_size * b; i < block_size * (b + 1); ++i) {
+                std::int32_t sign = y[i] ^ Size()(y[i]);
+                y[i] = smaller(Size()(y[i]), limit) | sign;
             }
-        } else {
-            decode_bfloat16(at_element<std::uint16_t>(arrays.v, at), scratch.v, count);
         }
-    }
-    if (!layout.mean) {
-        return;
-    }
-    if (layout.mean_form == Form::plain) {
-        std::memcpy(scratch.m, at_element<float>(arrays.m, at), count * sizeof(float));
-    } else if (layout.mean_form == Form::bfloat16) {
-        decode_bfloat16(at_element<std::uint16_t>(arrays.m, at), scratch.m, count);
-    } else if (layout.mean_form == Form::compact) {
-        decode_means_compact(at_element<std::uint8_t>(arrays.m, at), scratch.v, layout.top,
-                             scratch.m, count);
-    } else {
-        load_bytes(arrays.m);
-        for (std::int64_t i = count; i < blocks_of(count) * block_size; ++i) {
-            scratch.v[i] = 0;
+        for (int i = block_size * b; i < block_size * (b + 1); ++i) {
+            // 128 and a fraction of 16 bits, exactly.
+            float middle = float_of(0x43000000u | addend.of(random[i]));
+            q[i] = static_cast<std::int32_t>(float_of(y[i]) * units_of + middle) - 128;
         }
-        for (std::int64_t b = 0; b < blocks_of(count); ++b) {
-            decode_means_8bit(scratch.bytes + b * block_size, header[b], scratch.v + b * block_size,
-                              layout.top, scratch.m + b * block_size);
+        header[b] = static_cast<std::uint16_t>(header[b] | (top - scale) << 12);
+    }
+    store<N>(q, code);
+}
+
+template <int N>
+inline void decode_means_8bit(const std::uint8_t* __restrict code,
+                              const std::uint16_t* __restrict header, const float* __restrict v,
+                              int top, float* __restrict m) {
+    for (int b = 0; b < N / block_size; ++b) {
+        auto exponent = static_cast<std::uint32_t>(top - 7 - (header[b] >> 12)) << 23;
+        for (int i = block_size * b; i < block_size * (b + 1); ++i) {
+            auto q = static_cast<float>(static_cast<std::int8_t>(code[i]));
+            m[i] = q * float_of(root_scale_bits(v[i]) + exponent);
         }
     }
 }
 
-template <bool Stochastic>
-void encode_tile(const Layout& layout, const Arrays& arrays, std::int64_t at, std::int64_t count,
-                 Scratch& scratch) {
-    std::uint16_t* header = arrays.header == nullptr ? nullptr : arrays.header + at / block_size;
-    std::int64_t padded = blocks_of(count) * block_size;
-    for (std::int64_t i = count; i < padded; ++i) {
-        scratch.m[i] = scratch.v[i] = 0;
-    }
+// -- strips --------------------------------------------------------------------------------------
+
+// Fills scratch with m and v of the strip that begins at element `at`, where they are codes.
+template <int N>
+inline void decode_means(const Layout& layout, const Arrays& arrays, std::int64_t at,
+                         Scratch& scratch) {
+    const std::uint16_t* header = arrays.header_at(at);
+    const float* v = layout.square_form == Form::plain ? arrays.at<float>(arrays.v, at) : scratch.v;
     if (layout.square && layout.square_form == Form::eight_bit) {
-        for (std::int64_t b = 0; b < padded / block_size; ++b) {
-            std::int64_t i = b * block_size;
-            header[b] = static_cast<std::uint16_t>(encode_squares_8bit<Stochastic>(
-                scratch.v + i, scratch.random + i, scratch.bytes + i));
-        }
-        std::memcpy(at_element<std::uint8_t>(arrays.v, at), scratch.bytes, count);
-    } else if (layout.square && layout.square_form == Form::plain) {
-        std::memcpy(at_element<float>(arrays.v, at), scratch.v, count * sizeof(float));
-    } else if (layout.square) {
-        auto code = at_element<std::uint16_t>(arrays.v, at);
-        if (layout.square_form == Form::compact) {
-            encode_squares_compact<Stochastic>(scratch.v, scratch.random, code, count);
-        } else {
-            encode_bfloat16<Stochastic>(scratch.v, scratch.random, 0, code, count);
-        }
-        decode_bfloat16(code, scratch.v, count);
+        decode_squares_8bit<N>(arrays.at<std::uint8_t>(arrays.v, at), header, scratch.v);
+    } else if (layout.square && layout.square_form != Form::plain) {
+        decode_bfloat16<N>(arrays.at<std::uint16_t>(arrays.v, at), scratch.v);
     }
     if (!layout.mean) {
-        return;
-    }
-    if (layout.mean_form == Form::plain) {
-        std::memcpy(at_element<float>(arrays.m, at), scratch.m, count * sizeof(float));
         return;
     }
     if (layout.mean_form == Form::bfloat16) {
-        encode_bfloat16<Stochastic>(scratch.m, scratch.random, 16,
-                                    at_element<std::uint16_t>(arrays.m, at), count);
+        decode_bfloat16<N>(arrays.at<std::uint16_t>(arrays.m, at), scratch.m);
+    } else if (layout.mean_form == Form::compact) {
+        auto code = arrays.at<std::uint8_t>(arrays.m, at);
+        decode_means_compact<N>(code, v, layout.top, scratch.m);
+    } else if (layout.mean_form == Form::eight_bit) {
+        auto code = arrays.at<std::uint8_t>(arrays.m, at);
+        decode_means_8bit<N>(code, header, v, layout.top, scratch.m);
+    }
+}
+
+template <int N>
+inline void encode_means(const Layout& layout, const Arrays& arrays, std::int64_t at,
+                         Scratch& scratch) {
+    bool stochastic = layout.stochastic;
+    const std::uint32_t* random = scratch.random;
+    std::uint16_t* header = arrays.header_at(at);
+    const float* v = layout.square_form == Form::plain ? arrays.at<float>(arrays.v, at) : scratch.v;
+    if (layout.square && layout.square_form == Form::eight_bit) {
+        auto code = arrays.at<std::uint8_t>(arrays.v, at);
+        encode_squares_8bit<N>(scratch.v, stochastic, random, code, header);
+    } else if (layout.square && layout.square_form != Form::plain) {
+        auto code = arrays.at<std::uint16_t>(arrays.v, at);
+        if (layout.square_form == Form::compact) {
+            encode_squares_compact<N>(scratch.v, stochastic, random, code);
+        } else {
+            encode_bfloat16<N>(scratch.v, stochastic, random, 0, code);
+        }
+        decode_bfloat16<N>(code, scratch.v);
+    }
+    if (!layout.mean) {
         return;
     }
-    relate(scratch.m, scratch.v, scratch.y, padded);
-    if (layout.mean_form == Form::compact) {
-        encode_means_compact<Stochastic>(scratch.y, scratch.random, layout.top,
-                                         at_element<std::uint8_t>(arrays.m, at), count);
-        return;
+    if (layout.mean_form == Form::bfloat16) {
+        auto code = arrays.at<std::uint16_t>(arrays.m, at);
+        encode_bfloat16<N>(scratch.m, stochastic, random, 16, code);
+    } else if (layout.mean_form == Form::compact) {
+        auto code = arrays.at<std::uint8_t>(arrays.m, at);
+        encode_means_compact<N>(scratch.m, v, stochastic, random, layout.top, code);
+    } else if (layout.mean_form == Form::eight_bit) {
+        auto code = arrays.at<std::uint8_t>(arrays.m, at);
+        if (layout.square_form != Form::eight_bit) {
+            std::fill_n(header, N / block_size, std::uint16_t(0));
+        }
+        encode_means_8bit<N>(scratch.m, v, stochastic, random, layout.top, code, header);
     }
-    for (std::int64_t b = 0; b < padded / block_size; ++b) {
-        std::int64_t i = b * block_size;
-        std::uint32_t scale = encode_means_8bit<Stochastic>(scratch.y + i, scratch.random + i,
-                                                            layout.top, scratch.bytes + i);
-        std::uint32_t rest = layout.square_form == Form::eight_bit ? header[b] : 0u;
-        header[b] = static_cast<std::uint16_t>(rest | scale);
-    }
-    std::memcpy(at_element<std::uint8_t>(arrays.m, at), scratch.bytes, count);
 }
 
 }  // namespace

@@ -71,6 +71,15 @@ struct Arrays {
     std::uint16_t* header = nullptr;  // one for each block, where m or v is eight_bit
     void* remainder = nullptr;        // int16 or int8, where rounding keeps it
     std::int64_t offset = 0;          // of the first element, in the whole tensor
+
+    template <class T>
+    static T* at(void* array, std::int64_t element) {
+        return static_cast<T*>(array) + element;
+    }
+    // Where the header of the block stands that begins at an element.
+    std::uint16_t* header_at(std::int64_t element) const {
+        return header == nullptr ? nullptr : header + element / block_size;
+    }
 };
 
 // The numbers of one step.

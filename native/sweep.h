@@ -2,13 +2,14 @@
 //
 // The step of a tensor without extras is one loop over its elements. Where the phase asks for
 // more (averaged weights, a low-precision copy, statistics), the same loop runs tile by tile and
-// the extras follow while the tile is in the first-level cache. So do small forms of m and v and
-// parameters in half precision, which are decoded to scratch memory before and encoded after.
+// the extras follow while the tile is in the first-level cache. Tensors with small forms of m or v
+// or with parameters in half precision go through it in strips, which are decoded before and
+// encoded after (codecs.h).
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <type_traits>
+#include <cstring>
 
 #include "codecs.h"
 #include "half.h"
@@ -19,25 +20,40 @@
 namespace adamas {
 namespace {
 
-// What a recorded tile leaves behind besides its new values.
+// What some elements of a recorded tile leave behind besides their new values.
 template <class T>
 struct Record {
+    T *before, *u, *change;
+    T *p, *g;  // parameter and gradient, where they are not in memory as numbers
+};
+
+template <class T>
+struct RecordedTile {
     alignas(64) T before[tile_size];
     alignas(64) T u[tile_size];
     alignas(64) T change[tile_size];
+    alignas(64) T p[tile_size];
+    alignas(64) T g[tile_size];
+
+    Record<T> from(std::int64_t element) {
+        return {before + element, u + element, change + element, p + element, g + element};
+    }
 };
 
 template <class T, bool Mean, bool Square, bool Largest, bool Recorded>
 inline void step_elements(const Numbers<T>& c, T* __restrict p, const T* __restrict g,
-                          T* __restrict m, T* __restrict v, T* __restrict w,
-                          Record<T>* __restrict record, std::int64_t count) {
+                          T* __restrict m, T* __restrict v, T* __restrict w, Record<T> record,
+                          std::int64_t count) {
+    T* __restrict before = record.before;
+    T* __restrict u = record.u;
+    T* __restrict change = record.change;
     for (std::int64_t i = 0; i < count; ++i) {
         Result<T> result = rule<T, Mean, Square, Largest>(
             c, p[i], g[i], Mean ? m[i] : T(0), Square ? v[i] : T(0), Largest ? w[i] : T(0));
         if constexpr (Recorded) {
-            record->before[i] = p[i];
-            record->u[i] = result.u;
-            record->change[i] = result.change;
+            before[i] = p[i];
+            u[i] = result.u;
+            change[i] = result.change;
         }
         p[i] = result.p;
         if constexpr (Mean) {
@@ -60,18 +76,18 @@ inline void average(T keep, T take, T* __restrict mean, const T* __restrict p, s
 }
 
 template <class T>
-inline TileReport reported(const Record<T>& record, const T* p, const T* g, std::int64_t count) {
-    return {squares(g, count),
-            squares(record.before, count),
-            squares(record.change, count),
-            largest_magnitude(record.u, count),
-            count_nonfinite(g, count),
-            count_different(p, record.before, count)};
+inline TileReport reported(const RecordedTile<T>& tile, const T* p, const T* g,
+                           std::int64_t count) {
+    return {squares(g, count),           squares(tile.before, count),
+            squares(tile.change, count), largest_magnitude(tile.u, count),
+            count_nonfinite(g, count),   count_different(p, tile.before, count)};
 }
 
+// -- as they are ---------------------------------------------------------------------------------
+
 template <class T, bool Mean, bool Square, bool Largest>
-void sweep(const Layout& layout, const Arrays& arrays, const StepNumbers& numbers, Key key,
-           std::int64_t first, std::int64_t last, TileReport* reports) {
+void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t first,
+                 std::int64_t last, TileReport* reports) {
     Numbers<T> c = rounded<T>(numbers.rule);
     T ema_keep = static_cast<T>(numbers.ema_keep);
     T ema_take = static_cast<T>(numbers.ema_take);
@@ -81,64 +97,189 @@ void sweep(const Layout& layout, const Arrays& arrays, const StepNumbers& number
     auto v = static_cast<T*>(arrays.v);
     auto w = static_cast<T*>(arrays.w);
     auto ema = static_cast<T*>(arrays.ema);
-    constexpr bool has_codes = std::is_same_v<T, float>;
-    bool is_small = has_codes && layout.is_small(), half = has_codes && is_half(layout.dtype);
-    bool follows = ema != nullptr || arrays.copy != nullptr || reports != nullptr;
-    bool by_tile = follows || is_small || half;
-    Scratch scratch;
+    bool by_tile = ema != nullptr || arrays.copy != nullptr || reports != nullptr;
     std::int64_t stride = by_tile ? tile_size : last - first;
     for (std::int64_t at = first; at < last; at += stride) {
         std::int64_t count = std::min(stride, last - at);
-        T* parameter = half ? nullptr : p + at;
-        const T* gradient = half ? nullptr : g + at;
-        T* mean = Mean && !is_small ? m + at : nullptr;
-        T* square = Square && !is_small ? v + at : nullptr;
-        if constexpr (has_codes) {
-            if (half) {
-                decode_parameters(layout, arrays, at, scratch.p, count);
-                decode_half(layout.dtype, static_cast<const std::uint16_t*>(arrays.g) + at,
-                            scratch.g, count);
-                parameter = scratch.p;
-                gradient = scratch.g;
-            }
-            if (is_small) {
-                decode_tile(layout, arrays, at, count, scratch);
-                mean = scratch.m;
-                square = scratch.v;
-            }
-        }
+        T* mean = Mean ? m + at : nullptr;
+        T* square = Square ? v + at : nullptr;
         T* largest = Largest ? w + at : nullptr;
-        Record<T> record;
         if (reports != nullptr) {
-            step_elements<T, Mean, Square, Largest, true>(c, parameter, gradient, mean, square,
-                                                          largest, &record, count);
+            RecordedTile<T> tile;
+            step_elements<T, Mean, Square, Largest, true>(c, p + at, g + at, mean, square, largest,
+                                                          tile.from(0), count);
+            *reports++ = reported(tile, p + at, g + at, count);
         } else {
-            step_elements<T, Mean, Square, Largest, false>(c, parameter, gradient, mean, square,
-                                                           largest, nullptr, count);
-        }
-        if constexpr (has_codes) {
-            if (layout.draws()) {
-                draw(key, arrays.offset + at, scratch.random, blocks_of(count) * block_size);
-            }
-            if (half) {
-                encode_parameters(layout, arrays, at, scratch.p, scratch.random, count);
-                if (follows) {
-                    decode_parameters(layout, arrays, at, scratch.p, count);
-                }
-            }
-            if (is_small) {
-                layout.stochastic ? encode_tile<true>(layout, arrays, at, count, scratch)
-                                  : encode_tile<false>(layout, arrays, at, count, scratch);
-            }
-        }
-        if (reports != nullptr) {
-            *reports++ = reported(record, parameter, gradient, count);
+            step_elements<T, Mean, Square, Largest, false>(c, p + at, g + at, mean, square, largest,
+                                                           {}, count);
         }
         if (ema != nullptr) {
-            average(ema_keep, ema_take, ema + at, parameter, count);
+            average(ema_keep, ema_take, ema + at, p + at, count);
         }
         if (arrays.copy != nullptr) {
-            write_copy(arrays.copy_type, arrays.copy + at, parameter, count);
+            write_copy(arrays.copy_type, arrays.copy + at, p + at, count);
+        }
+    }
+}
+
+// -- in strips -----------------------------------------------------------------------------------
+
+// What is the same for all strips of a tensor.
+struct Work {
+    const Layout& layout;
+    Numbers<float> c;
+    float ema_keep, ema_take;
+    Key key;
+};
+
+// Steps the N elements from `at` on. `record` is null where nothing is recorded.
+template <int N, bool Mean, bool Square, bool Largest>
+inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, Scratch& scratch,
+                       const Record<float>* record) {
+    const Layout& layout = work.layout;
+    float* p = arrays.at<float>(arrays.p, at);
+    const float* g = static_cast<const float*>(arrays.g) + at;
+    bool half = is_half(layout.dtype);
+    if (half) {
+        decode_parameters(layout, arrays, at, scratch.p, N);
+        decode_half(layout.dtype, static_cast<const std::uint16_t*>(arrays.g) + at, scratch.g, N);
+        p = scratch.p;
+        g = scratch.g;
+    }
+    if (layout.is_small()) {
+        decode_means<N>(layout, arrays, at, scratch);
+    }
+    float* m = layout.mean_form == Form::plain ? arrays.at<float>(arrays.m, at) : scratch.m;
+    float* v = layout.square_form == Form::plain ? arrays.at<float>(arrays.v, at) : scratch.v;
+    float* w = Largest ? arrays.at<float>(arrays.w, at) : nullptr;
+    if (record != nullptr) {
+        step_elements<float, Mean, Square, Largest, true>(work.c, p, g, m, v, w, *record, N);
+    } else {
+        step_elements<float, Mean, Square, Largest, false>(work.c, p, g, m, v, w, {}, N);
+    }
+    if (layout.draws()) {
+        draw<N>(work.key, arrays.offset + at, scratch.random);
+    }
+    if (layout.is_small()) {
+        encode_means<N>(layout, arrays, at, scratch);
+    }
+    auto ema = static_cast<float*>(arrays.ema);
+    bool follows = ema != nullptr || arrays.copy != nullptr || record != nullptr;
+    if (half) {
+        encode_parameters(layout, arrays, at, scratch.p, scratch.random, N);
+        if (follows) {
+            decode_parameters(layout, arrays, at, scratch.p, N);
+        }
+    }
+    if (ema != nullptr) {
+        average(work.ema_keep, work.ema_take, ema + at, static_cast<const float*>(p), N);
+    }
+    if (arrays.copy != nullptr) {
+        write_copy(arrays.copy_type, arrays.copy + at, static_cast<const float*>(p), N);
+    }
+    if (record != nullptr && half) {
+        std::copy_n(p, N, record->p);
+        std::copy_n(g, N, record->g);
+    }
+}
+
+// The last elements of a tensor, fewer than a block, filled up with zeros.
+class LastBlock {
+public:
+    LastBlock(const Layout& layout, const Arrays& arrays, std::int64_t at, std::int64_t count)
+        : at_(at), count_(count), block_(arrays) {
+        std::int64_t whole = is_half(layout.dtype) ? 2 : 4;
+        g_ = {const_cast<void*>(arrays.g), whole};
+        written_[0] = {arrays.p, whole};
+        written_[1] = {arrays.m, bytes_of_mean(layout.mean_form)};
+        written_[2] = {arrays.v, bytes_of_square(layout.square_form)};
+        written_[3] = {arrays.w, 4};
+        written_[4] = {arrays.ema, 4};
+        written_[5] = {arrays.copy, 2};
+        written_[6] = {arrays.remainder, layout.rounding == Rounding::remainder ? 2 : 1};
+        block_.g = load(g_, bytes_[7]);
+        block_.p = load(written_[0], bytes_[0]);
+        block_.m = load(written_[1], bytes_[1]);
+        block_.v = load(written_[2], bytes_[2]);
+        block_.w = load(written_[3], bytes_[3]);
+        block_.ema = load(written_[4], bytes_[4]);
+        block_.copy = static_cast<std::uint16_t*>(load(written_[5], bytes_[5]));
+        block_.remainder = load(written_[6], bytes_[6]);
+        block_.header = arrays.header_at(at);
+        block_.offset = arrays.offset + at;
+    }
+
+    const Arrays& arrays() const { return block_; }
+
+    void put_back() {
+        for (int i = 0; i < 7; ++i) {
+            if (written_[i].data != nullptr) {
+                std::memcpy(start(written_[i]), bytes_[i], count_ * written_[i].width);
+            }
+        }
+    }
+
+private:
+    struct Array {
+        void* data;
+        std::int64_t width;  // bytes of an element
+    };
+
+    static std::int64_t bytes_of_mean(Form form) {
+        return form == Form::plain ? 4 : form == Form::bfloat16 ? 2 : 1;
+    }
+    static std::int64_t bytes_of_square(Form form) {
+        return form == Form::plain ? 4 : form == Form::eight_bit ? 1 : 2;
+    }
+    char* start(const Array& array) const {
+        return static_cast<char*>(array.data) + at_ * array.width;
+    }
+    void* load(const Array& array, char* into) const {
+        if (array.data == nullptr) {
+            return nullptr;
+        }
+        std::memset(into, 0, block_size * array.width);
+        std::memcpy(into, start(array), count_ * array.width);
+        return into;
+    }
+
+    std::int64_t at_, count_;
+    Array g_, written_[7];
+    alignas(64) char bytes_[8][block_size * 4];
+    Arrays block_;
+};
+
+template <bool Mean, bool Square, bool Largest>
+void sweep_strips(const Layout& layout, const Arrays& arrays, const StepNumbers& numbers, Key key,
+                  std::int64_t first, std::int64_t last, TileReport* reports) {
+    Work work{layout, rounded<float>(numbers.rule), static_cast<float>(numbers.ema_keep),
+              static_cast<float>(numbers.ema_take), key};
+    Scratch scratch;
+    RecordedTile<float> recorded;
+    for (std::int64_t tile = first; tile < last; tile += tile_size) {
+        std::int64_t end = std::min(tile + tile_size, last), at = tile;
+        Record<float> record;
+        auto recording = [&]() {
+            record = recorded.from(at - tile);
+            return reports == nullptr ? nullptr : &record;
+        };
+        for (; at + strip_size <= end; at += strip_size) {
+            step_strip<strip_size, Mean, Square, Largest>(work, arrays, at, scratch, recording());
+        }
+        for (; at + block_size <= end; at += block_size) {
+            step_strip<block_size, Mean, Square, Largest>(work, arrays, at, scratch, recording());
+        }
+        if (at < end) {
+            LastBlock rest(layout, arrays, at, end - at);
+            step_strip<block_size, Mean, Square, Largest>(work, rest.arrays(), 0, scratch,
+                                                          recording());
+            rest.put_back();
+        }
+        if (reports != nullptr) {
+            bool half = is_half(layout.dtype);
+            const float* p = half ? recorded.p : arrays.at<float>(arrays.p, tile);
+            const float* g = half ? recorded.g : static_cast<const float*>(arrays.g) + tile;
+            *reports++ = reported(recorded, p, g, end - tile);
         }
     }
 }

@@ -1,6 +1,7 @@
 // Compiled once for each machine of targets.h, with that machine's flags and with
 // ADAMAS_TARGET_KERNELS naming the table it defines.
 #include <algorithm>
+#include <type_traits>
 
 #include "codecs.h"
 #include "kernels.h"
@@ -11,22 +12,32 @@
 namespace adamas {
 namespace {
 
+template <class T, bool Mean, bool Square, bool Largest>
+void sweep_tensor(const Layout& layout, const Arrays& arrays, const StepNumbers& numbers, Key key,
+                  std::int64_t first, std::int64_t last, TileReport* reports) {
+    if constexpr (std::is_same_v<T, float>) {
+        if (layout.is_small() || is_half(layout.dtype)) {
+            sweep_strips<Mean, Square, Largest>(layout, arrays, numbers, key, first, last, reports);
+            return;
+        }
+    }
+    sweep_plain<T, Mean, Square, Largest>(arrays, numbers, first, last, reports);
+}
+
 template <class T>
 void sweep_layout(const Layout& layout, const Arrays& arrays, const StepNumbers& numbers, Key key,
                   std::int64_t first, std::int64_t last, TileReport* reports) {
+    auto sweep = sweep_tensor<T, false, false, false>;
     if (layout.mean && layout.square) {
-        layout.largest
-            ? sweep<T, true, true, true>(layout, arrays, numbers, key, first, last, reports)
-            : sweep<T, true, true, false>(layout, arrays, numbers, key, first, last, reports);
+        sweep =
+            layout.largest ? sweep_tensor<T, true, true, true> : sweep_tensor<T, true, true, false>;
     } else if (layout.square) {
-        layout.largest
-            ? sweep<T, false, true, true>(layout, arrays, numbers, key, first, last, reports)
-            : sweep<T, false, true, false>(layout, arrays, numbers, key, first, last, reports);
+        sweep = layout.largest ? sweep_tensor<T, false, true, true>
+                               : sweep_tensor<T, false, true, false>;
     } else if (layout.mean) {
-        sweep<T, true, false, false>(layout, arrays, numbers, key, first, last, reports);
-    } else {
-        sweep<T, false, false, false>(layout, arrays, numbers, key, first, last, reports);
+        sweep = sweep_tensor<T, true, false, false>;
     }
+    sweep(layout, arrays, numbers, key, first, last, reports);
 }
 
 void sweep_any(const Layout& layout, const Arrays& arrays, const StepNumbers& numbers, Key key,

@@ -367,7 +367,7 @@ def _encode_means_compact(y: Float32, r: Bits | None, top: int) -> NDArray[np.ui
     units = (size * np.float32(2.0 ** (27 - top))).astype(np.int64).astype(np.uint32)
     linear = (units + addend) >> np.uint32(16)
     code = np.where(size < np.float32(2.0 ** (top - 7)), linear, floating)
-    code = np.minimum(code, np.uint32(127)) | np.where(y < 0, np.uint32(128), np.uint32(0))
+    code = np.minimum(code, np.uint32(127)) | np.where(np.signbit(y), np.uint32(128), np.uint32(0))
     return code.astype(np.uint8)
 
 
