@@ -252,15 +252,16 @@ def test_groups_may_mix_distributed_and_plain_tensors(mesh):
     assert torch.equal(whole(sharded), plain.detach())
 
 
+@pytest.mark.parametrize("state", [None, "compact", "8bit"])
 @pytest.mark.parametrize("kind", ["plain", "fsdp2"])
-def test_distributed_checkpoints_save_and_load_with_the_same_bits(mesh, tmp_path, kind):
+def test_distributed_checkpoints_save_and_load_with_the_same_bits(mesh, tmp_path, kind, state):
     from torch.distributed.fsdp import fully_shard
 
     def made():
         net = network()
         if kind == "fsdp2":
             fully_shard(net, mesh=mesh)
-        return net, ours.AdamW(net.parameters(), lr=0.01)
+        return net, ours.AdamW(net.parameters(), lr=0.01, state=state)
 
     net, optimizer = made()
     for step in range(3):
@@ -272,9 +273,9 @@ def test_distributed_checkpoints_save_and_load_with_the_same_bits(mesh, tmp_path
     again, other = made()
     before = [whole(p) for p in again.parameters()]
     # Makes the state by a step with zero gradients and lr 0, which must move nothing.
-    state = get_optimizer_state_dict(again, other)
+    own = get_optimizer_state_dict(again, other)
     assert same([whole(p) for p in again.parameters()], before)
-    loaded = {"state": state, "model": again.state_dict()}
+    loaded = {"state": own, "model": again.state_dict()}
     dcp.load(loaded, checkpoint_id=tmp_path)
     again.load_state_dict(loaded["model"])
     set_optimizer_state_dict(again, other, loaded["state"])
@@ -370,6 +371,36 @@ optimizer.step()
 assert torch.equal(whole, parts.full_tensor())
 assert torch.equal(whole[:1], uneven.full_tensor())
 assert "exp_avg" in optimizer.state[uneven]
+
+# Small states and random rounding: random bits are those of the elements of the whole tensor.
+def drawn(seed, dtype):
+    return torch.randn(64, 96, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+for dtype, rounding in ((torch.float32, None), (torch.bfloat16, "stochastic"),
+                        (torch.bfloat16, "remainder8")):
+    for state in ("bfloat16", "compact", "8bit"):
+        for placement in (Shard(0), Shard(1), Replicate()):
+            if state == "8bit" and placement == Shard(1):
+                continue  # blocks are of a process's own part
+            whole = torch.nn.Parameter(drawn(0, dtype))
+            parts = torch.nn.Parameter(distribute_tensor(drawn(0, dtype), mesh, [placement]))
+            optimizers = [
+                ours.AdamW([p], lr=0.01, state=state, rounding=rounding, clip_norm=1.0)
+                for p in (whole, parts)
+            ]
+            for step in range(1, 4):
+                whole.grad = drawn(step, dtype)
+                parts.grad = distribute_tensor(drawn(step, dtype), mesh, [placement])
+                for optimizer in optimizers:
+                    optimizer.step()
+                if step == 2:  # a dense state goes to another process layout and back
+                    saved = optimizers[1].state_dict()
+                    assert saved["state"][0]["exp_avg"].placements == (placement,)
+                    optimizers[1].load_state_dict(saved)
+            assert torch.equal(whole, parts.full_tensor()), (dtype, state, placement)
+            one, two = (each.state_dict()["state"][0] for each in optimizers)
+            for name in ("exp_avg", "exp_avg_sq"):
+                assert torch.equal(one[name], two[name].full_tensor()), (dtype, state, placement)
 dist.barrier()
 os._exit(0)  # gloo's own threads sometimes abort an orderly end
 """

@@ -35,6 +35,7 @@ from numpy.typing import NDArray
 
 __all__ = [
     "BLOCK",
+    "Bits",
     "Codes",
     "Key",
     "decode",
@@ -51,6 +52,7 @@ __all__ = [
     "mean_bound",
     "mean_top",
     "random_bits",
+    "random_bits_at",
     "random_bits_of_parameter",
     "root_scale",
 ]
@@ -95,7 +97,11 @@ def random_bits(key: Key, first: int, count: int) -> Bits:
 
     They depend on key and index alone: not on how a tensor is cut for threads or processes.
     """
-    index = np.arange(first, first + count, dtype=np.uint64)
+    return random_bits_at(key, np.arange(first, first + count, dtype=np.uint64))
+
+
+def random_bits_at(key: Key, index: NDArray[np.uint64]) -> Bits:
+    """Return the bits of the elements that stand at ``index`` in their tensor, flattened."""
     low, high = index.astype(np.uint32), (index >> np.uint64(32)).astype(np.uint32)
     x = low + (np.uint32(key.k1) + high * np.uint32(0x9E3779B1))
     x ^= x >> np.uint32(16)

@@ -13,12 +13,13 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
+import numpy as np
 import torch
 import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 from torch.autograd import profiler
 
-from adamas.codecs import key_of
+from adamas.codecs import key_of, random_bits_at
 from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights
 from adamas.engines.native import TensorPlan
 from adamas.options import OnNonfinite, Options, Phase, Rounding, StateForm
@@ -188,7 +189,7 @@ class Optimizer(torch.optim.Optimizer):
         rounding = options.rounding
         if "state" in group:
             is_usual = options.forms == ("float32", "float32")
-            if is_usual and (parameter.dtype not in small.HALF or _is_distributed(parameter)):
+            if is_usual and parameter.dtype not in small.HALF:
                 return None
             return small.form_of(options, rounding)
         if (
@@ -351,19 +352,26 @@ class Optimizer(torch.optim.Optimizer):
         )
         form = member.form
         if form is not None:
-            tensors.mean, tensors.square = form.decoded(state, entries.mean, entries.square)
+            decoded = form.decoded(state, entries.mean, entries.square)
+            tensors.mean, tensors.square = (
+                None if each is None else distributed.local(each) for each in decoded
+            )
         if self._is_special(group):
             parts = {name: distributed.local(each) for name, each in state.items()}
             self._step_specially(tensors, parts, group, factor)
             return None
         options = self._options(group)
         number = self._step_number(member)
-        key = key_of(self._phase.seed, number, member.place)
         rounding = group.get("rounding") or "nearest"
-        if member.parameter.dtype in small.HALF and rounding != "nearest":
+        by_chance = member.parameter.dtype in small.HALF and rounding != "nearest"
+        random = np.zeros(0, np.uint32)
+        if form is not None or by_chance:
+            key = key_of(self._phase.seed, number, member.place)
+            random = random_bits_at(key, distributed.element_indices(member.parameter))
+        if by_chance:
             p, remainder = tensors.parameter, entry(entries.remainder)
             tensors.value = small.decoded_parameter(p, remainder)
-            tensors.put = lambda value: small.put_parameter(p, remainder, value, rounding, key)
+            tensors.put = lambda value: small.put_parameter(p, remainder, value, rounding, random)
         if options is None:
             numbers = self._numbers(member)
         else:
@@ -373,7 +381,7 @@ class Optimizer(torch.optim.Optimizer):
             tensors, numbers, self._ema_weights(member), recorded=self._phase.statistics
         )
         if form is not None:
-            form.store(state, entries.mean, entries.square, (tensors.mean, tensors.square), key)
+            form.store(state, entries.mean, entries.square, (tensors.mean, tensors.square), random)
         if entries.step is not None:
             state[entries.step] += 1
         return record

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
+import numpy as np
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["gathered", "laid_out_as", "local", "shard_groups"]
+__all__ = ["element_indices", "gathered", "joined", "laid_out_as", "local", "shard_groups"]
 
 T = TypeVar("T")
 
@@ -20,6 +22,38 @@ def local(tensor: Tensor) -> Tensor:
     """Return this process's part of a distributed tensor, or the tensor itself."""
     to_local = getattr(tensor, "to_local", None)
     return tensor if to_local is None else to_local()
+
+
+def joined(like: Tensor, part: Tensor) -> Tensor:
+    """Return a part that is flat and on the CPU in the shape, place and layout of ``like``."""
+    part = part.view(local(like).shape).to(like.device)
+    mesh = getattr(like, "device_mesh", None)
+    if mesh is None:
+        return part
+    return type(like).from_local(  # type: ignore[attr-defined]
+        part,
+        mesh,
+        like.placements,  # type: ignore[attr-defined]
+        run_check=False,
+        shape=like.shape,
+        stride=like.stride(),
+    )
+
+
+def element_indices(parameter: Tensor) -> NDArray[np.uint64]:
+    """Return where the elements of this process's part stand in the whole tensor, flattened."""
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is None:
+        return np.arange(parameter.numel(), dtype=np.uint64)
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    placements = parameter.placements  # type: ignore[attr-defined]
+    lengths, offsets = compute_local_shape_and_global_offset(parameter.shape, mesh, placements)
+    indices = np.zeros((), np.uint64)
+    for whole, length, offset in zip(parameter.shape, lengths, offsets, strict=True):
+        along = np.arange(offset, offset + length, dtype=np.uint64)
+        indices = indices[..., None] * np.uint64(whole) + along
+    return indices.ravel()
 
 
 def laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:

@@ -5,6 +5,9 @@ Codes are tensors of the parameter's shape: bfloat16 where the form is "bfloat16
 block of 32 elements. ``top`` is what codes of m are counted from (:func:`adamas.codecs.mean_top`).
 The dtypes tell the forms, so that a state of any form can be read by any optimizer.
 
+Of distributed tensors each process has its part: codes are DTensors laid out as the parameter is,
+and the header belongs to the blocks of the part.
+
 A parameter in bfloat16 may have an entry ``remainder``: int16, or int8 for "remainder8".
 """
 
@@ -17,8 +20,9 @@ import torch
 from torch import Tensor
 
 from adamas import codecs
-from adamas.codecs import Codes, Key
+from adamas.codecs import Bits, Codes
 from adamas.options import Options, StateForm
+from adamas.torch import distributed
 
 __all__ = [
     "HALF",
@@ -86,7 +90,7 @@ class Form(NamedTuple):
     def decoded(
         self, state: State, mean: str | None, square: str | None
     ) -> tuple[Tensor | None, Tensor | None]:
-        """Return m and v as new float32 tensors on the device of the state."""
+        """Return m and v as new float32 tensors on the device of the state, laid out as it is."""
         codes = Codes(
             None if mean is None else _codes_of(state[mean], self.mean),
             None if square is None else _codes_of(state[square], self.square),
@@ -95,7 +99,7 @@ class Form(NamedTuple):
         found = codecs.decode(self.forms, codes, state.get("top", 0))
         likes = (None if name is None else state[name] for name in (mean, square))
         m, v = (
-            None if like is None else torch.tensor(each).view(like.shape).to(like.device)
+            None if like is None else distributed.joined(like, torch.tensor(each))
             for like, each in zip(likes, found, strict=True)
         )
         return m, v
@@ -106,13 +110,11 @@ class Form(NamedTuple):
         mean: str | None,
         square: str | None,
         values: tuple[Tensor | None, Tensor | None],
-        key: Key | None,
+        random: Bits | None,
     ) -> None:
-        """Store m and v: rounded by the random bits of ``key``, or to nearest without."""
+        """Store m and v: rounded by ``random`` bits of the elements, or to nearest."""
         m, v = (None if each is None else _flat(each) for each in values)
-        count = max(0 if each is None else each.size for each in (m, v))
-        by_chance = key is not None and self.rounding != "nearest"
-        random = codecs.random_bits(key, 0, count) if by_chance and key is not None else None
+        random = None if self.rounding == "nearest" else random
         codes = codecs.encode(self.forms, m, v, random, state.get("top", 0))
         for name, code in ((mean, codes.mean), (square, codes.square)):
             if name is not None and code is not None:
@@ -190,7 +192,7 @@ def made_small(state: State, mean: str | None, square: str | None, form: Form) -
             dtype = dtypes.get(of, torch.float32)
             state[name] = torch.zeros_like(like, dtype=dtype, memory_format=torch.preserve_format)
     if form.has_header:
-        blocks = -(-like.numel() // codecs.BLOCK)
+        blocks = -(-distributed.local(like).numel() // codecs.BLOCK)
         state["header"] = torch.zeros(blocks, dtype=torch.int16, device=like.device)
     if mean is not None and form.mean in ("compact", "8bit"):
         state["top"] = form.top
@@ -210,12 +212,11 @@ def decoded_parameter(parameter: Tensor, remainder: Tensor | None) -> Tensor:
 
 
 def put_parameter(
-    parameter: Tensor, remainder: Tensor | None, value: Tensor, rounding: str, key: Key
+    parameter: Tensor, remainder: Tensor | None, value: Tensor, rounding: str, random: Bits
 ) -> Tensor:
     """Store a float32 ``value`` in a parameter in half precision; return what it became."""
     flat = _flat(value)
     like = np.empty(0, np.float16 if parameter.dtype == torch.float16 else np.uint16)
-    random = codecs.random_bits(key, 0, flat.size)
     code, low = codecs.encode_parameter(flat, like, rounding, random)
     _put(parameter, code)
     if remainder is not None and low is not None:
@@ -246,19 +247,13 @@ def refuse(parameter: Tensor, form: Form | None, rounding: str | None, is_specia
             f"A parameter has dtype {parameter.dtype}, but small forms of state are for float32, "
             'bfloat16 and float16. Give it a group of its own with state="float32".'
         )
-    is_distributed = hasattr(parameter, "device_mesh")
-    if is_small and is_distributed:
-        raise TypeError(
-            "A parameter is a DTensor, for which there are no small forms of state yet. "
-            'Give it a group of its own with state="float32".'
-        )
     if parameter.dtype not in HALF or rounding in (None, "nearest"):
         return
-    if is_distributed or is_special:
-        what = "a DTensor" if is_distributed else "of RMSprop with momentum or centered"
+    if is_special:
         raise TypeError(
-            f'rounding is "{rounding}", but a parameter is {what}, which is rounded to nearest '
-            'only. Give it a group of its own with rounding="nearest".'
+            f'rounding is "{rounding}", but a parameter is of RMSprop with momentum or centered, '
+            "which is rounded to nearest only. Give it a group of its own with "
+            'rounding="nearest".'
         )
     if rounding in REMAINDERS and parameter.dtype == torch.float16:
         raise TypeError(
@@ -268,7 +263,7 @@ def refuse(parameter: Tensor, form: Form | None, rounding: str | None, is_specia
 
 
 def _codes_of(tensor: Tensor, form: str) -> Any:
-    flat = tensor.detach().reshape(-1).cpu()
+    flat = distributed.local(tensor.detach()).reshape(-1).cpu()
     if form == "float32":
         return _flat(flat)
     return flat.view(torch.int16).numpy().view(np.uint16) if flat.itemsize == 2 else flat.numpy()
@@ -279,11 +274,12 @@ def _header_of(tensor: Tensor) -> Any:
 
 
 def _flat(tensor: Tensor) -> Any:
-    return tensor.detach().reshape(-1).to("cpu", torch.float32).numpy()
+    return distributed.local(tensor.detach()).reshape(-1).to("cpu", torch.float32).numpy()
 
 
 def _put(target: Tensor, code: Any) -> None:
     """Copy codes into an entry, bit for bit."""
+    target = distributed.local(target.detach())
     bits = code.view(np.int16) if code.dtype in (np.uint16, np.float16) else code
     source = torch.from_numpy(np.ascontiguousarray(bits))
     if target.dtype in HALF:
