@@ -159,10 +159,10 @@ def test_bfloat16_and_remainder_are_exactly_float32():
 @pytest.mark.parametrize("rounding", ROUNDINGS)
 @pytest.mark.parametrize("top", TOPS)
 def test_every_code_of_compact_stays_itself(top, rounding):
-    """All codes of m at every exponent of v, both parities of it included; -0 becomes 0."""
+    """All codes of m at every exponent of v, both parities of it included."""
     v = (np.arange(0x0080, 0x7F80, 0x20)).astype(np.uint16)
     m = np.arange(256, dtype=np.uint8)
-    m, v = (each.ravel() for each in np.meshgrid(m[m != 128], v))
+    m, v = (each.ravel() for each in np.meshgrid(m, v))
     decoded = codecs.decode(PAIRS["compact"], Codes(m, v), top)
     kept = np.isfinite(decoded[0]) & ((np.abs(decoded[0]) >= SMALLEST) | (m % 128 == 0))
     again = codecs.encode(PAIRS["compact"], *decoded, random_of(top % 7, v.size, rounding), top)
@@ -189,6 +189,39 @@ def test_compact_is_near_and_loses_no_v(given_, rounding):
 
 
 # ── 8bit ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def alone(values):
+    """Each value in a block of its own."""
+    rows = np.zeros((values.size, codecs.BLOCK), np.float32)
+    rows[np.arange(values.size), np.arange(values.size) % codecs.BLOCK] = values
+    return rows.ravel()
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_every_square_that_8bit_can_hold_stays_itself(rounding):
+    """All numbers of 6 mantissa bits, which hold those of fewer: alone in a block they fit."""
+    k = np.arange(8 << 3, 2040 << 3, dtype=np.uint32)
+    v = alone((k << np.uint32(17)).view(np.float32))
+    code = codecs.encode(("8bit",) * 2, None, v, random_of(1, v.size, rounding), 4)
+    np.testing.assert_array_equal(codecs.decode(("8bit",) * 2, code, 4)[1], v)
+
+
+@pytest.mark.parametrize("rounding", ROUNDINGS)
+def test_every_mean_that_8bit_can_hold_stays_itself(rounding):
+    """All codes of m at all scales of a block and every eighth exponent of v, and its next."""
+    q, scale, exponent = np.meshgrid(
+        np.arange(-127, 128), np.arange(-11, 5), np.arange(1, 248).reshape(-1, 13)[:, :2].ravel()
+    )
+    v = (exponent.ravel().astype(np.uint32) << np.uint32(23)).view(np.float32)
+    y = np.ldexp(q.ravel().astype(np.float32), scale.ravel() - 7)
+    m = y * codecs.root_scale(v)
+    assert (np.abs(m[q.ravel() != 0]) >= SMALLEST).all()
+    m, v = alone(m), alone(v)
+    code = codecs.encode(("8bit",) * 2, m, v, random_of(2, v.size, rounding), 4)
+    m_again, v_again = codecs.decode(("8bit",) * 2, code, 4)
+    np.testing.assert_array_equal(v_again, v)
+    np.testing.assert_array_equal(m_again, m)
 
 
 @given(blocks, st.sampled_from(ROUNDINGS), st.sampled_from(ROUNDINGS))

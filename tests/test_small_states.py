@@ -28,7 +28,7 @@ from cases import (
     wide,
 )
 
-SIZES = [0, 1, 31, 32, 33, TILE - 1, TILE, TILE + 1, 3 * TILE + 70]
+SIZES = [0, 1, 31, 32, 33, 255, 256, 290, TILE - 1, TILE, TILE + 1, 3 * TILE + 70]
 ROUNDINGS = ["stochastic", "nearest"]
 NAMES = ["bfloat16", "compact", "8bit"]
 
@@ -138,6 +138,25 @@ def test_slices_that_know_their_place_have_the_bits_of_the_whole(form, engine):
     for name in ("mean", "square"):
         joined = np.concatenate([getattr(slot.state, name) for slot in slots])
         assert same(joined, whole.arrays[f"1.{name}"])
+
+
+@pytest.mark.parametrize("form", NAMES)
+def test_slices_beyond_2_to_the_32_have_the_bits_of_the_reference(form):
+    """The high word of the index changes within a strip, at its border, and within the last."""
+    options = Options(lr=0.1, state=form)
+    for first in (2**32 - 160, 2**32 - 256, 2**32 - 544, 2**40 - 512, 2**63 - 1024):
+        (start,), gradients = drawn(ordinary, [560])
+        found = []
+        for engine in (reference, native):
+            value = start.copy()
+            slot = Slot(value, states.create(value, options), number=3, first=first)
+            plan = engine.Plan([Group(options, (slot,))], Phase())
+            for number, gradient in enumerate(gradients, 1):
+                plan.step(gradient, number, [0.1])
+            found.append((value, slot.state))
+        assert same(found[0][0], found[1][0]), first
+        assert same(found[0][1].mean, found[1][1].mean), first
+        assert same(found[0][1].square, found[1][1].square), first
 
 
 def test_seeds_tensors_and_steps_have_random_bits_of_their_own():
