@@ -712,3 +712,24 @@ def test_param_groups_keep_biases_and_norms_from_decaying():
     assert "embedding.weight" not in dict(decayed["params"])
     optimizer = ours.AdamW(ours.param_groups(net, weight_decay=0.1))
     assert optimizer.param_groups[1]["param_names"] == ["linear.bias", "norm.weight", "norm.bias"]
+
+
+def test_param_groups_keep_named_parameters_in_float32():
+    net = nn.Sequential()
+    net.add_module("body", nn.Linear(3, 3))
+    net.add_module("head", nn.Linear(3, 2))
+    groups = ours.param_groups(net, weight_decay=0.1, float32=["head.*"])
+    optimizer = ours.AdamW(groups, state="8bit")
+    assert [group["param_names"] for group in optimizer.param_groups] == [
+        ["body.weight"], ["body.bias"], ["head.weight"], ["head.bias"]
+    ]  # fmt: skip
+    assert [group["state"] for group in optimizer.param_groups] == ["8bit"] * 2 + ["float32"] * 2
+    net(torch.ones(1, 3)).sum().backward()
+    optimizer.step()
+    dtypes = {name: optimizer.state[p]["exp_avg"].dtype for name, p in net.named_parameters()}
+    small, wide = torch.int8, torch.float32
+    assert list(dtypes.values()) == [small, small, wide, wide]
+    with pytest.raises(
+        ValueError, match=r"float32 has 'tail\.\*', but no parameter .* body\.weight, "
+    ):
+        ours.param_groups(net, weight_decay=0.1, float32="tail.*")

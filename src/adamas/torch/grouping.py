@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -26,16 +28,23 @@ _NORMS = (
 
 
 def param_groups(
-    model: nn.Module, weight_decay: float, *, decay_embeddings: bool = True
+    model: nn.Module,
+    weight_decay: float,
+    *,
+    decay_embeddings: bool = True,
+    float32: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
-    """Return two groups: parameters that decay by ``weight_decay``, and those that do not.
+    """Return groups: parameters that decay by ``weight_decay``, and those that do not.
 
     Not decayed are biases, everything in a normalisation layer (torch's, or any class whose name
     ends in "Norm"), every other parameter with fewer than two dimensions, and with
     ``decay_embeddings=False`` the weights of ``nn.Embedding`` and ``nn.EmbeddingBag``. Parameters
     that need no gradient are left out; shared ones are listed once, under their first name, and
-    do not decay if any of their uses does not. Groups carry ``param_names``. Raises ValueError for
-    a model without trainable parameters.
+    do not decay if any of their uses does not. Groups carry ``param_names``.
+
+    ``float32`` has names of parameters, or patterns with ``*`` as of files ("head.*"), whose state
+    stays in float32 whatever the optimizer's ``state`` is: they get groups of their own. Raises
+    ValueError for a model without trainable parameters, and for a pattern without any.
     """
     exempt = {
         id(parameter)
@@ -46,10 +55,33 @@ def param_groups(
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise ValueError("The model has no parameter that needs a gradient, so nothing to group.")
-    decayed = [(name, p) for name, p in named if id(p) not in exempt]
-    others = [(name, p) for name, p in named if id(p) in exempt]
-    groups = [(decayed, weight_decay), (others, 0.0)]
-    return [{"params": members, "weight_decay": decay} for members, decay in groups if members]
+    kept = _matching(float32, [name for name, _ in named])
+    groups: list[dict[str, Any]] = []
+    for form in ({}, {"state": "float32"}):
+        for decays, decay in ((True, weight_decay), (False, 0.0)):
+            members = [
+                (name, p)
+                for name, p in named
+                if (id(p) not in exempt) is decays and (name in kept) is bool(form)
+            ]
+            if members:
+                groups.append({"params": members, "weight_decay": decay, **form})
+    return groups
+
+
+def _matching(patterns: Iterable[str], names: list[str]) -> set[str]:
+    if isinstance(patterns, str):
+        patterns = [patterns]
+    found: set[str] = set()
+    for pattern in patterns:
+        matched = fnmatch.filter(names, pattern)
+        if not matched:
+            raise ValueError(
+                f"float32 has {pattern!r}, but no parameter that needs a gradient has such a name. "
+                f"Their names are: {', '.join(names)}."
+            )
+        found.update(matched)
+    return found
 
 
 def _is_exempt(module: nn.Module, name: str, parameter: Any, decay_embeddings: bool) -> bool:
