@@ -11,6 +11,7 @@ namespace adamas {
 
 enum class BiasCorrection { paper, first_step, none };
 enum class Decay { l2, decoupled, fully_decoupled };
+enum class EpsPlace { corrected, uncorrected, inside };
 
 // adamas.options.Options, without the learning rate, which comes with each step.
 struct Options {
@@ -19,6 +20,7 @@ struct Options {
     double beta1 = 0;
     double beta2 = 0;
     double eps = 0;
+    EpsPlace eps_place = EpsPlace::corrected;
     double eps_root = 0;
     double weight_decay = 0;
     Decay decay = Decay::l2;
@@ -88,8 +90,15 @@ inline Numbers<double> at_step(const Options& options, std::int64_t step, double
         c.take2 = 1.0 - options.beta2;
     }
     c.root = 1.0 / std::sqrt(unbias2);
-    c.inner = options.eps_root * unbias2;
+    double inside = options.eps_root;
     c.eps = options.eps;
+    if (options.eps_place == EpsPlace::uncorrected) {
+        c.eps = c.eps * c.root;
+    } else if (options.eps_place == EpsPlace::inside) {
+        inside = inside + c.eps;
+        c.eps = 0.0;
+    }
+    c.inner = inside * unbias2;
     c.step = lr;
     return c;
 }

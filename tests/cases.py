@@ -45,6 +45,8 @@ EPSILONS: tuple[dict[str, Any], ...] = (
     {},
     {"eps": 0.0},
     {"eps": 1e-6, "eps_root": 1e-5},
+    {"eps": 1e-3, "eps_place": "uncorrected"},
+    {"eps": 1e-3, "eps_place": "inside"},
 )
 
 

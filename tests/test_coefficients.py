@@ -68,6 +68,7 @@ def options(draw):
         betas=(beta1, beta2),
         eps=draw(AMOUNTS),
         eps_root=draw(AMOUNTS),
+        eps_place=draw(st.sampled_from(["corrected", "uncorrected", "inside"])),
         weight_decay=draw(AMOUNTS),
         decay=decay,
         lr_max=draw(st.floats(1e-10, 10)) if decay == "fully-decoupled" else None,

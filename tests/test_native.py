@@ -267,6 +267,7 @@ choices = st.fixed_dictionaries(
         "lr": amounts,
         "eps": amounts,
         "eps_root": amounts,
+        "eps_place": st.sampled_from(["corrected", "uncorrected", "inside"]),
         "weight_decay": amounts,
         "bias_correction": st.sampled_from(["paper", "first-step", "none"]),
         "maximize": st.booleans(),

@@ -34,6 +34,11 @@ REFUSED = [
     ({"lr": "fast"}, TypeError, "lr is 'fast', but it must be a number."),
     ({"lr": True}, TypeError, "lr is True, but it must be a number."),
     ({"eps": -1e-8}, ValueError, "eps is -1e-08, but it must be finite and at least 0."),
+    (
+        {"eps_place": "outside"},
+        ValueError,
+        'eps_place is \'outside\', but it must be one of "corrected", "uncorrected", "inside".',
+    ),
     ({"eps_root": None}, TypeError, "eps_root is None, but it must be a number."),
     (
         {"weight_decay": float("nan")},

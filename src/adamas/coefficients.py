@@ -57,6 +57,12 @@ def at_step(options: Options, step: int, lr: float, grad_scale: float = 1.0) -> 
         decay = weight_decay * (lr / options.lr_max)
     from_m, from_g = (1.0, 0.0) if beta1 is None else _mean_weights(options, beta1, step)
     unbias2 = 1.0 if beta2 is None else _unbias(options, beta2, step)
+    root = 1.0 / math.sqrt(unbias2)
+    eps, inside = options.eps, options.eps_root
+    if options.eps_place == "uncorrected":
+        eps = eps * root
+    elif options.eps_place == "inside":
+        eps, inside = 0.0, inside + eps
     return Coefficients(
         grad_scale=-grad_scale if options.maximize else grad_scale,
         l2=l2,
@@ -67,9 +73,9 @@ def at_step(options: Options, step: int, lr: float, grad_scale: float = 1.0) -> 
         take2=1.0 if beta2 is None else 1.0 - beta2,
         from_m=from_m,
         from_g=from_g,
-        root=1.0 / math.sqrt(unbias2),
-        inner=options.eps_root * unbias2,
-        eps=options.eps,
+        root=root,
+        inner=inside * unbias2,
+        eps=eps,
         step=lr,
     )
 

@@ -27,10 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamas import state as states
+from adamas.dialects import Dialect, with_conventions
 from adamas.engines import Group, Slot, native, reference
 from adamas.options import (
     BiasCorrection,
     Decay,
+    EpsPlace,
     LearningRate,
     OnNonfinite,
     Options,
@@ -370,23 +372,32 @@ class Optimizer:
 
 
 class Adam(Optimizer):
-    """Adam: momentum over RMSProp, without start-up bias (Kingma & Ba 2015, algorithm 1)."""
+    """Adam: momentum over RMSProp, without start-up bias (Kingma & Ba 2015, algorithm 1).
+
+    What is None is as ``dialect`` says (:mod:`adamas.dialects`); without one: lr 0.001, betas 0.9
+    and 0.999, eps 1e-8 beside the corrected root, weight_decay 0 as part of the gradient ("l2"),
+    bias corrected as in the paper.
+    """
+
+    _method = "Adam"
 
     def __init__(
         self,
         params: Tree,
-        lr: LearningRate = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        lr: LearningRate | None = None,
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
         *,
-        decay: Decay = "l2",
+        dialect: Dialect | None = None,
+        decay: Decay | None = None,
         lr_max: float | None = None,
         amsgrad: bool = False,
         nesterov: bool = False,
         maximize: bool = False,
+        eps_place: EpsPlace | None = None,
         eps_root: float = 0.0,
-        bias_correction: BiasCorrection = "paper",
+        bias_correction: BiasCorrection | None = None,
         clip_norm: float | None = None,
         on_nonfinite: OnNonfinite = "propagate",
         ema: float | None = None,
@@ -398,21 +409,22 @@ class Adam(Optimizer):
     ) -> None:
         """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
         _check_pair(betas)
-        options = Options(
-            lr=lr,
-            betas=betas,
-            eps=eps,
-            weight_decay=weight_decay,
-            decay=decay,
-            lr_max=lr_max,
-            amsgrad=amsgrad,
-            nesterov=nesterov,
-            maximize=maximize,
-            eps_root=eps_root,
-            bias_correction=bias_correction,
-            state=state,
-            rounding=rounding,
-        )
+        given = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decay": decay,
+            "lr_max": lr_max,
+            "amsgrad": amsgrad,
+            "nesterov": nesterov,
+            "maximize": maximize,
+            "eps_place": eps_place,
+            "eps_root": eps_root,
+            "bias_correction": bias_correction,
+            "state": state,
+            "rounding": rounding,
+        }
         phase = Phase(
             clip_norm=clip_norm,
             on_nonfinite=on_nonfinite,
@@ -420,25 +432,17 @@ class Adam(Optimizer):
             statistics=statistics,
             seed=seed,
         )
+        options = Options(**with_conventions(self._method, dialect, given))
         super().__init__(params, options, phase, engine)
 
 
 class AdamW(Adam):
-    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2)."""
+    """Adam with decoupled weight decay (Loshchilov & Hutter 2019, algorithm 2).
 
-    def __init__(
-        self,
-        params: Tree,
-        lr: LearningRate = 1e-3,
-        betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
-        weight_decay: float = 0.01,
-        *,
-        decay: Decay = "decoupled",
-        **options: Any,
-    ) -> None:
-        """Create the state; takes every option of :class:`Adam`."""
-        super().__init__(params, lr, betas, eps, weight_decay, decay=decay, **options)
+    Without a ``dialect`` weight_decay is 0.01, and lr times it is what parameters shrink by.
+    """
+
+    _method = "AdamW"
 
 
 class Momentum(Optimizer):
@@ -489,22 +493,28 @@ class Momentum(Optimizer):
 
 
 class RMSProp(Optimizer):
-    """Gradients over the root of their running mean square (Tieleman & Hinton 2012)."""
+    """Gradients over the root of their running mean square (Tieleman & Hinton 2012).
+
+    What is None is as ``dialect`` says (:mod:`adamas.dialects`); without one: lr 0.001, beta 0.9,
+    eps 1e-8 beside the root, weight_decay 0 as part of the gradient, no bias correction.
+    """
 
     def __init__(
         self,
         params: Tree,
-        lr: LearningRate = 1e-3,
-        beta: float = 0.9,
-        eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        lr: LearningRate | None = None,
+        beta: float | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
         *,
-        decay: Decay = "l2",
+        dialect: Dialect | None = None,
+        decay: Decay | None = None,
         lr_max: float | None = None,
         amsgrad: bool = False,
         maximize: bool = False,
+        eps_place: EpsPlace | None = None,
         eps_root: float = 0.0,
-        bias_correction: BiasCorrection = "none",
+        bias_correction: BiasCorrection | None = None,
         clip_norm: float | None = None,
         on_nonfinite: OnNonfinite = "propagate",
         ema: float | None = None,
@@ -515,20 +525,21 @@ class RMSProp(Optimizer):
         engine: Engine = "native",
     ) -> None:
         """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
-        options = Options(
-            lr=lr,
-            betas=(None, _required("beta", beta)),
-            eps=eps,
-            weight_decay=weight_decay,
-            decay=decay,
-            lr_max=lr_max,
-            amsgrad=amsgrad,
-            maximize=maximize,
-            eps_root=eps_root,
-            bias_correction=bias_correction,
-            state=state,
-            rounding=rounding,
-        )
+        given = {
+            "lr": lr,
+            "beta": beta,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "decay": decay,
+            "lr_max": lr_max,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "eps_place": eps_place,
+            "eps_root": eps_root,
+            "bias_correction": bias_correction,
+            "state": state,
+            "rounding": rounding,
+        }
         phase = Phase(
             clip_norm=clip_norm,
             on_nonfinite=on_nonfinite,
@@ -536,7 +547,9 @@ class RMSProp(Optimizer):
             statistics=statistics,
             seed=seed,
         )
-        super().__init__(params, options, phase, engine)
+        chosen = with_conventions("RMSProp", dialect, given)
+        betas = (None, chosen.pop("beta"))
+        super().__init__(params, Options(betas=betas, **chosen), phase, engine)
 
 
 # -- checks of what the user gives ---------------------------------------------------------------

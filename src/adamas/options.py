@@ -16,6 +16,7 @@ from typing import Literal, get_args
 __all__ = [
     "BiasCorrection",
     "Decay",
+    "EpsPlace",
     "LearningRate",
     "OnNonfinite",
     "Options",
@@ -31,6 +32,7 @@ __all__ = [
 Schedule = Callable[[int], float]
 LearningRate = float | Schedule
 BiasCorrection = Literal["paper", "first-step", "none"]
+EpsPlace = Literal["corrected", "uncorrected", "inside"]
 Decay = Literal["l2", "decoupled", "fully-decoupled"]
 OnNonfinite = Literal["propagate", "skip", "raise"]
 StateForm = Literal["float32", "bfloat16", "compact", "8bit"]
@@ -49,8 +51,12 @@ class Options:
     lr: LearningRate = 1e-3
     #: Decay rates of the two running means; None where the method keeps no such mean.
     betas: tuple[float | None, float | None] = (0.9, 0.999)
-    #: ε, added to the corrected root.
+    #: ε, added to the root of the square.
     eps: float = 1e-8
+    #: "corrected" adds ε to the root after its bias is taken out; "uncorrected" before, so that it
+    #: is divided by √(1 - β2^t) as the root is (ε̂ of Kingma & Ba 2015, section 2); "inside" adds it
+    #: under the root, to the corrected square.
+    eps_place: EpsPlace = "corrected"
     #: Added to the corrected square under the root (optax's ``eps_root``).
     eps_root: float = 0.0
     weight_decay: float = 0.0
@@ -79,6 +85,7 @@ class Options:
             _check_flag(name, getattr(self, name))
         _check_choice("bias_correction", self.bias_correction, get_args(BiasCorrection))
         _check_choice("decay", self.decay, get_args(Decay))
+        _check_choice("eps_place", self.eps_place, get_args(EpsPlace))
         for name in ("eps", "eps_root", "weight_decay"):
             object.__setattr__(self, name, _check_amount(name, getattr(self, name)))
         object.__setattr__(self, "betas", _check_betas(self.betas))
