@@ -37,6 +37,20 @@ inline T ratio(T u, T d) {
     return still ? T(0) : u / d;
 }
 
+// The two ways to divide: any d, and one that is known not to be 0, where both are the same.
+struct Ratio {
+    template <class T>
+    T operator()(T u, T d) const {
+        return ratio(u, d);
+    }
+};
+struct Quotient {
+    template <class T>
+    T operator()(T u, T d) const {
+        return u / d;
+    }
+};
+
 template <class T>
 inline T maximum(T a, T b) {
     return (a > b) | (a != a) ? a : b;
@@ -47,8 +61,8 @@ inline T smooth(T keep, T take, T mean, T x) {
     return flush(keep * mean + take * x);
 }
 
-template <class T, bool Mean, bool Square, bool Largest>
-inline Result<T> rule(const Numbers<T>& c, T p, T g, T m, T v, T w) {
+template <class T, bool Mean, bool Square, bool Largest, class Division>
+inline Result<T> rule(const Numbers<T>& c, T p, T g, T m, T v, T w, Division ratio) {
     using std::sqrt;
     g = g * c.grad_scale + c.l2 * p;
     if constexpr (Mean) {

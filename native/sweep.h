@@ -40,16 +40,16 @@ struct RecordedTile {
     }
 };
 
-template <class T, bool Mean, bool Square, bool Largest, bool Recorded>
-inline void step_elements(const Numbers<T>& c, T* __restrict p, const T* __restrict g,
+template <class T, bool Mean, bool Square, bool Largest, bool Recorded, class Division>
+inline void step_dividing(const Numbers<T>& c, T* __restrict p, const T* __restrict g,
                           T* __restrict m, T* __restrict v, T* __restrict w, Record<T> record,
-                          std::int64_t count) {
+                          std::int64_t count, Division ratio) {
     T* __restrict before = record.before;
     T* __restrict u = record.u;
     T* __restrict change = record.change;
     for (std::int64_t i = 0; i < count; ++i) {
         Result<T> result = rule<T, Mean, Square, Largest>(
-            c, p[i], g[i], Mean ? m[i] : T(0), Square ? v[i] : T(0), Largest ? w[i] : T(0));
+            c, p[i], g[i], Mean ? m[i] : T(0), Square ? v[i] : T(0), Largest ? w[i] : T(0), ratio);
         if constexpr (Recorded) {
             before[i] = p[i];
             u[i] = result.u;
@@ -65,6 +65,18 @@ inline void step_elements(const Numbers<T>& c, T* __restrict p, const T* __restr
         if constexpr (Largest) {
             w[i] = result.w;
         }
+    }
+}
+
+template <class T, bool Mean, bool Square, bool Largest, bool Recorded>
+inline void step_elements(const Numbers<T>& c, T* p, const T* g, T* m, T* v, T* w, Record<T> record,
+                          std::int64_t count) {
+    // d is a root, times a positive number, plus eps: with eps > 0 it is positive, or NaN.
+    if (!Square || c.eps > 0) {
+        step_dividing<T, Mean, Square, Largest, Recorded>(c, p, g, m, v, w, record, count,
+                                                          Quotient());
+    } else {
+        step_dividing<T, Mean, Square, Largest, Recorded>(c, p, g, m, v, w, record, count, Ratio());
     }
 }
 
