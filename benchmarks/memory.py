@@ -23,6 +23,10 @@ RESULTS = Path(__file__).parent / "results"
 COUNT = 1 << 25
 
 FORMS = ("float32", "bfloat16", "compact", "8bit")
+ROUNDINGS = {
+    "bfloat16": ("nearest", "stochastic", "remainder", "remainder8"),
+    "float16": ("nearest", "stochastic"),
+}
 
 #: Title: library, dtype of parameters, class, options.
 SUBJECTS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
@@ -45,11 +49,12 @@ SUBJECTS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         "adamas.torch", "float32", "AdamW", {"state": ("8bit", "float32")}
     ),
     **{
-        f"torch: AdamW of bfloat16, {form}, {rounding}": (
-            "adamas.torch", "bfloat16", "AdamW", {"state": form, "rounding": rounding}
+        f"torch: AdamW of {dtype}, {form}, {rounding}": (
+            "adamas.torch", dtype, "AdamW", {"state": form, "rounding": rounding}
         )
-        for form in ("float32", "8bit")
-        for rounding in ("nearest", "stochastic", "remainder", "remainder8")
+        for dtype, roundings in ROUNDINGS.items()
+        for form in FORMS
+        for rounding in roundings
     },
     "torch's AdamW, default": ("torch.optim", "float32", "AdamW", {}),
     "torch's AdamW, fused": ("torch.optim", "float32", "AdamW", {"fused": True}),
