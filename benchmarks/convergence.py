@@ -63,18 +63,22 @@ class Subject:
     #: That has to be installed besides torch.
     package: str | None = None
     dtype: torch.dtype = torch.float32
+    #: Where it is run at all.
+    tasks: tuple[str, ...] = tuple(TASKS)
 
     @property
     def is_missing(self) -> bool:
         return self.package is not None and importlib.util.find_spec(self.package) is None
 
 
-def own(state: str, rounding: str | None = None) -> Subject:
-    """Return adamas' AdamW; with a rounding, of parameters in bfloat16."""
-    options: dict[str, Any] = {"state": state}
-    if rounding is None:
-        return Subject(adamas.torch.AdamW, options)
-    options |= {"rounding": rounding, "statistics": True}
+def own(state: str) -> Subject:
+    """Return adamas' AdamW with a form of state."""
+    return Subject(adamas.torch.AdamW, {"state": state})
+
+
+def own_half(rounding: str | None) -> Subject:
+    """Return adamas' AdamW with 8bit state, of parameters in bfloat16."""
+    options = {"state": "8bit", "rounding": rounding, "statistics": True}
     return Subject(adamas.torch.AdamW, options, dtype=torch.bfloat16)
 
 
@@ -111,16 +115,18 @@ SUBJECTS = {
     "adamas bfloat16": own("bfloat16"),
     "adamas compact": own("compact"),
     "adamas 8bit": own("8bit"),
-    "bitsandbytes 8-bit": Subject(bitsandbytes, package="bitsandbytes"),
-    "bitsandbytes 8-bit, every tensor": Subject(
-        bitsandbytes, {"min_8bit_size": 0}, package="bitsandbytes"
+    # Of every tensor, as adamas' are, and of the large ones alone, as these packages choose.
+    "bitsandbytes 8-bit": Subject(bitsandbytes, {"min_8bit_size": 0}, package="bitsandbytes"),
+    "bitsandbytes 8-bit, large tensors": Subject(
+        bitsandbytes, package="bitsandbytes", tasks=("digits",)
     ),
-    "torchao 8-bit": Subject(torchao, package="torchao"),
-    "torchao 8-bit, every tensor": Subject(torchao, {"every_tensor": True}, package="torchao"),
-    "bfloat16 parameters, nearest": own("8bit", "nearest"),
-    "bfloat16 parameters, stochastic": own("8bit", "stochastic"),
-    "bfloat16 parameters, remainder": own("8bit", "remainder"),
-    "bfloat16 parameters, remainder8": own("8bit", "remainder8"),
+    "torchao 8-bit": Subject(torchao, {"every_tensor": True}, package="torchao"),
+    "torchao 8-bit, large tensors": Subject(torchao, package="torchao", tasks=("digits",)),
+    "bfloat16 parameters, default": own_half(None),
+    "bfloat16 parameters, nearest": own_half("nearest"),
+    "bfloat16 parameters, stochastic": own_half("stochastic"),
+    "bfloat16 parameters, remainder": own_half("remainder"),
+    "bfloat16 parameters, remainder8": own_half("remainder8"),
 }
 
 
@@ -152,9 +158,9 @@ COMPARISONS = {
 
 
 def subjects_of(task: str) -> list[str]:
-    """Return the subjects to run on a task, those that are missing included."""
+    """Return the subjects to run on a task, with those whose package is missing."""
     wanted = {name for each in COMPARISONS.values() if task in each.tasks for name in each.subjects}
-    return [name for name in SUBJECTS if name in wanted]
+    return [name for name, each in SUBJECTS.items() if name in wanted and task in each.tasks]
 
 
 # ── runs ───────────────────────────────────────────────────────────────────────────────────────
@@ -395,33 +401,33 @@ def draw_curves(stored: dict[str, Any]) -> None:
 def draw_differences(stored: dict[str, Any]) -> None:
     """Draw how far each small state ends from float32, seed by seed, and the largest updates."""
     comparison = COMPARISONS["states"]
-    names = [name for name in comparison.subjects[1:] if name in stored["tasks"]["digits"]["runs"]]
-    places = range(len(names), 0, -1)
+    was_run = {name for task in stored["tasks"].values() for name in task["runs"]}
+    names = [name for name in comparison.subjects[1:] if name in was_run]
+    places = {name: -i for i, name in enumerate(names)}
     figure = new_figure(3 * len(comparison.tasks) + 5, 0.36 * len(names) + 1.2)
-    panels = figure.subplots(1, len(comparison.tasks) + 1, sharey=True)
-    colours = ["C0" if name.startswith("adamas") else "C1" for name in names]
-    markers = ("o", "s", "^")
-    for axes, marker, key in zip(panels, markers, comparison.tasks, strict=False):
+    *panels, last = figure.subplots(1, len(comparison.tasks) + 1, sharey=True)
+    for axes, marker, key in zip(panels, "os^", comparison.tasks, strict=True):
         task = stored["tasks"][key]
         base, *others = summary(task["runs"], comparison.subjects)
         axes.axvspan(-base.spread, base.spread, color="0.88", lw=0)
         axes.axvline(0, color="0.5", lw=0.8)
-        for place, colour, each in zip(places, colours, others, strict=True):
+        for each in others:
+            place, colour = places[each.subject], "C0" if "adamas" in each.subject else "C1"
             pairs = zip(task["runs"][each.subject], task["runs"][base.subject], strict=True)
             seeds = [final(a)[0] - final(b)[0] for a, b in pairs]
             axes.plot(seeds, [place] * len(seeds), ".", color=colour, alpha=0.35, mew=0)
             axes.errorbar(each.difference, place, xerr=each.error, fmt="|", color=colour, ms=11)
-            panels[-1].plot(each.largest_update, place, marker, color=colour, alpha=0.8, mew=0)
-        axes.set(title=task["title"], xlabel="loss − loss of float32")
-        axes.title.set_fontsize(10)
+            last.plot(each.largest_update, place, marker, color=colour, alpha=0.8, mew=0)
+        axes.set(xlabel="final loss − that of float32")
+        axes.set_title(task["title"], fontsize=10)
         axes.locator_params(axis="x", nbins=4)
-        panels[-1].plot([], [], marker, color="0.4", mew=0, label=task["title"])
+        last.plot([], [], marker, color="0.4", mew=0, label=task["title"])
     bound = mean_bound(0.9, 0.999)
-    panels[-1].axvline(bound, color="0.5", lw=0.8, ls="--", label=f"bound, {bound:.2f}")
-    panels[-1].set(title="largest update", xlabel="learning rates", xscale="log")
-    panels[-1].title.set_fontsize(10)
-    panels[-1].legend(fontsize=7)
-    panels[0].set_yticks(places, names)
+    last.axvline(bound, color="0.5", lw=0.8, ls="--", label=f"bound, {bound:.2f}")
+    last.set(xlabel="learning rates", xscale="log")
+    last.set_title("largest update", fontsize=10)
+    last.legend(fontsize=7)
+    panels[0].set_yticks(list(places.values()), names)
     figure.savefig(SMALL_PICTURE, metadata={"Date": None})
 
 

@@ -57,7 +57,7 @@ def digits() -> Task:
 
     return Task(
         title="digits, MLP",
-        seeds=8,
+        seeds=12,
         steps=1500,
         options={"lr": 1e-3, "weight_decay": 0.1},
         model=lambda: nn.Sequential(
