@@ -3,7 +3,7 @@
 ``digits``   a multilayer perceptron on scikit-learn's handwritten digits
 ``letters``  a small GPT over letters, on source of Python's standard library
 ``words``    the next word after six, on docstrings of that library: tables of a few thousand words,
-             of which a batch holds some dozens (a model as in Bengio, Ducharme, Vincent & Jauvin
+             of which a batch holds some hundreds (a model as in Bengio, Ducharme, Vincent & Jauvin
              2003)
 """
 
