@@ -32,7 +32,9 @@ __all__ = [
     "select",
     "sqrt",
     "stack",
+    "subtract",
     "to_array",
+    "unstack",
 ]
 
 Array = Any
@@ -218,23 +220,25 @@ def sqrt(x: Binary64) -> Binary64:
     return _rounded(x.exponent >> 1, high << _U(10) | low >> _U(22), low << _U(10), rest)
 
 
-def one_minus_power(beta: Binary64, exponent: Array) -> Binary64:
-    """Return 1 − beta^exponent as :func:`adamas.coefficients.one_minus_power` does, bit for bit.
+def one_minus_power(complement: Binary64, exponent: Array) -> Binary64:
+    """Return 1 − β^exponent as :func:`adamas.coefficients.one_minus_power` does, bit for bit.
 
-    ``exponent`` is uint32, at least 1.
+    ``complement`` is 1 − β, ``exponent`` uint32 and at least 1.
     """
-    two = _like(2.0, beta)
+    one_and_two = _joined(_like(1.0, complement), _like(2.0, complement))
 
     def more(carried: tuple[Array, Binary64, Binary64]) -> Array:
         return jnp.any(carried[0] != 0)
 
     def bit(carried: tuple[Array, Binary64, Binary64]) -> tuple[Array, Binary64, Binary64]:
         left, total, q = carried
-        with_q = add(total, multiply(q, one_minus(total)))
-        total = select(left & _U(1) == 1, with_q, total)
-        return left >> _U(1), total, multiply(q, subtract(two, q))
+        # Side by side, since programs for integers are long: q·(1 − total) and q·(2 − q).
+        factors = subtract(one_and_two, _joined(total, q))
+        added, doubled = _halves(multiply(_joined(q, q), factors))
+        total = select(left & _U(1) == 1, add(total, added), total)
+        return left >> _U(1), total, doubled
 
-    start = exponent, _like(0.0, beta), one_minus(beta)
+    start = exponent, _like(0.0, complement), complement
     return lax.while_loop(more, bit, start)[1]
 
 
@@ -244,11 +248,25 @@ def select(where: Array, a: Binary64, b: Binary64) -> Binary64:
 
 
 def stack(numbers: Sequence[Binary64]) -> Binary64:
-    """Return numbers in one array."""
-    return Binary64(*(jnp.stack(list(map(jnp.asarray, part))) for part in zip(*numbers)))
+    """Return numbers in one array, along a first axis."""
+    return Binary64(*(jnp.stack(list(map(jnp.asarray, part))) for part in zip(*numbers, strict=True)))
+
+
+def unstack(numbers: Binary64) -> list[Binary64]:
+    """Return what :func:`stack` took."""
+    return [Binary64(*each) for each in zip(*numbers, strict=True)]
 
 
 # -- words ---------------------------------------------------------------------------------------
+
+
+def _joined(a: Binary64, b: Binary64) -> Binary64:
+    return Binary64(*(jnp.concatenate(pair) for pair in zip(a, b, strict=True)))
+
+
+def _halves(both: Binary64) -> tuple[Binary64, Binary64]:
+    half = both.high.shape[0] // 2
+    return Binary64(*(part[:half] for part in both)), Binary64(*(part[half:] for part in both))
 
 
 def _like(value: float, like: Binary64) -> Binary64:

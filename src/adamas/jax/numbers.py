@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -56,6 +57,16 @@ class Choices:
     unbias1: bool = False
     unbias2: bool = False
 
+    @property
+    def corrects_mean(self) -> bool:
+        """Whether the bias is taken out of a running mean of gradients."""
+        return self.unbias1 and self.b1 is not None
+
+    @property
+    def corrects_square(self) -> bool:
+        """Whether the bias is taken out of a running mean of squares."""
+        return self.unbias2 and self.b2 is not None
+
     def arrays(self) -> dict[str, Array]:
         """Return the numbers that are arrays, by name."""
         named = ((field.name, getattr(self, field.name)) for field in fields(self))
@@ -75,156 +86,113 @@ def coefficients(choices: Choices, count: Array, dtype: Any) -> Coefficients:
     return Coefficients(*(_operand(*pair, dtype) for pair in zip(exact, formulas, strict=True)))
 
 
-def _exactly(choices: Choices, count: Array, dtype: np.dtype[Any]) -> Coefficients:
-    """Return the numbers: floats where they are known, arrays of ``dtype`` elsewhere."""
-    b1, b2 = choices.b1, choices.b2
-    take1 = 1.0 if b1 is None or choices.is_sum else _one_minus(b1)
-    mean, square = _corrections(choices, count, dtype)
-    numbers = Coefficients(
-        grad_scale=1.0,
-        l2=0.0,
-        decay=_product(choices.lr, choices.weight_decay),
-        keep1=0.0 if b1 is None else b1,
-        take1=take1,
-        keep2=0.0 if b2 is None else b2,
-        take2=1.0 if b2 is None else _one_minus(b2),
-        from_m=mean.from_m,
-        from_g=mean.from_g,
-        root=square.root,
-        inner=square.inner,
-        eps=choices.eps,
-        step=choices.lr,
-    )
-    return Coefficients(*(_rounded(number, dtype) for number in numbers))
-
-
 def _operand(exact: Any, formula: Any, dtype: np.dtype[Any]) -> Operand:
     if isinstance(exact, float):
         return constant(exact, dtype)
-    return Operand(_with_derivative(exact, formula))
+    return Operand(_with_derivative(exact.astype(dtype), formula))
 
 
-def _rounded(number: Any, dtype: np.dtype[Any]) -> Any:
-    if isinstance(number, _Product):
-        return number.rounded(dtype)
-    if isinstance(number, Binary64):
-        return binary64.to_array(number, dtype)
-    return number.astype(dtype) if isinstance(number, jax.Array) else float(number)
+def _exactly(choices: Choices, count: Array, dtype: np.dtype[Any]) -> Coefficients:
+    """Return the numbers: floats where they are known, else arrays."""
+    numbers = _known(choices)
+    if dtype == np.float32:
+        numbers |= _looked_up(choices, count)
+    wanted = [name for name, number in numbers.items() if number is None]
+    if wanted:
+        numbers |= _computed(choices, count, wanted, dtype)
+    return Coefficients(**numbers)
 
 
-def _one_minus(beta: Number) -> Any:
-    return 1.0 - beta if isinstance(beta, float) else binary64.one_minus(_magnitude(beta))
+def _known(choices: Choices) -> dict[str, Number | None]:
+    """Return the numbers that are floats or arrays already, and None for all others."""
+    b1, b2, eps_root = choices.b1, choices.b2, choices.eps_root
+    take1 = 1.0 if b1 is None or choices.is_sum else _one_minus(b1)
+    take2 = 1.0 if b2 is None else _one_minus(b2)
+    from_m, from_g = (b1, take1) if choices.nesterov else (1.0, 0.0)
+    root, inner = 1.0, eps_root
+    if choices.corrects_mean:
+        from_m, from_g = None, None if choices.nesterov else 0.0
+    if choices.corrects_square:
+        root, inner = None, 0.0 if _is_known_zero(eps_root) else None
+    return {
+        "grad_scale": 1.0,
+        "l2": 0.0,
+        "decay": _product(choices.lr, choices.weight_decay),
+        "keep1": 0.0 if b1 is None else b1,
+        "take1": take1,
+        "keep2": 0.0 if b2 is None else b2,
+        "take2": take2,
+        "from_m": from_m,
+        "from_g": from_g,
+        "root": root,
+        "inner": inner,
+        "eps": choices.eps,
+        "step": choices.lr,
+    }
 
 
-def _magnitude(x: Number) -> Binary64:
-    return binary64.from_float(abs(x)) if isinstance(x, float) else binary64.from_array(x)
+def _one_minus(beta: Number) -> float | None:
+    return 1.0 - beta if isinstance(beta, float) else None
 
 
-@dataclass(frozen=True)
-class _Product:
-    """A product of two numbers of either sign, of which one is an array."""
-
-    a: Number
-    b: Number
-
-    def rounded(self, dtype: np.dtype[Any]) -> Array:
-        size = binary64.multiply(_magnitude(self.a), _magnitude(self.b))
-        plain = jnp.asarray(self.a, dtype) * jnp.asarray(self.b, dtype)
-        exact = jnp.copysign(binary64.to_array(size, dtype), plain)
-        return jnp.where(jnp.isfinite(self.a) & jnp.isfinite(self.b), exact, plain)
-
-
-def _product(a: Number, b: Number) -> Any:
+def _product(a: Number, b: Number) -> float | None:
     if isinstance(a, float) and isinstance(b, float):
         return a * b
-    known_zero = any(isinstance(x, float) and x == 0 for x in (a, b))
-    return 0.0 if known_zero else _Product(a, b)
+    return 0.0 if _is_known_zero(a) or _is_known_zero(b) else None
 
 
-# -- bias corrections ----------------------------------------------------------------------------
+def _is_known_zero(number: Number) -> bool:
+    return isinstance(number, float) and number == 0
 
 
-class _Mean(NamedTuple):
-    """What the update takes from the running mean of gradients and from the gradient."""
-
-    from_m: Any
-    from_g: Any = 0.0
+# -- tables --------------------------------------------------------------------------------------
 
 
-class _Square(NamedTuple):
-    """What the running mean of squares is scaled by, and what is added to it."""
-
-    root: Any
-    inner: Any = 0.0
-
-
-def _corrections(
-    choices: Choices, count: Array, dtype: np.dtype[Any]
-) -> tuple[_Mean, _Square]:
-    mean, square = _uncorrected(choices)
-    of_mean = choices.b1 is not None and choices.unbias1
-    of_square = choices.b2 is not None and choices.unbias2
-    if dtype == np.float32:
-        if of_mean and (rows := _mean_table(choices.b1, choices.nesterov)) is not None:
-            mean, of_mean = _Mean(*_looked_up(rows, count)), False
-        if of_square and (rows := _square_table(choices.b2, choices.eps_root)) is not None:
-            square, of_square = _Square(*_looked_up(rows, count)), False
-    if of_mean or of_square:
-        found = _computed(choices, count, of_mean, of_square)
-        mean, square = found[0] or mean, found[1] or square
-    return mean, square
+def _looked_up(choices: Choices, count: Array) -> dict[str, Array]:
+    """Return the corrections for which there is a table."""
+    found: dict[str, Array] = {}
+    tables: list[tuple[tuple[str, ...], NDArray[np.float32] | None]] = []
+    if choices.corrects_mean and isinstance(choices.b1, float):
+        names = ("from_m", "from_g") if choices.nesterov else ("from_m",)
+        tables.append((names, _table(_mean_columns, choices.b1, choices.nesterov)))
+    both = (choices.b2, choices.eps_root)
+    if choices.corrects_square and all(isinstance(number, float) for number in both):
+        names = ("root", "inner") if choices.eps_root else ("root",)
+        tables.append((names, _table(_square_columns, *both)))
+    for names, rows in tables:
+        if rows is not None:
+            row = jnp.take(jnp.asarray(rows), jnp.asarray(count), axis=0, mode="clip")
+            found |= {name: row[..., i] for i, name in enumerate(names)}
+    return found
 
 
-def _uncorrected(choices: Choices) -> tuple[_Mean, _Square]:
-    b1, nesterov = choices.b1, choices.nesterov
-    square = _Square(1.0, choices.eps_root)
-    if b1 is None or not nesterov:
-        return _Mean(1.0), square
-    return _Mean(b1, 1.0 if choices.is_sum else _one_minus(b1)), square
-
-
-def _looked_up(rows: NDArray[np.float32], count: Array) -> list[Array]:
-    row = jnp.take(jnp.asarray(rows), jnp.asarray(count), axis=0, mode="clip")
-    return [row[..., i] for i in range(rows.shape[1])]
-
-
-def _mean_table(beta: Number, nesterov: bool) -> NDArray[np.float32] | None:
-    """Return :class:`_Mean` for each count, where a table is possible."""
-    return _table(_mean_rows, beta, nesterov) if isinstance(beta, float) else None
-
-
-def _square_table(beta: Number, eps_root: Number) -> NDArray[np.float32] | None:
-    """Return :class:`_Square` for each count, where a table is possible."""
-    known = isinstance(beta, float) and isinstance(eps_root, float)
-    return _table(_square_rows, beta, eps_root) if known else None
-
-
-def _mean_rows(beta: float, nesterov: bool, q: Float64, following: Float64) -> list[Float64]:
+def _mean_columns(beta: float, nesterov: bool, q: Float64, following: Float64) -> list[Float64]:
     return [beta / following, (1.0 - beta) / q] if nesterov else [1.0 / q]
 
 
-def _square_rows(beta: float, eps_root: float, q: Float64, following: Float64) -> list[Float64]:  # noqa: ARG001
+def _square_columns(beta: float, eps_root: float, q: Float64, following: Float64) -> list[Float64]:  # noqa: ARG001
     return [1.0 / np.sqrt(q), eps_root * q] if eps_root else [1.0 / np.sqrt(q)]
 
 
 @functools.lru_cache(maxsize=64)
-def _table(rows: Any, beta: float, choice: Any) -> NDArray[np.float32] | None:
-    """Return a table whose last row is that of all greater counts, or None.
+def _table(
+    columns: Callable[..., list[Float64]], beta: float, choice: Any
+) -> NDArray[np.float32] | None:
+    """Return a row for each count, the last of them for all greater counts too.
 
     None where the table were long, or where it is not certain that nothing changes any more.
     """
-    # From here on β^t is below 2^-57: q is 1, but for the last bits of its rounding.
+    # From here on β^t is below 2^-57, and 1 − β^t is 1 but for the last bits of its rounding.
     enough = 1 if beta == 0 else math.ceil(57 / -math.log2(beta))
     if enough > 4 * _LONGEST:
         return None
-    steps = np.arange(1, enough + 2, dtype=np.uint64)
-    q = _one_minus_powers(beta, steps)
+    q = _one_minus_powers(beta, np.arange(1, enough + 2, dtype=np.uint64))
     nearly_one = 1.0 - np.arange(8) * 2.0**-53
     with np.errstate(over="ignore", under="ignore"):
-        table = np.stack(rows(beta, choice, q[:-1], q[1:]), -1).astype(np.float32)
-        ends = np.stack(rows(beta, choice, nearly_one, nearly_one), -1).astype(np.float32)
-    differs = np.flatnonzero((table != ends[0]).any(1))
-    length = differs[-1] + 2 if differs.size else 1
+        table = np.stack(columns(beta, choice, q[:-1], q[1:]), -1).astype(np.float32)
+        ends = np.stack(columns(beta, choice, nearly_one, nearly_one), -1).astype(np.float32)
+    changing = np.flatnonzero((table != ends[0]).any(axis=1))
+    length = changing[-1] + 2 if changing.size else 1
     return table[:length] if length <= _LONGEST and (ends == ends[0]).all() else None
 
 
@@ -238,37 +206,82 @@ def _one_minus_powers(beta: float, steps: NDArray[np.uint64]) -> Float64:
     return total
 
 
+# -- binary64 ------------------------------------------------------------------------------------
+
+
 def _computed(
-    choices: Choices, count: Array, of_mean: bool, of_square: bool
-) -> tuple[_Mean | None, _Square | None]:
-    """Return the corrections that are asked for in binary64, all computed side by side."""
+    choices: Choices, count: Array, wanted: Sequence[str], dtype: np.dtype[Any]
+) -> dict[str, Array]:
+    """Return the numbers that are wanted, computed in binary64, side by side where they can be."""
     step = jnp.asarray(count).astype(jnp.uint32) + np.uint32(1)
-    b1, b2, eps_root = (
-        None if number is None else _broadcast(_magnitude(number), step)
-        for number in (choices.b1, choices.b2, choices.eps_root)
-    )
-    powers = [(b1, step), (b1, step + np.uint32(1))][: 1 + choices.nesterov] if of_mean else []
-    powers += [(b2, step)] if of_square else []
-    betas, exponents = zip(*powers, strict=True)
-    q = _separate(binary64.one_minus_power(binary64.stack(betas), jnp.stack(exponents)))
-    one = _broadcast(binary64.from_float(1.0), step)
-    quotients: list[tuple[Binary64, Binary64]] = []
-    if of_mean and choices.nesterov:
-        quotients += [(b1, q[1]), (binary64.one_minus(b1), q[0])]
-    elif of_mean:
-        quotients.append((one, q[0]))
-    if of_square:
-        quotients.append((one, binary64.sqrt(q[-1])))
-    found = _separate(binary64.divide(*map(binary64.stack, zip(*quotients, strict=True))))
-    mean = _Mean(*found[: len(found) - of_square]) if of_mean else None
-    if not of_square:
-        return mean, None
-    is_zero = isinstance(choices.eps_root, float) and choices.eps_root == 0
-    return mean, _Square(found[-1], 0.0 if is_zero else binary64.multiply(eps_root, q[-1]))
+    given = {
+        name: _broadcast(_magnitude(number), step)
+        for name, number in (("one", 1.0), *_named_numbers(choices))
+    }
+    found: dict[str, Binary64] = {}
+    of_mean, of_square = "from_m" in wanted, "root" in wanted
+    names = [beta for beta in ("b1", "b2") if beta in given]
+    betas = binary64.stack([given[name] for name in names])
+    less = dict(zip(names, binary64.unstack(binary64.one_minus(betas)), strict=True))
+    if not of_mean and choices.nesterov:
+        found["from_g"] = less["b1"]
+    if "take1" in wanted:
+        found["take1"] = less["b1"]
+    if "take2" in wanted:
+        found["take2"] = less["b2"]
+    powers = [("b1", step), ("b1", step + np.uint32(1))][: 1 + choices.nesterov] if of_mean else []
+    powers += [("b2", step)] if of_square else []
+    products: list[tuple[str, Binary64, Binary64]] = []
+    if powers:
+        complements = binary64.stack([less[name] for name, _ in powers])
+        exponents = jnp.stack([exponent for _, exponent in powers])
+        q = binary64.unstack(binary64.one_minus_power(complements, exponents))
+        quotients: list[tuple[str, Binary64, Binary64]] = []
+        if of_mean and choices.nesterov:
+            quotients += [("from_m", given["b1"], q[1]), ("from_g", less["b1"], q[0])]
+        elif of_mean:
+            quotients.append(("from_m", given["one"], q[0]))
+        if of_square:
+            quotients.append(("root", given["one"], binary64.sqrt(q[-1])))
+            products.append(("inner", given["eps_root"], q[-1]))
+        found |= _side_by_side(binary64.divide, quotients)
+    products.append(("decay", given["lr"], given["weight_decay"]))
+    products = [each for each in products if each[0] in wanted]
+    if products:
+        found |= _side_by_side(binary64.multiply, products)
+    arrays = binary64.to_array(binary64.stack(list(found.values())), dtype)
+    numbers = {name: arrays[i] for i, name in enumerate(found)}
+    if "decay" in numbers:
+        numbers["decay"] = _signed(numbers["decay"], choices, dtype)
+    return {name: numbers[name] for name in wanted}
 
 
-def _separate(numbers: Binary64) -> list[Binary64]:
-    return [Binary64(*each) for each in zip(*numbers, strict=True)]
+def _named_numbers(choices: Choices) -> list[tuple[str, Number]]:
+    named = ((name, getattr(choices, name)) for name in ("b1", "b2", "eps_root", "lr", "weight_decay"))
+    return [(name, number) for name, number in named if number is not None]
+
+
+def _signed(size: Array, choices: Choices, dtype: np.dtype[Any]) -> Array:
+    """Return lr · weight_decay with its sign, and as it is where a factor is not finite."""
+    factors = [jnp.asarray(each, dtype) for each in (choices.lr, choices.weight_decay)]
+    plain = factors[0] * factors[1]
+    finite = jnp.isfinite(factors[0]) & jnp.isfinite(factors[1])
+    return jnp.where(finite, jnp.copysign(size, plain), plain)
+
+
+def _side_by_side(
+    operation: Callable[[Binary64, Binary64], Binary64],
+    pairs: Sequence[tuple[str, Binary64, Binary64]],
+) -> dict[str, Binary64]:
+    names, a, b = zip(*pairs, strict=True)
+    found = binary64.unstack(operation(binary64.stack(a), binary64.stack(b)))
+    return dict(zip(names, found, strict=True))
+
+
+def _magnitude(number: Number) -> Binary64:
+    if isinstance(number, float):
+        return binary64.from_float(abs(number))
+    return binary64.from_array(number)
 
 
 def _broadcast(number: Binary64, like: Array) -> Binary64:

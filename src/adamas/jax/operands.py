@@ -55,14 +55,27 @@ def _root_jvp(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Array, Arr
     return root, jnp.where(is_zero, 0, tangents[0] / jnp.where(is_zero, 1, 2 * root))
 
 
+@jax.custom_jvp
+def _cleared(x: Array, small: Array) -> Array:
+    """Return ``x``, and 0 where it is ``small``. That is x but for rounding, so are derivatives."""
+    return jnp.where(small, jnp.zeros_like(x), x)
+
+
+@_cleared.defjvp
+def _cleared_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
+    return _cleared(*primals), tangents[0]
+
+
 class Operand:
     """A real or complex array, or a constant, that the rule computes with."""
 
-    __slots__ = ("parts",)
+    __slots__ = ("parts", "zeros_of")
 
     def __init__(self, *parts: Array) -> None:
         """Take one real array, or real and imaginary part; or a NumPy scalar as a constant."""
         self.parts = parts
+        #: The operand that these zeros were made like.
+        self.zeros_of: Operand | None = None
 
     @classmethod
     def of(cls, array: Array, dtype: Any) -> Operand:
@@ -163,11 +176,15 @@ class _Namespace:
 
     @staticmethod
     def where(condition: Operand, a: Operand, b: Operand) -> Operand:
+        if a.zeros_of is b:
+            return Operand(*map(_cleared, b.parts, condition.parts))
         return Operand(*map(jnp.where, *_alike(condition, a, b)))
 
     @staticmethod
     def zeros_like(x: Operand) -> Operand:
-        return Operand(*map(jnp.zeros_like, x.parts))
+        zeros = Operand(*map(jnp.zeros_like, x.parts))
+        zeros.zeros_of = x
+        return zeros
 
     @staticmethod
     def ones_like(x: Operand) -> Operand:
