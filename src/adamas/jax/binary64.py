@@ -20,6 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from adamas.jax import words
+
 __all__ = [
     "Binary64",
     "add",
@@ -72,8 +74,8 @@ def from_float(x: float) -> Binary64:
 def from_array(x: Array) -> Binary64:
     """Return the absolute values of finite floats, of 64 bits or fewer."""
     if x.dtype == jnp.float64:
-        words = lax.bitcast_convert_type(x, jnp.uint32)  # the low word first
-        low, high = words[..., 0], words[..., 1] & _U(0x7FFFFFFF)
+        pair = lax.bitcast_convert_type(x, jnp.uint32)  # the low word first
+        low, high = pair[..., 0], pair[..., 1] & _U(0x7FFFFFFF)
         field = high >> _U(20)
         mantissa = (high & _U(0xFFFFF)) << _U(11) | low >> _U(21), low << _U(11)
         bias = 1023
@@ -96,7 +98,7 @@ def to_array(x: Binary64, dtype: Any) -> Array:
 def _to_float32(x: Binary64) -> Array:
     # A number below the normal ones loses as many bits more as it is too small.
     lost = jnp.clip(-126 - x.exponent, 0, 40).astype(jnp.uint32)
-    high, low, sticky = _shifted_right(x.high, x.low, lost)
+    high, low, sticky = words.shifted_right(x.high, x.low, lost)
     kept, rest = high >> _U(8), (high << _U(24)) | (low >> _U(8))
     sticky = sticky | (low << _U(24))
     up = (rest > _TOP) | ((rest == _TOP) & ((sticky != 0) | (kept & _U(1) == 1)))
@@ -111,11 +113,12 @@ def _to_float32(x: Binary64) -> Array:
 def _to_float64(x: Binary64) -> Array:
     high = x.high & ~_TOP
     biased = jnp.clip(x.exponent + 1023, 0, 2047).astype(jnp.uint32)
-    words = [high << _U(21) | x.low >> _U(11), biased << _U(20) | high >> _U(11)]
-    words = [jnp.where((biased == 0) | ((biased == 2047) & (i == 0)), _U(0), w)
-             for i, w in enumerate(words)]  # fmt: skip
-    words[1] = jnp.where(biased == 2047, _U(0x7FF00000), words[1])
-    return lax.bitcast_convert_type(jnp.stack(words, -1), jnp.float64)
+    low_word = high << _U(21) | x.low >> _U(11)
+    high_word = biased << _U(20) | high >> _U(11)
+    is_zero, is_infinite = biased == 0, biased == 2047
+    low_word = jnp.where(is_zero | is_infinite, _U(0), low_word)
+    high_word = jnp.where(is_zero, _U(0), jnp.where(is_infinite, _U(0x7FF00000), high_word))
+    return lax.bitcast_convert_type(jnp.stack([low_word, high_word], -1), jnp.float64)
 
 
 # -- arithmetic ----------------------------------------------------------------------------------
@@ -124,7 +127,7 @@ def _to_float64(x: Binary64) -> Array:
 def add(a: Binary64, b: Binary64) -> Binary64:
     """Return a + b."""
     a, b = _ordered(a, b)
-    high, low, sticky = _shifted_right(b.high, b.low, _distance(a, b))
+    high, low, sticky = words.shifted_right(b.high, b.low, _distance(a, b))
     low = a.low + low
     carry = (low < a.low).astype(jnp.uint32)
     total = a.high + high
@@ -139,10 +142,10 @@ def add(a: Binary64, b: Binary64) -> Binary64:
 
 def subtract(a: Binary64, b: Binary64) -> Binary64:
     """Return a − b, which must not be negative."""
-    high, low, sticky = _shifted_right(b.high, b.low, _distance(a, b))
+    high, low, sticky = words.shifted_right(b.high, b.low, _distance(a, b))
     # What was shifted out is taken away from the last bit, and stands for itself below it.
     borrowed = (sticky != 0).astype(jnp.uint32)
-    high, low = _less(*_less(a.high, a.low, high, low), _U(0), borrowed)
+    high, low = words.less(*words.less(a.high, a.low, high, low), _U(0), borrowed)
     exponent, high, low = _normalised(a.exponent, high, low)
     return _rounded(exponent, high, low, borrowed)
 
@@ -154,15 +157,15 @@ def one_minus(x: Binary64) -> Binary64:
 
 def multiply(a: Binary64, b: Binary64) -> Binary64:
     """Return a · b."""
-    low_high, lowest = _wide(a.low, b.low)
-    cross_high, cross_low = _wide(a.high, b.low)
-    other_high, other_low = _wide(a.low, b.high)
-    high, middle = _wide(a.high, b.high)
-    third, carry1 = _sum(low_high, cross_low)
-    third, carry2 = _sum(third, other_low)
-    middle, carry3 = _sum(middle, cross_high)
-    middle, carry4 = _sum(middle, other_high)
-    middle, carry5 = _sum(middle, carry1 + carry2)
+    low_high, lowest = words.product_of(a.low, b.low)
+    cross_high, cross_low = words.product_of(a.high, b.low)
+    other_high, other_low = words.product_of(a.low, b.high)
+    high, middle = words.product_of(a.high, b.high)
+    third, carry1 = words.sum_of(low_high, cross_low)
+    third, carry2 = words.sum_of(third, other_low)
+    middle, carry3 = words.sum_of(middle, cross_high)
+    middle, carry4 = words.sum_of(middle, other_high)
+    middle, carry5 = words.sum_of(middle, carry1 + carry2)
     high = high + carry3 + carry4 + carry5
     # The product of two numbers in [1, 2) is in [1, 4): its top bit is set from 2 on.
     small = high < _TOP
@@ -177,16 +180,16 @@ def divide(a: Binary64, b: Binary64) -> Binary64:
     """Return a / b for b above 0, digit by digit."""
     rest = a.high >> _U(11), a.high << _U(21) | a.low >> _U(11)
     by = b.high >> _U(11), b.high << _U(21) | b.low >> _U(11)
-    small = _is_less(*rest, *by)
-    rest = _twice_where(small, *rest)
+    small = words.is_less(*rest, *by)
+    rest = words.twice_where(small, *rest)
 
     def digit(_: Any, carried: tuple[Word, ...]) -> tuple[Word, ...]:
         quotient_high, quotient_low, high, low = carried
-        fits = ~_is_less(high, low, *by)
-        less = _less(high, low, *by)
+        fits = ~words.is_less(high, low, *by)
+        less = words.less(high, low, *by)
         high, low = jnp.where(fits, less[0], high), jnp.where(fits, less[1], low)
-        quotient = _shifted_left(quotient_high, quotient_low)
-        return (quotient[0], quotient[1] | fits.astype(jnp.uint32), *_shifted_left(high, low))
+        quotient = words.shifted_left(quotient_high, quotient_low)
+        return (quotient[0], quotient[1] | fits.astype(jnp.uint32), *words.shifted_left(high, low))
 
     zero = jnp.zeros_like(rest[0])
     high, low, *rest = lax.fori_loop(0, 54, digit, (zero, zero, *rest))
@@ -208,10 +211,10 @@ def sqrt(x: Binary64) -> Binary64:
         high, low = high << _U(2) | low >> _U(30), low << _U(2) | given_high >> _U(30)
         given = given_high << _U(2) | given_low >> _U(30), given_low << _U(2)
         trial = root_high << _U(2) | root_low >> _U(30), root_low << _U(2) | _U(1)
-        fits = ~_is_less(high, low, *trial)
-        less = _less(high, low, *trial)
+        fits = ~words.is_less(high, low, *trial)
+        less = words.less(high, low, *trial)
         high, low = jnp.where(fits, less[0], high), jnp.where(fits, less[1], low)
-        root = _shifted_left(root_high, root_low)
+        root = words.shifted_left(root_high, root_low)
         return (root[0], root[1] | fits.astype(jnp.uint32), high, low, *given)
 
     zero = jnp.zeros_like(radicand[0])
@@ -257,7 +260,7 @@ def unstack(numbers: Binary64) -> list[Binary64]:
     return [Binary64(*each) for each in zip(*numbers, strict=True)]
 
 
-# -- words ---------------------------------------------------------------------------------------
+# -- parts ---------------------------------------------------------------------------------------
 
 
 def _joined(a: Binary64, b: Binary64) -> Binary64:
@@ -307,50 +310,3 @@ def _ordered(a: Binary64, b: Binary64) -> tuple[Binary64, Binary64]:
 
 def _distance(a: Binary64, b: Binary64) -> Word:
     return jnp.clip(a.exponent - b.exponent, 0, 64).astype(jnp.uint32)
-
-
-def _shifted_right(high: Word, low: Word, by: Word) -> tuple[Word, Word, Word]:
-    """Return two words shifted by 0 to 64 bits, and a word that is 0 if nothing was lost."""
-    far, rest = by >= 32, by & _U(31)
-    lost = jnp.where(far, low, _U(0))
-    low, high = jnp.where(far, high, low), jnp.where(far, _U(0), high)
-    left = _U(32) - rest & _U(31)
-    kept = jnp.where(rest > 0, low << left, _U(0))
-    new_low = low >> rest | jnp.where(rest > 0, high << left, _U(0))
-    gone = by >= 64
-    lost = lost | jnp.where(gone, low, kept)
-    return high >> rest, jnp.where(gone, _U(0), new_low), lost
-
-
-def _shifted_left(high: Word, low: Word) -> tuple[Word, Word]:
-    return high << _U(1) | low >> _U(31), low << _U(1)
-
-
-def _twice_where(condition: Array, high: Word, low: Word) -> tuple[Word, Word]:
-    twice = _shifted_left(high, low)
-    return jnp.where(condition, twice[0], high), jnp.where(condition, twice[1], low)
-
-
-def _is_less(high: Word, low: Word, than_high: Word, than_low: Word) -> Array:
-    return (high < than_high) | ((high == than_high) & (low < than_low))
-
-
-def _less(high: Word, low: Word, by_high: Word, by_low: Word) -> tuple[Word, Word]:
-    return high - by_high - (low < by_low).astype(jnp.uint32), low - by_low
-
-
-def _sum(a: Word, b: Word) -> tuple[Word, Word]:
-    total = a + b
-    return total, (total < a).astype(jnp.uint32)
-
-
-def _wide(a: Word, b: Word) -> tuple[Word, Word]:
-    """Return the two words of a product."""
-    half = _U(0xFFFF)
-    a_high, a_low, b_high, b_low = a >> _U(16), a & half, b >> _U(16), b & half
-    low, cross1, cross2, high = a_low * b_low, a_high * b_low, a_low * b_high, a_high * b_high
-    middle = (low >> _U(16)) + (cross1 & half) + (cross2 & half)
-    return (
-        high + (cross1 >> _U(16)) + (cross2 >> _U(16)) + (middle >> _U(16)),
-        middle << _U(16) | low & half,
-    )

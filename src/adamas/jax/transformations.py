@@ -17,17 +17,21 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adamas.codecs import mean_top
 from adamas.coefficients import Coefficients
+from adamas.jax import small
 from adamas.jax.numbers import Choices, Number, coefficients
 from adamas.jax.operands import Operand, constant, real_dtype
-from adamas.options import check_rate
-from adamas.rule import rule, smooth
+from adamas.jax.small import CodedState
+from adamas.options import Options, Phase, Rounding, StateForm, check_rate
+from adamas.rule import Result, rule, smooth
 
 __all__ = ["adam", "adamw", "amsgrad", "momentum", "nadam", "nadamw", "rmsprop", "sgd"]
 
 Array = Any
 Tree = Any
 Schedule = Callable[[Any], Any]
+Forms = StateForm | tuple[StateForm, StateForm]
 Transformation = optax.GradientTransformationExtraArgs
 
 
@@ -40,11 +44,19 @@ def adam(
     mu_dtype: Any = None,
     *,
     nesterov: bool = False,
+    state: Forms = "float32",
+    rounding: Rounding | None = None,
+    seed: int | Array = 0,
 ) -> Transformation:
-    """Return Adam (Kingma & Ba 2015, algorithm 1), as optax.adam."""
+    """Return Adam (Kingma & Ba 2015, algorithm 1), as optax.adam.
+
+    ``state``, ``rounding`` and ``seed`` store m and v in fewer bytes; see
+    :class:`adamas.Options`.
+    """
     choices = _adam_choices(b1, b2, eps, eps_root, nesterov)
-    twin = optax.adam(learning_rate, mu_dtype=mu_dtype)
-    return _Optimizer(twin, choices, learning_rate).transformation()
+    storage = _stored(choices, state, rounding, seed, mu_dtype=mu_dtype)
+    moments = optax.scale_by_adam(mu_dtype=mu_dtype)
+    return _Optimizer(choices, storage, moments, learning_rate).transformation()
 
 
 def adamw(
@@ -58,16 +70,20 @@ def adamw(
     mask: Any = None,
     *,
     nesterov: bool = False,
+    state: Forms = "float32",
+    rounding: Rounding | None = None,
+    seed: int | Array = 0,
 ) -> Transformation:
     """Return Adam with decoupled decay (Loshchilov & Hutter 2019, algorithm 2), as optax.adamw.
 
     ``mask`` is a tree of booleans (or a function that makes one of the gradients): where it is
-    False, nothing decays. ``update`` needs the parameters.
+    False, nothing decays. ``update`` needs the parameters. The rest is as in :func:`adam`.
     """
     choices = _adam_choices(b1, b2, eps, eps_root, nesterov)
-    twin = optax.adamw(learning_rate, mu_dtype=mu_dtype, weight_decay=weight_decay, mask=mask)
-    decay = _Decay(weight_decay, mask, place=1)
-    return _Optimizer(twin, choices, learning_rate, rate_place=2, decay=decay).transformation()
+    storage = _stored(choices, state, rounding, seed, mu_dtype=mu_dtype)
+    moments = optax.scale_by_adam(mu_dtype=mu_dtype)
+    decay = _Decay(weight_decay, mask)
+    return _Optimizer(choices, storage, moments, learning_rate, decay=decay).transformation()
 
 
 def amsgrad(
@@ -90,8 +106,8 @@ def amsgrad(
         unbias1=bias_correction_mu,
         unbias2=bias_correction_nu,
     )
-    twin = optax.amsgrad(learning_rate, mu_dtype=mu_dtype)
-    return _Optimizer(twin, choices, learning_rate).transformation()
+    moments = optax.scale_by_amsgrad(mu_dtype=mu_dtype)
+    return _Optimizer(choices, None, moments, learning_rate).transformation()
 
 
 def rmsprop(
@@ -104,11 +120,16 @@ def rmsprop(
     momentum: Number | None = None,
     nesterov: bool = False,
     bias_correction: bool = False,
+    *,
+    state: Forms = "float32",
+    rounding: Rounding | None = None,
+    seed: int | Array = 0,
 ) -> Transformation:
     """Return RMSProp (Tieleman & Hinton 2012), as optax.rmsprop.
 
     With ``eps_in_sqrt`` (optax's default) ε is added under the root. ``momentum`` sums up the
     updates, learning rate included. ``centered=True`` is refused: the rule keeps no variance.
+    ``state``, ``rounding`` and ``seed`` store v in fewer bytes; see :class:`adamas.Options`.
     """
     if centered:
         raise ValueError(
@@ -122,10 +143,18 @@ def rmsprop(
         eps_root=eps if eps_in_sqrt else 0.0,
         unbias2=bias_correction,
     )
+    storage = _stored(choices, state, rounding, seed)
+    scale = _number("initial_scale", initial_scale)
+    if storage is not None and not (isinstance(scale, float) and scale == 0):
+        raise ValueError(
+            f"initial_scale is {initial_scale!r}, but a small state starts from 0. Leave "
+            "initial_scale or state out."
+        )
     more = {"bias_correction": True} if bias_correction else {}
-    twin = optax.rmsprop(learning_rate, initial_scale=initial_scale, momentum=momentum, **more)
-    trace = None if momentum is None else _Trace(_rate("momentum", momentum), nesterov, place=2)
-    return _Optimizer(twin, choices, learning_rate, trace=trace).transformation()
+    moments = optax.scale_by_rms(initial_scale=initial_scale, **more)
+    trace = None if momentum is None else _Trace(_rate("momentum", momentum), nesterov)
+    optimizer = _Optimizer(choices, storage, moments, learning_rate, trace=trace, has_trace=True)
+    return optimizer.transformation()
 
 
 def sgd(
@@ -135,10 +164,11 @@ def sgd(
     accumulator_dtype: Any = None,
 ) -> Transformation:
     """Return gradient descent, along a sum of gradients if ``momentum`` is given, as optax.sgd."""
-    rate = None if momentum is None else _rate("momentum", momentum)
-    choices = Choices(b1=rate, is_sum=True, nesterov=nesterov and rate is not None)
-    twin = optax.sgd(learning_rate, momentum, accumulator_dtype=accumulator_dtype)
-    return _Optimizer(twin, choices, learning_rate).transformation()
+    if momentum is None:
+        return _Optimizer(Choices(), None, optax.identity(), learning_rate).transformation()
+    choices = Choices(b1=_rate("momentum", momentum), is_sum=True, nesterov=nesterov)
+    moments = optax.trace(momentum, accumulator_dtype=accumulator_dtype)
+    return _Optimizer(choices, None, moments, learning_rate).transformation()
 
 
 def momentum(
@@ -148,16 +178,19 @@ def momentum(
     accumulator_dtype: Any = None,
     *,
     nesterov: bool = False,
+    state: Forms = "float32",
+    rounding: Rounding | None = None,
+    seed: int | Array = 0,
 ) -> Transformation:
     """Return descent along a running mean of gradients: :class:`adamas.Momentum` for JAX.
 
     The state is that of optax.chain(optax.ema(decay, debias), optax.scale_by_learning_rate(…)).
+    ``state`` (here "bfloat16"), ``rounding`` and ``seed`` store m in fewer bytes.
     """
     choices = Choices(b1=_rate("decay", decay), nesterov=nesterov, unbias1=debias)
-    twin = optax.chain(
-        optax.ema(decay, debias, accumulator_dtype), optax.scale_by_learning_rate(learning_rate)
-    )
-    return _Optimizer(twin, choices, learning_rate).transformation()
+    storage = _stored(choices, state, rounding, seed, accumulator_dtype=accumulator_dtype)
+    moments = optax.ema(0.0, accumulator_dtype=accumulator_dtype)
+    return _Optimizer(choices, storage, moments, learning_rate).transformation()
 
 
 nadam = functools.partial(adam, nesterov=True)
@@ -169,119 +202,150 @@ nadamw = functools.partial(adamw, nesterov=True)
 
 @dataclass(frozen=True)
 class _Decay:
-    """Decoupled weight decay, and the place of its state."""
+    """Decoupled weight decay, and what it is for."""
 
     amount: Number | Schedule
     mask: Any
-    place: int
 
 
 @dataclass(frozen=True)
 class _Trace:
-    """A sum of updates, and the place of its state."""
+    """A sum of updates."""
 
     decay: Number
     nesterov: bool
-    place: int
+
+
+@dataclass(frozen=True)
+class _Storage:
+    """How m and v are stored in few bytes."""
+
+    forms: tuple[StateForm, StateForm]
+    is_stochastic: bool
+    #: The exponent that codes of m are counted from.
+    top: int
+    #: Of the random bits; None where it is an array, which travels with other arrays.
+    seed: int | None
 
 
 class _Moments(NamedTuple):
-    """m, v and w of all parameters; None where the method keeps no such state."""
+    """m, v, w and headers of all parameters, or of one; None where there are none."""
 
-    mean: Any
-    square: Any
-    largest: Any
+    mean: Any = None
+    square: Any = None
+    largest: Any = None
+    header: Any = None
 
 
-#: The names that optax's states have for m, v and w.
-_NAMES = _Moments(("mu", "trace", "ema"), ("nu",), ("nu_max",))
+#: The names that states have for them.
+_NAMES = _Moments(("mu", "trace", "ema"), ("nu",), ("nu_max",), ("header",))
 
 
 class _Optimizer:
-    """A transformation of gradients whose state is laid out as optax's is."""
+    """A transformation of gradients whose state is laid out as that of optax's chain."""
 
     def __init__(
         self,
-        twin: Any,
         choices: Choices,
+        storage: tuple[_Storage, Array | None] | None,
+        moments: Any,
         learning_rate: Number | Schedule,
         *,
-        rate_place: int = 1,
         decay: _Decay | None = None,
         trace: _Trace | None = None,
+        has_trace: bool = False,
     ) -> None:
-        """Take optax's transformation, whose states are at the given places of a tuple."""
-        self._twin = twin
+        """Take the numbers, and optax's transformation whose state keeps the moments."""
         self._choices = choices
+        self._storage, self._seed = storage or (None, None)
         self._rate = _number_or_schedule("learning_rate", learning_rate)
-        self._rate_place = rate_place
         self._decay = decay
         self._amount = _number_or_schedule("weight_decay", decay.amount if decay else 0.0)
         self._trace = trace
+        # Only their init is ever called.
+        parts = [moments, optax.scale_by_learning_rate(learning_rate)]
+        if self._storage is not None:
+            parts[0] = optax.GradientTransformation(self._init_coded, moments.update)
+        if decay is not None:
+            parts.insert(1, optax.add_decayed_weights(decay.amount, decay.mask))
+        if has_trace:
+            parts.append(optax.identity() if trace is None else optax.trace(trace.decay))
+        self._init = optax.chain(*parts).init
 
     def transformation(self) -> Transformation:
         """Return the pair of functions."""
-        return Transformation(self._twin.init, self._update)
+        return Transformation(self._init, self._update)
+
+    def _init_coded(self, params: Tree) -> CodedState:
+        assert self._storage is not None
+        for leaf in jax.tree.leaves(params):
+            if jnp.issubdtype(leaf.dtype, jnp.complexfloating) or leaf.dtype == jnp.float64:
+                raise ValueError(
+                    f"state is {self._storage.forms!r}, but a parameter has dtype {leaf.dtype}: "
+                    "small forms are for float32 and half precision. Convert the parameter, or use "
+                    'state="float32", which keeps its dtype.'
+                )
+        kept = (self._choices.b1 is not None, self._choices.b2 is not None)
+        return small.zeros(self._storage.forms, params, mean=kept[0], square=kept[1])
 
     def _update(
         self, updates: Tree, state: Any, params: Tree = None, **extra_args: Any
     ) -> tuple[Tree, Any]:
         del extra_args  # they are for other transformations of a chain
-        states = list(state)
-        choices = replace(self._choices, lr=self._rate_now(states), weight_decay=0.0)
-        decays: Tree = False
+        moments, *others = state
+        leaves, structure = _flattened(updates)
+        choices, decays = self._choices_now(updates, params, others)
+        names = _Moments(*(_kept_under(each, moments) for each in _NAMES))
+        flat = _Moments(*(
+            None if name is None else structure.flatten_up_to(getattr(moments, name))
+            for name in names
+        ))  # fmt: skip
+        count = moments.count if "count" in moments._fields else None
+        arrays = choices.arrays()
+        stepped, flat = _step(
+            replace(choices, **dict.fromkeys(arrays)),
+            self._storage,
+            tuple(structure.flatten_up_to(decays)),
+            arrays,
+            self._seed,
+            count,
+            leaves,
+            None if params is None else structure.flatten_up_to(params),
+            flat,
+        )
+        changed: dict[str, Any] = {} if count is None else {"count": _next(count)}
+        for name, each in zip(names, flat, strict=True):
+            if name is not None:
+                changed[name] = structure.unflatten(each)
+        if self._trace is not None:
+            trace = structure.flatten_up_to(others[-1].trace)
+            stepped, trace = _traced(self._trace.nesterov, self._trace.decay, stepped, trace)
+            others[-1] = others[-1]._replace(trace=structure.unflatten(trace))
+        return structure.unflatten(stepped), (moments._replace(**changed), *others)
+
+    def _choices_now(
+        self, updates: Tree, params: Tree, others: list[Any]
+    ) -> tuple[Choices, Tree]:
+        """Return the numbers at this count, and for each gradient whether its parameter decays.
+
+        The states of schedules among ``others`` are replaced by those after the step.
+        """
+        amount, mask = 0.0, False
         if self._decay is not None:
             if params is None:
                 raise ValueError(
                     "Weight decay needs the parameters, but params is None. "
                     "Call update(gradients, state, params)."
                 )
-            choices = replace(choices, weight_decay=self._amount_now(states, self._decay))
-            decays = _called(self._decay.mask, updates)
-        leaves, structure = _flattened(updates)
-        moments = states[0]
-        named = _Moments(*(_first(names, moments) for names in _NAMES))
-        flat = _Moments(*(
-            None if name is None else structure.flatten_up_to(getattr(moments, name))
-            for name in named
-        ))  # fmt: skip
-        arrays = choices.arrays()
-        constants = replace(choices, **dict.fromkeys(arrays))
-        count = moments.count if "count" in moments._fields else None
-        stepped, flat = _step(
-            constants,
-            tuple(_prefixed(decays, updates, structure)),
-            arrays,
-            count,
-            leaves,
-            None if params is None else structure.flatten_up_to(params),
-            flat,
-        )
-        changed = {
-            name: structure.unflatten(each)
-            for name, each in zip(named, flat, strict=True)
-            if name is not None
-        }
-        if count is not None:
-            changed["count"] = _next(count)
-        states[0] = moments._replace(**changed)
-        if self._trace is not None:
-            place = self._trace.place
-            trace = structure.flatten_up_to(states[place].trace)
-            stepped, trace = _traced(self._trace.nesterov, self._trace.decay, stepped, trace)
-            states[place] = states[place]._replace(trace=structure.unflatten(trace))
-        return structure.unflatten(stepped), tuple(states)
-
-    def _rate_now(self, states: list[Any]) -> Number:
-        return _now("learning_rate", self._rate, states, self._rate_place)
-
-    def _amount_now(self, states: list[Any], decay: _Decay) -> Number:
-        if decay.mask is None:
-            return _now("weight_decay", self._amount, states, decay.place)
-        inner = [states[decay.place].inner_state]
-        amount = _now("weight_decay", self._amount, inner, 0)
-        states[decay.place] = states[decay.place]._replace(inner_state=inner[0])
-        return amount
+            mask = True if self._decay.mask is None else _called(self._decay.mask, updates)
+            if self._decay.mask is None:
+                amount, others[0] = _now("weight_decay", self._amount, others[0])
+            else:
+                amount, inner = _now("weight_decay", self._amount, others[0].inner_state)
+                others[0] = others[0]._replace(inner_state=inner)
+        place = 0 if self._decay is None else 1
+        rate, others[place] = _now("learning_rate", self._rate, others[place])
+        return replace(self._choices, lr=rate, weight_decay=amount), _spread(mask, updates)
 
 
 def _adam_choices(b1: Number, b2: Number, eps: Number, eps_root: Number, nesterov: bool) -> Choices:
@@ -296,14 +360,52 @@ def _adam_choices(b1: Number, b2: Number, eps: Number, eps_root: Number, nestero
     )
 
 
+def _stored(
+    choices: Choices, state: Forms, rounding: Rounding | None, seed: int | Array, **dtypes: Any
+) -> tuple[_Storage, Array | None] | None:
+    """Return how m and v are stored, with the seed if it is an array; None for plain floats."""
+    betas = (choices.b1, choices.b2)
+    known = tuple(0.5 if isinstance(beta, jax.Array) else beta for beta in betas)
+    options = Options(betas=known, state=state, rounding=rounding)
+    if rounding not in (None, "nearest", "stochastic"):
+        raise ValueError(
+            f"rounding is {rounding!r}, but with JAX it is optax that adds updates to parameters. "
+            'Use "nearest" or "stochastic", which round m and v.'
+        )
+    if not isinstance(seed, jax.Array):
+        Phase(seed=seed)  # checks it
+    if options.forms == ("float32", "float32"):
+        return None
+    for name, dtype in dtypes.items():
+        if dtype is not None:
+            raise ValueError(
+                f"{name} is {dtype!r} and state is {state!r}, but both say how m is stored. "
+                f"Leave {name} out."
+            )
+    top = 0
+    if choices.b1 is not None and options.forms[0] in ("compact", "8bit"):
+        if any(isinstance(beta, jax.Array) for beta in betas):
+            raise ValueError(
+                f'state is "{options.forms[0]}", which needs decay rates that are known when the '
+                "program is made, but one is an array. Give floats; with optax.inject_hyperparams "
+                'name them in static_args: ("b1", "b2").'
+            )
+        top = mean_top(choices.b1, choices.b2)
+    is_array = isinstance(seed, jax.Array)
+    storage = _Storage(options.forms, options.is_stochastic, top, None if is_array else seed)
+    return storage, seed if is_array else None
+
+
 # -- the step ------------------------------------------------------------------------------------
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1), inline=True)
+@functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def _step(
     constants: Choices,
+    storage: _Storage | None,
     decays: tuple[bool, ...],
     arrays: dict[str, Array],
+    seed: Array | None,
     count: Array | None,
     gradients: list[Array | None],
     params: list[Array] | None,
@@ -311,50 +413,87 @@ def _step(
 ) -> tuple[list[Array | None], _Moments]:
     """Return updates and moments after one step of all arrays."""
     choices = replace(constants, **arrays)
+    bits: list[Any] = [None] * len(gradients)
+    if storage is not None and storage.is_stochastic:
+        step = jnp.asarray(count).astype(jnp.uint32) + np.uint32(1)
+        chosen = storage.seed if seed is None else seed
+        bits = list(zip(*small.keys(chosen, step, len(gradients)), strict=True))
     numbers: dict[Any, Coefficients] = {}
     stepped: list[Array | None] = []
-    after: list[tuple[Array, ...]] = []
+    after: list[_Moments] = []
     for i, gradient in enumerate(gradients):
-        before = tuple(None if each is None else each[i] for each in moments)
+        before = _Moments(*(None if each is None else each[i] for each in moments))
         if gradient is None:
             stepped.append(None)
             after.append(before)
             continue
-        kept = next((each for each in (before[1], before[0]) if each is not None), gradient)
-        wide = jnp.result_type(gradient, kept)
-        dtype = np.dtype(np.float64 if real_dtype(wide) == np.float64 else np.float32)
+        wide, dtype = _dtypes(gradient, before)
+        if storage is not None:
+            wide, dtype = jnp.result_type(gradient), np.dtype(np.float32)
         if dtype not in numbers:
             numbers[dtype] = coefficients(choices, 0 if count is None else count, dtype)
         c = numbers[dtype]
         if not decays[i]:
             c = c._replace(decay=constant(0.0, dtype))
-        param = None if params is None else params[i]
-        update, state = _step_one(c, dtype, gradient, param, _Moments(*before), wide)
-        stepped.append(update)
-        after.append(state)
-    columns = zip(*after, strict=True) if after else ((), (), ())
-    kept = (None if b is None else list(a) for a, b in zip(columns, moments, strict=True))
-    return stepped, _Moments(*kept)
+        operands = (Operand.of(gradient, dtype), _parameter(c, params, i, dtype))
+        if storage is None:
+            result, kept = _step_plain(c, *operands, before, dtype)
+        else:
+            result, kept = _step_coded(c, *operands, before, storage, bits[i])
+        stepped.append((-result.change).array(gradient, wide))
+        after.append(kept)
+    columns = zip(*after, strict=True) if after else ((),) * len(moments)
+    lists = (None if b is None else list(a) for a, b in zip(columns, moments, strict=True))
+    return stepped, _Moments(*lists)
 
 
-def _step_one(
-    c: Coefficients, dtype: Any, gradient: Array, param: Array | None, before: _Moments, wide: Any
-) -> tuple[Array, _Moments]:
-    g = Operand.of(gradient, dtype)
-    # The parameter itself is needed where it decays.
-    needed = param is not None and not c.decay.is_constant(0)
-    p = Operand.of(param, dtype) if needed else constant(0.0, dtype)
+def _step_plain(
+    c: Coefficients, g: Operand, p: Operand, before: _Moments, dtype: Any
+) -> tuple[Result, _Moments]:
+    """Return the rule's result, and moments of the dtypes they had."""
+    if before.mean is not None and len(g.parts) == 2 and not jnp.iscomplexobj(before.mean):
+        raise TypeError(
+            f"A gradient is complex, but its running mean has dtype {before.mean.dtype}, which "
+            "would lose the imaginary part. Leave mu_dtype out."
+        )
     m = None if before.mean is None else Operand.of(before.mean, dtype)
     v, w = (
         None if each is None else Operand.of(jnp.real(each), dtype)
         for each in (before.square, before.largest)
     )
-    after = rule(c, p, g, m, v, w)
-    state = _Moments(*(
+    result = rule(c, p, g, m, v, w)
+    kept = (
         None if old is None else new.array(old, old.dtype)
-        for new, old in zip((after.m, after.v, after.w), before, strict=True)
-    ))  # fmt: skip
-    return (-after.change).array(gradient, wide), state
+        for new, old in zip((result.m, result.v, result.w), before[:3], strict=True)
+    )
+    return result, _Moments(*kept)
+
+
+def _step_coded(
+    c: Coefficients, g: Operand, p: Operand, before: _Moments, storage: _Storage, key: Any
+) -> tuple[Result, _Moments]:
+    """Return the rule's result, and moments as codes."""
+    codes = small.Codes(before.mean, before.square, before.header)
+    m, v = small.decode(storage.forms, codes, storage.top)
+    result = rule(c, p, g, *(None if each is None else Operand.of(each, np.float32) for each in (m, v)))
+    m, v = (None if each is None else each.parts[0] for each in (result.m, result.v))
+    bits = None if key is None else small.random_bits(key, g.parts[0].shape)
+    mean, square, header = small.encode(storage.forms, m, v, bits, storage.top)
+    return result, _Moments(mean, square, None, header)
+
+
+def _parameter(c: Coefficients, params: list[Array] | None, i: int, dtype: Any) -> Operand:
+    """Return the parameter where it decays; where not, the rule needs only its change."""
+    if params is None or c.decay.is_constant(0):
+        return constant(0.0, dtype)
+    return Operand.of(params[i], dtype)
+
+
+def _dtypes(gradient: Array, kept: _Moments) -> tuple[Any, Any]:
+    """Return the dtype of the update, and that which is computed with."""
+    state = kept.square if kept.square is not None else kept.mean
+    wide = jnp.result_type(gradient) if state is None else jnp.result_type(gradient, state)
+    return wide, np.dtype(np.float64 if real_dtype(wide) == np.float64 else np.float32)
 
 
 @functools.partial(jax.jit, static_argnums=0, inline=True)
@@ -369,8 +508,7 @@ def _traced(
             moved.append(None)
             kept.append(old)
             continue
-        wide = jnp.result_type(update, old)
-        dtype = np.dtype(np.float64 if real_dtype(wide) == np.float64 else np.float32)
+        wide, dtype = _dtypes(update, _Moments(old))
         keep, take = Operand(jnp.asarray(decay, dtype)), constant(1.0, dtype)
         u = Operand.of(update, dtype)
         total = smooth(keep, take, Operand.of(old, dtype), u)
@@ -395,33 +533,35 @@ def _flattened(gradients: Tree) -> tuple[list[Array | None], Any]:
 
 
 def _called(mask: Any, gradients: Tree) -> Tree:
-    if mask is None:
-        return True
+    """Return the mask, made of the gradients if it is a function, as optax.masked does."""
     leaves = jax.tree.leaves(mask, is_leaf=callable)
     return mask(gradients) if leaves and all(map(callable, leaves)) else mask
 
 
-def _prefixed(decays: Tree, gradients: Tree, structure: Any) -> list[bool]:
-    """Return the leaf of ``decays``, whose tree is a prefix, for each gradient."""
-    spread = jax.tree.map(
-        lambda decay, part: jax.tree.map(lambda _: bool(decay), part, is_leaf=lambda x: x is None),
-        decays,
-        gradients,
-    )
-    return structure.flatten_up_to(spread)
+def _spread(mask: Tree, gradients: Tree) -> Tree:
+    """Return a tree like ``gradients`` with the flag of ``mask``, whose tree is a prefix."""
+
+    def over(flag: Any, part: Tree) -> Tree:
+        return jax.tree.map(lambda _: bool(flag), part, is_leaf=lambda x: x is None)
+
+    return jax.tree.map(over, mask, gradients)
 
 
-def _first(names: Sequence[str], state: Any) -> str | None:
-    return next((name for name in names if name in state._fields), None)
+def _kept_under(names: Sequence[str], state: Any) -> str | None:
+    """Return which of ``names`` the state has something under."""
+    kept = {name: value for name, value in state._asdict().items() if not _is_empty(value)}
+    return next((name for name in names if name in kept), None)
 
 
-def _now(name: str, value: Number | Schedule, states: list[Any], place: int) -> Number:
-    """Return a number, of a schedule that for the count at ``place``, which goes up."""
+def _is_empty(value: Any) -> bool:
+    return isinstance(value, tuple) and len(value) == 0
+
+
+def _now(name: str, value: Number | Schedule, state: Any) -> tuple[Number, Any]:
+    """Return a number, of a schedule that for the count in ``state``, and the state after it."""
     if not callable(value):
-        return value
-    count = states[place].count
-    states[place] = states[place]._replace(count=_next(count))
-    return _number(name, value(count))
+        return value, state
+    return _number(name, value(state.count)), state._replace(count=_next(state.count))
 
 
 def _next(count: Array) -> Array:
