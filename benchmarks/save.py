@@ -10,7 +10,7 @@ from adamas import bench
 
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
-KINDS = ("step", "torch_step", "torch_phase")
+KINDS = ("step", "torch_step", "torch_phase", "jax_step")
 
 
 def measure(name: str, prefixes: tuple[str, ...]) -> None:

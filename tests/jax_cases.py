@@ -74,9 +74,7 @@ CASES: dict[str, Case] = {
         {"eps": 1e-5, "bias_correction": True},
         Options(lr=LR, betas=(None, 0.9), eps=0.0, eps_root=1e-5),
     ),
-    "momentum": Case(
-        ours.momentum, {}, Options(lr=LR, betas=(0.9, None), bias_correction="none")
-    ),
+    "momentum": Case(ours.momentum, {}, Options(lr=LR, betas=(0.9, None), bias_correction="none")),
     "momentum-nesterov": Case(
         ours.momentum,
         {"nesterov": True, "debias": True},
@@ -93,9 +91,6 @@ class Ended(NamedTuple):
     """Parameters and moments at the end of a run, by name."""
 
     arrays: dict[str, np.ndarray[Any, Any]]
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ended) and not self.differing(other)
 
     def differing(self, other: Ended) -> list[str]:
         """Names of the arrays that are not the same, bit for bit."""
@@ -270,7 +265,9 @@ class _Namespace:
 def _flush(x: Any) -> Any:
     if x.dtype.kind != "f":
         return x
-    return np.where(np.abs(x) < np.finfo(x.dtype).smallest_normal, np.copysign(x.dtype.type(0), x), x)
+    return np.where(
+        np.abs(x) < np.finfo(x.dtype).smallest_normal, np.copysign(x.dtype.type(0), x), x
+    )
 
 
 def _is_zero(x: Any) -> bool:

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
@@ -252,7 +251,8 @@ def select(where: Array, a: Binary64, b: Binary64) -> Binary64:
 
 def stack(numbers: Sequence[Binary64]) -> Binary64:
     """Return numbers in one array, along a first axis."""
-    return Binary64(*(jnp.stack(list(map(jnp.asarray, part))) for part in zip(*numbers, strict=True)))
+    parts = zip(*numbers, strict=True)
+    return Binary64(*(jnp.stack([jnp.asarray(word) for word in part]) for part in parts))
 
 
 def unstack(numbers: Binary64) -> list[Binary64]:

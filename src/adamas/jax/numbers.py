@@ -142,7 +142,7 @@ def _product(a: Number, b: Number) -> float | None:
 
 
 def _is_known_zero(number: Number) -> bool:
-    return isinstance(number, float) and number == 0
+    return isinstance(number, float) and number == 0.0
 
 
 # -- tables --------------------------------------------------------------------------------------
@@ -221,24 +221,25 @@ def _computed(
     found: dict[str, Binary64] = {}
     of_mean, of_square = "from_m" in wanted, "root" in wanted
     names = [beta for beta in ("b1", "b2") if beta in given]
-    betas = binary64.stack([given[name] for name in names])
-    less = dict(zip(names, binary64.unstack(binary64.one_minus(betas)), strict=True))
-    if not of_mean and choices.nesterov:
-        found["from_g"] = less["b1"]
+    betas = [given[name] for name in names]
+    rests = binary64.unstack(binary64.one_minus(binary64.stack(betas))) if betas else []
+    rest = dict(zip(names, rests, strict=True))
     if "take1" in wanted:
-        found["take1"] = less["b1"]
+        found["take1"] = rest["b1"]
     if "take2" in wanted:
-        found["take2"] = less["b2"]
+        found["take2"] = rest["b2"]
+    if "from_g" in wanted and not of_mean:
+        found["from_g"] = rest["b1"]
     powers = [("b1", step), ("b1", step + np.uint32(1))][: 1 + choices.nesterov] if of_mean else []
     powers += [("b2", step)] if of_square else []
     products: list[tuple[str, Binary64, Binary64]] = []
     if powers:
-        complements = binary64.stack([less[name] for name, _ in powers])
+        complements = binary64.stack([rest[name] for name, _ in powers])
         exponents = jnp.stack([exponent for _, exponent in powers])
         q = binary64.unstack(binary64.one_minus_power(complements, exponents))
         quotients: list[tuple[str, Binary64, Binary64]] = []
         if of_mean and choices.nesterov:
-            quotients += [("from_m", given["b1"], q[1]), ("from_g", less["b1"], q[0])]
+            quotients += [("from_m", given["b1"], q[1]), ("from_g", rest["b1"], q[0])]
         elif of_mean:
             quotients.append(("from_m", given["one"], q[0]))
         if of_square:
@@ -257,7 +258,9 @@ def _computed(
 
 
 def _named_numbers(choices: Choices) -> list[tuple[str, Number]]:
-    named = ((name, getattr(choices, name)) for name in ("b1", "b2", "eps_root", "lr", "weight_decay"))
+    named = (
+        (name, getattr(choices, name)) for name in ("b1", "b2", "eps_root", "lr", "weight_decay")
+    )
     return [(name, number) for name, number in named if number is not None]
 
 

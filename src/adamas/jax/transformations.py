@@ -145,7 +145,7 @@ def rmsprop(
     )
     storage = _stored(choices, state, rounding, seed)
     scale = _number("initial_scale", initial_scale)
-    if storage is not None and not (isinstance(scale, float) and scale == 0):
+    if storage is not None and not (isinstance(scale, float) and scale == 0.0):
         raise ValueError(
             f"initial_scale is {initial_scale!r}, but a small state starts from 0. Leave "
             "initial_scale or state out."
@@ -323,9 +323,7 @@ class _Optimizer:
             others[-1] = others[-1]._replace(trace=structure.unflatten(trace))
         return structure.unflatten(stepped), (moments._replace(**changed), *others)
 
-    def _choices_now(
-        self, updates: Tree, params: Tree, others: list[Any]
-    ) -> tuple[Choices, Tree]:
+    def _choices_now(self, updates: Tree, params: Tree, others: list[Any]) -> tuple[Choices, Tree]:
         """Return the numbers at this count, and for each gradient whether its parameter decays.
 
         The states of schedules among ``others`` are replaced by those after the step.
@@ -365,8 +363,8 @@ def _stored(
 ) -> tuple[_Storage, Array | None] | None:
     """Return how m and v are stored, with the seed if it is an array; None for plain floats."""
     betas = (choices.b1, choices.b2)
-    known = tuple(0.5 if isinstance(beta, jax.Array) else beta for beta in betas)
-    options = Options(betas=known, state=state, rounding=rounding)
+    mean, square = (0.5 if isinstance(beta, jax.Array) else beta for beta in betas)
+    options = Options(betas=(mean, square), state=state, rounding=rounding)
     if rounding not in (None, "nearest", "stochastic"):
         raise ValueError(
             f"rounding is {rounding!r}, but with JAX it is optax that adds updates to parameters. "
@@ -463,7 +461,7 @@ def _step_plain(
     )
     result = rule(c, p, g, m, v, w)
     kept = (
-        None if old is None else new.array(old, old.dtype)
+        None if old is None or new is None else new.array(old, old.dtype)
         for new, old in zip((result.m, result.v, result.w), before[:3], strict=True)
     )
     return result, _Moments(*kept)
@@ -475,7 +473,9 @@ def _step_coded(
     """Return the rule's result, and moments as codes."""
     codes = small.Codes(before.mean, before.square, before.header)
     m, v = small.decode(storage.forms, codes, storage.top)
-    result = rule(c, p, g, *(None if each is None else Operand.of(each, np.float32) for each in (m, v)))
+    result = rule(
+        c, p, g, *(None if each is None else Operand.of(each, np.float32) for each in (m, v))
+    )
     m, v = (None if each is None else each.parts[0] for each in (result.m, result.v))
     bits = None if key is None else small.random_bits(key, g.parts[0].shape)
     mean, square, header = small.encode(storage.forms, m, v, bits, storage.top)
