@@ -200,6 +200,15 @@ def test_a_negative_learning_rate_ascends():
     np.testing.assert_array_equal(found.arrays["0"], judge.arrays["0"])
 
 
+def test_a_learning_rate_of_zero_moves_nothing_but_the_state():
+    parameters, gradients = drawn(steps=1)
+    found = stepped(ours.adam(0.0), parameters, gradients)
+    judge = expected(CASES["adam"].options.replace(lr=0.0), parameters, gradients)
+    assert found.differing(judge) == []
+    updates, _ = ours.adam(0.0).update(jnp.ones(2), ours.adam(0.0).init(jnp.ones(2)))
+    assert (updates.dtype, updates.shape) == (jnp.float32, (2,))
+
+
 def test_gradients_of_zero_do_not_move_a_parameter():
     for name, case in CASES.items():
         if "adamw" in name:  # which decays

@@ -214,6 +214,16 @@ def test_a_seed_that_is_an_array_gives_the_bits_of_that_number():
     assert (stepper(other)(p, other.init(p), p)[1][0].nu != wanted.nu).any()
 
 
+def test_entries_under_vmap_are_arrays_of_their_own_with_the_same_random_bits():
+    optimizer = ours.adam(LR, state="compact")
+    p = jnp.linspace(-1, 1, 40)
+    alone = stepper(optimizer)(p, optimizer.init(p), p)
+    both = jnp.stack([p, p])
+    together = jax.vmap(stepper(optimizer))(both, jax.vmap(optimizer.init)(both), both)
+    for a, b in zip(jax.tree.leaves(alone), jax.tree.leaves(together), strict=True):
+        np.testing.assert_array_equal(bits(b), bits(jnp.stack([a, a])))
+
+
 SHARDED = """
 import numpy as np
 import jax

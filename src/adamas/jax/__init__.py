@@ -21,6 +21,7 @@ except ModuleNotFoundError as error:
         'adamas.jax needs JAX. Install it with: pip install "adamas[jax]"'
     ) from error
 
+from adamas.jax.small import CodedState
 from adamas.jax.transformations import (
     adam,
     adamw,
@@ -32,6 +33,16 @@ from adamas.jax.transformations import (
     sgd,
 )
 
-__all__ = ["adam", "adamw", "amsgrad", "momentum", "nadam", "nadamw", "rmsprop", "sgd"]
+__all__ = [
+    "CodedState",
+    "adam",
+    "adamw",
+    "amsgrad",
+    "momentum",
+    "nadam",
+    "nadamw",
+    "rmsprop",
+    "sgd",
+]
 
 del _jax, _optax

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import functools
 import math
+import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
@@ -28,7 +29,7 @@ from adamas.jax import binary64
 from adamas.jax.binary64 import Binary64
 from adamas.jax.operands import Operand, constant
 
-__all__ = ["Choices", "coefficients"]
+__all__ = ["Choices", "Number", "coefficients"]
 
 Array = Any
 Float64 = NDArray[np.float64]
@@ -266,10 +267,12 @@ def _named_numbers(choices: Choices) -> list[tuple[str, Number]]:
 
 def _signed(size: Array, choices: Choices, dtype: np.dtype[Any]) -> Array:
     """Return lr · weight_decay with its sign, and as it is where a factor is not finite."""
-    factors = [jnp.asarray(each, dtype) for each in (choices.lr, choices.weight_decay)]
-    plain = factors[0] * factors[1]
-    finite = jnp.isfinite(factors[0]) & jnp.isfinite(factors[1])
-    return jnp.where(finite, jnp.copysign(size, plain), plain)
+    factors = (choices.lr, choices.weight_decay)
+    negative = functools.reduce(operator.ne, [factor < 0 for factor in factors])
+    finite = [jnp.isfinite(factor) for factor in factors if not isinstance(factor, float)]
+    plain = jnp.asarray(factors[0], dtype) * jnp.asarray(factors[1], dtype)
+    exact = jnp.where(negative, -size, size)
+    return jnp.where(functools.reduce(jnp.logical_and, finite), exact, plain)
 
 
 def _side_by_side(

@@ -61,7 +61,7 @@ def zeros(forms: tuple[str, str], params: Tree, *, mean: bool, square: bool) -> 
         return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params)
 
     def headers(p: Any) -> Array:
-        return jnp.zeros(-(-math.prod(p.shape) // BLOCK), np.uint16)
+        return jnp.zeros(-(-math.prod(jnp.shape(p)) // BLOCK), np.uint16)
 
     has_header = (mean and forms[0] == "8bit") or (square and forms[1] == "8bit")
     return CodedState(

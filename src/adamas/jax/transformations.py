@@ -8,6 +8,7 @@ optax's own ``init``, so that it has optax's types and checkpoints go both ways.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -279,9 +280,10 @@ class _Optimizer:
     def _init_coded(self, params: Tree) -> CodedState:
         assert self._storage is not None
         for leaf in jax.tree.leaves(params):
-            if jnp.issubdtype(leaf.dtype, jnp.complexfloating) or leaf.dtype == jnp.float64:
+            dtype = jnp.result_type(leaf)
+            if jnp.issubdtype(dtype, jnp.complexfloating) or dtype == jnp.float64:
                 raise ValueError(
-                    f"state is {self._storage.forms!r}, but a parameter has dtype {leaf.dtype}: "
+                    f"state is {self._storage.forms!r}, but a parameter has dtype {dtype}: "
                     "small forms are for float32 and half precision. Convert the parameter, or use "
                     'state="float32", which keeps its dtype.'
                 )
@@ -583,9 +585,12 @@ def _number(name: str, value: Any) -> Number:
     if isinstance(value, (bool, str)) or value is None:
         raise TypeError(f"{name} is {value!r}, but it must be a number.")
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
         raise TypeError(f"{name} is {value!r}, but it must be a number.") from None
+    if not math.isfinite(number):
+        raise ValueError(f"{name} is {number!r}, but it must be finite.")
+    return number
 
 
 def _number_or_schedule(name: str, value: Any) -> Number | Schedule:
@@ -598,6 +603,6 @@ def _rate(name: str, value: Any) -> Number:
 
 def _amount(name: str, value: Any) -> Number:
     number = _number(name, value)
-    if isinstance(number, float) and not 0 <= number < float("inf"):
-        raise ValueError(f"{name} is {number!r}, but it must be finite and at least 0.")
+    if isinstance(number, float) and number < 0:
+        raise ValueError(f"{name} is {number!r}, but it must be at least 0.")
     return number
