@@ -295,15 +295,16 @@ MASKS = {
     "tree": {"a": True, "b": {"c": False}},
     "prefix": {"a": True, "b": False},
     "callable": lambda params: jax.tree.map(lambda x: x.ndim == 1, params),
-    "callables": {"a": True, "b": {"c": np.bool_(False)}},
+    "numpy": {"a": True, "b": {"c": np.bool_(False)}},
 }
 
 
-@pytest.mark.parametrize("mask", MASKS.values(), ids=list(MASKS))
-def test_a_mask_says_what_decays(mask):
-    params, _ = run(ours.adamw(0.01, weight_decay=0.5, mask=mask))
-    same(params["a"], run(ours.adamw(0.01, weight_decay=0.5))[0]["a"])
-    same(params["b"], run(ours.adam(0.01))[0]["b"])
+def test_a_mask_says_what_decays():
+    decayed, plain = run(ours.adamw(0.01, weight_decay=0.5)), run(ours.adam(0.01))
+    for mask in MASKS.values():
+        params, _ = run(ours.adamw(0.01, weight_decay=0.5, mask=mask))
+        same(params["a"], decayed[0]["a"])
+        same(params["b"], plain[0]["b"])
 
 
 def test_gradients_of_none_leave_parameter_and_state_alone():

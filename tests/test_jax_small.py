@@ -47,8 +47,10 @@ def same_as(judge, params, state, parameters):
                 np.testing.assert_array_equal(bits(found), bits(stored[theirs]), ours_)
 
 
-@pytest.mark.parametrize("rounding", [None, "nearest"])
-@pytest.mark.parametrize("forms", FORMS)
+@pytest.mark.parametrize(
+    ("forms", "rounding"),
+    [*((forms, None) for forms in FORMS), (("compact", "8bit"), "nearest")],
+)
 def test_a_step_has_the_bits_of_the_numpy_front_end(forms, rounding):
     parameters, gradients = drawn()
     options = {"weight_decay": 0.1, "state": forms, "rounding": rounding, "seed": 2**63 + 5}
@@ -160,11 +162,11 @@ def test_codes_of_any_numbers_are_those_of_the_definition(forms, stochastic):
             np.testing.assert_array_equal(np.asarray(a), normal)  # XLA flushes what is decoded
 
 
-@pytest.mark.parametrize("shape", [(), (7,), (3, 5), (2, 3, 4), (0, 2)])
+@pytest.mark.parametrize("shape", [(), (2, 3, 4), (0, 2)])
 def test_random_bits_are_those_of_the_definition_in_any_shape(shape):
     for seed, step in [(0, 1), (2**64 - 1, 2**31), (12345678901234567890, 77)]:
         k1, k2 = small.keys(seed, jnp.uint32(step), 5)
-        for tensor in range(5):
+        for tensor in (0, 4):
             key = codecs.key_of(seed, step, tensor)
             assert (int(k1[tensor]), int(k2[tensor])) == key
             found = small.random_bits((k1[tensor], k2[tensor]), shape)
