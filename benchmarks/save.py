@@ -11,7 +11,7 @@ from adamas import bench
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 GUIDE = Path(__file__).parent.parent / "docs" / "guides" / "small-states.md"
-KINDS = ("step", "torch_step", "torch_phase", "small_states")
+KINDS = ("step", "torch_step", "torch_phase", "small_states", "jax_step")
 
 
 def measure(name: str, prefixes: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.util import find_spec
 
 import pytest
 
@@ -12,11 +13,15 @@ from cases import ROOT
 
 #: Lightning 2.6 itself calls what PyTorch 2.13 deprecates.
 WARNS = {"lightning_training.py"}
+#: What is not there for every Python.
+NEEDS = {"jax_training.py": "jax"}
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
 def test_the_example_runs_without_warnings_and_its_checks_hold(path, tmp_path):
+    if path.name in NEEDS and not find_spec(NEEDS[path.name]):
+        pytest.skip(f"needs {NEEDS[path.name]}")
     warnings = "default" if path.name in WARNS else "error"
     done = subprocess.run(
         [sys.executable, "-W", warnings, path],

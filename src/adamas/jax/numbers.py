@@ -1,0 +1,345 @@
+"""The numbers of a step whose count is known only when the program runs.
+
+They are those of :mod:`adamas.coefficients`, to the bit: float64 throughout, rounded once. What is
+known when the program is made is computed there and then. Of the rest,
+
+* the bias corrections of fixed decay rates stand in a table, as far as they change: from some step
+  on, 1 − β^t is 1 for float32 (after 17,000 steps at β = 0.999);
+* everything else (decay rates that are arrays, as ``optax.inject_hyperparams`` makes them, float64,
+  and β so near to 1 that the table were large) is computed by :mod:`adamas.jax.binary64`.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from numpy.typing import NDArray
+
+from adamas.coefficients import Coefficients
+from adamas.jax import binary64
+from adamas.jax.binary64 import Binary64
+from adamas.jax.operands import Operand, constant
+
+__all__ = ["Choices", "Number", "coefficients"]
+
+Array = Any
+Float64 = NDArray[np.float64]
+#: A number: a float where it is known when the program is made, else an array without axes.
+Number = Any
+
+#: The longest table of corrections: 256 KiB of float32.
+_LONGEST = 1 << 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choices:
+    """What the numbers of a step depend on, besides the step."""
+
+    lr: Number = 0.0
+    #: Decay rates of the running means; None where the method keeps no such mean.
+    b1: Number = None
+    b2: Number = None
+    #: Whether the first mean is a sum, which takes the whole gradient.
+    is_sum: bool = False
+    eps: Number = 0.0
+    eps_root: Number = 0.0
+    weight_decay: Number = 0.0
+    nesterov: bool = False
+    #: Whether the bias is taken out of the running means.
+    unbias1: bool = False
+    unbias2: bool = False
+
+    @property
+    def corrects_mean(self) -> bool:
+        """Whether the bias is taken out of a running mean of gradients."""
+        return self.unbias1 and self.b1 is not None
+
+    @property
+    def corrects_square(self) -> bool:
+        """Whether the bias is taken out of a running mean of squares."""
+        return self.unbias2 and self.b2 is not None
+
+    def arrays(self) -> dict[str, Array]:
+        """Return the numbers that are arrays, by name."""
+        named = ((field.name, getattr(self, field.name)) for field in fields(self))
+        return {name: value for name, value in named if isinstance(value, jax.Array)}
+
+
+def coefficients(choices: Choices, count: Array, dtype: Any) -> Coefficients:
+    """Return the numbers of the step after ``count`` steps as operands of ``dtype``.
+
+    Derivatives with respect to the arrays in ``choices`` are those of the formulas.
+    """
+    dtype = np.dtype(dtype)
+    arrays = choices.arrays()
+    constants = {name: lax.stop_gradient(array) for name, array in arrays.items()}
+    exact = _exactly(replace(choices, **constants), count, dtype)
+    formulas = _formulas(choices, count, dtype) if arrays else exact
+    return Coefficients(*(_operand(*pair, dtype) for pair in zip(exact, formulas, strict=True)))
+
+
+def _operand(exact: Any, formula: Any, dtype: np.dtype[Any]) -> Operand:
+    if isinstance(exact, float):
+        return constant(exact, dtype)
+    return Operand(_with_derivative(exact.astype(dtype), formula))
+
+
+def _exactly(choices: Choices, count: Array, dtype: np.dtype[Any]) -> Coefficients:
+    """Return the numbers: floats where they are known, else arrays."""
+    numbers = _known(choices)
+    if dtype == np.float32:
+        numbers |= _looked_up(choices, count)
+    wanted = [name for name, number in numbers.items() if number is None]
+    if wanted:
+        numbers |= _computed(choices, count, wanted, dtype)
+    return Coefficients(**numbers)
+
+
+def _known(choices: Choices) -> dict[str, Number | None]:
+    """Return the numbers that are floats or arrays already, and None for all others."""
+    b1, b2, eps_root = choices.b1, choices.b2, choices.eps_root
+    take1 = 1.0 if b1 is None or choices.is_sum else _one_minus(b1)
+    take2 = 1.0 if b2 is None else _one_minus(b2)
+    from_m, from_g = (b1, take1) if choices.nesterov else (1.0, 0.0)
+    root, inner = 1.0, eps_root
+    if choices.corrects_mean:
+        from_m, from_g = None, None if choices.nesterov else 0.0
+    if choices.corrects_square:
+        root, inner = None, 0.0 if _is_known_zero(eps_root) else None
+    return {
+        "grad_scale": 1.0,
+        "l2": 0.0,
+        "decay": _product(choices.lr, choices.weight_decay),
+        "keep1": 0.0 if b1 is None else b1,
+        "take1": take1,
+        "keep2": 0.0 if b2 is None else b2,
+        "take2": take2,
+        "from_m": from_m,
+        "from_g": from_g,
+        "root": root,
+        "inner": inner,
+        "eps": choices.eps,
+        "step": choices.lr,
+    }
+
+
+def _one_minus(beta: Number) -> float | None:
+    return 1.0 - beta if isinstance(beta, float) else None
+
+
+def _product(a: Number, b: Number) -> float | None:
+    if isinstance(a, float) and isinstance(b, float):
+        return a * b
+    return 0.0 if _is_known_zero(a) or _is_known_zero(b) else None
+
+
+def _is_known_zero(number: Number) -> bool:
+    return isinstance(number, float) and number == 0.0
+
+
+# -- tables --------------------------------------------------------------------------------------
+
+
+def _looked_up(choices: Choices, count: Array) -> dict[str, Array]:
+    """Return the corrections for which there is a table."""
+    found: dict[str, Array] = {}
+    tables: list[tuple[tuple[str, ...], NDArray[np.float32] | None]] = []
+    if choices.corrects_mean and isinstance(choices.b1, float):
+        names = ("from_m", "from_g") if choices.nesterov else ("from_m",)
+        tables.append((names, _table(_mean_columns, choices.b1, choices.nesterov)))
+    both = (choices.b2, choices.eps_root)
+    if choices.corrects_square and all(isinstance(number, float) for number in both):
+        names = ("root", "inner") if choices.eps_root else ("root",)
+        tables.append((names, _table(_square_columns, *both)))
+    for names, rows in tables:
+        if rows is not None:
+            row = jnp.take(jnp.asarray(rows), jnp.asarray(count), axis=0, mode="clip")
+            found |= {name: row[..., i] for i, name in enumerate(names)}
+    return found
+
+
+def _mean_columns(beta: float, nesterov: bool, q: Float64, following: Float64) -> list[Float64]:
+    return [beta / following, (1.0 - beta) / q] if nesterov else [1.0 / q]
+
+
+def _square_columns(beta: float, eps_root: float, q: Float64, following: Float64) -> list[Float64]:  # noqa: ARG001
+    return [1.0 / np.sqrt(q), eps_root * q] if eps_root else [1.0 / np.sqrt(q)]
+
+
+@functools.lru_cache(maxsize=64)
+def _table(
+    columns: Callable[..., list[Float64]], beta: float, choice: Any
+) -> NDArray[np.float32] | None:
+    """Return a row for each count, the last of them for all greater counts too.
+
+    None where the table were long, or where it is not certain that nothing changes any more.
+    """
+    # From here on β^t is below 2^-57, and 1 − β^t is 1 but for the last bits of its rounding.
+    enough = 1 if beta == 0 else math.ceil(57 / -math.log2(beta))
+    if enough > 4 * _LONGEST:
+        return None
+    q = _one_minus_powers(beta, np.arange(1, enough + 2, dtype=np.uint64))
+    nearly_one = 1.0 - np.arange(8) * 2.0**-53
+    with np.errstate(over="ignore", under="ignore"):
+        table = np.stack(columns(beta, choice, q[:-1], q[1:]), -1).astype(np.float32)
+        ends = np.stack(columns(beta, choice, nearly_one, nearly_one), -1).astype(np.float32)
+    changing = np.flatnonzero((table != ends[0]).any(axis=1))
+    length = changing[-1] + 2 if changing.size else 1
+    return table[:length] if length <= _LONGEST and (ends == ends[0]).all() else None
+
+
+def _one_minus_powers(beta: float, steps: NDArray[np.uint64]) -> Float64:
+    """Return :func:`adamas.coefficients.one_minus_power` of many steps at once."""
+    total, q, left = np.zeros(len(steps)), 1.0 - beta, steps.copy()
+    while left.any():
+        total = np.where(left & np.uint64(1) == 1, total + q * (1.0 - total), total)
+        left >>= np.uint64(1)
+        q = q * (2.0 - q)
+    return total
+
+
+# -- binary64 ------------------------------------------------------------------------------------
+
+
+def _computed(
+    choices: Choices, count: Array, wanted: Sequence[str], dtype: np.dtype[Any]
+) -> dict[str, Array]:
+    """Return the numbers that are wanted, computed in binary64, side by side where they can be."""
+    step = jnp.asarray(count).astype(jnp.uint32) + np.uint32(1)
+    given = {
+        name: _broadcast(_magnitude(number), step)
+        for name, number in (("one", 1.0), *_named_numbers(choices))
+    }
+    found: dict[str, Binary64] = {}
+    of_mean, of_square = "from_m" in wanted, "root" in wanted
+    names = [beta for beta in ("b1", "b2") if beta in given]
+    betas = [given[name] for name in names]
+    rests = binary64.unstack(binary64.one_minus(binary64.stack(betas))) if betas else []
+    rest = dict(zip(names, rests, strict=True))
+    if "take1" in wanted:
+        found["take1"] = rest["b1"]
+    if "take2" in wanted:
+        found["take2"] = rest["b2"]
+    if "from_g" in wanted and not of_mean:
+        found["from_g"] = rest["b1"]
+    powers = [("b1", step), ("b1", step + np.uint32(1))][: 1 + choices.nesterov] if of_mean else []
+    powers += [("b2", step)] if of_square else []
+    products: list[tuple[str, Binary64, Binary64]] = []
+    if powers:
+        complements = binary64.stack([rest[name] for name, _ in powers])
+        exponents = jnp.stack([exponent for _, exponent in powers])
+        q = binary64.unstack(binary64.one_minus_power(complements, exponents))
+        quotients: list[tuple[str, Binary64, Binary64]] = []
+        if of_mean and choices.nesterov:
+            quotients += [("from_m", given["b1"], q[1]), ("from_g", rest["b1"], q[0])]
+        elif of_mean:
+            quotients.append(("from_m", given["one"], q[0]))
+        if of_square:
+            quotients.append(("root", given["one"], binary64.sqrt(q[-1])))
+            products.append(("inner", given["eps_root"], q[-1]))
+        found |= _side_by_side(binary64.divide, quotients)
+    products.append(("decay", given["lr"], given["weight_decay"]))
+    products = [each for each in products if each[0] in wanted]
+    if products:
+        found |= _side_by_side(binary64.multiply, products)
+    arrays = binary64.to_array(binary64.stack(list(found.values())), dtype)
+    numbers = {name: arrays[i] for i, name in enumerate(found)}
+    if "decay" in numbers:
+        numbers["decay"] = _signed(numbers["decay"], choices, dtype)
+    return {name: numbers[name] for name in wanted}
+
+
+def _named_numbers(choices: Choices) -> list[tuple[str, Number]]:
+    named = (
+        (name, getattr(choices, name)) for name in ("b1", "b2", "eps_root", "lr", "weight_decay")
+    )
+    return [(name, number) for name, number in named if number is not None]
+
+
+def _signed(size: Array, choices: Choices, dtype: np.dtype[Any]) -> Array:
+    """Return lr · weight_decay with its sign, and as it is where a factor is not finite."""
+    factors = (choices.lr, choices.weight_decay)
+    negative = functools.reduce(operator.ne, [factor < 0 for factor in factors])
+    finite = [jnp.isfinite(factor) for factor in factors if not isinstance(factor, float)]
+    plain = jnp.asarray(factors[0], dtype) * jnp.asarray(factors[1], dtype)
+    exact = jnp.where(negative, -size, size)
+    return jnp.where(functools.reduce(jnp.logical_and, finite), exact, plain)
+
+
+def _side_by_side(
+    operation: Callable[[Binary64, Binary64], Binary64],
+    pairs: Sequence[tuple[str, Binary64, Binary64]],
+) -> dict[str, Binary64]:
+    names, a, b = zip(*pairs, strict=True)
+    found = binary64.unstack(operation(binary64.stack(a), binary64.stack(b)))
+    return dict(zip(names, found, strict=True))
+
+
+def _magnitude(number: Number) -> Binary64:
+    if isinstance(number, float):
+        return binary64.from_float(abs(number))
+    return binary64.from_array(number)
+
+
+def _broadcast(number: Binary64, like: Array) -> Binary64:
+    return Binary64(*(jnp.broadcast_to(part, like.shape) for part in number))
+
+
+# -- derivatives ---------------------------------------------------------------------------------
+
+
+@jax.custom_jvp
+def _with_derivative(exact: Array, formula: Array) -> Array:  # noqa: ARG001
+    """Return ``exact``, with the derivatives of ``formula``."""
+    return exact
+
+
+@_with_derivative.defjvp
+def _with_derivative_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> Any:
+    return primals[0], tangents[1]
+
+
+def _formulas(choices: Choices, count: Array, dtype: np.dtype[Any]) -> Coefficients:
+    """Return the numbers in plain arithmetic: for their derivatives alone."""
+    step = (jnp.asarray(count) + 1).astype(dtype)
+
+    def unbias(beta: Number, exponent: Array) -> Array:
+        safe = jnp.where(beta > 0, beta, 0.5)
+        power = -jnp.expm1(exponent * jnp.log1p(safe - 1))
+        return jnp.where(exponent == 1, 1 - beta, jnp.where(beta > 0, power, 1))
+
+    b1, b2 = (None if b is None else jnp.asarray(b, dtype) for b in (choices.b1, choices.b2))
+    q1 = 1.0 if b1 is None or not choices.unbias1 else unbias(b1, step)
+    following = 1.0 if b1 is None or not choices.unbias1 else unbias(b1, step + 1)
+    q2 = 1.0 if b2 is None or not choices.unbias2 else unbias(b2, step)
+    from_m, from_g = 1 / q1, 0.0
+    take1 = 1.0 if b1 is None else 1 - b1
+    if b1 is not None and choices.is_sum:
+        take1, from_m, from_g = 1.0, b1 if choices.nesterov else 1.0, float(choices.nesterov)
+    elif b1 is not None and choices.nesterov:
+        from_m, from_g = b1 / following, take1 / q1
+    numbers = Coefficients(
+        grad_scale=1.0,
+        l2=0.0,
+        decay=choices.lr * choices.weight_decay,
+        keep1=0.0 if b1 is None else b1,
+        take1=take1,
+        keep2=0.0 if b2 is None else b2,
+        take2=1.0 if b2 is None else 1 - b2,
+        from_m=from_m,
+        from_g=from_g,
+        root=1 / jnp.sqrt(q2),
+        inner=choices.eps_root * q2,
+        eps=choices.eps,
+        step=choices.lr,
+    )
+    return Coefficients(*(jnp.asarray(number, dtype) for number in numbers))
