@@ -6,7 +6,6 @@ predicts what a mistake does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np

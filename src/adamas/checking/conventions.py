@@ -9,8 +9,9 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
+import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from numpy.typing import NDArray
 
 from adamas.checking.prediction import Settings
 from adamas.checking.subjects import (
+    LONE_RATES,
     Arguments,
     CannotCheckError,
     Subject,
@@ -43,6 +45,9 @@ class Stepped(NamedTuple):
 class Trial:
     """One optimizer at work on its arrays."""
 
+    #: How long the subject itself took for the last step.
+    seconds: float = 0.0
+
     def step(self, gradients: list[Array]) -> Stepped:
         """Make one step."""
         raise NotImplementedError
@@ -61,6 +66,8 @@ class Convention:
     several: bool = True
     #: Whether these arrays may be of different shapes.
     mixes_shapes: bool = True
+    #: Whether state outlives the optimizer: a second one does not start anew.
+    outlives: bool = False
 
     def __init__(self, subject: Subject, arguments: Arguments) -> None:
         """Keep what is called, and what its arguments mean."""
@@ -91,6 +98,8 @@ class Convention:
                 kept["beta1"], kept["beta2"] = given
             elif name in Settings.__dataclass_fields__:
                 kept[name] = given
+            elif name in LONE_RATES and "beta1" not in self.arguments.settable:
+                kept["beta1"] = kept["beta2"] = given
         return dataclasses.replace(settings, **kept)
 
     def keywords(self, settings: Settings) -> dict[str, Any]:
@@ -99,7 +108,7 @@ class Convention:
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def quiet() -> Generator[None]:
     """Let the subject divide by zero and warn; what comes of it is looked at."""
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
@@ -116,11 +125,13 @@ def detect(subject: Subject) -> Convention:
         )
     arguments = arguments_of(signature, subject.options)
     tried: list[str] = []
-    for convention in _candidates(subject, signature, arguments, tried):
-        problem = _problem(convention)
-        if problem is None:
-            return convention
-        tried.append(f"as {convention.name}: {problem}")
+    for dtype in (np.float64, np.float32):
+        for convention in _candidates(subject, signature, arguments, dtype, tried):
+            problem = _problem(convention, dtype)
+            if problem is None:
+                convention.outlives = _outlives(convention, dtype)
+                return convention
+            tried.append(f"as {convention.name}: {problem}")
     raise CannotCheckError(
         f"{subject.name} can be called in no way that is known. Tried "
         + "; ".join(dict.fromkeys(tried) or ["nothing, as its arguments have unknown names"])
@@ -131,7 +142,11 @@ def detect(subject: Subject) -> Convention:
 
 
 def _candidates(
-    subject: Subject, signature: inspect.Signature, arguments: Arguments, tried: list[str]
+    subject: Subject,
+    signature: inspect.Signature,
+    arguments: Arguments,
+    dtype: Any,
+    tried: list[str],
 ) -> Iterator[Convention]:
     make = subject.make
     roles = None if isinstance(make, type) else _roles_of_function(signature)
@@ -142,10 +157,17 @@ def _candidates(
                 if "state" not in roles.values():
                     break
         return
-    if _may_be_torch(make):
-        yield _Torch(subject, arguments)
+    if _is_of_keras(make):
+        yield _Keras(subject, arguments)
+        return
+    had_torch = "torch" in sys.modules
     for style in _styles(arguments):
-        yield from _made(subject, style, signature, tried)
+        if had_torch:
+            yield _Torch(subject, style)
+        yield from _made(subject, style, signature, dtype, tried)
+    if not had_torch and "torch" in sys.modules:
+        # The subject itself has loaded it on the way.
+        yield from (_Torch(subject, style) for style in _styles(arguments))
 
 
 def _styles(arguments: Arguments) -> Iterator[Arguments]:
@@ -163,7 +185,11 @@ def _styles(arguments: Arguments) -> Iterator[Arguments]:
 
 
 def _made(
-    subject: Subject, arguments: Arguments, signature: inspect.Signature, tried: list[str]
+    subject: Subject,
+    arguments: Arguments,
+    signature: inspect.Signature,
+    dtype: Any,
+    tried: list[str],
 ) -> Iterator[Convention]:
     """Yield the conventions of what a class or factory makes."""
     way = _way_of_making(arguments, signature)
@@ -174,10 +200,13 @@ def _made(
         convention = _Object(subject, arguments, way, container)
         try:
             with quiet():
-                made = convention.make(convention.pack(_first_arrays(convention)), _FIRST)
+                made = convention.make(convention.pack(_first_arrays(convention, dtype)), _FIRST)
         except Exception as error:
             tried.append(f"a call with {_WAYS[way].format(container)}: {_told(error)}")
             continue
+        if _is_of_keras(type(made)):
+            yield _Keras(subject, arguments)
+            return
         if callable(getattr(made, "init", None)) and callable(getattr(made, "update", None)):
             yield _Optax(subject, arguments)
             return
@@ -224,19 +253,19 @@ _METHODS = (
 )
 
 
-def _first_arrays(convention: Convention) -> list[Array]:
+def _first_arrays(convention: Convention, dtype: Any) -> list[Array]:
     shapes = ((2, 3), (4,)) if convention.several else ((4,),)
     if not convention.mixes_shapes:
         shapes = ((4,), (4,))
-    return [np.full(shape, 100.0) for shape in shapes]
+    return [np.full(shape, 100.0, dtype=dtype) for shape in shapes]
 
 
-def _problem(convention: Convention) -> str | None:
+def _problem(convention: Convention, dtype: Any) -> str | None:
     """Return why a convention does not work, after one step; None where it does."""
-    arrays = _first_arrays(convention)
+    arrays = _first_arrays(convention, dtype)
     try:
         trial = convention.start(arrays, _FIRST)
-        stepped = trial.step([np.full(a.shape, 0.5) for a in arrays])
+        stepped = trial.step([np.full(a.shape, 0.5, dtype=dtype) for a in arrays])
     except Exception as error:
         return _told(error)
     found = stepped.parameters
@@ -247,9 +276,30 @@ def _problem(convention: Convention) -> str | None:
     return None
 
 
+def _outlives(convention: Convention, dtype: Any) -> bool:
+    """Return whether a new trial goes on where another one stopped."""
+    arrays = _first_arrays(convention, dtype)
+    gradients = [np.full(a.shape, 0.5, dtype=dtype) for a in arrays]
+    ends: list[Array] = []
+    for _ in range(2):
+        try:
+            trial = convention.start(arrays, _FIRST)
+            moved = [trial.step([np.array(f * g) for g in gradients]) for f in (1.0, -0.5, 0.25)]
+        except Exception:
+            return False  # Probing will come upon it, and tell.
+        ends.append(moved[-1].parameters[0] - arrays[0])
+    first, second = ends
+    # Chance, as in stochastic rounding, moves less.
+    size = np.nanmax(np.abs(first), initial=0.0)
+    return bool(np.any(np.abs(first - second) > 0.05 * size))
+
+
 def _told(error: BaseException) -> str:
     first = str(error).strip().split("\n")[0]
-    return f"{type(error).__name__}: {first:.160}"
+    told = f"{type(error).__name__}: {first:.160}"
+    if isinstance(error, ZeroDivisionError):
+        told += " (1 − β^t is 0 where t starts at 0: count the first step as 1)"
+    return told
 
 
 # -- containers ----------------------------------------------------------------------------------
@@ -348,8 +398,8 @@ class _NumPyTrial(Trial):
         )
         self._owner = owner
         self._state = state
-        self._keywords = keywords or (lambda t: {})
-        self._before = before or (lambda t: None)
+        self._keywords = keywords or (lambda _: {})
+        self._before = before or (lambda _: None)
         self._memory: dict[str, Any] = {
             name: _packed([np.zeros_like(a) for a in arrays], call.container)
             for name, role in call.roles.items()
@@ -365,7 +415,9 @@ class _NumPyTrial(Trial):
         given = call.arguments(self._held, packed, self._state, self._memory, self._t)
         with quiet():
             self._before(self._t)
+            began = time.perf_counter()
             returned = self._function(**given, **self._keywords(self._t))
+            self.seconds = time.perf_counter() - began
         new, rest = self._returned(returned)
         self._remember(rest)
         return Stepped(self._parameters(old, new), [np.array(g) for g in gradients])
@@ -562,7 +614,9 @@ class _Object(Convention):
 
         return _NumPyTrial(
             *(self._call, getattr(made, self._method), arrays),
-            **{"held": held, "owner": made, "before": before},
+            held=held,
+            owner=made,
+            before=before,
         )
 
 
@@ -646,7 +700,9 @@ class _BoxTrial(Trial):
             setattr(self._made, self._rate, float(self._rates[self._t]))
         self._t += 1
         with quiet():
+            began = time.perf_counter()
             getattr(self._made, self._method)()
+            self.seconds = time.perf_counter() - began
         return Stepped(
             [np.array(box.data) for box in self._boxes], [np.array(g) for g in gradients]
         )
@@ -658,11 +714,6 @@ class _BoxTrial(Trial):
 
 
 # -- PyTorch -------------------------------------------------------------------------------------
-
-
-def _may_be_torch(make: Any) -> bool:
-    """Return whether torch is loaded: a subject that needs it has loaded it."""
-    return "torch" in sys.modules and callable(make)
 
 
 class _Torch(Convention):
@@ -696,7 +747,9 @@ class _TorchTrial(Trial):
             self._set_rate(float(self._rates[min(self._t, len(self._rates) - 1)]))
         self._t += 1
         with quiet():
+            began = time.perf_counter()
             self._made.step()
+            self.seconds = time.perf_counter() - began
         return Stepped(
             [tensor.detach().cpu().numpy().copy() for tensor in self._tensors],
             [gradient.detach().cpu().numpy().copy() for gradient in given],
@@ -705,7 +758,10 @@ class _TorchTrial(Trial):
     def _set_rate(self, rate: float) -> None:
         groups = getattr(self._made, "param_groups", None)
         for group in groups if isinstance(groups, list) else ():
-            group["lr"] = rate
+            if self._torch.is_tensor(group["lr"]):
+                group["lr"].fill_(rate)
+            else:
+                group["lr"] = rate
 
     def put(self, parameters: list[Array]) -> bool:
         with self._torch.no_grad():
@@ -746,12 +802,15 @@ class _OptaxTrial(Trial):
     def step(self, gradients: list[Array]) -> Stepped:
         with quiet(), _width(self._jax, wide=self._wide):
             given = [self._jax.numpy.asarray(g) for g in gradients]
+            began = time.perf_counter()
             updates, self._state = self._made.update(given, self._state, self._params)
             # As optax.apply_updates does it.
             self._params = [
                 self._jax.numpy.asarray(p + u).astype(p.dtype)
                 for p, u in zip(self._params, updates, strict=True)
             ]
+            self._jax.block_until_ready(self._params)
+            self.seconds = time.perf_counter() - began
             return Stepped([np.array(p) for p in self._params], [np.array(g) for g in given])
 
     def put(self, parameters: list[Array]) -> bool:
@@ -763,3 +822,62 @@ class _OptaxTrial(Trial):
 def _width(jax: Any, *, wide: bool) -> AbstractContextManager[Any]:
     """Return a context in which JAX has float64, where that is asked for."""
     return jax.enable_x64(True) if wide else nullcontext()
+
+
+# -- Keras ---------------------------------------------------------------------------------------
+
+
+def _is_of_keras(make: Any) -> bool:
+    keras = sys.modules.get("keras")
+    optimizers = getattr(keras, "optimizers", None)
+    return (
+        optimizers is not None and isinstance(make, type) and issubclass(make, optimizers.Optimizer)
+    )
+
+
+class _Keras(Convention):
+    """A keras.optimizers.Optimizer, on variables of whatever backend Keras has."""
+
+    name = "a Keras optimizer: apply(grads, variables)"
+
+    def start(self, arrays: list[Array], settings: Settings, rates: Array | None = None) -> Trial:
+        keras = require("keras", "this subject", "test", "Keras")
+        wide = any(a.dtype == np.float64 for a in arrays)
+        # Without this, float64 variables of the JAX backend hold float32.
+        jax = sys.modules["jax"] if keras.backend.backend() == "jax" and wide else None
+        with quiet(), _width(jax, wide=jax is not None):
+            variables = [keras.Variable(np.array(a), dtype=str(a.dtype)) for a in arrays]
+            made = self.subject.make(**self.keywords(settings))
+            made.build(variables)
+        return _KerasTrial(keras, jax, made, variables, rates)
+
+
+class _KerasTrial(Trial):
+    def __init__(
+        self, keras: Any, jax: Any, made: Any, variables: list[Any], rates: Array | None
+    ) -> None:
+        self._keras = keras
+        self._jax = jax
+        self._made = made
+        self._variables = variables
+        self._rates = rates
+        self._t = 0
+
+    def step(self, gradients: list[Array]) -> Stepped:
+        ops = self._keras.ops
+        with quiet(), _width(self._jax, wide=self._jax is not None):
+            given = [ops.convert_to_tensor(g) for g in gradients]
+            if self._rates is not None:
+                self._made.learning_rate = float(self._rates[min(self._t, len(self._rates) - 1)])
+            self._t += 1
+            began = time.perf_counter()
+            self._made.apply(given, self._variables)
+            parameters = [np.array(ops.convert_to_numpy(each)) for each in self._variables]
+            self.seconds = time.perf_counter() - began
+            return Stepped(parameters, [np.array(ops.convert_to_numpy(each)) for each in given])
+
+    def put(self, parameters: list[Array]) -> bool:
+        with _width(self._jax, wide=self._jax is not None):
+            for variable, value in zip(self._variables, parameters, strict=True):
+                variable.assign(value)
+        return True

@@ -177,6 +177,8 @@ def _fit(
     scheduled: Watched | None,
 ) -> Fit:
     found = _simplest(_levels(plain, constants, tolerance), tolerance)
+    limit = max(tolerance, 3.0 * found[0].misfit)
+    found = [each for each in found if each.misfit <= limit]
     follows = None
     if decaying:
         decayed = _with_decay(found, len(plain), decaying, tolerance)

@@ -58,7 +58,8 @@ class Form(NamedTuple):
     root: bool = True
     correction1: Correction = "paper"
     correction2: Correction = "paper"
-    #: "outside" or "inside" the root, "outside before" or "inside before" the correction, "missing".
+    #: "outside" or "inside" the root; "outside before" or "inside before" the correction; or
+    #: "missing".
     epsilon: str = "outside"
     #: "no", "then corrected" (of v), "corrected first" (of v̂), "fed back" (into v).
     largest: str = "no"
@@ -71,7 +72,8 @@ class Form(NamedTuple):
     shared: str = "nothing"
     #: "l2", "decoupled", "after", "fully", "without lr", "l2 in m", or "ignored".
     decay: str = "l2"
-    #: Where 1 - β is taken from β in float32: "nowhere", "take" (in the means), "correction", "all".
+    #: Where 1 - β is taken from β in float32: "nowhere", "take" (in the means), "correction", or
+    #: "all".
     float32: str = "nowhere"
     #: How m and v are stored: "as is", or rounded to a smaller type.
     storage: str = "as is"
@@ -106,6 +108,7 @@ _STORAGES = (BFLOAT16, "m bfloat16", "v bfloat16", "m and v float16", "m and v f
 def axes(constants: Constants) -> dict[str, tuple[Changes, ...]]:
     """Return every choice with the changes it can make to a form, but for weight decay."""
     table: dict[str, tuple[Changes, ...]] = {
+        "lr": ({"lr_fixed": float("nan")},),
         "direction": ({"direction": "ascent"}, {"direction": "added"}),
         "bias correction": tuple(
             {"correction1": first, "correction2": second}
@@ -129,8 +132,6 @@ def axes(constants: Constants) -> dict[str, tuple[Changes, ...]]:
         "float32": _values("float32", "take", "correction", "all"),
         "storage": _values("storage", *_STORAGES),
     }
-    if "lr" in constants.settable:
-        table["lr"] = ({"lr_fixed": float("nan")},)
     if constants.several:
         table["shared"] = _values("shared", "m and v", "t", "all")
     return table
@@ -185,6 +186,7 @@ def is_valid(form: Form) -> bool:
         or form.correction2 != "paper"
         or form.eps_fixed is not None
         or form.memory == "m and t"
+        or (form.mean == "mean" and form.correction1 == "first-step")
     )
     without_mean = form.mean == "absent" and (
         form.nesterov != "no"
@@ -200,6 +202,11 @@ def is_valid(form: Form) -> bool:
     without_t = form.memory == "nothing" and (
         "first-step" in (form.correction1, form.correction2) or form.shared != "nothing"
     )
+    # m without its past, divided by what it was multiplied with, is the gradient: no mean at all.
+    mean_of_one = form.memory == "v and t" and (form.mean, form.correction1) in (
+        ("mean", "first-step"),
+        ("sum", "none"),
+    )
     without_past = form.memory in ("nothing", "t", "m and t") and form.largest == "fed back"
     return not (
         without_square
@@ -208,6 +215,7 @@ def is_valid(form: Form) -> bool:
         or uncorrected
         or without_eps
         or without_t
+        or mean_of_one
         or without_past
     )
 

@@ -125,7 +125,8 @@ class Prediction:
             form.storage if form.storage.startswith("m") else None,
         )
 
-    def _mean(self, form: Form) -> Array:
+    def mean(self, form: Form) -> Array:
+        """Return m after each step."""
         return self._remembered(
             self._mean_key(form),
             lambda: self._follow(
@@ -152,7 +153,9 @@ class Prediction:
         )
         return (*key, *self._mean_key(form)) if form.square in ("of m", "belief") else key
 
-    def _square(self, form: Form) -> Array:
+    def square(self, form: Form) -> Array:
+        """Return v after each step, or what stands for it."""
+
         def follow() -> Array:
             return self._follow(
                 form,
@@ -173,9 +176,9 @@ class Prediction:
         if form.square == "absolute":
             return abs(g)
         if form.square == "of m":
-            g = self._mean(form)
+            g = self.mean(form)
         elif form.square == "belief":
-            g = g - self._mean(form)
+            g = g - self.mean(form)
         q = g * g
         if form.square in ("norm", "mean square"):
             total = q.sum(axis=-1, keepdims=True)
@@ -246,7 +249,7 @@ class Prediction:
         a = self._a
         if form.mean == "absent":
             return self._gradient(form, of_m=True)
-        m = self._mean(form)
+        m = self.mean(form)
         if form.nesterov == "no":
             return a.divide(m, self._correction(form, 1))
         g = self._gradient(form, of_m=True)
@@ -315,7 +318,7 @@ class Prediction:
         return x if inside or form.epsilon == "missing" else x + eps
 
     def _corrected_square(self, form: Form) -> Array:
-        v = self._square(form)
+        v = self.square(form)
         if form.largest == "then corrected":
             v = self._largest(form, v)
         v = self._a.divide(v, self._correction(form, 2))
@@ -375,7 +378,3 @@ class Prediction:
         if found is None:
             found = self._known[key] = compute()
         return found
-
-    def forget(self) -> None:
-        """Drop what was kept for later predictions."""
-        self._known.clear()

@@ -19,10 +19,23 @@ from numpy.typing import NDArray
 from adamas.checking.prediction import Settings
 from adamas.codecs import key_of, random_bits
 
-__all__ = ["SEQUENCES", "Probe", "decaying", "large", "long", "plain", "scheduled", "usual"]
+__all__ = [
+    "SEQUENCES",
+    "USUAL_STEPS",
+    "Probe",
+    "decaying",
+    "large",
+    "long",
+    "plain",
+    "scheduled",
+    "shown",
+    "usual",
+]
 
 Array = NDArray[Any]
 
+#: Steps of the probes that errors are told of.
+USUAL_STEPS = 24
 #: Elements of a large probe: as many as make implementations store their state in few bits.
 _LARGE, _COPIES = 8192, 256
 
@@ -37,6 +50,8 @@ class Probe:
     gradients: Array
     #: The learning rate of each step, where it changes.
     rates: Array | None = None
+    #: The name of each element's sequence.
+    names: tuple[str, ...] = ()
 
 
 def _uniform(seed: int, stream: int, count: int) -> Array:
@@ -45,15 +60,15 @@ def _uniform(seed: int, stream: int, count: int) -> Array:
     return (bits >> np.uint32(16)).astype(np.float64) / 2**15 - 1.0
 
 
-def _constant(steps: int, scale: float, seed: int) -> Array:
+def _constant(steps: int, scale: float, _: int) -> Array:
     return np.full(steps, scale)
 
 
-def _alternating(steps: int, scale: float, seed: int) -> Array:
+def _alternating(steps: int, scale: float, _: int) -> Array:
     return scale * np.where(np.arange(steps) % 2 == 0, 1.0, -1.0)
 
 
-def _lopsided(steps: int, scale: float, seed: int) -> Array:
+def _lopsided(steps: int, scale: float, _: int) -> Array:
     return scale * np.where(np.arange(steps) % 2 == 0, 1.0, -0.5)
 
 
@@ -71,15 +86,15 @@ def _sparse(steps: int, scale: float, seed: int) -> Array:
     return np.where((np.arange(steps) + seed) % 4 == 0, _random(steps, scale, seed), 0.0)
 
 
-def _impulse(steps: int, scale: float, seed: int) -> Array:
+def _impulse(steps: int, scale: float, _: int) -> Array:
     return np.where(np.arange(steps) == 0, scale, 0.0)
 
 
-def _fading(steps: int, scale: float, seed: int) -> Array:
+def _fading(steps: int, scale: float, _: int) -> Array:
     return scale * 2.0 ** -np.arange(steps, dtype=np.float64).clip(0, 30)
 
 
-def _growing(steps: int, scale: float, seed: int) -> Array:
+def _growing(steps: int, scale: float, _: int) -> Array:
     return scale * 2.0 ** (np.arange(steps, dtype=np.float64).clip(0, 20) - 8)
 
 
@@ -87,7 +102,7 @@ def _late(steps: int, scale: float, seed: int) -> Array:
     return np.where(np.arange(steps) < steps // 3, 0.0, _random(steps, scale, seed))
 
 
-def _zero(steps: int, scale: float, seed: int) -> Array:
+def _zero(steps: int, _scale: float, _: int) -> Array:
     return np.zeros(steps)
 
 
@@ -152,7 +167,8 @@ def _probe(
     rates: Array | None = None,
 ) -> Probe:
     gradients = _gradients(sequences, steps, arrays, settings.eps)
-    return Probe(name, settings, _start(arrays, len(sequences), zero=zero), gradients, rates)
+    start = _start(arrays, len(sequences), zero=zero)
+    return Probe(name, settings, start, gradients, rates, tuple(each[0] for each in sequences))
 
 
 @lru_cache(maxsize=8)
@@ -169,8 +185,17 @@ def plain(arrays: int, default: Settings) -> tuple[Probe, ...]:
 
 @lru_cache(maxsize=8)
 def usual(arrays: int, default: Settings) -> Probe:
-    """Return the probe that errors are told of: default settings, parameters of size 1."""
-    return _probe("usual", default, 24, arrays)
+    """Return the probe that errors are told of: default settings, parameters that start at 0.
+
+    They stay as small as their updates, so that the errors of updates are not hidden.
+    """
+    return _probe("usual", default, USUAL_STEPS, arrays, zero=True)
+
+
+def shown(settings: Settings, rates: Array | None) -> Probe:
+    """Return the probe of a test vector: every sequence, on one array with a start of size 1."""
+    sequences = SEQUENCES + _HUGE
+    return _probe("shown", settings, USUAL_STEPS, 1, sequences=sequences, rates=rates)
 
 
 @lru_cache(maxsize=8)
@@ -193,8 +218,8 @@ def scheduled(arrays: int) -> Probe:
 
 
 @lru_cache(maxsize=8)
-def long(arrays: int, default: Settings, steps: int = 400) -> Probe:
-    """Return a probe of many steps, past 255, on a few elements."""
+def long(arrays: int, default: Settings, steps: int = 300) -> Probe:
+    """Return a probe of many steps, past 255, on a few elements of size 1."""
     kept = {"constant", "alternating", "random", "heavy-tailed", "sparse", "impulse", "tiny: 1e-4"}
     sequences = tuple(each for each in SEQUENCES if each[0] in kept)
     return _probe("long", default, steps, arrays, sequences=sequences)
@@ -203,14 +228,17 @@ def long(arrays: int, default: Settings, steps: int = 400) -> Probe:
 def large(default: Settings) -> tuple[Probe, Array]:
     """Return a probe of one large array, and which of its sequences each element sees.
 
-    Each of 32 sequences stands at 256 places among the others, so that equal gradients lie in
-    different blocks.
+    Each of 32 sequences stands at many places among the others, so that equal gradients lie in
+    different blocks. The last is much larger than the others and stands in the second half alone.
     """
     steps, kinds = 6, _LARGE // _COPIES
+    scales = [2.0 ** -(kind % 8) for kind in range(kinds - 1)] + [64.0]
     distinct = np.stack(
-        [_uniform(11, kind, steps) * 2.0 ** -(kind % 8) for kind in range(kinds)], axis=-1
+        [_uniform(11, kind, steps) * scale for kind, scale in enumerate(scales)], axis=-1
     )
     order = np.argsort(random_bits(key_of(13, 0, 0), 0, _LARGE), kind="stable")
     which = (np.arange(_LARGE) % kinds)[order]
+    last = kinds - 1
+    which[: _LARGE // 2][which[: _LARGE // 2] == last] = 0
     gradients = distinct[:, which].astype(np.float32).astype(np.float64)
     return Probe("large", default, np.zeros((1, _LARGE)), gradients[:, None, :]), which

@@ -7,14 +7,23 @@ import importlib.util
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from adamas.checking.prediction import Settings
 
-__all__ = ["Arguments", "CannotCheckError", "Subject", "find", "roles_of"]
+__all__ = [
+    "LONE_RATES",
+    "Arguments",
+    "CannotCheckError",
+    "Subject",
+    "arguments_of",
+    "find",
+    "roles_of",
+    "signature_of",
+]
 
 
 class CannotCheckError(ValueError):
@@ -35,17 +44,16 @@ def find(subject: object, options: Mapping[str, Any]) -> Subject:
     """Return the subject that a name or a callable stands for. Raises CannotCheckError."""
     if isinstance(subject, str):
         return Subject(subject, _found(subject), options)
-    if not callable(subject):
-        raise CannotCheckError(
-            f"The subject is {subject!r:.80}, but it must be a class, a function that makes an "
-            "optimizer, a function that makes a step, or the name of one. Give the class itself, "
-            "not an object made of it."
-        )
     if hasattr(subject, "step") and not isinstance(subject, type):
         raise CannotCheckError(
             f"The subject is an object of class {type(subject).__name__}, whose options stand "
             "already. Give its class, or a function that makes it, so that other options can be "
             "tried."
+        )
+    if not callable(subject):
+        raise CannotCheckError(
+            f"The subject is {subject!r:.80}, but it must be a class, a function that makes an "
+            "optimizer, a function that makes a step, or the name of one."
         )
     name = getattr(subject, "__qualname__", type(subject).__name__)
     module = getattr(subject, "__module__", None)
@@ -145,21 +153,22 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "weight_decay": ("weight_decay", "wd", "weight_decay_rate", "decay_weight", "lam", "lambda_"),
 }
 #: A decay rate that stands alone: the only one of Momentum or RMSProp.
-_LONE_RATES = ("beta", "rho", "decay", "alpha", "momentum", "β", "gamma")
+LONE_RATES = ("beta", "rho", "decay", "alpha", "momentum", "β", "gamma")
 
 _GRADIENT = re.compile(
-    r"(.*grad.*|g|gs|gt|g_t|d|dw|dx|dp|dtheta|dtheta_?|d_?params?|deltas?|updates|∇.*)", re.I
+    r"(.*grad.*|g|gs|gt|g_t|d|dw|dx|dp|dtheta|d_?params?|deltas?|updates|∇.*)", re.IGNORECASE
 )
 _PARAMETER = re.compile(
-    r"(p|ps|.*param.*|w|ws|.*weights?|thetas?|θ|x|xs|.*variables?|vars?|values?|arrays?)", re.I
+    r"(p|ps|.*param.*|w|ws|.*weights?|thetas?|θ|x|xs|.*variables?|vars?|values?|arrays?)",
+    re.IGNORECASE,
 )
 _TIME = re.compile(r"(t|n|i|k|it|iter|step|steps|time|timestep|iteration|iterations|count|epoch)")
-_STATE = re.compile(r"(.*state|.*states|st|cache|memory|slots)", re.I)
-_PAIRS = re.compile(r"(grads?_and_vars?|grads?_vars?|gvs?|pairs)", re.I)
+_STATE = re.compile(r"(.*state|.*states|st|cache|memory|slots)", re.IGNORECASE)
+_PAIRS = re.compile(r"(grads?_and_vars?|grads?_vars?|gvs?|pairs)", re.IGNORECASE)
 _MEMORY = re.compile(
     r"(m|v|s|r|u|mu|nu|m_?t|v_?t|m_?prev|v_?prev|exp_avg|exp_avg_sq|mean|square|first|second"
     r"|v_?hat|v_?max|max_?v|momentum|velocity|moments?\d?)",
-    re.I,
+    re.IGNORECASE,
 )
 
 
@@ -174,6 +183,8 @@ class Arguments:
     others: tuple[str, ...]
     #: Whether further keywords are taken that the signature does not name.
     open: bool = False
+    #: Whether there is an eps_root, which is 0 unless it is given.
+    has_eps_root: bool = False
 
     @property
     def settable(self) -> frozenset[str]:
@@ -183,18 +194,18 @@ class Arguments:
             found |= {"beta1", "beta2"}
         return frozenset(found - {"betas", "beta"})
 
-    def keywords(self, settings: Settings, *, without: Iterable[str] = ()) -> dict[str, Any]:
+    def keywords(self, settings: Settings) -> dict[str, Any]:
         """Return the keyword arguments that stand for ``settings``."""
         given: dict[str, Any] = {}
         for ours, theirs in self.names.items():
-            if ours in without:
-                continue
             if ours == "betas":
                 given[theirs] = (settings.beta1, settings.beta2)
             elif ours == "beta":
                 given[theirs] = settings.beta2
             else:
                 given[theirs] = getattr(settings, ours)
+        if self.has_eps_root:
+            given["eps_root"] = 0.0
         return given
 
 
@@ -208,8 +219,8 @@ def arguments_of(signature: inspect.Signature, options: Mapping[str, Any]) -> Ar
             names[ours] = found
     if "betas" in parameters:
         names["betas"] = "betas"
-    elif not {"beta1", "beta2"} & set(names):
-        lone = [n for n in _LONE_RATES if n in parameters and n not in names.values()]
+    elif not {"beta1", "beta2"} & {*names, *options} and "betas" not in options:
+        lone = [n for n in LONE_RATES if n in parameters and n not in names.values()]
         if lone:
             names["beta"] = lone[0]
     known = set(names.values())
@@ -220,7 +231,10 @@ def arguments_of(signature: inspect.Signature, options: Mapping[str, Any]) -> Ar
         if name not in known and p.default is p.empty and p.kind not in kinds
     )
     is_open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-    return Arguments(names, _defaults(parameters, names), others, is_open)
+    return Arguments(
+        *(names, _defaults(parameters, names), others, is_open),
+        has_eps_root="eps_root" in parameters,
+    )
 
 
 def _defaults(parameters: Mapping[str, inspect.Parameter], names: Mapping[str, str]) -> Settings:
@@ -295,7 +309,7 @@ def roles_of(signature: inspect.Signature) -> dict[str, str] | None:
 
 
 def _role(name: str, taken: set[str]) -> str | None:
-    known = {each for names in _NAMES.values() for each in names} | {"betas", *_LONE_RATES}
+    known = {each for names in _NAMES.values() for each in names} | {"betas", *LONE_RATES}
     if name in known:
         return None
     for role, pattern in (("pairs", _PAIRS), ("grads", _GRADIENT), ("params", _PARAMETER)):
