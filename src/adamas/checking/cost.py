@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from adamas.checking.conventions import Convention
+from adamas.checking.trials import Convention
 
 __all__ = ["Cost", "cost"]
 

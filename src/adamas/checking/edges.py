@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamas.checking.arithmetic import Exact
-from adamas.checking.conventions import Convention
 from adamas.checking.forms import Form
 from adamas.checking.prediction import Prediction, Settings
+from adamas.checking.trials import Convention
 
 __all__ = ["Edge", "edges"]
 

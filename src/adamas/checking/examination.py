@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from adamas.checking import forms, probes
-from adamas.checking.conventions import Convention, detect
+from adamas.checking.conventions import detect
 from adamas.checking.cost import cost
 from adamas.checking.distances import Distance, distance, relative_error
 from adamas.checking.edges import edges
@@ -21,6 +21,7 @@ from adamas.checking.forms import Form
 from adamas.checking.observation import Observation, observe
 from adamas.checking.report import Line, Miss, Report
 from adamas.checking.subjects import CannotCheckError, find
+from adamas.checking.trials import Convention
 
 __all__ = ["Diagnosis", "check", "diagnose"]
 

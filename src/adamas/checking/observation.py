@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas.checking.conventions import Convention
 from adamas.checking.prediction import Prediction, Settings
 from adamas.checking.probes import Probe
+from adamas.checking.trials import Convention
 
 __all__ = ["Observation", "observe"]
 
