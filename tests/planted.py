@@ -66,7 +66,15 @@ class Planted:
         if has("ascends"):
             g = -g
         decoupled = any(
-            has(f"decay {kind}") for kind in ("decoupled", "after", "without lr", "in m only")
+            has(f"decay {kind}")
+            for kind in (
+                "decoupled",
+                "after",
+                "without lr",
+                "without lr, after",
+                "in m only",
+                "odd",
+            )
         )
         g_of_m = g
         if has("decay in m only"):
@@ -85,6 +93,10 @@ class Planted:
             p -= lr * u
         if has("decay after"):
             p -= lr * self.wd * p
+        if has("decay without lr, after"):
+            p -= self.wd * p
+        if has("decay odd"):
+            p -= self.wd * np.sign(before)
 
     def _update_means(self, m, v, g_of_m, g) -> None:
         has = self.mistakes.__contains__

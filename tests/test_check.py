@@ -113,6 +113,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
         "decoupled weight decay after the step, not of the parameter before it",
     ),
     "decay without lr": ({"decay": "without lr"}, "weight decay without the learning rate"),
+    "decay without lr, after": (
+        {"decay": "without lr, after"},
+        "weight decay without the learning rate, after the step",
+    ),
     "decay in m only": ({"decay": "l2 in m"}, "L2 weight decay in m only, not in v"),
     "weight decay ignored": ({"decay": "ignored"}, "weight_decay is ignored"),
 }
@@ -203,6 +207,7 @@ ONE_AND_THE_SAME: dict[str, tuple[tuple[str, str], ...]] = {
         ("update added", "decay decoupled"),
         ("update added", "decay after"),
         ("update added", "decay without lr"),
+        ("update added", "decay without lr, after"),
         ("update added", "weight decay ignored"),
     ),
 }
@@ -246,6 +251,12 @@ def together(*pair):
 def combine(one, other):
     """Whether two mistakes are not two values of one choice."""
     return not set(MISTAKES[one][0]) & set(MISTAKES[other][0])
+
+
+def test_a_weight_decay_of_no_known_form_does_not_hide_the_rest():
+    found = diagnose(planted("decay odd", "eps inside")).fit
+    assert found.form == Form(epsilon="inside", decay="unknown")
+    assert "weight decay in a form that is not known" in forms.deviations(found.form)
 
 
 def test_a_right_adam_has_no_mistake():

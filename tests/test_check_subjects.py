@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ import ways
 from adamas.checking import CannotCheckError
 from adamas.checking.examination import diagnose
 from adamas.checking.forms import Form
+from cases import ROOT
 from planted import planted
 
 PAPER = Form()
@@ -90,47 +92,39 @@ def test_state_that_outlives_its_optimizer_is_noticed():
 
 # ── libraries, as they are installed ───────────────────────────────────────────────────────────
 
-PAPER_WORDS = "paper, ε outside the root"
-EFFICIENT = "paper, ε̂ outside the root, before the correction (the paper's efficient form)"
-LIBRARIES = {
-    ("torch.optim:Adam",): f"{PAPER_WORDS}, L2 weight decay",
-    ("torch.optim:AdamW",): f"{PAPER_WORDS}, decoupled weight decay",
-    ("torch.optim:NAdam",): (
-        f"Nesterov's form with a schedule for β1 (torch's), {PAPER_WORDS}, L2 weight decay"
-    ),
-    ("torch.optim:Adam", "amsgrad"): (
-        f"AMSGrad (the largest v, corrected), {PAPER_WORDS}, L2 weight decay"
-    ),
-    ("torch.optim:Adam", "maximize"): f"{PAPER_WORDS}, L2 weight decay",
-    ("optax:adam",): f"{PAPER_WORDS}, 1−β from a float32 β in the bias correction",
-    ("optax:adamw",): (
-        f"{PAPER_WORDS}, decoupled weight decay, 1−β from a float32 β in the bias correction"
-    ),
-    ("optax:nadam",): (
-        f"Nesterov's form (Dozat's), {PAPER_WORDS}, 1−β from a float32 β in the bias correction"
-    ),
-    ("optax:amsgrad",): (
-        f"AMSGrad (the largest v̂), {PAPER_WORDS}, 1−β from a float32 β in the bias correction"
-    ),
-    ("keras.optimizers:Adam",): (
-        f"{EFFICIENT}, decoupled weight decay, 1−β from a float32 β in the bias correction"
-    ),
-    ("sklearn.neural_network._stochastic_optimizers:AdamOptimizer",): EFFICIENT,
-    ("adamas:Adam",): f"{PAPER_WORDS}, L2 weight decay",
-    ("adamas:AdamW",): f"{PAPER_WORDS}, decoupled weight decay",
-    ("adamas.torch:AdamW",): f"{PAPER_WORDS}, decoupled weight decay",
-}
+GUIDE = (ROOT / "docs" / "guides" / "check.md").read_text("utf-8")
+_TABLE = GUIDE[GUIDE.index("<!-- installed: begin -->") : GUIDE.index("<!-- installed: end -->")]
+LIBRARIES = re.findall(r"^\| `(.+?)` \| \S+ \| (.+) \|$", _TABLE, re.MULTILINE)
 
 
-@pytest.mark.parametrize("subject", LIBRARIES, ids="-".join)
-def test_a_library_is_named_by_what_it_computes(subject):
-    name, *flags = subject
-    report = adamas.check(name, **dict.fromkeys(flags, True))
-    words, _, distance = report.sentence.rpartition(", ")
-    assert words == LIBRARIES[subject], report
-    assert distance.endswith(" ulp")
-    assert report.faithful
+def without_distance(sentence):
+    return re.sub(r"[\d.]+ ulp", "ulp", sentence)
+
+
+def test_the_guide_has_a_row_for_every_kind_of_library():
+    named = {subject.partition(":")[0].partition(".")[0] for subject, _ in LIBRARIES}
+    assert named == {"torch", "optax", "keras", "sklearn", "adamas"}
+    assert len(LIBRARIES) == 15
+
+
+@pytest.mark.parametrize(("command", "told"), LIBRARIES, ids=[command for command, _ in LIBRARIES])
+def test_a_library_computes_what_the_guide_says(command, told):
+    subject, *settings = command.split(" --set ")
+    pytest.importorskip(subject.partition(":")[0].partition(".")[0])
+    options = dict(setting.split("=") for setting in settings)
+    flags = {name: True if value == "True" else value for name, value in options.items()}
+    report = adamas.check(subject, **flags)
+    assert without_distance(report.sentence) == without_distance(told), report
+    assert report.faithful == (not report.deviations)
+    assert report.faithful == ("; else " not in told)
     assert report.rivals == ()
+
+
+def test_torch_and_optax_are_told_apart_by_their_amsgrad():
+    """The published difference: torch takes the largest v and corrects it, optax the largest v̂."""
+    rows = dict(LIBRARIES)
+    assert rows["torch.optim:Adam --set amsgrad=True"].startswith("AMSGrad (the largest v, corre")
+    assert rows["optax:amsgrad"].startswith("AMSGrad (the largest v̂), ")
 
 
 def test_the_fully_decoupled_decay_is_told_from_one_without_lr_by_a_schedule():
@@ -168,7 +162,7 @@ def test_state_in_few_bits_is_named_as_such(form):
     assert report.sentence.startswith(
         "state kept in few bits, in blocks or rounded by chance: equal gradients move parameters by"
     )
-    assert report.sentence.endswith(f"; else {PAPER_WORDS}, L2 weight decay")
+    assert report.sentence.endswith("; else paper, ε outside the root, L2 weight decay")
     assert not report.faithful
 
 

@@ -16,7 +16,7 @@ from adamas.checking.conventions import detect
 from adamas.checking.cost import cost
 from adamas.checking.distances import Distance, distance, relative_error
 from adamas.checking.edges import edges
-from adamas.checking.fitting import Fit, Watched, fit, misfit
+from adamas.checking.fitting import UNKNOWN, Fit, Watched, fit, misfit
 from adamas.checking.forms import Form
 from adamas.checking.observation import Observation, observe
 from adamas.checking.report import Line, Miss, Report
@@ -28,8 +28,6 @@ __all__ = ["Diagnosis", "check", "diagnose"]
 #: Mean error below which everything is explained, by the dtype that is probed. In float64 a form
 #: that is right leaves about 1e-16; in float32 about 1e-7. Forms that differ differ by more.
 _TOLERANCES = {"float64": 1e-12, "float32": 2e-6}
-#: Mean error above which a form is none of the known ones.
-_UNKNOWN = 1e-4
 #: Relative error of an update from which rounding is no longer a matter of rounding.
 _COARSE = 2.0**-10
 
@@ -286,7 +284,9 @@ class _Judgement:
         return "weight_decay" in self._convention.arguments.settable
 
     def _runs(self, *, large: bool = False) -> list[Observation]:
-        watched = (*self._diagnosis.plain, *self._diagnosis.decaying)
+        watched = self._diagnosis.plain
+        if self._fit.form.decay != "unknown":
+            watched = (*watched, *self._diagnosis.decaying)
         found = [*(each.observation for each in watched), self._usual, self._long]
         return [*found, self._large] if large and self._large is not None else found
 
@@ -295,7 +295,7 @@ class _Judgement:
         """Whether the form explains the subject but for rounding."""
         error = self._fit.misfit
         # Chance and blocks leave errors that no formula explains.
-        return error <= max(_UNKNOWN, 3.0 * self._spread)
+        return error <= max(UNKNOWN, 3.0 * self._spread)
 
     def _nearest(self) -> str:
         """Return the words for the nearest form, where it is near enough to help."""

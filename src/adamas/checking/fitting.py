@@ -22,10 +22,12 @@ from adamas.checking.forms import Changes, Constants, Form, axes, decays, is_val
 from adamas.checking.observation import Observation
 from adamas.checking.prediction import Prediction, Settings
 
-__all__ = ["Fit", "Watched", "fit", "misfit", "same"]
+__all__ = ["UNKNOWN", "Fit", "Watched", "fit", "misfit", "same"]
 
 Array = NDArray[Any]
 
+#: Mean error above which a form explains nothing, unless state in few bits does.
+UNKNOWN = 1e-4
 #: How many forms go on from one level to the next, and from the first probe to the others.
 _KEPT = 40
 #: How many forms are compared in one go.
@@ -187,7 +189,7 @@ def _fit(
             if follows:
                 both = [*decaying, scheduled]
                 decayed = _with_decay(found, len(plain), both, tolerance)
-        found = decayed
+        found = decayed if _explains(decayed[0], plain, decaying) else _undecayed(found)
     best = found[0]
     limit = max(tolerance, 1.5 * best.misfit)
     rivals: list[Form] = []
@@ -196,6 +198,15 @@ def _fit(
         if each.misfit <= limit and not any(same(each.form, o, bool(decaying)) for o in others):
             rivals.append(each.form)
     return Fit(best.form, best.misfit, tuple(rivals), follows)
+
+
+def _explains(best: _Scored, plain: Sequence[Watched], decaying: Sequence[Watched]) -> bool:
+    """Return whether the weight decay is of a known form, as far as the rest is."""
+    return misfit(decaying, best.form) <= max(UNKNOWN, 3.0 * misfit(plain, best.form))
+
+
+def _undecayed(found: Sequence[_Scored]) -> list[_Scored]:
+    return [_Scored(e.misfit, e.form.but(decay="unknown"), e.changed) for e in found]
 
 
 def same(one: Form, other: Form, with_decay: bool) -> bool:

@@ -70,7 +70,8 @@ class Form(NamedTuple):
     memory: str = "all"
     #: What parameters have in common: "nothing", "m and v", "t" (counted once for each), "all".
     shared: str = "nothing"
-    #: "l2", "decoupled", "after", "fully", "without lr", "l2 in m", or "ignored".
+    #: "l2", "decoupled", "after" (the step), "fully", "without lr", "without lr, after", "l2 in m",
+    #: "ignored"; or "unknown": none of these.
     decay: str = "l2"
     #: Where 1 - β is taken from β in float32: "nowhere", "take" (in the means), "correction", or
     #: "all".
@@ -139,7 +140,10 @@ def axes(constants: Constants) -> dict[str, tuple[Changes, ...]]:
 
 def decays() -> tuple[str, ...]:
     """Return all forms of weight decay, the rule's first."""
-    return ("l2", "decoupled", "after", "without lr", "fully", "l2 in m", "ignored")
+    return (
+        *("l2", "decoupled", "after", "without lr", "without lr, after", "fully", "l2 in m"),
+        "ignored",
+    )
 
 
 def roundings() -> tuple[Changes, ...]:
@@ -274,8 +278,10 @@ _DEVIATIONS: dict[str, dict[Any, str]] = {
     "decay": {
         "after": "decoupled weight decay after the step, not of the parameter before it",
         "without lr": "weight decay without the learning rate",
+        "without lr, after": "weight decay without the learning rate, after the step",
         "l2 in m": "L2 weight decay in m only, not in v",
         "ignored": "weight_decay is ignored",
+        "unknown": "weight decay in a form that is not known",
     },
 }
 
@@ -403,7 +409,7 @@ def rule_nearest(form: Form) -> Form:
         rule = rule.but(epsilon=form.epsilon)
     if form.decay in ("decoupled", "fully"):
         rule = rule.but(decay=form.decay)
-    elif form.decay in ("after", "without lr"):
+    elif form.decay in ("after", "without lr", "without lr, after", "unknown"):
         rule = rule.but(decay="decoupled")
     return rule if is_valid(rule) else rule.but(epsilon="outside")
 
@@ -432,6 +438,8 @@ def sheet(form: Form) -> dict[str, str]:
     """Return the formula of ``form``: the name of each line, and the line."""
     first, second = ("β2", "β1") if form.swapped else ("β1", "β2")
     lines: dict[str, str] = {}
+    if form.shared in ("t", "all"):
+        lines["t"] = "t ← t + 1   (for each parameter)"
     if form.direction == "ascent":
         lines["gradient"] = "g ← −g"
     if form.decay == "l2":
@@ -466,6 +474,8 @@ def sheet(form: Form) -> dict[str, str]:
         "fully": f" − ({rate}/η_max)·λ·w",
         "without lr": " − λ·w",
         "after": f", then w ← w − {rate}·λ·w",
+        "without lr, after": ", then w ← w − λ·w",
+        "unknown": ", and something with λ",
     }.get(form.decay, "")
     lines["w"] = f"w ← w {sign} {rate}·{update}{decay}"
     return lines

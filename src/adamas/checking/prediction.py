@@ -80,6 +80,8 @@ class Prediction:
                 change = change + decay * p * (lr / a.number(s.lr))
             elif form.decay == "after":
                 change = change + lr * decay * (p - change)
+            elif form.decay == "without lr, after":
+                change = change + decay * (p - change)
         return change
 
     def parts(self, form: Form) -> tuple[Any, Any]:
