@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import pytest
 
 from adamas.checking import fitting, forms
@@ -272,6 +273,27 @@ def test_a_planted_mistake_is_named(mistake):
     assert found.form == form_of(mistake)
     assert found.rivals == ()
     assert MISTAKES[mistake][1] in words_for(found.form)
+
+
+def in_float32_only(kind):
+    class Narrow(kind):
+        def __init__(self, params, **settings):
+            if params[0].dtype != np.float32:
+                raise TypeError("float32 only")
+            super().__init__(params, **settings)
+
+    return Narrow
+
+
+@pytest.mark.parametrize(
+    "mistake", [m for m, (form, _) in MISTAKES.items() if not {"float32", "storage"} & set(form)]
+)
+def test_a_planted_mistake_is_named_in_float32_as_well(mistake):
+    """But for those of rounding, which float32 parameters hide in part."""
+    found = diagnose(in_float32_only(planted(mistake)))
+    assert found.plain[0].observation.dtype == np.float32
+    assert found.fit.form == form_of(mistake)
+    assert MISTAKES[mistake][1] in words_for(found.fit.form)
 
 
 @pytest.mark.parametrize("first", list(MISTAKES)[:-1])

@@ -18,6 +18,7 @@ from adamas.checking.distances import Distance, distance, relative_error
 from adamas.checking.edges import edges
 from adamas.checking.fitting import UNKNOWN, Fit, Watched, fit, misfit
 from adamas.checking.forms import Form
+from adamas.checking.frameworks import Torch
 from adamas.checking.observation import Observation, observe
 from adamas.checking.report import Line, Miss, Report
 from adamas.checking.subjects import CannotCheckError, find
@@ -28,6 +29,8 @@ __all__ = ["Diagnosis", "check", "diagnose"]
 #: Mean error below which everything is explained, by the dtype that is probed. In float64 a form
 #: that is right leaves about 1e-16; in float32 about 1e-7. Forms that differ differ by more.
 _TOLERANCES = {"float64": 1e-12, "float32": 2e-6}
+#: The largest error of an ordinary element that is put down to state in few bits.
+_NOISE = 0.02
 #: Relative error of an update from which rounding is no longer a matter of rounding.
 _COARSE = 2.0**-10
 
@@ -44,9 +47,9 @@ def check(subject: object, **options: Any) -> Report:
     subject cannot be found, or called in any known way.
     """
     convention = detect(find(subject, options))
-    return (
-        _outliving(convention) if convention.outlives else _Judgement(_probed(convention)).report()
-    )
+    if convention.outlives:
+        return _outliving(convention)
+    return _Judgement(_probed(convention)).report()
 
 
 def _outliving(convention: Convention) -> Report:
@@ -195,11 +198,8 @@ class _Judgement:
             found += [*asked, *forms.deviations(form), *self._against_the_name(form)]
         if any(each.writes_gradients for each in self._runs()):
             found.append("the gradient is changed in place")
-        if (
-            self._known
-            and self._fit.follows is False
-            and self._convention.name.startswith("a PyTorch")
-        ):
+        schedulers = isinstance(self._convention, Torch)
+        if self._known and self._fit.follows is False and schedulers:
             found.append("a learning rate that changes on the way (a scheduler's) has no effect")
         found += self._few_bits()
         return tuple(found)
@@ -211,8 +211,15 @@ class _Judgement:
 
     @property
     def _fixed(self) -> list[str]:
+        """Return the settings that the form has and nobody can set."""
+        used = {
+            "lr": True,
+            "beta1": self._form.mean != "absent",
+            "beta2": self._form.square != "absent",
+            "eps": self._form.square != "absent" and self._form.epsilon != "missing",
+        }
         settable = self._convention.arguments.settable
-        return [name for name in ("lr", "beta1", "beta2", "eps") if name not in settable]
+        return [name for name, is_used in used.items() if is_used and name not in settable]
 
     def _as_asked(self, form: Form) -> tuple[Form, list[str]]:
         """Return the form without what was asked for by options, and what was asked in vain."""
@@ -293,9 +300,11 @@ class _Judgement:
     @property
     def _known(self) -> bool:
         """Whether the form explains the subject but for rounding."""
-        error = self._fit.misfit
+        if self._fit.misfit <= UNKNOWN:
+            return True
         # Chance and blocks leave errors that no formula explains.
-        return error <= max(UNKNOWN, 3.0 * self._spread)
+        typical = self._diagnosis.plain[0].typical(self._form)
+        return self._spread > _COARSE and typical <= _NOISE
 
     def _nearest(self) -> str:
         """Return the words for the nearest form, where it is near enough to help."""

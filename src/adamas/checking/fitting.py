@@ -1,8 +1,9 @@
 """Which form explains what was seen: a search, first wide and in float64.
 
-The search goes up in levels: no choice changed, one, every pair; then the best pairs go on, one
-change at a time. It stops at the first level at which a form explains everything, so the simplest
-explanation is the one that is found. What else explains it as well is reported, too.
+The search goes up in levels: no choice changed from the rule (or from its halves, RMSProp and
+Momentum), one, every pair; then the best pairs go on, one change at a time. It stops at the first
+level at which a form explains everything, so the simplest explanation is the one that is found.
+What else explains it as well is reported, too.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas.checking.forms import Changes, Constants, Form, axes, decays, is_valid
+from adamas.checking.forms import FAMILIES, Changes, Constants, Form, axes, decays, is_valid
 from adamas.checking.observation import Observation
 from adamas.checking.prediction import Prediction, Settings
 
@@ -73,6 +74,11 @@ class Watched:
     def misfit(self, form: Form) -> float:
         """Return the mean error of ``form``."""
         return float(self.errors(self.prediction.change(form)).mean())
+
+    def typical(self, form: Form) -> float:
+        """Return the error of ``form`` in the middle element: blind to a few that are far off."""
+        with np.errstate(all="ignore"):
+            return float(np.median(self.errors(self.prediction.change(form)).mean(axis=0)))
 
     def misfits(self, forms: tuple[Form, ...]) -> Array:
         """Return the mean error of each form: as :meth:`misfit`, many at once."""
@@ -247,13 +253,14 @@ def _levels(
 ) -> list[list[_Scored]]:
     """Return the best forms of each level, best first."""
     table = axes(constants)
-    start = _Scored(misfit(plain, Form()), Form(), ())
-    levels = [[start]]
+    starts = [_Scored(misfit(plain, form), form, _halved(form)) for form in FAMILIES]
+    levels = [_ranked(starts, tolerance)]
     while levels[-1][0].misfit > tolerance and len(levels) <= _DEEPEST:
         if len(levels) == 1:
-            candidates = tuple(_changed([start], table))
+            candidates = tuple(_changed(starts, table))
         elif len(levels) == 2:
-            candidates = _pairs(constants)
+            halves = [each for each in levels[-1] if _halved(each.form)]
+            candidates = (*_pairs(constants), *_changed(halves, table))
         else:
             candidates = tuple(_changed(levels[-1], table))
         front = _best(candidates, plain, tolerance)
@@ -261,6 +268,12 @@ def _levels(
             break
         levels.append(front)
     return levels
+
+
+def _halved(form: Form) -> tuple[str, ...]:
+    """Return the means that a form does without: choices that are made."""
+    absent = () if form.mean == "mean" else ("mean",)
+    return (*absent, "square") if form.square == "absent" else absent
 
 
 @lru_cache(maxsize=8)

@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import Any, Literal, NamedTuple
 
 __all__ = [
-    "BFLOAT16",
+    "FAMILIES",
     "Changes",
     "Constants",
     "Correction",
@@ -31,9 +31,6 @@ __all__ = [
 ]
 
 Correction = Literal["paper", "first-step", "none", "t-1", "t+1"]
-
-#: How the storage of both means in bfloat16 is named.
-BFLOAT16 = "m and v bfloat16"
 
 
 class Form(NamedTuple):
@@ -84,6 +81,17 @@ class Form(NamedTuple):
         return self._replace(**changes)
 
 
+#: The rule, and what is left of it without its means: RMSProp; Momentum, as a mean and as a sum;
+#: gradient descent. None of them has a correction of its own.
+FAMILIES = (
+    Form(),
+    Form(mean="absent", correction2="none"),
+    Form(square="absent", correction1="none"),
+    Form(square="absent", correction1="none", mean="sum"),
+    Form(square="absent", mean="absent"),
+)
+
+
 @dataclass(frozen=True)
 class Constants:
     """What is known of the subject before any probing: it limits the space."""
@@ -102,7 +110,7 @@ class Constants:
 Changes = Mapping[str, Any]
 
 _CORRECTIONS: tuple[Correction, ...] = ("paper", "first-step", "none", "t-1", "t+1")
-_STORAGES = (BFLOAT16, "m bfloat16", "v bfloat16", "m and v float16", "m and v float32")
+_STORAGES = ("m and v bfloat16", "m bfloat16", "v bfloat16", "m and v float16", "m and v float32")
 
 
 @lru_cache(maxsize=8)
@@ -196,7 +204,8 @@ def is_valid(form: Form) -> bool:
         form.nesterov != "no"
         or form.correction1 != "paper"
         or form.square in ("of m", "belief")
-        or form.memory == "v and t"
+        or form.memory in ("v and t", "t", "nothing")
+        or (form.memory == "m and t" and form.correction2 in ("none", "first-step"))
     )
     without_root = not form.root and form.epsilon == "inside"
     uncorrected = form.correction2 == "none" and (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import importlib.util
 import inspect
@@ -15,7 +16,6 @@ from typing import Any
 from adamas.checking.prediction import Settings
 
 __all__ = [
-    "LONE_RATES",
     "Arguments",
     "CannotCheckError",
     "Subject",
@@ -111,12 +111,13 @@ def _from_file(name: str, path: Path) -> Any:
     folder = str(path.resolve().parent)
     if folder not in sys.path:
         sys.path.insert(0, folder)
-    # Under its own name, so that the file may be imported by its neighbours, too.
-    spec = importlib.util.spec_from_file_location(path.stem, path)
+    # Under a name that hides no package, whatever the file is called.
+    own = f"checked_{path.stem}"
+    spec = importlib.util.spec_from_file_location(own, path)
     if spec is None or spec.loader is None:
         raise CannotCheckError(f"{path} is no Python source. Give path/to/file.py:Class.")
     module = importlib.util.module_from_spec(spec)
-    sys.modules.setdefault(path.stem, module)
+    sys.modules[own] = module
     try:
         spec.loader.exec_module(module)
     except Exception as error:
@@ -153,7 +154,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "weight_decay": ("weight_decay", "wd", "weight_decay_rate", "decay_weight", "lam", "lambda_"),
 }
 #: A decay rate that stands alone: the only one of Momentum or RMSProp.
-LONE_RATES = ("beta", "rho", "decay", "alpha", "momentum", "β", "gamma")
+_LONE_RATES = ("beta", "rho", "decay", "alpha", "momentum", "β", "gamma")
 
 _GRADIENT = re.compile(
     r"(.*grad.*|g|gs|gt|g_t|d|dw|dx|dp|dtheta|d_?params?|deltas?|updates|∇.*)", re.IGNORECASE
@@ -187,6 +188,11 @@ class Arguments:
     has_eps_root: bool = False
 
     @property
+    def known(self) -> frozenset[str]:
+        """Return their names for all that is set from :class:`Settings`."""
+        return frozenset({*self.names.values(), *(["eps_root"] if self.has_eps_root else [])})
+
+    @property
     def settable(self) -> frozenset[str]:
         """Return which of lr, beta1, beta2, eps and weight_decay can be given."""
         found = set(self.names)
@@ -205,13 +211,20 @@ class Arguments:
             else:
                 given[theirs] = getattr(settings, ours)
         if self.has_eps_root:
-            given["eps_root"] = 0.0
+            given["eps_root"] = settings.eps_root
         return given
 
 
 def arguments_of(signature: inspect.Signature, options: Mapping[str, Any]) -> Arguments:
-    """Return what the arguments of ``signature`` mean; ``options`` are given by the user."""
-    parameters = {name: p for name, p in signature.parameters.items() if name not in options}
+    """Return what the arguments of ``signature`` mean.
+
+    ``options`` are given by the user: those that are settings take the place of the defaults.
+    """
+    parameters = dict(signature.parameters)
+    defaults = {
+        name: options.get(name, None if p.default is p.empty else p.default)
+        for name, p in parameters.items()
+    }
     names: dict[str, str] = {}
     for ours, theirs in _NAMES.items():
         found = next((each for each in theirs if each in parameters), None)
@@ -219,8 +232,9 @@ def arguments_of(signature: inspect.Signature, options: Mapping[str, Any]) -> Ar
             names[ours] = found
     if "betas" in parameters:
         names["betas"] = "betas"
-    elif not {"beta1", "beta2"} & {*names, *options} and "betas" not in options:
-        lone = [n for n in LONE_RATES if n in parameters and n not in names.values()]
+    elif not {"beta1", "beta2"} & set(names):
+        lone = [n for n in _LONE_RATES if n in parameters and n not in names.values()]
+        lone = [n for n in lone if defaults[n] is None or _is_number(defaults[n])]
         if lone:
             names["beta"] = lone[0]
     known = set(names.values())
@@ -228,32 +242,32 @@ def arguments_of(signature: inspect.Signature, options: Mapping[str, Any]) -> Ar
     others = tuple(
         name
         for name, p in parameters.items()
-        if name not in known and p.default is p.empty and p.kind not in kinds
+        if name not in {*known, *options} and p.default is p.empty and p.kind not in kinds
     )
     is_open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    settings = _settings_of({ours: defaults[theirs] for ours, theirs in names.items()})
+    root = options.get("eps_root", 0.0) if "eps_root" in parameters else 0.0
     return Arguments(
-        *(names, _defaults(parameters, names), others, is_open),
+        names,
+        dataclasses.replace(settings, eps_root=float(root)),
+        others,
+        is_open,
         has_eps_root="eps_root" in parameters,
     )
 
 
-def _defaults(parameters: Mapping[str, inspect.Parameter], names: Mapping[str, str]) -> Settings:
-    """Return the defaults of the signature, the paper's where it has none."""
+def _settings_of(defaults: Mapping[str, Any]) -> Settings:
+    """Return what stands where nothing is given: the paper's numbers where there is no default."""
     paper = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
-
-    def default(ours: str) -> Any:
-        return parameters[names[ours]].default if ours in names else None
-
     for ours in paper:
-        if _is_number(default(ours)):
-            paper[ours] = float(default(ours))
-    betas = default("betas")
+        if _is_number(defaults.get(ours)):
+            paper[ours] = float(defaults[ours])
+    betas = defaults.get("betas")
     if isinstance(betas, (tuple, list)) and len(betas) == 2 and all(map(_is_number, betas)):
         paper["beta1"], paper["beta2"] = map(float, betas)
-    if _is_number(default("beta")):
-        paper["beta1"] = paper["beta2"] = float(default("beta"))
-    elif "beta" in names:
-        paper["beta1"] = paper["beta2"] = 0.9
+    if "beta" in defaults:
+        alone = float(defaults["beta"]) if _is_number(defaults["beta"]) else 0.9
+        paper["beta1"] = paper["beta2"] = alone
     return Settings(**paper)
 
 
@@ -309,7 +323,7 @@ def roles_of(signature: inspect.Signature) -> dict[str, str] | None:
 
 
 def _role(name: str, taken: set[str]) -> str | None:
-    known = {each for names in _NAMES.values() for each in names} | {"betas", *LONE_RATES}
+    known = {each for names in _NAMES.values() for each in names} | {"betas", *_LONE_RATES}
     if name in known:
         return None
     for role, pattern in (("pairs", _PAIRS), ("grads", _GRADIENT), ("params", _PARAMETER)):

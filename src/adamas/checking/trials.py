@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamas.checking.prediction import Settings
-from adamas.checking.subjects import LONE_RATES, Arguments, Subject
+from adamas.checking.subjects import Arguments, Subject
 
 __all__ = ["Convention", "Stepped", "Trial", "quiet"]
 
@@ -72,23 +72,22 @@ class Convention:
 
     def standing(self, settings: Settings) -> Settings:
         """Return ``settings`` as far as they can be set, else what stands."""
+        names = ("lr", "beta1", "beta2", "eps", "weight_decay")
         kept = {
             name: getattr(self.arguments.defaults, name)
-            for name in ("lr", "beta1", "beta2", "eps", "weight_decay")
+            for name in names
             if name not in self.arguments.settable
         }
-        for name, given in self.subject.options.items():
-            if name == "betas":
-                kept["beta1"], kept["beta2"] = given
-            elif name in Settings.__dataclass_fields__:
-                kept[name] = given
-            elif name in LONE_RATES and "beta1" not in self.arguments.settable:
-                kept["beta1"] = kept["beta2"] = given
-        return dataclasses.replace(settings, **kept)
+        if "beta" in self.arguments.names:
+            kept["beta1"] = settings.beta2  # One rate stands for both.
+        eps_root = self.arguments.defaults.eps_root
+        return dataclasses.replace(settings, **kept, eps_root=eps_root)
 
     def keywords(self, settings: Settings) -> dict[str, Any]:
         """Return all keyword arguments for ``settings``."""
-        return {**self.arguments.keywords(settings), **self.subject.options}
+        given = self.arguments.keywords(self.standing(settings))
+        more = {n: v for n, v in self.subject.options.items() if n not in self.arguments.known}
+        return {**given, **more}
 
 
 @contextmanager
