@@ -65,33 +65,31 @@ def test_without_a_terminal_there_are_no_escape_codes(tmp_path):
 def test_on_a_terminal_bars_are_drawn_and_NO_COLOR_takes_the_colours_away(tmp_path, no_color):
     import pty
 
-    seen = bytearray()
-
-    def read(descriptor):
-        data = os.read(descriptor, 1024)
-        seen.extend(data)
-        return data
-
-    script = f"import os; os.chdir({str(tmp_path)!r}); from adamas.cli import main; main()"
-    environment = {"TERM": "xterm-256color", "COLUMNS": "100"}
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        environment.pop(name, None)
     if no_color:
         environment["NO_COLOR"] = "1"
-    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
-        os.environ.pop(name, None)
-    before = dict(os.environ)
-    os.environ.update(environment, PYTHONPATH=os.pathsep.join(sys.path[1:]))
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path[1:])
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adamas", "demo", "--epochs", "3"],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    seen = bytearray()
     try:
-        with open(os.devnull) as nothing:  # noqa: PTH123
-            kept = os.dup(0)
-            os.dup2(nothing.fileno(), 0)
-            try:
-                status = pty.spawn([sys.executable, "-c", script, "demo", "--epochs", "3"], read)
-            finally:
-                os.dup2(kept, 0)
-                os.close(kept)
+        while data := os.read(ours, 1024):
+            seen.extend(data)
+    except OSError:  # Linux' way of saying that the other side has closed
+        pass
     finally:
-        os.environ.clear()
-        os.environ.update(before)
+        os.close(ours)
+        status = process.wait(timeout=120)
     text = seen.decode()
     assert status == 0, text
     assert "66/66" in text  # 3 epochs of 22 batches

@@ -22,6 +22,7 @@ from adamas.smoothing import ema
 from adamas.statistics import Statistics
 
 if TYPE_CHECKING:
+    from adamas.checking import check
     from adamas.files import load, save
     from adamas.scipy import minimize
 
@@ -34,6 +35,7 @@ __all__ = [
     "Phase",
     "RMSProp",
     "Statistics",
+    "check",
     "ema",
     "get_num_threads",
     "load",
@@ -46,8 +48,13 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-# Names whose modules need more than NumPy, and the modules they are in.
-_ON_DEMAND = {"minimize": "adamas.scipy", "load": "adamas.files", "save": "adamas.files"}
+# Names whose modules are not needed to make steps, and the modules they are in.
+_ON_DEMAND = {
+    "check": "adamas.checking",
+    "load": "adamas.files",
+    "minimize": "adamas.scipy",
+    "save": "adamas.files",
+}
 
 
 def __getattr__(name: str) -> Any:

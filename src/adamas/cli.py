@@ -1,8 +1,10 @@
-"""The command line: ``adamas demo``, ``race``, ``bench`` and ``info``."""
+"""The command line: ``adamas check``, ``demo``, ``race``, ``bench`` and ``info``."""
 
 from __future__ import annotations
 
+import ast
 import importlib.metadata
+import json
 import platform
 import sys
 from pathlib import Path
@@ -41,7 +43,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings=_HELP)
 @click.version_option(adamas.__version__, prog_name="adamas")
 def main() -> None:
-    """Adam, done right: see it work, race it, measure it."""
+    """Adam, done right: see it work, race it, measure it, check another."""
 
 
 @main.command()
@@ -163,6 +165,101 @@ def race(
 
 
 @main.command()
+@click.argument("subject", required=False)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="An option that the subject is made with; may be given several times.",
+)
+@click.option(
+    "--json",
+    "json_path",
+    type=click.Path(path_type=Path),
+    default=None,
+    help="Where to write the report as JSON.",
+)
+@click.option(
+    "--vectors",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=None,
+    metavar="FOLDER",
+    help="Where to write probes with exact results, for implementations in any language.",
+)
+def check(
+    subject: str | None, settings: tuple[str, ...], json_path: Path | None, vectors: Path | None
+) -> None:
+    """Tell what an implementation of Adam computes.
+
+    SUBJECT is module:Class or path/to/file.py:Class: a class, a function that makes an optimizer,
+    or one that makes a step, of NumPy arrays, PyTorch tensors or JAX arrays.
+
+    \b
+        adamas check torch.optim:Adam --set amsgrad=True
+        adamas check mine.py:Adam
+
+    Exit code 0 for a faithful Adam, 1 for any other, 2 where it cannot be run.
+    """  # noqa: D301 - click leaves alone what follows the character \\b
+    try:
+        faithful = _check(subject, settings, json_path, vectors)
+    except click.UsageError:
+        raise
+    except (MissingExtraError, ValueError, OSError, click.ClickException) as error:
+        raise _CannotRunError(str(error)) from error
+    if not faithful:
+        sys.exit(1)
+
+
+class _CannotRunError(click.ClickException):
+    """What keeps a check from telling anything: not to be taken for a verdict."""
+
+    exit_code = 2
+
+
+def _check(
+    subject: str | None, settings: tuple[str, ...], json_path: Path | None, vectors: Path | None
+) -> bool:
+    console = _console("adamas check")
+    if subject is None and (settings or json_path is not None):
+        raise click.UsageError("--set and --json go with a subject. Give one, or leave them out.")
+    if subject is None and vectors is None:
+        raise click.UsageError(
+            "Nothing to check. Give a subject, for example torch.optim:Adam, or --vectors FOLDER."
+        )
+    if vectors is not None:
+        from adamas.checking.vectors import write
+
+        paths = write(vectors)
+        _say_where(console, vectors, f"{len(paths)} files in ")
+    if subject is None:
+        return True
+    if json_path is not None:
+        _check_writable(json_path, "--json")
+    report = adamas.check(subject, **dict(map(_option, settings)))
+    first, *rest = report.lines()
+    console.print(first, style="bold", markup=False, soft_wrap=True)
+    for line in rest:
+        console.print(line, markup=False, soft_wrap=True)
+    if json_path is not None:
+        text = json.dumps(report.as_dict(), indent=1, ensure_ascii=False)
+        json_path.write_text(text + "\n", encoding="utf-8")
+        _say_where(console, json_path)
+    return report.faithful
+
+
+def _option(text: str) -> tuple[str, Any]:
+    """Return name and value of ``name=value``; the value is a Python literal, or else a string."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"--set was given {text!r}, but it must be name=value, as amsgrad=True.")
+    try:
+        return name, ast.literal_eval(value)
+    except (ValueError, SyntaxError):
+        return name, value
+
+
+@main.command()
 def info() -> None:
     """Tell version, machine, threads and the packages found."""
     console = _console("adamas info")
@@ -237,19 +334,19 @@ def _table(*columns: str) -> Any:
     return table
 
 
-def _say_where(console: Console, path: Path) -> None:
-    console.print(f"wrote {path.resolve()}", soft_wrap=True, markup=False)
+def _say_where(console: Console, path: Path, what: str = "") -> None:
+    console.print(f"wrote {what}{path.resolve()}", soft_wrap=True, markup=False)
 
 
-def _check_writable(path: Path) -> None:
-    """Refuse a path that cannot be written, before any work is done for it."""
+def _check_writable(path: Path, option: str = "--output") -> None:
+    """Refuse a path given by ``option`` that cannot be written, before any work is done for it."""
     existed = path.exists()
     try:
         with path.open("ab"):
             pass
     except OSError as error:
         raise click.ClickException(
-            f"{path} cannot be written ({error.strerror}). Choose another with --output."
+            f"{path} cannot be written ({error.strerror}). Choose another with {option}."
         ) from None
     if not existed:
         path.unlink()

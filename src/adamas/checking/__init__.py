@@ -1,0 +1,28 @@
+"""Tell what any implementation of Adam computes.
+
+The way of a check through this package:
+
+* :mod:`~adamas.checking.subjects` finds what is to be checked and which of its arguments mean what;
+* :mod:`~adamas.checking.conventions` finds out how it is called, and calls it;
+* :mod:`~adamas.checking.probes` has the gradients it is given, :mod:`~adamas.checking.observation`
+  what it makes of them;
+* :mod:`~adamas.checking.forms` is the space of forms: every known choice and mistake;
+  :mod:`~adamas.checking.prediction` is what a form computes, in the arithmetics of
+  :mod:`~adamas.checking.arithmetic`;
+* :mod:`~adamas.checking.fitting` searches the form that explains what was seen;
+* :mod:`~adamas.checking.distances`, :mod:`~adamas.checking.edges` and
+  :mod:`~adamas.checking.cost` measure;
+* :mod:`~adamas.checking.examination` does one after the other and makes a
+  :mod:`~adamas.checking.report`.
+
+:mod:`~adamas.checking.vectors` writes probes with exact results, for implementations in any
+language.
+"""
+
+from __future__ import annotations
+
+from adamas.checking.examination import check
+from adamas.checking.report import Report
+from adamas.checking.subjects import CannotCheckError
+
+__all__ = ["CannotCheckError", "Report", "check"]

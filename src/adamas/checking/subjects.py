@@ -1,0 +1,335 @@
+"""What is to be checked: found by its name, and which of its arguments mean what."""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from adamas.checking.prediction import Settings
+
+__all__ = [
+    "Arguments",
+    "CannotCheckError",
+    "Subject",
+    "arguments_of",
+    "find",
+    "roles_of",
+    "signature_of",
+]
+
+
+class CannotCheckError(ValueError):
+    """A subject cannot be run: the message says what was given, what is possible, what to do."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """Something that makes steps: its name, the class, factory or function, and its options."""
+
+    name: str
+    make: Callable[..., Any]
+    #: Keyword arguments that are given whenever it is made or called.
+    options: Mapping[str, Any]
+
+
+def find(subject: object, options: Mapping[str, Any]) -> Subject:
+    """Return the subject that a name or a callable stands for. Raises CannotCheckError."""
+    if isinstance(subject, str):
+        return Subject(subject, _found(subject), options)
+    if hasattr(subject, "step") and not isinstance(subject, type):
+        raise CannotCheckError(
+            f"The subject is an object of class {type(subject).__name__}, whose options stand "
+            "already. Give its class, or a function that makes it, so that other options can be "
+            "tried."
+        )
+    if not callable(subject):
+        raise CannotCheckError(
+            f"The subject is {subject!r:.80}, but it must be a class, a function that makes an "
+            "optimizer, a function that makes a step, or the name of one."
+        )
+    name = getattr(subject, "__qualname__", type(subject).__name__)
+    module = getattr(subject, "__module__", None)
+    return Subject(f"{module}:{name}" if module else name, subject, options)
+
+
+def _found(name: str) -> Callable[..., Any]:
+    place, _, attribute = name.rpartition(":")
+    if place.endswith(".py"):
+        module = _from_file(name, Path(place))
+    elif name.endswith(".py"):
+        raise CannotCheckError(
+            f"{name!r} is a file, but not what in it. {_offer(_from_file(name, Path(name)), name)}"
+        )
+    elif not place:
+        raise CannotCheckError(
+            f"{name!r} is neither module:Class nor path/to/file.py:Class. For example: "
+            "adamas check torch.optim:Adam"
+        )
+    else:
+        module = _imported(place)
+    found: Any = module
+    for part in attribute.split("."):
+        found = getattr(found, part, None)
+    if found is None:
+        raise CannotCheckError(f"{place} has no {attribute!r}. {_offer(module, place)}")
+    if not callable(found):
+        raise CannotCheckError(
+            f"{name} is {found!r:.80}, but it must be a class or a function. "
+            f"{_offer(module, place)}"
+        )
+    return found
+
+
+def _imported(name: str) -> Any:
+    here = str(Path.cwd())
+    if here not in sys.path:
+        sys.path.insert(0, here)
+    try:
+        return importlib.import_module(name)
+    except Exception as error:
+        raise CannotCheckError(
+            f"The module {name!r} cannot be imported ({type(error).__name__}: {error}). Give "
+            "module:Class, with the module in the current directory or installed, or "
+            "path/to/file.py:Class."
+        ) from error
+
+
+def _from_file(name: str, path: Path) -> Any:
+    if not path.is_file():
+        raise CannotCheckError(
+            f"{name!r} names the file {path}, which is not there. Give path/to/file.py:Class, from "
+            "the current directory."
+        )
+    folder = str(path.resolve().parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)
+    # Under a name that hides no package, whatever the file is called.
+    own = f"checked_{path.stem}"
+    spec = importlib.util.spec_from_file_location(own, path)
+    if spec is None or spec.loader is None:
+        raise CannotCheckError(f"{path} is no Python source. Give path/to/file.py:Class.")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[own] = module
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        raise CannotCheckError(
+            f"{path} cannot be run ({type(error).__name__}: {error}). It must be importable on "
+            "its own."
+        ) from error
+    return module
+
+
+def _offer(module: Any, place: str) -> str:
+    names = [
+        name
+        for name, value in vars(module).items()
+        if callable(value)
+        and not name.startswith("_")
+        and getattr(value, "__module__", None) == module.__name__
+    ]
+    likely = [name for name in names if re.search(r"adam|optim|step|update", name, re.IGNORECASE)]
+    offered = (likely or names)[:8]
+    if not offered:
+        return f"Nothing in {place} can be called."
+    return f"Possible are {', '.join(f'{place}:{each}' for each in offered)}."
+
+
+# -- arguments -----------------------------------------------------------------------------------
+
+_LR = ("lr", "learning_rate", "learning_rate_init", "step_size", "stepsize", "eta", "η")
+_NAMES: dict[str, tuple[str, ...]] = {
+    "lr": (*_LR, "alpha", "α"),
+    "beta1": ("beta1", "b1", "beta_1", "beta_one", "β1", "rho1"),
+    "beta2": ("beta2", "b2", "beta_2", "beta_two", "β2", "rho2"),
+    "eps": ("eps", "epsilon", "eps_hat", "ε"),
+    "weight_decay": ("weight_decay", "wd", "weight_decay_rate", "decay_weight", "lam", "lambda_"),
+}
+#: A decay rate that stands alone: the only one of Momentum or RMSProp.
+_LONE_RATES = ("beta", "rho", "decay", "alpha", "momentum", "β", "gamma")
+
+_GRADIENT = re.compile(
+    r"(.*grad.*|g|gs|gt|g_t|d|dw|dx|dp|dtheta|d_?params?|deltas?|updates|∇.*)", re.IGNORECASE
+)
+_PARAMETER = re.compile(
+    r"(p|ps|.*param.*|w|ws|.*weights?|thetas?|θ|x|xs|.*variables?|vars?|values?|arrays?)",
+    re.IGNORECASE,
+)
+_TIME = re.compile(r"(t|n|i|k|it|iter|step|steps|time|timestep|iteration|iterations|count|epoch)")
+_STATE = re.compile(r"(.*state|.*states|st|cache|memory|slots)", re.IGNORECASE)
+_PAIRS = re.compile(r"(grads?_and_vars?|grads?_vars?|gvs?|pairs)", re.IGNORECASE)
+_MEMORY = re.compile(
+    r"(m|v|s|r|u|mu|nu|m_?t|v_?t|m_?prev|v_?prev|exp_avg|exp_avg_sq|mean|square|first|second"
+    r"|v_?hat|v_?max|max_?v|momentum|velocity|moments?\d?)",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """How lr, betas, eps and weight_decay are called in a signature, and their defaults there."""
+
+    #: Our name, or "betas" or "beta", to theirs.
+    names: Mapping[str, str]
+    defaults: Settings
+    #: Names of the arguments that have no default and are none of these.
+    others: tuple[str, ...]
+    #: Whether further keywords are taken that the signature does not name.
+    open: bool = False
+    #: Whether there is an eps_root, which is 0 unless it is given.
+    has_eps_root: bool = False
+
+    @property
+    def known(self) -> frozenset[str]:
+        """Return their names for all that is set from :class:`Settings`."""
+        return frozenset({*self.names.values(), *(["eps_root"] if self.has_eps_root else [])})
+
+    @property
+    def settable(self) -> frozenset[str]:
+        """Return which of lr, beta1, beta2, eps and weight_decay can be given."""
+        found = set(self.names)
+        if found & {"betas", "beta"}:
+            found |= {"beta1", "beta2"}
+        return frozenset(found - {"betas", "beta"})
+
+    def keywords(self, settings: Settings) -> dict[str, Any]:
+        """Return the keyword arguments that stand for ``settings``."""
+        given: dict[str, Any] = {}
+        for ours, theirs in self.names.items():
+            if ours == "betas":
+                given[theirs] = (settings.beta1, settings.beta2)
+            elif ours == "beta":
+                given[theirs] = settings.beta2
+            else:
+                given[theirs] = getattr(settings, ours)
+        if self.has_eps_root:
+            given["eps_root"] = settings.eps_root
+        return given
+
+
+def arguments_of(signature: inspect.Signature, options: Mapping[str, Any]) -> Arguments:
+    """Return what the arguments of ``signature`` mean.
+
+    ``options`` are given by the user: those that are settings take the place of the defaults.
+    """
+    parameters = dict(signature.parameters)
+    defaults = {
+        name: options.get(name, None if p.default is p.empty else p.default)
+        for name, p in parameters.items()
+    }
+    names: dict[str, str] = {}
+    for ours, theirs in _NAMES.items():
+        found = next((each for each in theirs if each in parameters), None)
+        if found is not None:
+            names[ours] = found
+    if "betas" in parameters:
+        names["betas"] = "betas"
+    elif not {"beta1", "beta2"} & set(names):
+        lone = [n for n in _LONE_RATES if n in parameters and n not in names.values()]
+        lone = [n for n in lone if defaults[n] is None or _is_number(defaults[n])]
+        if lone:
+            names["beta"] = lone[0]
+    known = set(names.values())
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    others = tuple(
+        name
+        for name, p in parameters.items()
+        if name not in {*known, *options} and p.default is p.empty and p.kind not in kinds
+    )
+    is_open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    settings = _settings_of({ours: defaults[theirs] for ours, theirs in names.items()})
+    root = options.get("eps_root", 0.0) if "eps_root" in parameters else 0.0
+    return Arguments(
+        names,
+        dataclasses.replace(settings, eps_root=float(root)),
+        others,
+        is_open,
+        has_eps_root="eps_root" in parameters,
+    )
+
+
+def _settings_of(defaults: Mapping[str, Any]) -> Settings:
+    """Return what stands where nothing is given: the paper's numbers where there is no default."""
+    paper = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+    for ours in paper:
+        if _is_number(defaults.get(ours)):
+            paper[ours] = float(defaults[ours])
+    betas = defaults.get("betas")
+    if isinstance(betas, (tuple, list)) and len(betas) == 2 and all(map(_is_number, betas)):
+        paper["beta1"], paper["beta2"] = map(float, betas)
+    if "beta" in defaults:
+        alone = float(defaults["beta"]) if _is_number(defaults["beta"]) else 0.9
+        paper["beta1"] = paper["beta2"] = alone
+    return Settings(**paper)
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def signature_of(make: Callable[..., Any]) -> inspect.Signature | None:
+    """Return the signature of ``make``, with what its base classes take through ``**kwargs``."""
+    try:
+        signature = inspect.signature(make)
+    except (TypeError, ValueError):
+        return None
+    if not isinstance(make, type):
+        return signature
+    merged = dict(signature.parameters)
+    for base in make.__mro__[1:-1]:
+        if not any(p.kind is p.VAR_KEYWORD for p in merged.values()):
+            break
+        try:
+            further = inspect.signature(base.__init__).parameters
+        except (TypeError, ValueError):
+            break
+        merged = {
+            **{name: p for name, p in merged.items() if p.kind is not p.VAR_KEYWORD},
+            **{
+                name: p.replace(kind=p.KEYWORD_ONLY) if p.kind is not p.VAR_KEYWORD else p
+                for name, p in list(further.items())[1:]
+                if name not in merged and p.kind is not p.VAR_POSITIONAL
+            },
+        }
+    order = sorted(merged.values(), key=lambda p: p.kind)
+    return signature.replace(parameters=order)
+
+
+def roles_of(signature: inspect.Signature) -> dict[str, str] | None:
+    """Return the role of each positional argument of a function that makes a step.
+
+    Roles are "params", "grads", "pairs" (of gradient and parameter), "state", "t" and "memory" (m,
+    v); the order is that of the signature. None where there is no gradient among them. Arguments
+    with a default are left out, but for the time and what is remembered.
+    """
+    found: dict[str, str] = {}
+    for name, p in signature.parameters.items():
+        if p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
+            continue
+        role = _role(name, set(found.values()))
+        if role is None and p.default is p.empty:
+            return None
+        if role is not None and (p.default is p.empty or p.default is None):
+            found[name] = role
+    return found if {"grads", "pairs"} & set(found.values()) else None
+
+
+def _role(name: str, taken: set[str]) -> str | None:
+    known = {each for names in _NAMES.values() for each in names} | {"betas", *_LONE_RATES}
+    if name in known:
+        return None
+    for role, pattern in (("pairs", _PAIRS), ("grads", _GRADIENT), ("params", _PARAMETER)):
+        if role not in taken and pattern.fullmatch(name):
+            return role
+    for role, pattern in (("state", _STATE), ("t", _TIME), ("memory", _MEMORY)):
+        if pattern.fullmatch(name):
+            return role
+    return None

@@ -1,0 +1,214 @@
+"""Probes with exact results, as JSON: test vectors for an implementation in any language.
+
+``docs/guides/check.md`` documents the schema. Every number is a string that holds a hexadecimal
+float, which C's ``strtod``, Python's ``float.fromhex`` and their kin read without an error. Inputs
+are exact: gradients and first parameters are float32 numbers, settings float64 ones. Results come
+from 200-bit arithmetic and are rounded once, to float64.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adamas.checking import probes
+from adamas.checking.arithmetic import Exact
+from adamas.checking.forms import Form, sheet
+from adamas.checking.prediction import Prediction, Settings
+from adamas.checking.probes import Probe
+from adamas.numpy import Adam
+
+__all__ = ["SCHEMA", "VECTORS", "Vector", "exact", "ulps_from", "write"]
+
+Array = NDArray[Any]
+
+#: The name of the schema and its version; a change that breaks readers raises the number.
+SCHEMA = "adamas-vectors/1"
+
+_DEFAULT = Settings(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8)
+_LARGE = Settings(lr=0.125, beta1=0.625, beta2=0.75, eps=0.05)
+_DECAYING = Settings(lr=0.125, beta1=0.625, beta2=0.75, eps=0.05, weight_decay=0.25)
+
+
+@dataclass(frozen=True)
+class Vector:
+    """One file: a form of Adam and the settings and probe that it is shown with."""
+
+    name: str
+    form: Form
+    settings: Settings
+    #: The options of :class:`adamas.Adam` that make the same; None where there are none.
+    options: dict[str, Any] | None = field(default_factory=dict[str, Any])
+    long: bool = False
+    scheduled: bool = False
+
+    @property
+    def probe(self) -> Probe:
+        """The run: one array."""
+        if self.long:
+            return probes.long(1, self.settings)
+        rates = None
+        if self.scheduled:
+            rates = self.settings.lr / 2.0 ** (np.arange(probes.USUAL_STEPS) // 8)
+        return probes.shown(self.settings, rates)
+
+
+VECTORS: tuple[Vector, ...] = (
+    Vector("adam", Form(), _DEFAULT),
+    Vector("adam-long", Form(), _DEFAULT, long=True),
+    Vector("adam-short-memory", Form(), _LARGE),
+    Vector("adam-l2", Form(), _DECAYING),
+    Vector("adam-schedule", Form(), _LARGE, scheduled=True),
+    Vector("adamw", Form(decay="decoupled"), _DECAYING, {"decay": "decoupled"}),
+    Vector(
+        *("adamw-schedule", Form(decay="decoupled"), _DECAYING, {"decay": "decoupled"}),
+        scheduled=True,
+    ),
+    Vector(
+        *("adamw-fully-decoupled", Form(decay="fully"), _DECAYING),
+        options={"decay": "fully-decoupled", "lr_max": _DECAYING.lr},
+        scheduled=True,
+    ),
+    Vector("adam-efficient", Form(epsilon="outside before"), _LARGE, None),
+    Vector("amsgrad", Form(largest="then corrected"), _LARGE, {"amsgrad": True}),
+    Vector("amsgrad-corrected-first", Form(largest="corrected first"), _LARGE, None),
+    Vector("nadam", Form(nesterov="dozat"), _LARGE, {"nesterov": True}),
+    Vector("maximize", Form(direction="ascent"), _LARGE, {"maximize": True}),
+    Vector(
+        *("first-step", Form(correction1="first-step", correction2="first-step"), _LARGE),
+        options={"bias_correction": "first-step"},
+    ),
+    Vector(
+        *("no-correction", Form(correction1="none", correction2="none"), _LARGE),
+        options={"bias_correction": "none"},
+    ),
+)
+
+
+def write(folder: Path) -> list[Path]:
+    """Write every vector to ``folder``, which is made where it is not there; return the paths.
+
+    The same bytes come out everywhere. Raises OSError where the folder cannot be written.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    written: list[Path] = []
+    for vector in VECTORS:
+        path = folder / f"{vector.name}.json"
+        text = json.dumps(_content(vector), indent=1, ensure_ascii=False)
+        path.write_text(text + "\n", encoding="utf-8", newline="\n")
+        written.append(path)
+    return written
+
+
+def _content(vector: Vector) -> dict[str, Any]:
+    probe, settings = vector.probe, vector.settings
+    steps, _, elements = probe.gradients.shape
+    parameters, m, v = exact(vector)
+    rates = np.full(steps, settings.lr) if probe.rates is None else probe.rates
+    content: dict[str, Any] = {
+        "schema": SCHEMA,
+        "name": vector.name,
+        "formula": list(sheet(vector.form).values()),
+        "choices": _choices(vector.form),
+        "steps": steps,
+        "elements": elements,
+        "sequences": list(probe.names),
+        **{
+            name: getattr(settings, name).hex()
+            for name in ("lr", "beta1", "beta2", "eps", "weight_decay")
+        },
+        "rates": _hexadecimal(rates),
+        "start": _hexadecimal(probe.start[0]),
+        "gradients": _hexadecimal(probe.gradients[:, 0]),
+        "parameters": _hexadecimal(parameters),
+        "m": _hexadecimal(m),
+        "v": _hexadecimal(v),
+    }
+    if vector.options is not None:
+        content["ulp_of_adamas"] = {
+            kind: round(_distance_of_adamas(vector, kind, parameters), 3)
+            for kind in ("float32", "float64")
+        }
+    return content
+
+
+def _choices(form: Form) -> dict[str, str]:
+    """Return what a program may look at to see whether it makes this form."""
+    return {
+        "bias_correction": form.correction1,
+        "epsilon": form.epsilon,
+        "decay": form.decay,
+        "amsgrad": form.largest,
+        "nesterov": form.nesterov,
+        "direction": form.direction,
+    }
+
+
+def exact(vector: Vector) -> tuple[Array, Array, Array]:
+    """Return parameters, m and v after each step, shape (steps, elements), rounded once."""
+    arithmetic = Exact()
+    probe, settings = vector.probe, vector.settings
+    gradients = arithmetic.array(probe.gradients)
+    p = arithmetic.array(probe.start)
+    steps = len(gradients)
+    before = np.empty_like(gradients)
+    before[:] = p
+    if settings.weight_decay == 0.0:
+        known = Prediction(settings, gradients, before, probe.rates, arithmetic)
+        for t, change in enumerate(known.change(vector.form)):
+            before[t] = p
+            p = p - change
+    else:
+        # Each step needs the parameters before it, and those the step before.
+        for t in range(steps):
+            before[t] = p
+            rates = None if probe.rates is None else probe.rates[: t + 1]
+            part = gradients[: t + 1], before[: t + 1], rates
+            p = p - Prediction(settings, *part, arithmetic).change(vector.form)[t]
+    after = np.concatenate([before[1:], p[None]])
+    known = Prediction(settings, gradients, before, probe.rates, arithmetic)
+    found = (after, known.mean(vector.form), known.square(vector.form))
+    parameters, m, v = (each[:, 0].astype(np.float64) for each in found)
+    return parameters, m, v
+
+
+def ulps_from(parameters: Array, found: Array, start: Array, kind: Any) -> Array:
+    """Return the distance of ``found`` from ``parameters`` after each step, in units of ``kind``.
+
+    The unit is the distance of neighbouring floats at the largest size that the exact parameter
+    has had so far. All shapes are (steps, elements), that of ``start`` (elements,).
+    """
+    sizes = np.maximum.accumulate(np.abs(np.concatenate([start[None], parameters])), axis=0)[1:]
+    unit = np.spacing(sizes.astype(kind)).astype(np.float64)
+    return np.abs(found - parameters) / unit
+
+
+def _distance_of_adamas(vector: Vector, kind: str, parameters: Array) -> float:
+    settings, probe = vector.settings, vector.probe
+    p = probe.start[0].astype(kind)
+    optimizer = Adam(
+        p,
+        lr=settings.lr,
+        betas=(settings.beta1, settings.beta2),
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        **(vector.options or {}),
+    )
+    found = np.empty_like(parameters)
+    for t, gradient in enumerate(probe.gradients[:, 0].astype(kind)):
+        if probe.rates is not None:
+            optimizer.lr = float(probe.rates[t])
+        optimizer.step(gradient)
+        found[t] = p
+    return float(ulps_from(parameters, found, probe.start[0], kind).max())
+
+
+def _hexadecimal(values: Array) -> Any:
+    if values.ndim > 1:
+        return [_hexadecimal(each) for each in values]
+    return [float(each).hex() for each in values]
