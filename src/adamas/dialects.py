@@ -71,7 +71,7 @@ for _dialect, _own in _CONVENTIONS["AdamW"].items():
 _OTHER_RULES = {
     ("optax", "amsgrad"): (
         "optax's amsgrad takes the largest of the corrected squares, the rule that of the squares "
-        "themselves. Use adamas.jax.amsgrad, or another dialect"
+        "themselves. Use optax itself, or another dialect"
     ),
     ("torch", "nesterov"): (
         "torch's NAdam lets β1 grow from step to step. Use adamas.torch.NAdam, or another dialect"
