@@ -18,6 +18,7 @@ from adamas.checking.forms import Form
 from adamas.checking.observation import observe
 from adamas.checking.subjects import find
 from adamas.cli import main
+from cases import ROOT
 from planted import Planted, planted
 
 
@@ -138,6 +139,9 @@ def test_flags_that_are_given_in_vain_are_named():
 def test_a_gradient_that_is_changed_in_place_is_named():
     report = adamas.check(planted("gradient changed in place"))
     assert report.deviations == ("the gradient is changed in place",)
+    assert report.miss is None
+    report = adamas.check(planted("gradient changed in place", "eps inside"))
+    assert report.deviations == ("ε inside the root", "the gradient is changed in place")
 
 
 def test_a_scheduler_without_effect_is_named():
@@ -211,11 +215,12 @@ def test_the_distance_is_that_of_single_steps_and_counts_in_the_unit_of_the_para
     assert moved.at_step == 8
 
 
-def test_adamas_is_as_near_as_torch_or_nearer():
-    ours = {(d.dtype, d.run): d.worst for d in adamas.check("adamas:AdamW").distances}
-    theirs = {(d.dtype, d.run): d.worst for d in adamas.check("torch.optim:AdamW").distances}
-    assert set(ours) == set(theirs)
-    assert all(ours[key] <= theirs[key] for key in ours)
+def test_adamas_is_two_units_away_at_most_and_four_in_float64():
+    """Its bits are the same everywhere, so this is a fact about it and no measurement."""
+    worst = {(d.dtype, d.run): d.worst for d in adamas.check("adamas:AdamW").distances}
+    assert worst["float32", "usual"] < 2.0
+    assert worst["float32", "long"] < 0.6
+    assert worst["float64", "usual"] < 4.0
 
 
 # ── edges and cost ─────────────────────────────────────────────────────────────────────────────
@@ -264,6 +269,13 @@ def test_a_step_costs_something(right):
 
 def run(*arguments):
     return CliRunner().invoke(main, ["check", *map(str, arguments)])
+
+
+def test_the_guide_shows_what_the_command_prints():
+    guide = (ROOT / "docs" / "guides" / "check.md").read_text("utf-8")
+    shown = guide.split("```text\n")[1].split("…")[0].splitlines()
+    printed = run("adamas:Adam", "--set", "bias_correction=first-step").output.splitlines()
+    assert printed[: len(shown)] == shown
 
 
 def test_the_exit_code_is_the_verdict(tmp_path, monkeypatch):

@@ -210,7 +210,7 @@ def test_bench_writes_what_it_measured(tmp_path, monkeypatch):
     assert [figure["against"] for figure in written["figures"]] == [row.against for row in rows]
 
 
-@pytest.mark.parametrize("arguments", [[], ["demo"], ["race"], ["info"], ["bench"]])
+@pytest.mark.parametrize("arguments", [[], ["check"], ["demo"], ["race"], ["info"], ["bench"]])
 def test_every_command_has_help(arguments):
     done = run(*arguments, "--help")
     assert done.exit_code == 0

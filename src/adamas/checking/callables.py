@@ -119,8 +119,8 @@ class _NumPyTrial(Trial):
         call: _Call,
         function: Callable[..., Any],
         arrays: list[Array],
+        held: Any,
         *,
-        held: Any = None,
         owner: Any = None,
         state: Any = None,
         keywords: Callable[[int], dict[str, Any]] | None = None,
@@ -129,11 +129,7 @@ class _NumPyTrial(Trial):
         self._call = call
         self._function = function
         self._like = arrays
-        self._held = (
-            packed([np.array(a, order="K") for a in arrays], call.container)
-            if held is None
-            else held
-        )
+        self._held = held
         self._owner = owner
         self._state = state
         self._keywords = keywords or (lambda _: {})
@@ -271,7 +267,7 @@ class Function(Convention):
                 return fixed
             return {**fixed, rate: float(rates[t - 1])}
 
-        return _NumPyTrial(self._call, function, arrays, held=held, state=state, keywords=keywords)
+        return _NumPyTrial(self._call, function, arrays, held, state=state, keywords=keywords)
 
 
 WAYS = {
@@ -353,12 +349,8 @@ class Object(Convention):
             if rates is not None and rate is not None and hasattr(made, rate):
                 setattr(made, rate, float(rates[min(t, len(rates)) - 1]))
 
-        return _NumPyTrial(
-            *(self._call, getattr(made, self._method), arrays),
-            held=held,
-            owner=made,
-            before=before,
-        )
+        method = getattr(made, self._method)
+        return _NumPyTrial(self._call, method, arrays, held, owner=made, before=before)
 
 
 def roles_of_function(signature: inspect.Signature) -> dict[str, str] | None:

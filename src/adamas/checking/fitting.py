@@ -143,7 +143,7 @@ class Fit:
     form: Form
     #: Mean error of the predicted changes, relative to each element's largest.
     misfit: float
-    #: Other forms that explain it as well, though they would not explain everything as well.
+    #: Other forms that explain what was seen as well, but would differ elsewhere.
     rivals: tuple[Form, ...]
     #: Whether a learning rate that changes on the way is followed; None where that was not tried.
     follows: bool | None
@@ -221,7 +221,8 @@ def same(one: Form, other: Form, with_decay: bool) -> bool:
     They are compared on numbers that no subject is asked about, with every setting at work.
     """
     for prediction in _generic(with_decay):
-        first, second = prediction.change(one), prediction.change(other)
+        with np.errstate(all="ignore"):
+            first, second = prediction.change(one), prediction.change(other)
         off = np.abs(first - second) > 1e-12 * np.nanmax(np.abs(first), initial=1e-300)
         if off.any() or not np.array_equal(np.isnan(first), np.isnan(second)):
             return False

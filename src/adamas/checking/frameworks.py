@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from contextlib import AbstractContextManager, nullcontext
+from importlib import import_module
 from typing import Any
 
 import numpy as np
@@ -129,7 +130,11 @@ class _OptaxTrial(Trial):
 
 def _width(jax: Any, *, wide: bool) -> AbstractContextManager[Any]:
     """Return a context in which JAX has float64, where that is asked for."""
-    return jax.enable_x64(True) if wide else nullcontext()
+    if not wide:
+        return nullcontext()
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    return import_module("jax.experimental").enable_x64()  # before JAX 0.8
 
 
 # -- Keras ---------------------------------------------------------------------------------------
