@@ -34,10 +34,10 @@ Options options_of(nb::handle given) {
     options.beta1 = options.has_mean ? nb::cast<double>(betas[0]) : 0.0;
     options.beta2 = options.has_square ? nb::cast<double>(betas[1]) : 0.0;
     options.eps = nb::cast<double>(given.attr("eps"));
-    options.eps_place = choice_of<EpsPlace>(given.attr("eps_place"),
-                                            {{"corrected", EpsPlace::corrected},
-                                             {"uncorrected", EpsPlace::uncorrected},
-                                             {"inside", EpsPlace::inside}});
+    options.eps_place =
+        choice_of<EpsPlace>(given.attr("eps_place"), {{"corrected", EpsPlace::corrected},
+                                                      {"uncorrected", EpsPlace::uncorrected},
+                                                      {"inside", EpsPlace::inside}});
     options.eps_root = nb::cast<double>(given.attr("eps_root"));
     options.weight_decay = nb::cast<double>(given.attr("weight_decay"));
     options.decay =
