@@ -3,7 +3,9 @@
 The way of a check through this package:
 
 * :mod:`~adamas.checking.subjects` finds what is to be checked and which of its arguments mean what;
-* :mod:`~adamas.checking.conventions` finds out how it is called, and calls it;
+* :mod:`~adamas.checking.conventions` finds out how it is called: in one of the ways of
+  :mod:`~adamas.checking.callables` and :mod:`~adamas.checking.frameworks`, which have
+  :mod:`~adamas.checking.trials` in common;
 * :mod:`~adamas.checking.probes` has the gradients it is given, :mod:`~adamas.checking.observation`
   what it makes of them;
 * :mod:`~adamas.checking.forms` is the space of forms: every known choice and mistake;
