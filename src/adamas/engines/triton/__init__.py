@@ -6,7 +6,7 @@ codecs   small forms of m, v and parameters
 sums     norms and statistics in the order of :mod:`adamas.statistics`, added up exactly
 numbers  the numbers of a step, taken on the device
 tables   what kernels find where
-sweep    the kernels that go through memory, and what they share
+kernels  the kernels that go through memory, and what they share
 ======== =========================================================================================
 
 Here are kernels only; :mod:`adamas.torch.cuda` makes their tables and launches them. Kernels must
@@ -18,6 +18,6 @@ from __future__ import annotations
 from adamas.engines.triton.numbers import conclude, number
 from adamas.engines.triton.rule import OPTIONS
 from adamas.engines.triton.sums import ROW, collect
-from adamas.engines.triton.sweep import describe, read, sweep
+from adamas.engines.triton.kernels import describe, read, sweep
 
 __all__ = ["OPTIONS", "ROW", "collect", "conclude", "describe", "number", "read", "sweep"]

@@ -53,7 +53,10 @@ class Result(NamedTuple):
 
 @triton.jit
 def rule(c, p, g, m, v, w):
-    """Return parameter and state after one step; see :func:`adamas.rule.rule`."""
+    """Return parameter and state after one step; see :func:`adamas.rule.rule`.
+
+    What is None on the way in means nothing on the way out.
+    """
     g = g * c.grad_scale + c.l2 * p
     if m is not None:
         m = flush(c.keep1 * m + c.take1 * g)
@@ -71,7 +74,16 @@ def rule(c, p, g, m, v, w):
         u = ratio(u, d)
     change = c.step * u + c.decay * p
     p = p - change
-    return Result(p, m, v, w, u, change)
+    return Result(p, some(m, p), some(v, p), some(w, p), u, change)
+
+
+@triton.jit
+def some(x, other):
+    """Return ``x``, or ``other`` where it is None, which Triton before 3.7 does not return."""
+    if x is None:
+        return other
+    else:
+        return x
 
 
 @triton.jit
