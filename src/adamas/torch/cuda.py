@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib.util
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,7 +29,19 @@ from torch import Tensor
 from adamas.options import Options, Phase
 from adamas.statistics import TILE, Statistics
 
-__all__ = ["DEVICE_TYPES", "DeviceOutcome", "Job", "Launches", "is_available", "is_dense"]
+__all__ = [
+    "DEVICE_TYPES",
+    "DeviceOutcome",
+    "Inputs",
+    "Job",
+    "Launches",
+    "form_name",
+    "is_dense",
+    "laid_out",
+    "refuse_capture",
+    "signature_of",
+    "takes",
+]
 
 Int64 = NDArray[np.int64]
 
@@ -51,12 +64,44 @@ _LEAST_RANGE = 64
 _MOST_RANGES = 1024
 
 
-def is_available() -> bool:
-    """Return whether Triton is installed; where it is not, say once what that means."""
-    if importlib.util.find_spec("triton") is not None:
+def takes(device: torch.device) -> bool:
+    """Return whether the engine steps tensors on a device.
+
+    Where it would but for Triton, which is not installed, a warning says so once.
+    """
+    if device.type not in DEVICE_TYPES:
+        return False
+    if _has_triton():
         return True
-    warnings.warn(_NO_TRITON, RuntimeWarning, stacklevel=4)
+    warnings.warn(_NO_TRITON, RuntimeWarning, stacklevel=2)
     return False
+
+
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def form_name(form: str, tensor: Tensor | None) -> str | None:
+    """Return what the kernels call a form of m or v: "own" is the dtype of the arithmetic."""
+    if tensor is None:
+        return None
+    return "own" if form == "float32" else form
+
+
+def laid_out(tensors: Sequence[Tensor | None], *, is_ordered: bool) -> list[Tensor | None]:
+    """Return tensors of one shape that have their elements in the same order in memory.
+
+    They are the given ones where those have: in C order, or in any where nothing depends on it
+    (not ``is_ordered``). Else there are contiguous copies in place of those that need it.
+    """
+    present = [each for each in tensors if each is not None]
+    layouts = {
+        tuple(a for a, n in zip(x.stride(), x.shape, strict=True) if n != 1) for x in present
+    }
+    if not is_ordered and len(layouts) == 1 and is_dense(present[0]):
+        return list(tensors)
+    return [None if each is None else each.contiguous() for each in tensors]
 
 
 class Job(NamedTuple):
@@ -184,7 +229,7 @@ class Launches:
     def step(self, inputs: Inputs, skipped: dict[torch.device, Tensor]) -> DeviceOutcome | None:
         """Launch one step; ``skipped`` has an int64 scalar on each device that counts."""
         phase = self._phase
-        self.is_captured = self.is_captured or any(part.is_capturing() for part in self._parts)
+        self.is_captured = self.is_captured or any(is_capturing(part.device) for part in self._parts)
         guarded = phase.reads_first or inputs.found_inf is not None
         guarded = guarded or inputs.scale_on_device is not None
         self._is_guarded = guarded
@@ -248,6 +293,39 @@ def is_dense(tensor: Tensor) -> bool:
             return tensor.numel() == 0
         expected *= size if size != 1 else 1
     return True
+
+
+def is_capturing(device: torch.device) -> bool:
+    """Return whether a CUDA graph records what is launched on a device now."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def refuse_capture(
+    devices: Iterable[torch.device], *, host_steps: bool, given: bool, fresh: bool, waits: bool
+) -> None:
+    """Raise RuntimeError where a CUDA graph is recorded of a step that it could not repeat."""
+    if not any(map(is_capturing, devices)):
+        return
+    for is_so, why in (
+        (host_steps, _HOST_STEPS),
+        (fresh, _FRESH),
+        (given, _GIVEN),
+        (waits, _WAITS),
+    ):
+        if is_so:
+            raise RuntimeError(f"A CUDA graph is being recorded, but {why}")
+
+
+_HOST_STEPS = (
+    "the numbers of the steps are counted on the host, so that each replay would make the same "
+    "step. Create the optimizer with capturable=True."
+)
+_FRESH = "this would be the first step, which differs from all others. Make one before recording."
+_GIVEN = (
+    "this method takes the numbers of its steps on the host, so that each replay would make the "
+    "same step. Use Adam, AdamW or RMSprop, or make the step outside of the graph."
+)
+_WAITS = 'on_nonfinite="raise" waits for the device at each step. Use on_nonfinite="skip".'
 
 
 class _Launch(NamedTuple):
@@ -364,10 +442,6 @@ class _Part:
 
     # -- one step --------------------------------------------------------------------------------
 
-    def is_capturing(self) -> bool:
-        """Return whether a CUDA graph records what is launched now."""
-        return self.device.type == "cuda" and torch.cuda.is_current_stream_capturing()
-
     def send(self, inputs: Inputs, places: Int64, given: list[int]) -> None:
         """Send what has changed since the last step."""
         self._gradients[:] = inputs.gradients[places]
@@ -377,7 +451,7 @@ class _Part:
         if given:
             rows = np.array([inputs.given[i] for i in given], np.float64)
             self._given[:] = rows.ravel().view(np.int64)
-        self._live.send(is_captured=self.is_capturing())
+        self._live.send(is_captured=is_capturing(self.device))
 
     def read(self) -> Tensor:
         """Read the gradients; return rows of partial sums."""
