@@ -212,7 +212,7 @@ private:
     }
 
     void* kept(nb::object tensor, std::uint8_t code, std::uint8_t bits, std::int64_t count) {
-        const View& view = watch_.keep(tensor);
+        View view = watch_.keep(tensor);
         if (!view.is(code, bits) || view.count != count) {
             throw std::invalid_argument("A plan needs state that fits its parameter.");
         }

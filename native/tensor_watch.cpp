@@ -31,16 +31,31 @@ std::uint64_t hash_of(std::int32_t rank, const std::int64_t* sizes, const std::i
 }
 
 // Sets the count and the layout. Without strides a tensor is contiguous.
-void lay_out(View& view, std::int32_t rank, const std::int64_t* sizes,
-             const std::int64_t* strides) {
+inline void lay_out(View& view, std::int32_t rank, const std::int64_t* sizes,
+                    const std::int64_t* strides) {
     bool contiguous = true;
-    view.count = 1;
+    std::int64_t count = 1;
     for (std::int32_t i = rank - 1; i >= 0; --i) {
-        bool in_place = strides == nullptr || strides[i] == view.count;
+        bool in_place = strides == nullptr || strides[i] == count;
         contiguous = contiguous && (sizes[i] == 1 || in_place);
-        view.count *= sizes[i];
+        count *= sizes[i];
     }
-    view.layout = contiguous || view.count == 0 ? 0 : hash_of(rank, sizes, strides);
+    view.count = count;
+    view.layout = 0;
+    if (!contiguous && count != 0) [[unlikely]] {
+        view.layout = hash_of(rank, sizes, strides);
+    }
+}
+
+// The two numbers of a device in one. They are read one by one, as they were written: reading both
+// at once right after that takes longer than all the rest that is done with them.
+std::int64_t number_of(dlpack::Device device) {
+    return (static_cast<std::int64_t>(device.device_type) << 32) |
+           static_cast<std::uint32_t>(device.device_id);
+}
+
+void* start(const dlpack::Tensor& tensor) {
+    return static_cast<char*>(tensor.data) + tensor.byte_offset;
 }
 
 std::vector<std::int64_t> integers_of(nb::handle sequence) {
@@ -116,44 +131,58 @@ Reference Reader::refer(PyObject* tensor) const {
     return Reference(managed);
 }
 
-std::optional<View> Reader::read_description(PyObject* tensor) const {
-    dlpack::Tensor found{};
+inline bool Reader::describe(PyObject* tensor, dlpack::Tensor& found) const {
     if (api_->tensor_from_py_object_no_sync(tensor, &found) != 0) {
         PyErr_Clear();
-        return std::nullopt;
+        return false;
     }
-    if (found.dtype.lanes != 1) {
-        return std::nullopt;
+    return true;
+}
+
+inline bool Reader::read(PyObject* tensor, View& view) {
+    if (api_ == nullptr) {
+        return read_attributes(tensor, view);
     }
-    View view;
-    view.data = static_cast<char*>(found.data) + found.byte_offset;
-    view.device = found.device;
+    dlpack::Tensor found;
+    if (!describe(tensor, found) || found.dtype.lanes != 1) {
+        return false;
+    }
+    view.data = start(found);
+    view.device = number_of(found.device);
     view.code = found.dtype.code;
     view.bits = found.dtype.bits;
     lay_out(view, found.ndim, found.shape, found.strides);
-    return view;
+    return true;
 }
 
-std::optional<View> Reader::read_attributes(PyObject* object) {
+inline bool Reader::is_at(PyObject* tensor, const void* data) {
+    if (api_ == nullptr) {
+        View view;
+        return read_attributes(tensor, view) && view.data == data;
+    }
+    dlpack::Tensor found;
+    return describe(tensor, found) && start(found) == data;
+}
+
+bool Reader::read_attributes(PyObject* object, View& view) {
     try {
         nb::handle tensor(object);
-        View view;
         const Type& type = type_of(tensor.attr("dtype"));
         view.code = type.code;
         view.bits = type.bits;
-        view.device = device_of(tensor.attr("device"));
+        view.device = number_of(device_of(tensor.attr("device")));
         std::vector<std::int64_t> sizes = integers_of(tensor.attr("shape"));
         std::vector<std::int64_t> strides = integers_of(tensor.attr("stride")());
         if (strides.size() != sizes.size()) {
-            return std::nullopt;
+            return false;
         }
         lay_out(view, static_cast<std::int32_t>(sizes.size()), sizes.data(), strides.data());
         view.data = reinterpret_cast<void*>(nb::cast<std::uintptr_t>(tensor.attr("data_ptr")()));
-        return view;
+        return true;
     } catch (nb::python_error&) {
-        return std::nullopt;
+        return false;
     } catch (nb::cast_error&) {
-        return std::nullopt;
+        return false;
     }
 }
 
@@ -223,9 +252,9 @@ TensorWatch::TensorWatch(nb::type_object tensor_type, nb::type_object parameter_
     for (nb::handle member : members) {
         add(member[0], nb::cast<nb::dict>(member[1]));
         for (auto& [key, value] : members_.back().items) {
-            std::optional<View> view;
-            if (is_plain(value.ptr()) && (view = reader_.read(value.ptr()))) {
-                keep(value, *view);
+            View view;
+            if (is_plain(value.ptr()) && reader_.read(value.ptr(), view)) {
+                keep(value, view.data);
             }
         }
         for (nb::handle tensor : nb::object(member[2])) {
@@ -234,7 +263,7 @@ TensorWatch::TensorWatch(nb::type_object tensor_type, nb::type_object parameter_
     }
 }
 
-const View& TensorWatch::add(nb::object parameter, nb::dict state) {
+View TensorWatch::add(nb::object parameter, nb::dict state) {
     View view = read(parameter);
     references_.push_back(reader_.refer(parameter.ptr()));
     Items items = items_of(state);
@@ -243,25 +272,26 @@ const View& TensorWatch::add(nb::object parameter, nb::dict state) {
     }
     members_.push_back({std::move(parameter), view, std::move(state), std::move(items), {}});
     gradients_.emplace_back();
-    return members_.back().view;
+    return view;
 }
 
-const View& TensorWatch::keep(nb::object tensor) {
-    keep(tensor, read(tensor));
-    return members_.back().entries.back().view;
+View TensorWatch::keep(nb::object tensor) {
+    View view = read(tensor);
+    keep(tensor, view.data);
+    return view;
 }
 
-void TensorWatch::keep(nb::handle tensor, const View& view) {
-    members_.back().entries.push_back({nb::borrow<nb::object>(tensor), view});
+void TensorWatch::keep(nb::handle tensor, const void* data) {
+    members_.back().entries.push_back({nb::borrow<nb::object>(tensor), data});
     references_.push_back(reader_.refer(tensor.ptr()));
 }
 
 View TensorWatch::read(nb::handle tensor) {
-    std::optional<View> view = reader_.read(tensor.ptr());
-    if (!view) {
+    View view;
+    if (!reader_.read(tensor.ptr(), view)) {
         throw std::invalid_argument("A plan needs plain tensors.");
     }
-    return *view;
+    return view;
 }
 
 bool TensorWatch::is_plain(PyObject* object) const {
@@ -328,19 +358,15 @@ bool TensorWatch::same_state(nb::handle state) const {
     return found == stateful_.size();
 }
 
-bool TensorWatch::is_same(nb::handle tensor, const View& known) {
-    std::optional<View> view = reader_.read(tensor.ptr());
-    return view && view->data == known.data && view->is_like(known);
-}
-
 bool TensorWatch::same_members() {
     for (const Member& member : members_) {
-        if (!is_same(member.parameter, member.view) ||
-            !same_items(member.items, member.state.ptr())) {
+        View view;
+        if (!reader_.read(member.parameter.ptr(), view) || view.data != member.view.data ||
+            !view.is_like(member.view) || !same_items(member.items, member.state.ptr())) {
             return false;
         }
         for (const Entry& entry : member.entries) {
-            if (!is_same(entry.tensor, entry.view)) {
+            if (!reader_.is_at(entry.tensor.ptr(), entry.data)) {
                 return false;
             }
         }
@@ -361,12 +387,12 @@ bool TensorWatch::borrow_gradients() {
         if (!is_plain(gradient.tensor.ptr())) {
             return false;
         }
-        std::optional<View> view = reader_.read(gradient.tensor.ptr());
-        bool is_itself = view && view->data == member.view.data && view->count > 0;
-        if (!view || !view->is_like(member.view) || is_itself) {
+        View view;
+        if (!reader_.read(gradient.tensor.ptr(), view) || !view.is_like(member.view) ||
+            (view.data == member.view.data && view.count > 0)) {
             return false;
         }
-        gradient.data = view->data;
+        gradient.data = view.data;
     }
     return true;
 }

@@ -17,7 +17,6 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <optional>
 #include <utility>
 #include <vector>
 
@@ -31,20 +30,19 @@ struct View {
     std::int64_t count = 0;
     // 0 where it is contiguous; otherwise a hash of its sizes and strides, but those of size 1.
     std::uint64_t layout = 0;
-    dlpack::Device device{};
+    std::int64_t device = 0;          // type and index, as DLPack has them
     std::uint8_t code = 0, bits = 0;  // of the dtype, as DLPack has them
 
     // Whether it is a contiguous CPU tensor of a dtype.
     bool is(std::uint8_t wanted_code, std::uint8_t wanted_bits) const {
-        return device.device_type == dlpack::cpu && layout == 0 && code == wanted_code &&
+        return device >> 32 == dlpack::cpu && layout == 0 && code == wanted_code &&
                bits == wanted_bits;
     }
 
     // Whether it differs in its address at most.
     bool is_like(const View& other) const {
         return code == other.code && bits == other.bits && count == other.count &&
-               layout == other.layout && device.device_type == other.device.device_type &&
-               device.device_id == other.device.device_id;
+               layout == other.layout && device == other.device;
     }
 };
 
@@ -68,10 +66,12 @@ public:
     // its Python object back and forth at every reading, which takes as long as the reading.
     Reference refer(PyObject* tensor) const;
 
-    // Returns nothing, with no Python error set, where the object is no plain tensor.
-    std::optional<View> read(PyObject* tensor) {
-        return api_ != nullptr ? read_description(tensor) : read_attributes(tensor);
-    }
+    // Returns false, with no Python error set, where the object is no plain tensor. Fills a View in
+    // place: copying one whose parts were just written would take as long as reading it.
+    bool read(PyObject* tensor, View& view);
+
+    // Whether a plain tensor is at an address.
+    bool is_at(PyObject* tensor, const void* data);
 
 private:
     // What the attributes of a tensor name by objects, as numbers.
@@ -80,8 +80,8 @@ private:
         std::uint8_t code, bits;
     };
 
-    std::optional<View> read_description(PyObject* tensor) const;
-    std::optional<View> read_attributes(PyObject* object);
+    bool describe(PyObject* tensor, dlpack::Tensor& found) const;
+    bool read_attributes(PyObject* object, View& view);
     const Type& type_of(nanobind::object dtype);
     dlpack::Device device_of(nanobind::object device);
 
@@ -122,10 +122,10 @@ public:
 
     // Adds a parameter that is stepped, with its state. Members stand in the order of the
     // optimizer's state.
-    const View& add(nanobind::object parameter, nanobind::dict state);
+    View add(nanobind::object parameter, nanobind::dict state);
 
     // Adds a tensor that must stay where it is, of the member added last.
-    const View& keep(nanobind::object tensor);
+    View keep(nanobind::object tensor);
 
     // Throws std::invalid_argument where the object is no plain tensor.
     View read(nanobind::handle tensor);
@@ -156,10 +156,10 @@ private:
         Items items;  // of `options`
     };
 
-    // A tensor, and what it was like.
+    // A tensor, and where it was.
     struct Entry {
         nanobind::object tensor;
-        View view;
+        const void* data;
     };
 
     struct Member {
@@ -176,8 +176,7 @@ private:
     };
 
     bool is_plain(PyObject* object) const;
-    void keep(nanobind::handle tensor, const View& view);
-    bool is_same(nanobind::handle tensor, const View& known);
+    void keep(nanobind::handle tensor, const void* data);
 
     Reader reader_;
     nanobind::object tensor_type_, parameter_type_;
