@@ -320,7 +320,7 @@ class Optimizer(torch.optim.Optimizer):
             assert on is not None
             fits = (
                 on.watch is not None
-                and all(map(_is_rate, on.groups, on.rates, strict=True))
+                and all(map(_is_rate, on.groups, on.rates))
                 and on.watch.gradients(self.param_groups, self.state, on.gradients)
             )
             if fits:
@@ -540,23 +540,27 @@ class Optimizer(torch.optim.Optimizer):
         for member in members:
             takers = [
                 kind
-                for kind, takes in ((on_device, self._takes_on_device), (native, self._takes_native))
+                for kind, takes in (
+                    (on_device, self._takes_on_device),
+                    (native, self._takes_native),
+                )
                 if takes(member)
             ]
             takes = bool(takers) and not self._meets(member, spans)
             (takers[0] if takes else other).append(member)
+        # Plans walk the state in its own order, which is that of the first gradients.
+        order = {id(p): i for i, p in enumerate(self.state)}
+        for chosen in (native, on_device):
+            chosen.sort(key=lambda member: order.get(id(member.parameter), -1))
         phase = self._phase
         if phase.reads_first and (bool(native) + bool(on_device) + bool(other) > 1 or other):
             # The norm of all of them is taken first.
             phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
-        chosen = {id(member.parameter) for member in members}
-        idle = [p for group in self.param_groups for p in group["params"] if id(p) not in chosen]
+        stepped = {id(member.parameter) for member in members}
+        idle = [p for group in self.param_groups for p in group["params"] if id(p) not in stepped]
         launched = self._planned_on_device(on_device, idle, phase) if on_device else None
         if not native:
             return _Plan(None, (), launched, tuple(other), ())
-        # The native plan walks the state in its own order, which is that of the first gradients.
-        order = {id(p): i for i, p in enumerate(self.state)}
-        native.sort(key=lambda member: order.get(id(member.parameter), -1))
         cohorts: list[tuple[int, Options | None]] = []
         numbered: list[Member] = []
         known: dict[tuple[Any, ...], int] = {}
@@ -605,7 +609,7 @@ class Optimizer(torch.optim.Optimizer):
             state, entries = self._state_of(member), member.entries
             index = indices[id(member.group)]
             step = None if entries.step is None else state[entries.step]
-            if step is not None and not cuda.takes(step.device):
+            if step is not None and not cuda.is_beside(step, member.parameter):
                 host.append(len(jobs))
                 steps.append(step)
                 step = None
@@ -773,7 +777,9 @@ class Optimizer(torch.optim.Optimizer):
         p, step = member.parameter, member.entries.step
         if stored is None or not all(_is_plain(x, (dtype,)) for x, dtype in stored):
             return False
-        if member.form is not None and not member.form.header_is_on(p.device, self._state_of(member)):
+        if member.form is not None and not member.form.header_is_on(
+            p.device, self._state_of(member)
+        ):
             return False
         if step is not None:
             kept = self._state_of(member)[step]

@@ -36,6 +36,7 @@ __all__ = [
     "Job",
     "Launches",
     "form_name",
+    "is_beside",
     "is_dense",
     "laid_out",
     "refuse_capture",
@@ -75,6 +76,11 @@ def takes(device: torch.device) -> bool:
         return True
     warnings.warn(_NO_TRITON, RuntimeWarning, stacklevel=2)
     return False
+
+
+def is_beside(step: Tensor, parameter: Tensor) -> bool:
+    """Return whether the number of a step is kept where kernels that step a parameter read it."""
+    return step.device == parameter.device
 
 
 @functools.cache
@@ -151,7 +157,9 @@ class Job(NamedTuple):
         """Return what the tables are made of, gradients apart."""
         addresses = [None if each is None else each.data_ptr() for each in self.tensors()]
         scalars = [None if each is None else each.data_ptr() for each in (self.step, self.lr)]
-        kinds = [None if each is None else each.dtype for each in (*self.tensors(), self.step, self.lr)]
+        kinds = [
+            None if each is None else each.dtype for each in (*self.tensors(), self.step, self.lr)
+        ]
         return (*addresses, *scalars, *kinds, self.parameter.numel(), *self[11:])
 
 
@@ -204,7 +212,9 @@ class DeviceOutcome:
 class Launches:
     """The step of fixed tensors on any number of devices."""
 
-    def __init__(self, jobs: Sequence[Job], options: Sequence[Options | None], phase: Phase) -> None:
+    def __init__(
+        self, jobs: Sequence[Job], options: Sequence[Options | None], phase: Phase
+    ) -> None:
         """Make the tables of ``jobs``; ``options`` has those of each group, None where given."""
         self._phase = phase
         self.signature = signature_of(jobs, options, phase)
@@ -229,13 +239,13 @@ class Launches:
     def step(self, inputs: Inputs, skipped: dict[torch.device, Tensor]) -> DeviceOutcome | None:
         """Launch one step; ``skipped`` has an int64 scalar on each device that counts."""
         phase = self._phase
-        self.is_captured = self.is_captured or any(is_capturing(part.device) for part in self._parts)
+        self.is_captured = self.is_captured or any(
+            is_capturing(part.device) for part in self._parts
+        )
         guarded = phase.reads_first or inputs.found_inf is not None
         guarded = guarded or inputs.scale_on_device is not None
         self._is_guarded = guarded
-        for part, places, given in zip(
-            self._parts, self._places, self._given_places, strict=True
-        ):
+        for part, places, given in zip(self._parts, self._places, self._given_places, strict=True):
             part.send(inputs, places, given)
         if guarded:
             lead = self._parts[0]
@@ -274,7 +284,8 @@ class Launches:
             return None
         rows = np.concatenate([part.statistics() for part in self._parts])
         return tuple(
-            Statistics(*map(float, row[:4]), int(row[4]), float(row[5])) for row in rows[self._order]
+            Statistics(*map(float, row[:4]), int(row[4]), float(row[5]))
+            for row in rows[self._order]
         )
 
 
@@ -432,11 +443,17 @@ class _Part:
                 for i in rows
             ]
             chunks = np.concatenate(pieces)
-            dtype, names, is_aligned = key[0], ("M", "V", "W", "HAS_EMA", "COPY_TO", "ROUNDING"), key[-1]
+            dtype, names, is_aligned = (
+                key[0],
+                ("M", "V", "W", "HAS_EMA", "COPY_TO", "ROUNDING"),
+                key[-1],
+            )
             forms = dict(zip((*names, "BY_CHANCE"), key[1:-1], strict=True))
             if len(chunks):
                 launches.append(
-                    _Launch(self._sent(chunks), len(chunks), np.array(rows), dtype, forms, is_aligned)
+                    _Launch(
+                        self._sent(chunks), len(chunks), np.array(rows), dtype, forms, is_aligned
+                    )
                 )
         return launches
 

@@ -15,9 +15,9 @@ be launched with :data:`OPTIONS`. With ``TRITON_INTERPRET=1`` they run on the CP
 
 from __future__ import annotations
 
+from adamas.engines.triton.kernels import describe, read, sweep
 from adamas.engines.triton.numbers import conclude, number
 from adamas.engines.triton.rule import OPTIONS
 from adamas.engines.triton.sums import ROW, collect
-from adamas.engines.triton.kernels import describe, read, sweep
 
 __all__ = ["OPTIONS", "ROW", "collect", "conclude", "describe", "number", "read", "sweep"]

@@ -119,7 +119,7 @@ def read(
     shrunk = tl.zeros((_TILES, 16), tl.float64)
     enlarged = tl.zeros((_TILES, 16), tl.float64)
     found = tl.zeros((_TILES, 16), tl.int32)
-    for line in range(0, 64):
+    for line in range(64):
         place = offsets + line * 16
         x = value(load(g, at, place, place < left, P, False), None, P)
         lanes = add_row(lanes, x, 0)
@@ -463,8 +463,7 @@ def load(address, at, offsets, mask, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
     places = start_of(address, at, TYPE, ALIGNED) + offsets
     if mask is None:
         return tl.load(places)
-    else:
-        return tl.load(places, mask=mask, other=0)
+    return tl.load(places, mask=mask, other=0)
 
 
 @triton.jit
@@ -479,12 +478,11 @@ def value(code, remainder, P: tl.constexpr):
     """Return a parameter or gradient of dtype ``P`` in the arithmetic of its step."""
     if remainder is not None:
         return decode_remainder(code, remainder)
-    elif P == "bfloat16":
+    if P == "bfloat16":
         return decode_bfloat16(code)
-    elif P == "float16":
+    if P == "float16":
         return code.to(tl.float16, bitcast=True).to(tl.float32)
-    else:
-        return code
+    return code
 
 
 @triton.jit

@@ -82,8 +82,7 @@ def some(x, other):
     """Return ``x``, or ``other`` where it is None, which Triton before 3.7 does not return."""
     if x is None:
         return other
-    else:
-        return x
+    return x
 
 
 @triton.jit
@@ -117,8 +116,7 @@ def sqrt(x):
     """Return the correctly rounded square root."""
     if x.dtype == tl.float64:
         return tl.sqrt(x)
-    else:
-        return tl.sqrt_rn(x)
+    return tl.sqrt_rn(x)
 
 
 @triton.jit
@@ -126,5 +124,4 @@ def divided(u, d):
     """Return the correctly rounded quotient."""
     if u.dtype == tl.float64:
         return u / d
-    else:
-        return tl.div_rn(u, d)
+    return tl.div_rn(u, d)

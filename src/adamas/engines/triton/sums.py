@@ -38,10 +38,9 @@ def scale_at(which: tl.constexpr):
     """Return the factor of sum number ``which``: 1, and two that keep float64 in its range."""
     if which == 0:
         return 1.0
-    elif which == 1:
+    if which == 1:
         return _SHRINK
-    else:
-        return _ENLARGE
+    return _ENLARGE
 
 
 @triton.jit
