@@ -878,8 +878,7 @@ class Optimizer(torch.optim.Optimizer):
         """Take over a plan for the next step."""
         before = self._plan.on_device if self._plan is not None else None
         if before is not None and before.launches.is_captured:
-            if all(each is not before.launches for each in self._captured):
-                self._captured.append(before.launches)
+            self._captured[:] = {id(x): x for x in (*self._captured, before.launches)}.values()
         self._plan = plan
         phase = self._phase
         is_whole = plan is not None and plan.is_native and not plan.numbered

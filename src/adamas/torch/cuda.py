@@ -155,12 +155,10 @@ class Job(NamedTuple):
 
     def signature(self) -> tuple[Any, ...]:
         """Return what the tables are made of, gradients apart."""
-        addresses = [None if each is None else each.data_ptr() for each in self.tensors()]
-        scalars = [None if each is None else each.data_ptr() for each in (self.step, self.lr)]
-        kinds = [
-            None if each is None else each.dtype for each in (*self.tensors(), self.step, self.lr)
-        ]
-        return (*addresses, *scalars, *kinds, self.parameter.numel(), *self[11:])
+        all_of_them = (*self.tensors(), self.step, self.lr)
+        addresses = [None if each is None else each.data_ptr() for each in all_of_them]
+        kinds = [None if each is None else each.dtype for each in all_of_them]
+        return (*addresses, *kinds, self.parameter.device, self.parameter.numel(), *self[11:])
 
 
 class Inputs(NamedTuple):
@@ -402,7 +400,7 @@ class _Part:
 
     def _norm_buffers(self, width: int) -> None:
         phase, scales, tiles = self._phase, self._scales, self._tiles
-        self._sums = self._counts = self._verdict_or_none()
+        self._sums = self._counts = self.verdict  # a pointer that is not followed
         if phase.reads_first:
             self._read_sums = self._zeros((scales, tiles), torch.float64)
             self._read_counts = self._zeros((1, tiles), torch.int64)
@@ -424,9 +422,6 @@ class _Part:
             self._rows = self._zeros((len(starts), 3 * scales, width), torch.int64)
             self._statistics = self._zeros((self._jobs, 6), torch.float64)
 
-    def _verdict_or_none(self) -> Tensor:
-        return self.verdict  # a pointer that is never followed
-
     def _chunked(self, jobs: list[Job], table: Int64, counts: Int64) -> list[_Launch]:
         from adamas.engines.triton import tables
 
@@ -443,17 +438,12 @@ class _Part:
                 for i in rows
             ]
             chunks = np.concatenate(pieces)
-            dtype, names, is_aligned = (
-                key[0],
-                ("M", "V", "W", "HAS_EMA", "COPY_TO", "ROUNDING"),
-                key[-1],
-            )
-            forms = dict(zip((*names, "BY_CHANCE"), key[1:-1], strict=True))
+            dtype, *stored, is_aligned = key
+            forms = dict(zip(_CONSTANTS, stored, strict=True))
             if len(chunks):
+                sent = self._sent(chunks)
                 launches.append(
-                    _Launch(
-                        self._sent(chunks), len(chunks), np.array(rows), dtype, forms, is_aligned
-                    )
+                    _Launch(sent, len(chunks), np.array(rows), dtype, forms, is_aligned)
                 )
         return launches
 
@@ -645,6 +635,10 @@ class _Live:
 
     def _pinned(self) -> Tensor:
         return torch.empty(len(self.host), dtype=torch.int64, pin_memory=self._is_cuda)
+
+
+#: What the kernel calls what :func:`_stored` returns, the dtype apart.
+_CONSTANTS = ("M", "V", "W", "HAS_EMA", "COPY_TO", "ROUNDING", "BY_CHANCE")
 
 
 def _stored(job: Job) -> tuple[Any, ...]:
