@@ -89,6 +89,9 @@ class _Plan(NamedTuple):
     other_members: tuple[Member, ...]
     #: One member of each cohort of the native plan whose numbers are given with each step.
     numbered: tuple[Member, ...]
+    #: Whether norm and guard are taken on the host before anything is stepped: there are several
+    #: kinds of tensors, or parts of tensors in other processes.
+    looks_first: bool
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -104,7 +107,8 @@ class _Plan(NamedTuple):
     @property
     def is_on_device(self) -> bool:
         """Whether Triton takes all of it."""
-        return self.on_device is not None and self.native is None and not self.other_members
+        alone = self.native is None and not self.other_members and not self.looks_first
+        return self.on_device is not None and alone
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -402,7 +406,8 @@ class Optimizer(torch.optim.Optimizer):
         for target, source in on.replaced:
             target.copy_(source)
         if on.host_steps and (outcome is None or outcome.applied):
-            torch._foreach_add_(on.host_steps, 1)
+            for step in on.host_steps:
+                step += 1
         torch.autograd.graph.increment_version([member.parameter for member in on.members])
         return outcome
 
@@ -538,29 +543,26 @@ class Optimizer(torch.optim.Optimizer):
         other: list[Member] = []
         spans: list[tuple[int, int]] = []
         for member in members:
-            takers = [
-                kind
-                for kind, takes in (
-                    (on_device, self._takes_on_device),
-                    (native, self._takes_native),
-                )
-                if takes(member)
-            ]
-            takes = bool(takers) and not self._meets(member, spans)
-            (takers[0] if takes else other).append(member)
+            if self._takes_on_device(member):
+                kind = on_device
+            else:
+                kind = native if self._takes_native(member) else other
+            (other if kind is other or self._meets(member, spans) else kind).append(member)
         # Plans walk the state in its own order, which is that of the first gradients.
         order = {id(p): i for i, p in enumerate(self.state)}
         for chosen in (native, on_device):
             chosen.sort(key=lambda member: order.get(id(member.parameter), -1))
         phase = self._phase
-        if phase.reads_first and (bool(native) + bool(on_device) + bool(other) > 1 or other):
-            # The norm of all of them is taken first.
+        kinds = bool(native) + bool(on_device) + bool(other)
+        is_spread = any(_is_distributed(member.parameter) for member in members)
+        looks_first = phase.reads_first and (kinds > 1 or bool(other) or is_spread)
+        if looks_first:
             phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
         stepped = {id(member.parameter) for member in members}
         idle = [p for group in self.param_groups for p in group["params"] if id(p) not in stepped]
         launched = self._planned_on_device(on_device, idle, phase) if on_device else None
         if not native:
-            return _Plan(None, (), launched, tuple(other), ())
+            return _Plan(None, (), launched, tuple(other), (), looks_first)
         cohorts: list[tuple[int, Options | None]] = []
         numbered: list[Member] = []
         known: dict[tuple[Any, ...], int] = {}
@@ -591,7 +593,7 @@ class Optimizer(torch.optim.Optimizer):
             phase,
             torch.autograd.graph.increment_version,
         )
-        return _Plan(plan, tuple(native), launched, tuple(other), tuple(numbered))
+        return _Plan(plan, tuple(native), launched, tuple(other), tuple(numbered), looks_first)
 
     def _planned_on_device(
         self, members: list[Member], idle: list[Tensor], phase: Phase
@@ -777,9 +779,8 @@ class Optimizer(torch.optim.Optimizer):
         p, step = member.parameter, member.entries.step
         if stored is None or not all(_is_plain(x, (dtype,)) for x, dtype in stored):
             return False
-        if member.form is not None and not member.form.header_is_on(
-            p.device, self._state_of(member)
-        ):
+        form = member.form
+        if form is not None and not form.header_is_on(p.device, self._state_of(member)):
             return False
         if step is not None:
             kept = self._state_of(member)[step]

@@ -140,6 +140,11 @@ class Job(NamedTuple):
     #: Whether its numbers are given with each step.
     is_given: bool
 
+    @property
+    def device(self) -> torch.device:
+        """The device that steps it."""
+        return self.parameter.device
+
     def tensors(self) -> list[Tensor | None]:
         """Return what the table has addresses of, in its order."""
         return [
@@ -158,7 +163,7 @@ class Job(NamedTuple):
         all_of_them = (*self.tensors(), self.step, self.lr)
         addresses = [None if each is None else each.data_ptr() for each in all_of_them]
         kinds = [None if each is None else each.dtype for each in all_of_them]
-        return (*addresses, *kinds, self.parameter.device, self.parameter.numel(), *self[11:])
+        return (*addresses, *kinds, self.device, self.parameter.numel(), *self[11:])
 
 
 class Inputs(NamedTuple):
@@ -218,7 +223,7 @@ class Launches:
         self.signature = signature_of(jobs, options, phase)
         by_device: dict[torch.device, list[int]] = {}
         for i, job in enumerate(jobs):
-            by_device.setdefault(job.parameter.device, []).append(i)
+            by_device.setdefault(job.device, []).append(i)
         scales = 3 if any(job.parameter.dtype == torch.float64 for job in jobs) else 1
         self._places = [np.array(indices) for indices in by_device.values()]
         self._given_places = [
@@ -282,8 +287,15 @@ class Launches:
             return None
         rows = np.concatenate([part.statistics() for part in self._parts])
         return tuple(
-            Statistics(*map(float, row[:4]), int(row[4]), float(row[5]))
-            for row in rows[self._order]
+            Statistics(
+                gradient_norm=float(row[0]),
+                parameter_norm=float(row[1]),
+                update_norm=float(row[2]),
+                largest_update=float(row[3]),
+                nonfinite=int(row[4]),
+                unmoved=float(row[5]),
+            )
+            for row in rows
         )
 
 
@@ -341,7 +353,7 @@ class _Launch(NamedTuple):
     """The chunks of tensors that are stored alike, and how the kernel is to be compiled."""
 
     chunks: Tensor
-    count: int
+    chunk_count: int
     rows: Int64  # of its tensors
     dtype: str
     forms: dict[str, Any]
@@ -362,7 +374,7 @@ class _Part:
         from adamas.engines import triton as engine
         from adamas.engines.triton import tables
 
-        self._engine = engine
+        self._engine: Any = engine  # Triton's kernels are not typed
         self.device = device
         self._phase = phase
         self._scales = scales
@@ -439,7 +451,7 @@ class _Part:
             ]
             chunks = np.concatenate(pieces)
             dtype, *stored, is_aligned = key
-            forms = dict(zip(_CONSTANTS, stored, strict=True))
+            forms: dict[str, Any] = dict(zip(_CONSTANTS, stored, strict=True))
             if len(chunks):
                 sent = self._sent(chunks)
                 launches.append(
@@ -465,7 +477,7 @@ class _Part:
         engine = self._engine
         with self._here():
             for launch in self._launches:
-                engine.read[(launch.count,)](
+                engine.read[(launch.chunk_count,)](
                     launch.chunks,
                     self._table,
                     self._on_device[0],
@@ -537,7 +549,7 @@ class _Part:
             )
             for launch in self._launches:
                 is_aligned = launch.is_aligned and not (self._gradients[launch.rows] % 16).any()
-                engine.sweep[(launch.count,)](
+                engine.sweep[(launch.chunk_count,)](
                     launch.chunks,
                     self._table,
                     on_device[0],
