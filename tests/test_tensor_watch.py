@@ -100,7 +100,7 @@ def change_an_option(w):
 
 
 def give_an_equal_option_that_is_another_object(w):
-    w.groups[1]["betas"] = tuple(list(w.groups[1]["betas"]))
+    w.groups[1]["betas"] = (*w.groups[1]["betas"],)
 
 
 def add_an_option(w):
