@@ -1,6 +1,5 @@
 #include "tensor_watch.h"
 
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
