@@ -1,6 +1,5 @@
 #include "tensor_watch.h"
 
-#include <cstring>
 #include <stdexcept>
 #include <string>
 
@@ -140,8 +139,11 @@ inline bool Reader::describe(PyObject* tensor, dlpack::Tensor& found) const {
 }
 
 inline bool Reader::read(PyObject* tensor, View& view) {
-    if (api_ == nullptr) {
-        return read_attributes(tensor, view);
+    if (api_ == nullptr) [[unlikely]] {
+        View found;  // so that `view` need not be in memory
+        bool is_plain = read_attributes(tensor, found);
+        view = found;
+        return is_plain;
     }
     dlpack::Tensor found;
     if (!describe(tensor, found) || found.dtype.lanes != 1) {

@@ -74,7 +74,7 @@ public:
     bool is_at(PyObject* tensor, const void* data);
 
 private:
-    // What the attributes of a tensor name by objects, as numbers.
+    // A dtype, and what a View says of it.
     struct Type {
         nanobind::object dtype;
         std::uint8_t code, bits;

@@ -23,7 +23,7 @@ NAMES = ("exp_avg", "exp_avg_sq", "step")
 
 
 class Watched:
-    """Parameters of each layout and dtype with their state, in two groups, and one without a gradient."""
+    """Parameters of many layouts and dtypes with their state, and one without a gradient."""
 
     def __init__(self) -> None:
         values = [
@@ -100,7 +100,7 @@ def change_an_option(w):
 
 
 def give_an_equal_option_that_is_another_object(w):
-    w.groups[1]["betas"] = tuple([0.9, 0.99])
+    w.groups[1]["betas"] = (*w.groups[1]["betas"],)
 
 
 def add_an_option(w):
