@@ -15,7 +15,7 @@ from cases import ROOT
 
 #: Packages that are compared with and stand in no extra: large, and bound to some machines.
 OTHERS = {"bitsandbytes", "torchao"}
-ROWS = [row for row in bench.rows() if not OTHERS & set(row.needs)]
+ROWS = [row for row in bench.rows() if not OTHERS & set(row.needs) and row.cuda_memory is None]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.work}, {row.against}")
@@ -98,6 +98,8 @@ def test_small_sizes_are_marked_as_no_figures_to_quote():
 
 KINDS = ["step", "torch_step", "torch_phase", "small_states", "jax_step"]
 RESULTS = [ROOT / "benchmarks" / "results" / f"{kind}.json" for kind in KINDS]
+#: Measured where there is a device for it.
+RESULTS += (ROOT / "benchmarks" / "results").glob("cuda_*.json")
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)

@@ -7,9 +7,9 @@ two times, so that it holds where the machine's speed drifts. What is quoted is 
 
 from __future__ import annotations
 
-from adamas.bench import arrays, jax, small, tensors
+from adamas.bench import arrays, cuda, jax, small, tensors
 from adamas.bench.checks import WrongResultError
-from adamas.bench.hardware import machine
+from adamas.bench.hardware import machine, why_no_cuda
 from adamas.bench.measuring import Figure, Pair, Report, Row, run
 from adamas.bench.tables import HEADER, cells, markdown, read_json, write_json
 
@@ -26,10 +26,11 @@ __all__ = [
     "read_json",
     "rows",
     "run",
+    "why_no_cuda",
     "write_json",
 ]
 
 
 def rows() -> list[Row]:
-    """Return the rows, those that need missing packages included."""
-    return [*arrays.rows(), *tensors.rows(), *small.rows(), *jax.rows()]
+    """Return the rows, those that need a missing package or device included."""
+    return [*arrays.rows(), *tensors.rows(), *small.rows(), *jax.rows(), *cuda.rows()]

@@ -19,7 +19,8 @@ def cells(report: Report) -> Iterator[tuple[str, ...]]:
     for each in report.figures:
         goal = "" if each.goal is None else f"{each.goal:g}×"
         if each.ratio is None:
-            yield (each.work, each.against, "", "", f"needs {', '.join(each.missing)}", "", goal)
+            why = f"needs {', '.join(each.missing)}" if each.missing else _cell(each.failure)
+            yield (each.work, each.against, "", "", why, "", goal)
             continue
         spread = f"{_short(each.lowest)} … {_short(each.highest)}"
         times = (_time(each.ours), _time(each.other))
@@ -48,6 +49,12 @@ def read_json(path: Path) -> Report:
         missing = tuple(each.pop("missing"))
         figures.append(Figure(**each, missing=missing))
     return Report(stored["machine"], stored["quick"], tuple(figures))
+
+
+def _cell(failure: str) -> str:
+    """Return a failure so that it fits into a cell of Markdown."""
+    text = "failed: " + failure.replace("|", "/")
+    return text if len(text) <= 100 else text[:99] + "…"
 
 
 def _short(value: float | None) -> str:

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-from adamas.bench.checks import LR, WrongResultError, require_close_tensors
+from adamas.bench.checks import LR, require_close_tensors, require_within
 from adamas.bench.measuring import Pair, Row
 
-__all__ = ["rows"]
+__all__ = ["TorchPhase", "phase_options", "rows"]
 
 _MLP = ((50, 64), (50,), (40, 50), (40,), (10, 40), (10,))
 _MANY = ((2080,),) * 128
@@ -96,44 +96,69 @@ def _torch_phase(shapes: Iterable[tuple[int, ...]]) -> Callable[[bool], Pair]:
     """Return clipping, AdamW, averaging and a bfloat16 copy: in one step, and in torch's parts."""
 
     def make(quick: bool) -> Pair:
-        import torch
-
         from adamas.torch import AdamW
 
         ours, theirs = _torch_parameters(shapes, quick)
-        mine = AdamW(ours, lr=LR, clip_norm=1.0, ema=0.999, copy_to=torch.bfloat16)
-        model = torch.nn.ParameterList(theirs)
-        gradients = [p.grad.clone() for p in theirs]
-        other = torch.optim.AdamW(theirs, lr=LR, fused=True)
-        average = torch.optim.swa_utils.AveragedModel(
-            model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
-        )
-        copies = [p.detach().to(torch.bfloat16) for p in theirs]
-        copy_all = cast(Any, torch)._foreach_copy_  # the fastest there is
-
-        def phase() -> None:
-            torch.nn.utils.clip_grad_norm_(theirs, 1.0)
-            other.step()
-            average.update_parameters(model)
-            copy_all(copies, [p.detach() for p in theirs])
+        mine = AdamW(ours, lr=LR, **phase_options())
+        phase = TorchPhase(theirs)
 
         def check() -> None:
             for _ in range(3):
                 mine.step()
-                for p, gradient in zip(theirs, gradients, strict=True):
-                    p.grad.copy_(gradient)  # clip_grad_norm_ has scaled it
-                phase()
-            require_close_tensors(ours, theirs, 3, "three phases with AdamW")
-            averages = [mine.state[p]["ema"] for p in ours]
-            require_close_tensors(averages, list(average.parameters()), 3, "averaged weights")
-            apart = [
-                (a.float() - b.float()).abs().max()
-                for a, b in zip(mine.copies, copies, strict=True)
-            ]
-            step = max(float(c.float().abs().max()) for c in copies) * 2**-7
-            if max(map(float, apart)) > step:
-                raise WrongResultError("the bfloat16 copies differ by more than one rounding")
+                phase.restore()
+                phase.step()
+            phase.require_close_to(mine, ours, 3, "three phases with AdamW")
 
-        return Pair(mine.step, phase, check)
+        return Pair(mine.step, phase.step, check)
 
     return make
+
+
+def phase_options() -> dict[str, Any]:
+    """Return the options with which one step does what :class:`TorchPhase` does."""
+    import torch
+
+    return {"clip_norm": 1.0, "ema": 0.999, "copy_to": torch.bfloat16}
+
+
+class TorchPhase:
+    """Clipping, AdamW, averaging, a bfloat16 copy: torch's parts, each the fastest there is."""
+
+    def __init__(self, parameters: list[Any]) -> None:
+        import torch
+
+        self._parameters = parameters
+        self._gradients = [p.grad.clone() for p in parameters]
+        self._model = torch.nn.ParameterList(parameters)
+        self._step = torch.optim.AdamW(parameters, lr=LR, fused=True).step
+        self._average = torch.optim.swa_utils.AveragedModel(
+            self._model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
+        )
+        self._values = [p.detach() for p in parameters]
+        self._copies = [p.to(torch.bfloat16) for p in self._values]
+        self._clip = torch.nn.utils.clip_grad_norm_
+        self._copy_all = cast(Any, torch)._foreach_copy_
+
+    def step(self) -> None:
+        """Make one phase."""
+        self._clip(self._parameters, 1.0)
+        self._step()
+        self._average.update_parameters(self._model)
+        self._copy_all(self._copies, self._values)
+
+    def restore(self) -> None:
+        """Put the first gradients in place of those that clipping has scaled."""
+        for p, gradient in zip(self._parameters, self._gradients, strict=True):
+            p.grad.copy_(gradient)
+
+    def require_close_to(self, mine: Any, ours: list[Any], steps: int, what: str) -> None:
+        """Raise WrongResultError where our parameters, averages or copies differ from torch's."""
+        require_close_tensors(ours, self._parameters, steps, what)
+        averages = [mine.state[p]["ema"] for p in ours]
+        require_close_tensors(
+            averages, list(self._average.parameters()), steps, f"{what}, averaged weights"
+        )
+        rounding = max(float(each.float().abs().max()) for each in self._copies) * 2**-7
+        for a, b in zip(mine.copies, self._copies, strict=True):
+            apart = float((a.float() - b.float()).abs().max())
+            require_within(apart, rounding, f"{what}, copies in bfloat16")
