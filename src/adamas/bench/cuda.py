@@ -141,7 +141,7 @@ def _step_rows(place: _Place) -> list[Row]:
             make = _against(work, other, place)
             made.append(_row(f"cuda step, {work.name}", against, aim, work.shapes, make))
     for work, goal in ((_LARGE, 0.9), (_MODEL, None)):
-        against = f"a device copy that moves as much ({_BYTES_MOVED} bytes each)"
+        against = "a device copy, as many bytes"
         make = _against_a_copy(work, place)
         made.append(_row(f"cuda step, {work.name}", against, goal, work.shapes, make, each=52))
     return made
