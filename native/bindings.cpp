@@ -77,6 +77,7 @@ NB_MODULE(_native, module) {
     module.doc() = "Compiled steps over arrays; use the front-ends of adamas instead.";
     bind_array_plan(module);
     bind_tensor_plan(module);
+    bind_tensor_watch(module);
     module.def("target", [] { return std::string(target().name); }, "The machine in use.");
     module.def("targets", &target_names, nb::arg("only_here") = false,
                "The machines this build has code for, best first.");

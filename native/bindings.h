@@ -13,6 +13,7 @@ namespace adamas {
 
 void bind_array_plan(nanobind::module_& module);
 void bind_tensor_plan(nanobind::module_& module);
+void bind_tensor_watch(nanobind::module_& module);
 
 // Gives Python's lock away while it lives.
 //

@@ -3,6 +3,9 @@
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from adamas.engines import Group
 from adamas.options import Options, Phase
 
@@ -34,6 +37,34 @@ class TensorPlan:
         factor: float = 1.0,
         numbers: Sequence[tuple[float, ...]] | None = None,
     ) -> Any: ...
+    @property
+    def is_fast(self) -> bool: ...
+
+class TensorWatch:
+    """Whether the tensors of a torch.optim.Optimizer are those a plan was made for.
+
+    ``groups`` are the optimizer's own. ``members`` are parameters with a gradient, in the order of
+    the optimizer's state, each with its state and further tensors whose addresses must stay.
+    ``idle`` are parameters without a gradient. Tensors of all devices; no value is read.
+    """
+
+    def __init__(
+        self,
+        tensor_type: type,
+        parameter_type: type,
+        groups: list[dict[str, Any]],
+        members: Sequence[tuple[Any, dict[str, Any], Sequence[Any]]],
+        idle: Sequence[Any],
+    ) -> None: ...
+    def gradients(
+        self, groups: list[dict[str, Any]], state: Any, addresses: NDArray[np.int64]
+    ) -> bool:
+        """Return whether all is as it was, and every gradient fits its parameter.
+
+        Then ``addresses`` (one for each member) holds those of the gradients; otherwise anything.
+        Learning rates are free. Raises RuntimeError where another thread is in this call, and
+        ValueError where ``addresses`` cannot be written.
+        """
     @property
     def is_fast(self) -> bool: ...
 

@@ -22,6 +22,7 @@ from adamas.statistics import Outcome, Statistics
 __all__ = [
     "Plan",
     "TensorPlan",
+    "TensorWatch",
     "get_num_threads",
     "processor_count",
     "set_num_threads",
@@ -33,6 +34,9 @@ __all__ = [
 
 #: A step over the parameters of a torch.optim.Optimizer: native/tensor_plan.cpp.
 TensorPlan = _native.TensorPlan
+
+#: Whether its tensors are those a plan was made for, on any device: native/tensor_watch.cpp.
+TensorWatch = _native.TensorWatch
 
 #: Reads four float32 arrays and writes three: what memory allows a step, for benchmarks.
 touch = _native.touch

@@ -16,15 +16,16 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 import torch.optim.optimizer as torch_optimizer
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import profiler
 
 from adamas.codecs import key_of, random_bits_at
 from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights
-from adamas.engines.native import TensorPlan
+from adamas.engines.native import TensorPlan, TensorWatch
 from adamas.options import OnNonfinite, Options, Phase, Rounding, StateForm
 from adamas.statistics import Outcome, Statistics
-from adamas.torch import distributed, operations, small
+from adamas.torch import cuda, distributed, operations, small
 from adamas.torch.operations import Tensors
 
 __all__ = ["Entries", "Member", "Optimizer", "scalar"]
@@ -58,14 +59,52 @@ class Member(NamedTuple):
     form: small.Form | None  # None: as torch stores it
 
 
+class _OnDevice(NamedTuple):
+    """What steps the parameters on devices that Triton serves."""
+
+    launches: cuda.Launches
+    members: tuple[Member, ...]
+    #: Their groups, and of each the learning rate where it is kept on the device.
+    groups: tuple[dict[str, Any], ...]
+    rates: tuple[Tensor | None, ...]
+    #: Addresses of the gradients.
+    gradients: NDArray[np.int64]
+    #: Places and numbers of steps that are kept on the host.
+    host_places: tuple[int, ...]
+    host_steps: list[Tensor]
+    #: Those whose numbers are given with each step.
+    given: tuple[Member, ...]
+    #: What was not contiguous, and what is stepped in its place.
+    replaced: tuple[tuple[Tensor, Tensor], ...]
+    #: Tells whether all this still fits; None where each step has to look closely.
+    watch: Any
+
+
 class _Plan(NamedTuple):
     """How to make the next step, as long as nothing changes."""
 
     native: Any  # a TensorPlan, or None where no tensor takes it
     native_members: tuple[Member, ...]
+    on_device: _OnDevice | None
     other_members: tuple[Member, ...]
-    #: One member of each cohort whose numbers are given with each step.
+    #: One member of each cohort of the native plan whose numbers are given with each step.
     numbered: tuple[Member, ...]
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All parameters that are stepped, in the order in which outcomes report them."""
+        device_members = () if self.on_device is None else self.on_device.members
+        return (*self.native_members, *device_members, *self.other_members)
+
+    @property
+    def is_native(self) -> bool:
+        """Whether the native engine takes all of it."""
+        return self.native is not None and self.on_device is None and not self.other_members
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether Triton takes all of it."""
+        return self.on_device is not None and self.native is None and not self.other_members
 
 
 class Optimizer(torch.optim.Optimizer):
@@ -104,10 +143,13 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(_NOT_DIFFERENTIABLE)
         self._phase = phase
         self._copies: list[Tensor] | None = None
+        self._skipped = 0
+        self._skipped_on: dict[torch.device, Tensor] = {}
+        #: Launches that a CUDA graph has recorded, whose tables it reads at each replay.
+        self._captured: list[cuda.Launches] = []
+        self._plan: _Plan | None = None
         self._reset()
         super().__init__(cast(Any, params), defaults)
-        #: How many steps were left out because a gradient was not finite (``on_nonfinite="skip"``).
-        self.skipped = 0
         self._copies = self._made_copies(copy_to)
 
     @property
@@ -138,7 +180,11 @@ class Optimizer(torch.optim.Optimizer):
         entries = self._entries(group)
         state: dict[str, Any] = {}
         if entries.step is not None:
-            on_device = group.get("capturable") or group.get("fused")
+            on_device = (
+                group.get("capturable")
+                or group.get("fused")
+                or (self._phase.reads_first and cuda.takes(parameter.device))
+            )
             dtype = torch.float32 if group.get("fused") else _step_dtype()
             device = parameter.device if on_device else torch.device("cpu")
             state[entries.step] = torch.zeros((), dtype=dtype, device=device)
@@ -262,26 +308,40 @@ class Optimizer(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        scale = 1.0
-        if "found_inf" in self.__dict__:  # set by a GradScaler for the time of the step
-            if self._found_inf():
-                return loss
-            scale = self._loss_scale()
         plan = self._plan
-        outcome: Any = NotImplemented
-        if plan is not None and not plan.other_members and plan.native is not None:
-            numbers = self._given_numbers(plan)
-            outcome = plan.native.step(self.param_groups, self.state, scale, 1.0, numbers)
-            if outcome is not NotImplemented:
-                self._finish(plan, None if outcome is None else _outcome(outcome))
-                return loss
-        self._step_closely(scale)
+        if plan is None or not self._step_as_planned(plan):
+            self._step_closely()
         return loss
+
+    def _step_as_planned(self, plan: _Plan) -> bool:
+        """Make one step by a plan for all of it; False, having done nothing, where it is none."""
+        if plan.is_on_device:
+            on = plan.on_device
+            assert on is not None
+            fits = (
+                on.watch is not None
+                and all(map(_is_rate, on.groups, on.rates))
+                and on.watch.gradients(self.param_groups, self.state, on.gradients)
+            )
+            if fits:
+                self._step_on_device(plan, on)
+            return fits
+        if not plan.is_native:
+            return False
+        scale = self._loss_scale()
+        if scale is None:
+            return True
+        numbers = self._given_numbers(plan)
+        parts = plan.native.step(self.param_groups, self.state, scale, 1.0, numbers)
+        if parts is NotImplemented:
+            return False
+        self._finish(plan, None if parts is None else _outcome(parts))
+        return True
 
     _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
 
     @torch.no_grad()
-    def _step_closely(self, scale: float) -> None:
+    def _step_closely(self) -> None:
         """Make one step after a close look at every parameter, with a plan for the next."""
         if self._averaged:
             raise RuntimeError(
@@ -291,7 +351,14 @@ class Optimizer(torch.optim.Optimizer):
         self._keep(self._planned())
         plan = self._plan
         assert plan is not None
-        if plan.native is not None and not plan.other_members:
+        if plan.is_on_device:
+            assert plan.on_device is not None
+            self._step_on_device(plan, plan.on_device)
+            return
+        scale = self._loss_scale()
+        if scale is None:
+            return
+        if plan.is_native:
             numbers = self._given_numbers(plan)
             parts = plan.native.step(self.param_groups, self.state, scale, 1.0, numbers)
             if parts is NotImplemented:
@@ -300,10 +367,49 @@ class Optimizer(torch.optim.Optimizer):
             return
         self._finish(plan, self._step_apart(plan, scale))
 
+    def _step_on_device(self, plan: _Plan, on: _OnDevice) -> None:
+        """Make one step of tensors that are all on devices, and wait for none of it."""
+        found = self.__dict__.get("found_inf")
+        if self._phase.on_nonfinite == "raise" and found is not None:
+            if bool(found.item()):  # a scaler's own doing, and no reason to raise
+                return
+            found = None
+        scale = self.__dict__.get("grad_scale")
+        self._finish(plan, self._launch(on, found_inf=found, scale_on_device=scale))
+
+    def _launch(self, on: _OnDevice, **inputs: Any) -> cuda.DeviceOutcome | None:
+        """Launch a step of what is on devices; see :class:`adamas.torch.cuda.Inputs`."""
+        cuda.refuse_capture(
+            {member.parameter.device for member in on.members},
+            host_steps=bool(on.host_steps),
+            given=self._has_more_state and bool(on.given),
+            fresh=bool(self._fresh),
+            waits=self._phase.on_nonfinite == "raise",
+        )
+        steps = np.zeros(len(on.members), np.int64)
+        for place, step in zip(on.host_places, on.host_steps, strict=True):
+            steps[place] = int(step.item()) + 1
+        rates = [
+            scalar(group["lr"]) if rate is None else 0.0
+            for group, rate in zip(on.groups, on.rates, strict=True)
+        ]
+        given = [
+            (*self._numbers(member), *(self._ema_weights(member) or (0.0, 0.0)))
+            for member in on.given
+        ]
+        values = cuda.Inputs(on.gradients, steps, rates, given=given, **inputs)
+        outcome = on.launches.step(values, self._skipped_on)
+        for target, source in on.replaced:
+            target.copy_(source)
+        if on.host_steps and (outcome is None or outcome.applied):
+            torch._foreach_add_(on.host_steps, 1)
+        torch.autograd.graph.increment_version([member.parameter for member in on.members])
+        return outcome
+
     def _step_apart(self, plan: _Plan, scale: float) -> Outcome | None:
         """Make one step of tensors of several kinds: norm and guard first, then kind by kind."""
         phase = self._phase
-        members = (*plan.native_members, *plan.other_members)
+        members = plan.members
         norm = nonfinite = None
         factor = 1.0
         if phase.reads_first:
@@ -327,6 +433,9 @@ class Optimizer(torch.optim.Optimizer):
                 raise RuntimeError("The parameters changed while the step was being prepared.")
             if parts is not None:
                 records.extend(_outcome(parts).statistics or ())
+        if plan.on_device is not None:
+            outcome = self._launch(plan.on_device, loss_scale=scale, factor=factor)
+            records.extend((outcome and outcome.statistics) or ())
         records.extend(self._step_other(member, factor / scale) for member in plan.other_members)
         if not phase.reads_first and not phase.statistics:
             return None
@@ -386,26 +495,29 @@ class Optimizer(torch.optim.Optimizer):
             state[entries.step] += 1
         return record
 
-    def _finish(self, plan: _Plan, outcome: Outcome | None) -> None:
+    def _finish(self, plan: _Plan, outcome: Outcome | cuda.DeviceOutcome | None) -> None:
         self._outcome = outcome
+        on_nonfinite = self._phase.on_nonfinite
+        is_on_device = isinstance(outcome, cuda.DeviceOutcome)
+        if is_on_device and on_nonfinite != "raise" and not (self._has_more_state or self._fresh):
+            return  # nothing here depends on whether the step was made, so nothing waits for it
         if outcome is None or outcome.applied:
             if self._has_more_state:
-                for member in (*plan.native_members, *plan.other_members):
+                for member in plan.members:
                     self._after_step(member)
             if self._fresh:  # from now on these go with the others
                 self._fresh.clear()
-                self._keep(None if outcome is None else plan)
+                self._keep(plan if plan.is_on_device or outcome is not None else None)
             return
-        if self._phase.on_nonfinite == "skip":
-            self.skipped += 1
+        if on_nonfinite == "skip" and not is_on_device:
+            self._skipped += 1
+        if on_nonfinite != "raise":
             return
         assert outcome.nonfinite is not None
         names = self._names()
         found = [
             f"{names[member.place]} ({count} of {member.parameter.numel()} elements)"
-            for member, count in zip(
-                (*plan.native_members, *plan.other_members), outcome.nonfinite, strict=True
-            )
+            for member, count in zip(plan.members, outcome.nonfinite, strict=True)
             if count
         ]
         raise FloatingPointError(
@@ -421,19 +533,34 @@ class Optimizer(torch.optim.Optimizer):
             self._refuse(member)
         for member in members:
             self._prepare_state(member)
-        native, other = [], []
+        native: list[Member] = []
+        on_device: list[Member] = []
+        other: list[Member] = []
         spans: list[tuple[int, int]] = []
         for member in members:
-            takes = self._takes_native(member) and not self._meets(member, spans)
-            (native if takes else other).append(member)
-        if not native:
-            return _Plan(None, (), tuple(other), ())
-        # The native plan walks the state in its own order, which is that of the first gradients.
+            takers = [
+                kind
+                for kind, takes in (
+                    (on_device, self._takes_on_device),
+                    (native, self._takes_native),
+                )
+                if takes(member)
+            ]
+            takes = bool(takers) and not self._meets(member, spans)
+            (takers[0] if takes else other).append(member)
+        # Plans walk the state in its own order, which is that of the first gradients.
         order = {id(p): i for i, p in enumerate(self.state)}
-        native.sort(key=lambda member: order.get(id(member.parameter), -1))
+        for chosen in (native, on_device):
+            chosen.sort(key=lambda member: order.get(id(member.parameter), -1))
         phase = self._phase
-        if other and phase.reads_first:  # the norm of all of them is taken first
-            phase = Phase(ema=phase.ema, statistics=phase.statistics)
+        if phase.reads_first and (bool(native) + bool(on_device) + bool(other) > 1 or other):
+            # The norm of all of them is taken first.
+            phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
+        stepped = {id(member.parameter) for member in members}
+        idle = [p for group in self.param_groups for p in group["params"] if id(p) not in stepped]
+        launched = self._planned_on_device(on_device, idle, phase) if on_device else None
+        if not native:
+            return _Plan(None, (), launched, tuple(other), ())
         cohorts: list[tuple[int, Options | None]] = []
         numbered: list[Member] = []
         known: dict[tuple[Any, ...], int] = {}
@@ -454,8 +581,6 @@ class Optimizer(torch.optim.Optimizer):
                 top = state.get("top", 0)
                 about = (form.mean, form.square, form.rounding, top, member.place)
             tuples.append((member.parameter, state, tuple(member.entries), copy, known[key], about))
-        chosen = {id(member.parameter) for member in members}
-        idle = [p for group in self.param_groups for p in group["params"] if id(p) not in chosen]
         plan = TensorPlan(
             Tensor,
             torch.nn.Parameter,
@@ -466,7 +591,118 @@ class Optimizer(torch.optim.Optimizer):
             phase,
             torch.autograd.graph.increment_version,
         )
-        return _Plan(plan, tuple(native), tuple(other), tuple(numbered))
+        return _Plan(plan, tuple(native), launched, tuple(other), tuple(numbered))
+
+    def _planned_on_device(
+        self, members: list[Member], idle: list[Tensor], phase: Phase
+    ) -> _OnDevice:
+        """Return how to step ``members``, by the launches of the last plan where they still fit."""
+        groups = list({id(member.group): member.group for member in members}.values())
+        indices = {id(group): i for i, group in enumerate(groups)}
+        options = [self._options(group) for group in groups]
+        rates = [_rate_on_device(group, members) for group in groups]
+        jobs: list[cuda.Job] = []
+        replaced: list[tuple[Tensor, Tensor]] = []
+        host: list[int] = []
+        steps: list[Tensor] = []
+        for member in members:
+            state, entries = self._state_of(member), member.entries
+            index = indices[id(member.group)]
+            step = None if entries.step is None else state[entries.step]
+            if step is not None and not cuda.is_beside(step, member.parameter):
+                host.append(len(jobs))
+                steps.append(step)
+                step = None
+            jobs.append(self._job(member, step, rates[index], index, options[index], replaced))
+        signature = cuda.signature_of(jobs, options, phase)
+        before = self._plan.on_device if self._plan is not None else None
+        if before is not None and before.launches.signature == signature:
+            launches = before.launches
+        else:
+            launches = cuda.Launches(jobs, options, phase)
+        for job in jobs:
+            device = job.parameter.device
+            if device not in self._skipped_on:
+                self._skipped_on[device] = torch.zeros((), dtype=torch.int64, device=device)
+        is_plain = not replaced and all(type(m.parameter) in _PLAIN_TYPES for m in members)
+        watch = None
+        if is_plain:
+            copies = self._copies
+            watched = [
+                (m.parameter, self._state_of(m), [copies[m.place]] if copies else [])
+                for m in members
+            ]
+            watch = TensorWatch(Tensor, torch.nn.Parameter, self.param_groups, watched, idle)
+        return _OnDevice(
+            launches,
+            tuple(members),
+            tuple(groups),
+            tuple(rates),
+            np.array([job.gradient.data_ptr() for job in jobs], np.int64),
+            tuple(host),
+            steps,
+            tuple(m for m in members if options[indices[id(m.group)]] is None),
+            tuple(replaced),
+            watch,
+        )
+
+    def _job(
+        self,
+        member: Member,
+        step: Tensor | None,
+        rate: Tensor | None,
+        group: int,
+        options: Options | None,
+        replaced: list[tuple[Tensor, Tensor]],
+    ) -> cuda.Job:
+        """Return what the kernels have to know of a parameter; add to what is ``replaced``."""
+        state, entries, form = self._state_of(member), member.entries, member.form
+        rounding = member.group.get("rounding")
+        is_half = member.parameter.dtype in small.HALF
+        mean, square = ("float32", "float32") if form is None else form.forms
+        by_chance = form is not None and not form.is_dense and form.rounding != "nearest"
+        phase = self._phase
+        is_ordered = self._draws(member) or "8bit" in (mean, square)
+        names = (entries.mean, entries.square, entries.largest_square, entries.ema)
+        tensors = [
+            member.parameter.detach(),
+            _local_gradient(member),
+            *(None if name is None else state[name] for name in names),
+            self._copies[member.place] if self._copies else None,
+            None if entries.remainder is None else state[entries.remainder],
+        ]
+        local = [None if each is None else distributed.local(each) for each in tensors]
+        is_ordered = is_ordered or phase.reads_first or phase.statistics
+        laid = cuda.laid_out(local, is_ordered=is_ordered)
+        replaced.extend(
+            (target, source)
+            for i, (target, source) in enumerate(zip(local, laid, strict=True))
+            if target is not None and source is not None and source is not target and i != 1
+        )
+        p, g, m, v, w, ema, copy, remainder = laid
+        assert p is not None
+        assert g is not None
+        return cuda.Job(
+            parameter=p,
+            gradient=g,
+            mean=m,
+            square=v,
+            largest_square=w,
+            ema=ema,
+            copy=copy,
+            header=None if entries.header is None else state[entries.header],
+            remainder=remainder,
+            step=step,
+            lr=rate,
+            forms=(cuda.form_name(mean, m), cuda.form_name(square, v)),
+            rounding=rounding or "nearest" if is_half else "nearest",
+            by_chance=by_chance,
+            top=state.get("top", 0),
+            place=member.place,
+            first=distributed.first_element(member.parameter) or 0,
+            group=group,
+            is_given=options is None,
+        )
 
     def _members(self) -> list[Member]:
         """Return the parameters that have gradients."""
@@ -537,31 +773,80 @@ class Optimizer(torch.optim.Optimizer):
 
     def _takes_native(self, member: Member) -> bool:
         """Whether the native engine can step a parameter: plain, on the CPU, contiguous."""
-        if self._is_special(member.group):
+        stored = self._stored(member)
+        p, step = member.parameter, member.entries.step
+        if stored is None or not all(_is_plain(x, (dtype,)) for x, dtype in stored):
             return False
-        p, form, entries = member.parameter, member.form, member.entries
-        state = self._state_of(member)
-        if form is not None:
-            if not form.fits(p, state, entries.mean, entries.square):
-                return False
-        elif p.dtype not in _WIDE:
+        if member.form is not None and not member.form.header_is_on(
+            p.device, self._state_of(member)
+        ):
             return False
-        if entries.step is not None:
-            step = state[entries.step]
-            if type(step) is not Tensor or not step.is_cpu or step.dtype not in _WIDE:
+        if step is not None:
+            kept = self._state_of(member)[step]
+            if type(kept) is not Tensor or not kept.is_cpu or kept.dtype not in _WIDE:
                 return False
-        wide = torch.float64 if p.dtype == torch.float64 else torch.float32
-        means = (entries.mean, entries.square) if form is None else ()
-        others = (*means, entries.largest_square, entries.ema)
-        wanted = [
-            (p, p.dtype),
-            (_gradient(member), p.dtype),
-            *((state[name], wide) for name in others if name is not None),
-        ]
-        if entries.remainder is not None:
-            wanted.append((state[entries.remainder], small.REMAINDERS[member.group["rounding"]]))
-        return all(_is_plain(x, (dtype,)) and x.shape == p.shape for x, dtype in wanted) and (
+        return all(x.shape == p.shape for x, _ in stored) and (
             not self._copies or _is_plain(self._copies[member.place], small.HALF)
+        )
+
+    def _takes_on_device(self, member: Member) -> bool:
+        """Whether Triton can step a parameter: on one of its devices, with all that belongs to it.
+
+        Of a distributed tensor it steps this process's part, where the bits to round with are those
+        of consecutive elements.
+        """
+        p = member.parameter
+        if not cuda.takes(p.device):
+            return False
+        stored = self._stored(member)
+        if stored is None:
+            return False
+        local = [(distributed.local(x), dtype) for x, dtype in stored]
+        part = local[0][0]
+        fits = all(
+            x.device == part.device
+            and x.dtype == dtype
+            and x.layout == torch.strided
+            and x.shape == part.shape
+            for x, dtype in local
+        )
+        form, copy = member.form, self._copies[member.place] if self._copies else None
+        return (
+            fits
+            and (form is None or form.header_is_on(part.device, self._state_of(member)))
+            and (copy is None or (copy.dtype in small.HALF and copy.device == part.device))
+            and (not self._draws(member) or distributed.first_element(p) is not None)
+        )
+
+    def _stored(self, member: Member) -> list[tuple[Tensor, torch.dtype]] | None:
+        """Return parameter, gradient and entries, each with the dtype that the engines read.
+
+        None where they follow another rule, or compute in another dtype.
+        """
+        p, form, entries = member.parameter, member.form, member.entries
+        if self._is_special(member.group) or (form is None and p.dtype not in _WIDE):
+            return None
+        state = self._state_of(member)
+        wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+        mean, square = (wide, wide) if form is None else form.dtypes
+        wanted = (
+            (entries.mean, mean),
+            (entries.square, square),
+            (entries.largest_square, wide),
+            (entries.ema, wide),
+        )
+        stored = [(p, p.dtype), (_gradient(member), p.dtype)]
+        stored += [(state[name], dtype) for name, dtype in wanted if name is not None]
+        if entries.remainder is not None:
+            stored.append((state[entries.remainder], small.REMAINDERS[member.group["rounding"]]))
+        return stored
+
+    def _draws(self, member: Member) -> bool:
+        """Whether random bits are needed to store what belongs to a parameter."""
+        form, is_half = member.form, member.parameter.dtype in small.HALF
+        by_chance = form is not None and not form.is_dense and form.rounding != "nearest"
+        return by_chance or (
+            is_half and member.group.get("rounding") in ("stochastic", "remainder8")
         )
 
     def _meets(self, member: Member, spans: list[tuple[int, int]]) -> bool:
@@ -591,27 +876,30 @@ class Optimizer(torch.optim.Optimizer):
 
     def _keep(self, plan: _Plan | None) -> None:
         """Take over a plan for the next step."""
+        before = self._plan.on_device if self._plan is not None else None
+        if before is not None and before.launches.is_captured:
+            self._captured[:] = {id(x): x for x in (*self._captured, before.launches)}.values()
         self._plan = plan
         phase = self._phase
-        is_whole = plan is not None and not plan.other_members and not plan.numbered
+        is_whole = plan is not None and plan.is_native and not plan.numbered
         is_bare = not phase.reads_first and not phase.statistics
         #: The native step where it is all there is to do, and reports nothing.
         self._direct = plan.native.step if plan and plan.native and is_whole and is_bare else None
 
     def _reset(self) -> None:
         self._keep(None)
-        self._outcome: Outcome | None = None
+        self._outcome: Outcome | cuda.DeviceOutcome | None = None
         self._averaged = False
         #: Parameters (by identity) before their first step, where no step is kept.
         self._fresh: set[int] = set()
 
     # -- a GradScaler's protocol -------------------------------------------------------------
 
-    def _found_inf(self) -> bool:
+    def _loss_scale(self) -> float | None:
+        """Return what gradients are to be divided by; None where one is not finite."""
         found = self.__dict__.get("found_inf")
-        return found is not None and bool(found.item())
-
-    def _loss_scale(self) -> float:
+        if found is not None and bool(found.item()):
+            return None
         scale = self.__dict__.get("grad_scale")
         return 1.0 if scale is None else float(scale.item())
 
@@ -630,15 +918,20 @@ class Optimizer(torch.optim.Optimizer):
                 "No statistics were taken. Create the optimizer with statistics=True."
             )
         outcome, plan = self._outcome, self._plan
-        if outcome is None or outcome.statistics is None or plan is None:
+        taken_of_all = None if outcome is None else outcome.statistics
+        if taken_of_all is None or plan is None:
             raise RuntimeError("There are no statistics: the last step was left out, or none made.")
         names = self._names()
-        members = (*plan.native_members, *plan.other_members)
         return {
             f"{names[member.place]}/{field}": torch.tensor(value, dtype=torch.float64)
-            for member, taken in zip(members, outcome.statistics, strict=True)
+            for member, taken in zip(plan.members, taken_of_all, strict=True)
             for field, value in vars(taken).items()
         }
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were left out because a gradient was not finite (on_nonfinite="skip")."""
+        return self._skipped + sum(int(each.item()) for each in self._skipped_on.values())
 
     @property
     def gradient_norm(self) -> float | None:
@@ -763,7 +1056,9 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, older ones with fewer options included."""
         super().__setstate__(state)
-        for name, value in (("_phase", Phase()), ("_copies", None), ("skipped", 0)):
+        self._skipped = self.__dict__.pop("skipped", 0)
+        self._skipped_on, self._captured, self._plan = {}, [], None
+        for name, value in (("_phase", Phase()), ("_copies", None)):
             self.__dict__.setdefault(name, value)
         self._reset()
         for group in self.param_groups:
@@ -849,6 +1144,22 @@ def _is_plain(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
         and tensor.layout == torch.strided
         and tensor.is_contiguous()
     )
+
+
+def _rate_on_device(group: dict[str, Any], members: list[Member]) -> Tensor | None:
+    """Return the learning rate of a group where kernels can read it, on the device of them all."""
+    lr = group["lr"]
+    devices = {member.parameter.device for member in members if member.group is group}
+    is_read = isinstance(lr, Tensor) and {lr.device} == devices and lr.dtype in _WIDE
+    return lr.detach() if is_read and lr.numel() == 1 else None
+
+
+def _is_rate(group: dict[str, Any], known: Tensor | None) -> bool:
+    """Return whether the learning rate of a group is still where it was."""
+    lr = group["lr"]
+    if known is None:
+        return not isinstance(lr, Tensor) or not cuda.takes(lr.device)
+    return isinstance(lr, Tensor) and lr.data_ptr() == known.data_ptr() and lr.dtype == known.dtype
 
 
 def _is_distributed(tensor: Tensor) -> bool:

@@ -6,6 +6,7 @@ tensor: the parts of all processes are gathered, and each process adds them up i
 
 from __future__ import annotations
 
+import math
 from typing import Any, TypeVar
 
 import numpy as np
@@ -13,7 +14,15 @@ import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
 
-__all__ = ["element_indices", "gathered", "joined", "laid_out_as", "local", "shard_groups"]
+__all__ = [
+    "element_indices",
+    "first_element",
+    "gathered",
+    "joined",
+    "laid_out_as",
+    "local",
+    "shard_groups",
+]
 
 T = TypeVar("T")
 
@@ -42,18 +51,40 @@ def joined(like: Tensor, part: Tensor) -> Tensor:
 
 def element_indices(parameter: Tensor) -> NDArray[np.uint64]:
     """Return where the elements of this process's part stand in the whole tensor, flattened."""
-    mesh = getattr(parameter, "device_mesh", None)
-    if mesh is None:
+    if getattr(parameter, "device_mesh", None) is None:
         return np.arange(parameter.numel(), dtype=np.uint64)
-    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
-
-    placements = parameter.placements  # type: ignore[attr-defined]
-    lengths, offsets = compute_local_shape_and_global_offset(parameter.shape, mesh, placements)
+    lengths, offsets = _part(parameter)
     indices = np.zeros((), np.uint64)
     for whole, length, offset in zip(parameter.shape, lengths, offsets, strict=True):
         along = np.arange(offset, offset + length, dtype=np.uint64)
         indices = indices[..., None] * np.uint64(whole) + along
     return indices.ravel()
+
+
+def first_element(parameter: Tensor) -> int | None:
+    """Return where this process's part begins in the whole tensor, flattened.
+
+    None where its elements are not consecutive there.
+    """
+    if getattr(parameter, "device_mesh", None) is None:
+        return 0
+    lengths, offsets = _part(parameter)
+    if 0 in lengths:
+        return 0
+    first = last = 0
+    for whole, length, offset in zip(parameter.shape, lengths, offsets, strict=True):
+        first = first * whole + offset
+        last = last * whole + offset + length - 1
+    return first if last - first + 1 == math.prod(lengths) else None
+
+
+def _part(parameter: Tensor) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shape of this process's part of a distributed tensor, and where it begins."""
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    mesh = parameter.device_mesh  # type: ignore[attr-defined]
+    placements = parameter.placements  # type: ignore[attr-defined]
+    return compute_local_shape_and_global_offset(parameter.shape, mesh, placements)
 
 
 def laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:

@@ -73,19 +73,14 @@ class Form(NamedTuple):
         """Whether both are float32."""
         return self.forms == ("float32", "float32")
 
-    def fits(self, p: Tensor, state: State, mean: str | None, square: str | None) -> bool:
-        """Return whether the native engine can read what is stored."""
-        wanted = ((mean, _MEANS.get(self.mean)), (square, _SQUARES.get(self.square)))
-        entries = [(state[n], dtype or torch.float32) for n, dtype in wanted if n is not None]
-        is_plain = all(
-            type(each) is Tensor
-            and each.is_cpu
-            and each.is_contiguous()
-            and each.dtype == dtype
-            and each.shape == p.shape
-            for each, dtype in entries
-        )
-        return is_plain and (not self.has_header or state["header"].is_cpu)
+    @property
+    def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
+        """The dtypes of what is stored of m and of v."""
+        return _MEANS.get(self.mean, torch.float32), _SQUARES.get(self.square, torch.float32)
+
+    def header_is_on(self, device: torch.device, state: State) -> bool:
+        """Return whether headers, where there are any, are on a device."""
+        return not self.has_header or state["header"].device == device
 
     def decoded(
         self, state: State, mean: str | None, square: str | None

@@ -1,0 +1,554 @@
+"""The kernels that go through memory: one reads gradients, one steps everything.
+
+A launch covers all tensors that are stored alike, whatever their number and shapes: each program
+takes one chunk, and finds its tensor's addresses in the table. What a chunk's elements are stored
+as is known when a kernel is compiled; where they are, when it runs.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import triton
+import triton.language as tl
+
+from adamas.engines.triton.codecs import (
+    decode_bfloat16,
+    decode_means_8bit,
+    decode_means_compact,
+    decode_remainder,
+    decode_squares_8bit,
+    encode_bfloat16,
+    encode_float16,
+    encode_means_8bit,
+    encode_means_compact,
+    encode_remainder,
+    encode_remainder8,
+    encode_squares_8bit,
+    encode_squares_compact,
+    float_of,
+    random_bits,
+    random_bits_of_parameter,
+    relative_mean,
+    root_scale,
+)
+from adamas.engines.triton.rule import Numbers, rule, smooth
+from adamas.engines.triton.sums import (
+    LARGEST,
+    MOVED,
+    NONFINITE,
+    add_row,
+    entry,
+    folded,
+    norm_of,
+)
+from adamas.engines.triton.tables import (
+    APPLIED,
+    CHUNK,
+    CHUNK_BITS,
+    CHUNK_MASK,
+    COPY,
+    COUNT,
+    EMA,
+    FIRST,
+    FIRST_TILE,
+    HEADER,
+    LARGEST_SQUARE,
+    MEAN,
+    NUMBERS,
+    PARAMETER,
+    REMAINDER,
+    SQUARE,
+    TABLE_WIDTH,
+    TOP,
+)
+
+__all__ = ["describe", "read", "sweep"]
+
+_TILES: tl.constexpr = tl.constexpr(CHUNK.value // 1024)
+_BLOCK: tl.constexpr = tl.constexpr(1024)
+
+
+class Arrays(NamedTuple):
+    """Addresses of one tensor's arrays."""
+
+    p: Any
+    g: Any
+    m: Any
+    v: Any
+    w: Any
+    ema: Any
+    copy: Any
+    header: Any
+    remainder: Any
+
+
+class Stepped(NamedTuple):
+    """What some elements leave behind besides their new values."""
+
+    g: Any
+    before: Any
+    after: Any
+    u: Any
+    change: Any
+
+
+@triton.jit
+def read(
+    chunks,
+    table,
+    gradients,
+    sums,
+    counts,
+    tiles,
+    P: tl.constexpr,
+    SCALES: tl.constexpr,
+):
+    """Write the sum of squares of each tile of the gradients, and how many are not finite.
+
+    ``sums`` is float64 of shape (SCALES, tiles), ``counts`` int64 of shape (tiles,).
+    """
+    chunk = tl.load(chunks + tl.program_id(0))
+    tensor, at = chunk >> CHUNK_BITS, (chunk & CHUNK_MASK) * CHUNK
+    row = table + tensor * TABLE_WIDTH
+    left = tl.load(row + COUNT) - at
+    g = tl.load(gradients + tensor)
+    tile = tl.arange(0, _TILES)
+    offsets = tile[:, None] * 1024 + tl.arange(0, 16)[None, :]
+    lanes = tl.zeros((_TILES, 16), tl.float64)
+    shrunk = tl.zeros((_TILES, 16), tl.float64)
+    enlarged = tl.zeros((_TILES, 16), tl.float64)
+    found = tl.zeros((_TILES, 16), tl.int32)
+    for line in range(64):
+        place = offsets + line * 16
+        x = value(load(g, at, place, place < left, P, False), None, P)
+        lanes = add_row(lanes, x, 0)
+        if SCALES > 1:
+            shrunk = add_row(shrunk, x, 1)
+            enlarged = add_row(enlarged, x, 2)
+        found += is_nonfinite(x).to(tl.int32)
+    into = tl.load(row + FIRST_TILE) + (at >> 10) + tile
+    mask = tile * 1024 < left
+    tl.store(sums + into, folded(lanes), mask=mask)
+    if SCALES > 1:
+        tl.store(sums + tiles + into, folded(shrunk), mask=mask)
+        tl.store(sums + 2 * tiles + into, folded(enlarged), mask=mask)
+    tl.store(counts + into, tl.sum(found, 1).to(tl.int64), mask=mask)
+
+
+@triton.jit
+def sweep(
+    chunks,
+    table,
+    gradients,
+    numbers,
+    keys,
+    verdict,
+    sums,
+    counts,
+    tiles,
+    P: tl.constexpr,
+    M: tl.constexpr,
+    V: tl.constexpr,
+    W: tl.constexpr,
+    HAS_EMA: tl.constexpr,
+    COPY_TO: tl.constexpr,
+    ROUNDING: tl.constexpr,
+    BY_CHANCE: tl.constexpr,
+    GUARDED: tl.constexpr,
+    RECORDED: tl.constexpr,
+    SCALES: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """Step the elements of one chunk: decode, the rule, encode, average, copy, record.
+
+    ``P`` is the dtype of parameter and gradient; ``M`` and ``V`` the forms of m and v or None, "own"
+    for the dtype of the arithmetic. ``COPY_TO`` is the dtype of the copy or None; ``ROUNDING`` that
+    of parameters in half precision; small forms are rounded ``BY_CHANCE`` or to nearest. With
+    ``RECORDED`` sums of tiles are written as :func:`.sums.collect` reads them: gradient, parameter,
+    update. All addresses are multiples of 16 where ``ALIGNED``.
+    """
+    if GUARDED:
+        if tl.load(verdict + APPLIED) == 0.0:
+            return
+    chunk = tl.load(chunks + tl.program_id(0))
+    tensor, at = chunk >> CHUNK_BITS, (chunk & CHUNK_MASK) * CHUNK
+    row = table + tensor * TABLE_WIDTH
+    left = tl.load(row + COUNT) - at
+    arrays = Arrays(
+        tl.load(row + PARAMETER),
+        tl.load(gradients + tensor),
+        tl.load(row + MEAN),
+        tl.load(row + SQUARE),
+        tl.load(row + LARGEST_SQUARE),
+        tl.load(row + EMA),
+        tl.load(row + COPY),
+        tl.load(row + HEADER),
+        tl.load(row + REMAINDER),
+    )
+    T: tl.constexpr = tl.float64 if P == "float64" else tl.float32
+    own = numbers + tensor * NUMBERS
+    c = Numbers(
+        tl.load(own + 0).to(T),
+        tl.load(own + 1).to(T),
+        tl.load(own + 2).to(T),
+        tl.load(own + 3).to(T),
+        tl.load(own + 4).to(T),
+        tl.load(own + 5).to(T),
+        tl.load(own + 6).to(T),
+        tl.load(own + 7).to(T),
+        tl.load(own + 8).to(T),
+        tl.load(own + 9).to(T),
+        tl.load(own + 10).to(T),
+        tl.load(own + 11).to(T),
+        tl.load(own + 12).to(T),
+    )
+    keep, take = tl.load(own + 13).to(T), tl.load(own + 14).to(T)
+    key = tl.load(keys + tensor).to(tl.uint64, bitcast=True)
+    first, top = tl.load(row + FIRST), tl.load(row + TOP).to(tl.int32)
+    if RECORDED:
+        tile, element = tl.arange(0, _TILES), tl.arange(0, _TILES * 32)
+        spread = (element // 32) * 1024 + element % 32
+        gradient, parameter, update = no_lanes(), no_lanes(), no_lanes()
+        nonfinite = tl.zeros((_TILES * 32,), tl.int32)
+        moved = tl.zeros((_TILES * 32,), tl.int32)
+        largest = tl.zeros((_TILES * 32,), tl.int64)
+        for line in range(0, 1024, 32):
+            offsets, blocks = spread + line, tile * 32 + line // 32
+            mask = offsets < left
+            stepped = step_block(
+                c, keep, take, key, first, top, arrays, at, offsets, blocks,
+                mask, blocks * 32 < left,
+                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, False,
+            )  # fmt: skip
+            gradient = add_lines(gradient, stepped.g, SCALES)
+            parameter = add_lines(parameter, stepped.before, SCALES)
+            update = add_lines(update, tl.where(mask, stepped.change, 0.0), SCALES)
+            nonfinite += is_nonfinite(stepped.g).to(tl.int32)
+            moved += (stepped.after != stepped.before).to(tl.int32)
+            size = tl.abs(tl.where(mask, stepped.u, 0.0)).to(tl.float64)
+            largest = tl.maximum(largest, size.to(tl.int64, bitcast=True))
+        into = tl.load(row + FIRST_TILE) + (at >> 10) + tile
+        mask = tile * 1024 < left
+        put_lanes(sums, into, gradient, mask, tiles, SCALES)
+        put_lanes(sums + SCALES * tiles, into, parameter, mask, tiles, SCALES)
+        put_lanes(sums + 2 * SCALES * tiles, into, update, mask, tiles, SCALES)
+        tl.store(counts + into, by_tile(nonfinite).to(tl.int64), mask=mask)
+        tl.store(counts + tiles + into, by_tile(moved).to(tl.int64), mask=mask)
+        most = tl.max(largest.reshape(_TILES, 32), 1)
+        tl.store(counts + 2 * tiles + into, most, mask=mask)
+    elif left >= CHUNK:
+        offsets, blocks = tl.arange(0, _BLOCK), tl.arange(0, _BLOCK // 32)
+        for start in range(0, CHUNK, _BLOCK):
+            step_block(
+                c, keep, take, key, first, top, arrays, at + start, offsets, blocks, None, None,
+                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, ALIGNED,
+            )  # fmt: skip
+    else:
+        offsets, blocks = tl.arange(0, _BLOCK), tl.arange(0, _BLOCK // 32)
+        for start in range(0, left.to(tl.int32), _BLOCK):
+            step_block(
+                c, keep, take, key, first, top, arrays, at + start, offsets, blocks,
+                offsets + start < left, blocks * 32 + start < left,
+                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, ALIGNED,
+            )  # fmt: skip
+
+
+@triton.jit
+def step_block(
+    c,
+    keep,
+    take,
+    key,
+    first,
+    top,
+    arrays,
+    at,
+    offsets,
+    blocks,
+    mask,
+    block_mask,
+    P: tl.constexpr,
+    M: tl.constexpr,
+    V: tl.constexpr,
+    W: tl.constexpr,
+    HAS_EMA: tl.constexpr,
+    COPY_TO: tl.constexpr,
+    ROUNDING: tl.constexpr,
+    BY_CHANCE: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """Step the elements ``at + offsets`` of a tensor, of which each 32 begin a codec's block.
+
+    ``blocks`` are the numbers of those blocks, counted from ``at``. Elements outside of ``mask``
+    are as zeros, and are not written.
+    """
+    p_code = load(arrays.p, at, offsets, mask, P, ALIGNED)
+    remainder = None
+    if ROUNDING == "remainder":
+        remainder = load(arrays.remainder, at, offsets, mask, "int16", ALIGNED)
+    elif ROUNDING == "remainder8":
+        remainder = load(arrays.remainder, at, offsets, mask, "int8", ALIGNED)
+    p = value(p_code, remainder, P)
+    g = value(load(arrays.g, at, offsets, mask, P, ALIGNED), None, P)
+    OWN: tl.constexpr = "float64" if P == "float64" else "float32"
+    header = None
+    if M == "8bit" or V == "8bit":
+        header = load(arrays.header, at // 32, blocks, block_mask, "int16", False)
+        header = header.to(tl.int32) & 0xFFFF
+    v = None
+    if V == "own":
+        v = load(arrays.v, at, offsets, mask, OWN, ALIGNED)
+    elif V == "8bit":
+        v = decode_squares_8bit(load(arrays.v, at, offsets, mask, "uint8", ALIGNED), header)
+    elif V is not None:
+        v = decode_bfloat16(load(arrays.v, at, offsets, mask, "bfloat16", ALIGNED))
+    m = None
+    if M == "own":
+        m = load(arrays.m, at, offsets, mask, OWN, ALIGNED)
+    elif M == "bfloat16":
+        m = decode_bfloat16(load(arrays.m, at, offsets, mask, "bfloat16", ALIGNED))
+    elif M == "compact":
+        y = decode_means_compact(load(arrays.m, at, offsets, mask, "uint8", ALIGNED), top)
+        m = y * float_of(root_scale(v))
+    elif M == "8bit":
+        y = decode_means_8bit(load(arrays.m, at, offsets, mask, "int8", ALIGNED), header, top)
+        m = y * float_of(root_scale(v))
+    w = None
+    if W:
+        w = load(arrays.w, at, offsets, mask, OWN, ALIGNED)
+    result = rule(c, p, g, m, v, w)
+    r = None
+    if BY_CHANCE or (ROUNDING == "stochastic" or ROUNDING == "remainder8"):
+        r = random_bits(key, first + at, offsets)
+    after = put_parameter(arrays, result.p, r, at, offsets, mask, P, ROUNDING, ALIGNED)
+    put_means(
+        arrays, result.m, result.v, r if BY_CHANCE else None, top,
+        at, offsets, blocks, mask, block_mask, M, V, OWN, ALIGNED,
+    )  # fmt: skip
+    if W:
+        put(arrays.w, at, offsets, mask, result.w, OWN, ALIGNED)
+    if HAS_EMA:
+        mean = load(arrays.ema, at, offsets, mask, OWN, ALIGNED)
+        put(arrays.ema, at, offsets, mask, smooth(keep, take, mean, after), OWN, ALIGNED)
+    if COPY_TO == "bfloat16":
+        code = encode_bfloat16(after.to(tl.float32), None)
+        put(arrays.copy, at, offsets, mask, code, "bfloat16", ALIGNED)
+    elif COPY_TO == "float16":
+        code = encode_float16(after.to(tl.float32), None)
+        put(arrays.copy, at, offsets, mask, code, "bfloat16", ALIGNED)
+    return Stepped(g, p, after, result.u, result.change)
+
+
+@triton.jit
+def put_parameter(
+    arrays,
+    p,
+    r,
+    at,
+    offsets,
+    mask,
+    P: tl.constexpr,
+    ROUNDING: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """Store a parameter; return what it became."""
+    after = p
+    if P == "float32" or P == "float64":
+        put(arrays.p, at, offsets, mask, p, P, ALIGNED)
+    elif ROUNDING == "remainder":
+        high, low = encode_remainder(p)
+        put(arrays.p, at, offsets, mask, high, "bfloat16", ALIGNED)
+        put(arrays.remainder, at, offsets, mask, low, "int16", ALIGNED)
+        after = decode_remainder(high, low)
+    elif ROUNDING == "remainder8":
+        high, low = encode_remainder8(p, random_bits_of_parameter(r))
+        put(arrays.p, at, offsets, mask, high, "bfloat16", ALIGNED)
+        put(arrays.remainder, at, offsets, mask, low, "int8", ALIGNED)
+        after = decode_remainder(high, low)
+    else:
+        own = None
+        if ROUNDING == "stochastic":
+            own = random_bits_of_parameter(r)
+        if P == "bfloat16":
+            code = encode_bfloat16(p, own)
+        else:
+            code = encode_float16(p, own)
+        put(arrays.p, at, offsets, mask, code, P, ALIGNED)
+        after = value(code, None, P)
+    return after
+
+
+@triton.jit
+def put_means(
+    arrays,
+    m,
+    v,
+    r,
+    top,
+    at,
+    offsets,
+    blocks,
+    mask,
+    block_mask,
+    M: tl.constexpr,
+    V: tl.constexpr,
+    OWN: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):
+    """Store m and v, rounded by ``r`` or to nearest: v first, since m is relative to its code."""
+    header = None
+    if mask is not None:  # what is outside takes no part in the scales of a block
+        if V == "8bit":
+            v = tl.where(mask, v, 0.0)
+        if M == "8bit":
+            m = tl.where(mask, m, 0.0)
+    if V == "own":
+        put(arrays.v, at, offsets, mask, v, OWN, ALIGNED)
+    elif V == "8bit":
+        code, header = encode_squares_8bit(v, r)
+        v = decode_squares_8bit(code, header)
+        put(arrays.v, at, offsets, mask, code, "uint8", ALIGNED)
+    elif V is not None:
+        if V == "compact":
+            code = encode_squares_compact(v, r)
+        else:
+            code = encode_bfloat16(v, r)
+        put(arrays.v, at, offsets, mask, code, "bfloat16", ALIGNED)
+        v = decode_bfloat16(code)
+    if M == "own":
+        put(arrays.m, at, offsets, mask, m, OWN, ALIGNED)
+    elif M == "bfloat16":
+        low = r
+        if r is not None:
+            low = r << 16
+        put(arrays.m, at, offsets, mask, encode_bfloat16(m, low), "bfloat16", ALIGNED)
+    elif M == "compact":
+        code = encode_means_compact(relative_mean(m, v), r, top)
+        put(arrays.m, at, offsets, mask, code, "uint8", ALIGNED)
+    elif M == "8bit":
+        code, scale = encode_means_8bit(relative_mean(m, v), r, top)
+        put(arrays.m, at, offsets, mask, code, "int8", ALIGNED)
+        if header is None:
+            header = scale
+        else:
+            header = header | scale
+    if M == "8bit" or V == "8bit":
+        put(arrays.header, at // 32, blocks, block_mask, header.to(tl.int16), "int16", False)
+
+
+@triton.jit
+def start_of(address, at, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return a pointer to element ``at`` (64 bits) of an array; half precision as its bits."""
+    if TYPE == "float64":
+        start = address.to(tl.pointer_type(tl.float64))
+    elif TYPE == "float32":
+        start = address.to(tl.pointer_type(tl.float32))
+    elif TYPE == "uint8":
+        start = address.to(tl.pointer_type(tl.uint8))
+    elif TYPE == "int8":
+        start = address.to(tl.pointer_type(tl.int8))
+    elif TYPE == "int16":
+        start = address.to(tl.pointer_type(tl.int16))
+    else:
+        start = address.to(tl.pointer_type(tl.uint16))
+    if ALIGNED:
+        start = tl.multiple_of(start, 16)
+    return start + at
+
+
+@triton.jit
+def load(address, at, offsets, mask, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Return elements of an array; zeros outside of ``mask``."""
+    places = start_of(address, at, TYPE, ALIGNED) + offsets
+    if mask is None:
+        return tl.load(places)
+    return tl.load(places, mask=mask, other=0)
+
+
+@triton.jit
+def put(address, at, offsets, mask, x, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
+    """Store elements of an array."""
+    places = start_of(address, at, TYPE, ALIGNED) + offsets
+    tl.store(places, x, mask=mask)
+
+
+@triton.jit
+def value(code, remainder, P: tl.constexpr):
+    """Return a parameter or gradient of dtype ``P`` in the arithmetic of its step."""
+    if remainder is not None:
+        return decode_remainder(code, remainder)
+    if P == "bfloat16":
+        return decode_bfloat16(code)
+    if P == "float16":
+        return code.to(tl.float16, bitcast=True).to(tl.float32)
+    return code
+
+
+@triton.jit
+def is_nonfinite(x):
+    """Return where ``x`` is infinite or not a number."""
+    return (tl.abs(x) < float("inf")) == 0
+
+
+class Lanes(NamedTuple):
+    """Sums of squares of the lanes of some tiles, at each scale of :mod:`.sums`."""
+
+    plain: Any
+    shrunk: Any
+    enlarged: Any
+
+
+@triton.jit
+def no_lanes():
+    """Return sums of nothing."""
+    zero = tl.zeros((_TILES, 16), tl.float64)
+    return Lanes(zero, zero, zero)
+
+
+@triton.jit
+def add_lines(lanes, x, SCALES: tl.constexpr):
+    """Return lanes with the next two rows of each tile, which are 32 elements of it."""
+    x = x.to(tl.float64)
+    one, two = tl.split(x.reshape(_TILES, 2, 16).permute(0, 2, 1))
+    plain = add_row(add_row(lanes.plain, one, 0), two, 0)
+    shrunk, enlarged = lanes.shrunk, lanes.enlarged
+    if SCALES > 1:
+        shrunk = add_row(add_row(shrunk, one, 1), two, 1)
+        enlarged = add_row(add_row(enlarged, one, 2), two, 2)
+    return Lanes(plain, shrunk, enlarged)
+
+
+@triton.jit
+def put_lanes(sums, into, lanes, mask, tiles, SCALES: tl.constexpr):
+    """Write the sums of tiles at each scale."""
+    tl.store(sums + into, folded(lanes.plain), mask=mask)
+    if SCALES > 1:
+        tl.store(sums + tiles + into, folded(lanes.shrunk), mask=mask)
+        tl.store(sums + 2 * tiles + into, folded(lanes.enlarged), mask=mask)
+
+
+@triton.jit
+def by_tile(counts):
+    """Return the sum of what stands for 32 elements of each tile."""
+    return tl.sum(counts.reshape(_TILES, 32), 1)
+
+
+@triton.jit
+def describe(rows, ranges, table, statistics, SCALES: tl.constexpr):
+    """Write a row of six float64 for each tensor: the fields of adamas.statistics.Statistics.
+
+    Program axis 0 is the tensor, axis 1 one of the three norms. ``ranges`` holds the first row of
+    partial sums of each tensor and, last, the end.
+    """
+    tensor, which = tl.program_id(0), tl.program_id(1)
+    first, last = tl.load(ranges + tensor), tl.load(ranges + tensor + 1)
+    norm, row = norm_of(rows, first, last, which * SCALES, 3 * SCALES, SCALES, 8)
+    into = statistics + tensor * 6
+    tl.store(into + which, norm)
+    if which == 0:
+        count = tl.load(table + tensor * TABLE_WIDTH + COUNT)
+        unmoved = (count - entry(row, MOVED)).to(tl.float64) / tl.maximum(count, 1).to(tl.float64)
+        tl.store(into + 3, entry(row, LARGEST).to(tl.float64, bitcast=True))
+        tl.store(into + 4, entry(row, NONFINITE).to(tl.float64))
+        tl.store(into + 5, unmoved)

@@ -1,0 +1,236 @@
+"""The numbers of a step, taken on the device: :mod:`adamas.coefficients`, whose bits these are.
+
+So a step's number, its learning rate and the loss scale may live there, and nothing waits for the
+host. All of it is float64 additions, multiplications, divisions and roots, each rounded once.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from adamas.engines.triton.codecs import key_of
+from adamas.engines.triton.sums import NONFINITE, entry, norm_of
+from adamas.engines.triton.tables import (
+    APPLIED,
+    BETA1,
+    BETA2,
+    BIAS_CORRECTION,
+    DECAY,
+    EMA_RATE,
+    EPS,
+    EPS_PLACE,
+    EPS_ROOT,
+    FACTOR,
+    GIVEN,
+    GIVEN_WIDTH,
+    HAS_MEAN,
+    HAS_SQUARE,
+    LR,
+    LR_IS_DOUBLE,
+    LR_MAX,
+    MAXIMIZE,
+    NESTEROV,
+    NORM,
+    NUMBERS,
+    PLACE,
+    RECIPE,
+    RECIPE_WIDTH,
+    SCALE,
+    STEP,
+    STEP_IS_DOUBLE,
+    TABLE_WIDTH,
+    WEIGHT_DECAY,
+)
+
+__all__ = ["conclude", "number"]
+
+
+@triton.jit
+def conclude(
+    rows,
+    row_count,
+    found_inf,
+    loss_scale,
+    live_scale,
+    clip_norm,
+    verdict,
+    skipped,
+    READS: tl.constexpr,
+    SKIPS: tl.constexpr,
+    CLIPS: tl.constexpr,
+    SCALES: tl.constexpr,
+):
+    """Write the verdict on a step: whether it is made, the clip factor, the norm, the loss scale.
+
+    One program. ``rows`` are the partial sums of all gradients (:func:`.sums.collect`), read with
+    ``READS``; ``found_inf`` and ``loss_scale`` are a GradScaler's float32 scalars or None;
+    ``live_scale`` points to loss scale and factor of the host, ``clip_norm`` to a float64.
+    """
+    applied = tl.full((), 1, tl.int32)
+    scale = tl.load(live_scale).to(tl.float64, bitcast=True)
+    factor = tl.load(live_scale + 1).to(tl.float64, bitcast=True)
+    if found_inf is not None:
+        applied = (tl.load(found_inf) == 0.0).to(tl.int32)
+    if loss_scale is not None:
+        scale = tl.load(loss_scale).to(tl.float64)
+    if READS:
+        norm, row = norm_of(rows, 0, row_count, 0, SCALES, SCALES, 16)
+        norm = norm / scale
+        tl.store(verdict + NORM, norm)
+        if SKIPS:
+            is_finite = (entry(row, NONFINITE) == 0).to(tl.int32)
+            tl.store(skipped, tl.load(skipped) + (applied & (1 - is_finite)))
+            applied = applied & is_finite
+        if CLIPS:
+            clip = tl.load(clip_norm)
+            factor = factor * tl.where(norm <= clip, 1.0, clip / norm)
+    tl.store(verdict + APPLIED, applied.to(tl.float64))
+    tl.store(verdict + FACTOR, factor)
+    tl.store(verdict + SCALE, scale)
+
+
+@triton.jit
+def number(
+    table,
+    recipes,
+    given,
+    live_steps,
+    live_rates,
+    live_scale,
+    verdict,
+    numbers,
+    keys,
+    GUARDED: tl.constexpr,
+):
+    """Write the numbers of one tensor's step and its random key; count the step on the device.
+
+    One program for each tensor. ``live_scale`` points to the loss scale and factor of the host,
+    used without a verdict (``GUARDED``), and the seed.
+    """
+    tensor = tl.program_id(0)
+    row = table + tensor * TABLE_WIDTH
+    applied = tl.full((), True, tl.int1)
+    scale = tl.load(live_scale).to(tl.float64, bitcast=True)
+    factor = tl.load(live_scale + 1).to(tl.float64, bitcast=True)
+    if GUARDED:
+        applied = tl.load(verdict + APPLIED) != 0.0
+        scale = tl.load(verdict + SCALE)
+        factor = tl.load(verdict + FACTOR)
+    step = step_of(row, live_steps + tensor, applied)
+    recipe = tl.load(row + RECIPE)
+    lr = rate_of(row, live_rates + recipe)
+    recipe_row = recipes + recipe * RECIPE_WIDTH
+    into = numbers + tensor * NUMBERS
+    given_row = tl.load(row + GIVEN)
+    if given_row >= 0:
+        place = tl.arange(0, NUMBERS)
+        values = tl.load(
+            given + given_row * GIVEN_WIDTH + place, mask=place < GIVEN_WIDTH, other=0
+        ).to(tl.float64, bitcast=True)
+        values = tl.where(place == 0, values / scale * factor, values)
+        values = tl.where(place == 12, lr, values)
+        tl.store(into + place, values)
+    else:
+        write_numbers(recipe_row, step, lr, scale, factor, into)
+    seed = tl.load(live_scale + 2).to(tl.uint64, bitcast=True)
+    place = tl.load(row + PLACE).to(tl.uint64)
+    key = key_of(seed, step.to(tl.uint64), place)
+    tl.store(keys + tensor, key.to(tl.int64, bitcast=True))
+
+
+@triton.jit
+def step_of(row, live, applied):
+    """Return the number of the coming step, 1 first; count it where it is kept on the device."""
+    address = tl.load(row + STEP)
+    if address == 0:
+        step = tl.load(live)
+    elif tl.load(row + STEP_IS_DOUBLE) != 0:
+        step = counted(address.to(tl.pointer_type(tl.float64)), applied)
+    else:
+        step = counted(address.to(tl.pointer_type(tl.float32)), applied)
+    return step
+
+
+@triton.jit
+def counted(pointer, applied):
+    """Return the number of the coming step and count it, where it is ``applied``."""
+    done = tl.load(pointer)
+    tl.store(pointer, done + 1.0, mask=applied)
+    return done.to(tl.int64) + 1
+
+
+@triton.jit
+def rate_of(row, live):
+    """Return the learning rate, wherever it is kept."""
+    address = tl.load(row + LR)
+    if address == 0:
+        lr = tl.load(live).to(tl.float64, bitcast=True)
+    elif tl.load(row + LR_IS_DOUBLE) != 0:
+        lr = tl.load(address.to(tl.pointer_type(tl.float64)))
+    else:
+        lr = tl.load(address.to(tl.pointer_type(tl.float32))).to(tl.float64)
+    return lr
+
+
+@triton.jit
+def real(recipe, column: tl.constexpr):
+    """Return an option that is a number."""
+    return tl.load(recipe + column).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def write_numbers(recipe, step, lr, scale, factor, into):
+    """Write what :func:`adamas.coefficients.at_step` gives, and the weights of the average."""
+    beta1, beta2 = real(recipe, BETA1), real(recipe, BETA2)
+    has_mean, has_square = tl.load(recipe + HAS_MEAN) != 0, tl.load(recipe + HAS_SQUARE) != 0
+    weight_decay, kind = real(recipe, WEIGHT_DECAY), tl.load(recipe + DECAY)
+    fully = weight_decay * (lr / real(recipe, LR_MAX))
+    decay = tl.where(kind == 0, 0.0, tl.where(kind == 1, lr * weight_decay, fully))
+    now1 = tl.where(has_mean, unbias(recipe, beta1, step), 1.0)
+    now2 = tl.where(has_square, unbias(recipe, beta2, step), 1.0)
+    is_nesterov = tl.load(recipe + NESTEROV) != 0
+    from_m = tl.where(is_nesterov, beta1 / unbias(recipe, beta1, step + 1), 1.0 / now1)
+    from_g = tl.where(is_nesterov, (1.0 - beta1) / now1, 0.0)
+    root = 1.0 / tl.sqrt(now2)
+    eps, inside = real(recipe, EPS), real(recipe, EPS_ROOT)
+    eps_place = tl.load(recipe + EPS_PLACE)
+    inside = tl.where(eps_place == 2, inside + eps, inside)
+    eps = tl.where(eps_place == 2, 0.0, tl.where(eps_place == 1, eps * root, eps))
+    sign = tl.where(tl.load(recipe + MAXIMIZE) != 0, -1.0, 1.0).to(tl.float64)
+    tl.store(into + 0, sign / scale * factor)
+    tl.store(into + 1, tl.where(kind == 0, weight_decay, 0.0))
+    tl.store(into + 2, decay)
+    tl.store(into + 3, tl.where(has_mean, beta1, 0.0))
+    tl.store(into + 4, tl.where(has_mean, 1.0 - beta1, 1.0))
+    tl.store(into + 5, tl.where(has_square, beta2, 0.0))
+    tl.store(into + 6, tl.where(has_square, 1.0 - beta2, 1.0))
+    tl.store(into + 7, tl.where(has_mean, from_m, 1.0))
+    tl.store(into + 8, tl.where(has_mean, from_g, 0.0))
+    tl.store(into + 9, root)
+    tl.store(into + 10, inside * now2)
+    tl.store(into + 11, eps)
+    tl.store(into + 12, lr)
+    ema = real(recipe, EMA_RATE)
+    tl.store(into + 13, tl.where(step == 1, 0.0, ema))
+    tl.store(into + 14, tl.where(step == 1, 1.0, 1.0 - ema))
+
+
+@triton.jit
+def unbias(recipe, beta, step):
+    """Return 1 - beta^step, or what another bias correction puts in its place."""
+    kind = tl.load(recipe + BIAS_CORRECTION)
+    exponent = tl.where(kind == 0, step, 1)
+    return tl.where(kind == 2, 1.0, one_minus_power(beta, exponent))
+
+
+@triton.jit
+def one_minus_power(beta, exponent):
+    """Return 1 - beta^exponent; see :func:`adamas.coefficients.one_minus_power`."""
+    total = beta * 0.0
+    q = 1.0 - beta
+    while exponent > 0:
+        total = tl.where((exponent & 1) == 1, total + q * (1.0 - total), total)
+        q = q * (2.0 - q)
+        exponent = exponent >> 1
+    return total

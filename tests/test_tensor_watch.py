@@ -1,0 +1,627 @@
+"""Whether the tensors of a torch.optim.Optimizer are those that a plan was made for."""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import re
+import threading
+import weakref
+from collections.abc import Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from adamas.engines.native import TensorWatch
+
+NAMES = ("exp_avg", "exp_avg_sq", "step")
+
+
+class Watched:
+    """Parameters of each layout and dtype with their state, in two groups, and one without a gradient."""
+
+    def __init__(self) -> None:
+        values = [
+            torch.randn(3, 4),
+            torch.randn(2, 3, 4, 5).to(memory_format=torch.channels_last),
+            torch.randn(5, dtype=torch.float64),
+            torch.randn(2, 3, dtype=torch.bfloat16),
+            torch.randn(0, 3),
+            torch.randn(()),
+        ]
+        self.parameters = [nn.Parameter(value) for value in values]
+        for p in self.parameters:
+            p.grad = torch.randn_like(p)
+        self.idle = nn.Parameter(torch.randn(2))
+        self.groups: list[dict[str, Any]] = [
+            {"params": self.parameters[:2], "lr": 0.1, "betas": (0.9, 0.999), "eps": 1e-8},
+            {"params": [*self.parameters[2:], self.idle], "lr": 0.2, "betas": (0.9, 0.99)},
+        ]
+        self.state: dict[Any, dict[str, Any]] = {
+            p: {
+                "exp_avg": torch.zeros_like(p),
+                "exp_avg_sq": torch.zeros_like(p),
+                "step": torch.tensor(0.0),
+                "top": 3,
+            }
+            for p in self.parameters
+        }
+        self.copies = [torch.zeros_like(p, dtype=torch.float16) for p in self.parameters]
+        self.addresses = np.zeros(len(self.parameters), np.int64)
+        self.watch = self.made()
+
+    def made(self) -> TensorWatch:
+        members = [
+            (p, self.state[p], [copy]) for p, copy in zip(self.parameters, self.copies, strict=True)
+        ]
+        return TensorWatch(torch.Tensor, nn.Parameter, self.groups, members, [self.idle])
+
+    def is_as_it_was(self) -> bool:
+        return self.watch.gradients(self.groups, self.state, self.addresses)
+
+
+@pytest.fixture(params=["exchange API", "data_ptr"])
+def watched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Watched]:
+    fast = request.param == "exchange API"
+    if not fast:
+        monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    watched = Watched()
+    assert watched.watch.is_fast == fast
+    assert watched.is_as_it_was()
+    return watched
+
+
+def test_the_addresses_are_those_of_the_gradients(watched):
+    for _ in range(3):
+        watched.addresses[:] = -1
+        for p in watched.parameters:
+            p.grad = torch.randn_like(p)
+        assert watched.is_as_it_was()
+        assert watched.addresses.tolist() == [p.grad.data_ptr() for p in watched.parameters]
+
+
+def test_a_gradient_that_is_a_view_has_its_own_address(watched):
+    p = watched.parameters[0]
+    p.grad = torch.randn(2, *p.shape)[1]
+    assert watched.is_as_it_was()
+    assert watched.addresses[0] == p.grad.data_ptr()
+
+
+# ── what changes ───────────────────────────────────────────────────────────────────────────────
+
+
+def change_an_option(w):
+    w.groups[0]["eps"] = 1e-6
+
+
+def give_an_equal_option_that_is_another_object(w):
+    w.groups[1]["betas"] = tuple([0.9, 0.99])
+
+
+def add_an_option(w):
+    w.groups[0]["weight_decay"] = 0.1
+
+
+def remove_an_option(w):
+    del w.groups[0]["eps"]
+
+
+def remove_the_learning_rate(w):
+    del w.groups[0]["lr"]
+
+
+def add_a_group(w):
+    w.groups.append({"params": []})
+
+
+def copy_a_group(w):
+    w.groups[0] = dict(w.groups[0])
+
+
+def swap_groups(w):
+    w.groups.reverse()
+
+
+def give_a_tuple_of_groups(w):
+    w.groups = tuple(w.groups)
+
+
+def replace_a_parameter(w):
+    p = w.groups[0]["params"][0]
+    w.groups[0]["params"][0] = nn.Parameter(p.detach())
+
+
+def add_a_parameter(w):
+    w.groups[0]["params"].append(nn.Parameter(torch.zeros(1)))
+
+
+def remove_a_parameter(w):
+    w.groups[1]["params"].pop()
+
+
+def swap_the_data_of_a_parameter(w):
+    w.parameters[0].data = w.parameters[0].data.clone()
+
+
+def swap_the_data_of_a_channels_last_parameter(w):
+    w.parameters[1].data = w.parameters[1].data.clone()
+
+
+def cut_a_parameter_in_place(w):
+    p = w.parameters[2]
+    p.data = p.data[:4]
+    p.grad = torch.zeros_like(p)
+
+
+def transpose_a_parameter_in_place(w):
+    p = w.parameters[0]
+    p.data = p.data.T
+    p.grad = torch.zeros_like(p)
+
+
+def read_a_parameter_as_another_dtype(w):
+    p = w.parameters[3]
+    p.data = p.data.view(torch.float16)
+    p.grad = torch.zeros_like(p)
+
+
+def replace_the_state(w):
+    w.state = [*w.state.items()]
+
+
+def empty_the_state(w):
+    w.state.clear()
+
+
+def copy_the_state_of_a_parameter(w):
+    w.state[w.parameters[1]] = dict(w.state[w.parameters[1]])
+
+
+def remove_the_state_of_the_last_parameter(w):
+    del w.state[w.parameters[-1]]
+
+
+def replace_an_entry(w):
+    entries = w.state[w.parameters[0]]
+    entries["exp_avg"] = entries["exp_avg"].clone()
+
+
+def add_an_entry(w):
+    w.state[w.parameters[0]]["ema"] = torch.zeros(())
+
+
+def remove_an_entry(w):
+    del w.state[w.parameters[0]]["exp_avg_sq"]
+
+
+def replace_an_entry_that_is_no_tensor(w):
+    w.state[w.parameters[0]]["top"] = 4
+
+
+def swap_the_data_of_an_entry(w):
+    entry = w.state[w.parameters[3]]["exp_avg_sq"]
+    entry.data = entry.data.clone()
+
+
+def swap_the_data_of_a_step(w):
+    entry = w.state[w.parameters[-1]]["step"]
+    entry.data = entry.data.clone()
+
+
+def swap_the_data_of_a_further_tensor(w):
+    w.copies[0].data = w.copies[0].data.clone()
+
+
+def take_a_gradient_away(w):
+    w.parameters[2].grad = None
+
+
+def give_an_idle_parameter_a_gradient(w):
+    w.idle.grad = torch.zeros(2)
+
+
+def give_a_gradient_of_another_dtype(w):
+    w.parameters[0].grad.data = torch.zeros(3, 4, dtype=torch.float64)
+
+
+def give_a_gradient_of_another_dtype_of_the_same_size(w):
+    w.parameters[3].grad.data = torch.zeros(2, 3, dtype=torch.float16)
+
+
+def give_a_gradient_of_another_shape(w):
+    w.parameters[0].grad.data = torch.zeros(3, 5)
+
+
+def give_a_strided_gradient(w):
+    w.parameters[0].grad = torch.zeros(3, 4, 2)[..., 0]
+
+
+def give_a_transposed_gradient(w):
+    w.parameters[0].grad = torch.zeros(4, 3).T
+
+
+def give_a_contiguous_gradient_to_a_channels_last_parameter(w):
+    w.parameters[1].grad = torch.zeros(2, 3, 4, 5)
+
+
+def give_a_gradient_of_other_strides_to_a_channels_last_parameter(w):
+    w.parameters[1].grad = torch.zeros(5, 4, 3, 2).permute(3, 2, 1, 0)
+
+
+def give_a_sparse_gradient(w):
+    w.parameters[0].grad = torch.zeros(3, 4).to_sparse()
+
+
+def give_a_parameter_as_its_own_gradient(w):
+    w.parameters[0].grad = w.parameters[0].detach()
+
+
+class Subclass(torch.Tensor):
+    """A tensor that may do anything."""
+
+
+def give_a_gradient_of_a_subclass(w):
+    w.parameters[0].grad = torch.zeros(3, 4).as_subclass(Subclass)
+
+
+CHANGES = [
+    *(change_an_option, give_an_equal_option_that_is_another_object, add_an_option),
+    *(remove_an_option, remove_the_learning_rate, add_a_group, copy_a_group, swap_groups),
+    *(give_a_tuple_of_groups, replace_a_parameter, add_a_parameter, remove_a_parameter),
+    *(swap_the_data_of_a_parameter, swap_the_data_of_a_channels_last_parameter),
+    *(cut_a_parameter_in_place, transpose_a_parameter_in_place),
+    *(read_a_parameter_as_another_dtype, replace_the_state, empty_the_state),
+    *(copy_the_state_of_a_parameter, remove_the_state_of_the_last_parameter, replace_an_entry),
+    *(add_an_entry, remove_an_entry, replace_an_entry_that_is_no_tensor),
+    *(swap_the_data_of_an_entry, swap_the_data_of_a_step, swap_the_data_of_a_further_tensor),
+    *(take_a_gradient_away, give_an_idle_parameter_a_gradient, give_a_gradient_of_another_dtype),
+    *(give_a_gradient_of_another_dtype_of_the_same_size, give_a_gradient_of_another_shape),
+    *(give_a_strided_gradient, give_a_transposed_gradient),
+    give_a_contiguous_gradient_to_a_channels_last_parameter,
+    give_a_gradient_of_other_strides_to_a_channels_last_parameter,
+    *(give_a_sparse_gradient, give_a_parameter_as_its_own_gradient, give_a_gradient_of_a_subclass),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: change.__name__)
+def test_what_changes_is_seen_at_once_and_each_time(watched, change):
+    change(watched)
+    assert watched.is_as_it_was() is False
+    assert watched.is_as_it_was() is False
+
+
+# ── what may change ────────────────────────────────────────────────────────────────────────────
+
+
+class Unreadable:
+    """A learning rate that nobody may look at."""
+
+    def __float__(self) -> float:
+        raise AssertionError("The learning rate was read.")
+
+    __eq__ = __hash__ = __index__ = __bool__ = __float__  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("lr", [0.3, torch.tensor(0.3), Unreadable()], ids=["float", "tensor", "-"])
+def test_learning_rates_are_free_and_never_read(watched, lr):
+    watched.groups[1]["lr"] = lr
+    assert watched.is_as_it_was()
+
+
+def test_values_and_the_states_of_other_parameters_are_free(watched):
+    with torch.no_grad():
+        watched.parameters[0].add_(1)
+        watched.state[watched.parameters[0]]["step"].add_(1)
+    watched.state = {watched.idle: {}, **watched.state, nn.Parameter(torch.zeros(1)): {}}
+    assert watched.is_as_it_was()
+
+
+def test_a_gradient_may_be_a_parameter(watched):
+    watched.parameters[0].grad = nn.Parameter(torch.zeros(3, 4))
+    assert watched.is_as_it_was()
+    assert watched.addresses[0] == watched.parameters[0].grad.data_ptr()
+
+
+def test_strides_of_sizes_of_one_and_of_empty_tensors_do_not_matter(watched):
+    p = nn.Parameter(torch.randn(4, 1, 3).as_strided((4, 1, 3), (3, 77, 1)))
+    wide = nn.Parameter(torch.randn(8, 1, 3)[::2])
+    empty = nn.Parameter(torch.randn(0, 3).as_strided((0, 3), (1, 50)))
+    p.grad = torch.randn(4, 1, 3)
+    wide.grad = torch.randn(8, 3)[::2].as_strided((4, 1, 3), (6, 5, 1))
+    empty.grad = torch.randn(0, 3)
+    members = [(each, {}, []) for each in (p, wide, empty)]
+    groups = [{"params": [p, wide, empty]}]
+    watch = TensorWatch(torch.Tensor, nn.Parameter, groups, members, [])
+    addresses = np.zeros(3, np.int64)
+    assert watch.gradients(groups, {}, addresses)
+    assert addresses.tolist() == [p.grad.data_ptr(), wide.grad.data_ptr(), empty.grad.data_ptr()]
+
+
+def test_a_state_entry_that_has_no_address_is_watched_as_an_object(watched):
+    entries = watched.state[watched.parameters[0]]
+    entries["mask"] = torch.zeros(3).to_sparse()
+    watched.watch = watched.made()
+    assert watched.is_as_it_was()
+    entries["mask"] = torch.zeros(3).to_sparse()
+    assert not watched.is_as_it_was()
+
+
+# ── other devices ──────────────────────────────────────────────────────────────────────────────
+
+
+class Fake:
+    """What is read of a tensor, without a tensor; on any device."""
+
+    def __init__(self, address: int, device: str = "cuda:0", **others: Any) -> None:
+        self.address = address
+        self.device = torch.device(device)
+        self.dtype = others.get("dtype", torch.float32)
+        self.shape = others.get("shape", (2, 3))
+        self.strides = others.get("strides", (3, 1))
+        self.grad: Fake | None = None
+
+    def stride(self) -> tuple[int, ...]:
+        return self.strides
+
+    def data_ptr(self) -> int:
+        return self.address
+
+
+class _DLTensor(ctypes.Structure):
+    """dlpack.h: DLTensor."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p),
+        ("device_type", ctypes.c_int32),
+        ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32),
+        ("code", ctypes.c_uint8),
+        ("bits", ctypes.c_uint8),
+        ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)),
+        ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+_Describe = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(_DLTensor))
+_Refer = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.py_object, ctypes.POINTER(ctypes.c_void_p))
+
+
+class _ExchangeApi(ctypes.Structure):
+    """dlpack.h: DLPackExchangeAPI."""
+
+    _fields_ = (
+        ("major", ctypes.c_uint32),
+        ("minor", ctypes.c_uint32),
+        ("older", ctypes.c_void_p),
+        ("allocate", ctypes.c_void_p),
+        ("managed_from", _Refer),
+        ("managed_to", ctypes.c_void_p),
+        ("describe", _Describe),
+        ("stream", ctypes.c_void_p),
+    )
+
+
+_CODES = {torch.float32: (2, 32), torch.float16: (2, 16), torch.bfloat16: (4, 16)}
+_TYPES = {"cpu": 1, "cuda": 2, "xpu": 14}
+
+
+@_Describe
+def _describe(tensor: Fake, out: Any) -> int:
+    found = out.contents
+    rank = len(tensor.shape)
+    tensor.sizes_kept = (ctypes.c_int64 * rank)(*tensor.shape)
+    tensor.strides_kept = (ctypes.c_int64 * rank)(*tensor.strides)
+    found.data, found.byte_offset = tensor.address - 8, 8
+    found.device_type = _TYPES[tensor.device.type]
+    found.device_id = tensor.device.index or 0
+    found.ndim, found.lanes = rank, 1
+    found.code, found.bits = _CODES[tensor.dtype]
+    found.shape = ctypes.cast(tensor.sizes_kept, ctypes.POINTER(ctypes.c_int64))
+    found.strides = ctypes.cast(tensor.strides_kept, ctypes.POINTER(ctypes.c_int64))
+    return 0
+
+
+@_Refer
+def _refer(tensor: Fake, out: Any) -> int:
+    out[0] = None
+    return 0
+
+
+_API = _ExchangeApi(1, 3, None, None, _refer, None, _describe, None)
+_API_NAME = b"dlpack_exchange_api"  # a capsule keeps neither alive
+_new = ctypes.pythonapi.PyCapsule_New
+_new.restype = ctypes.py_object
+_new.argtypes = (ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)
+
+
+class FastFake(Fake):
+    """The same, through an exchange API."""
+
+    __dlpack_c_exchange_api__ = _new(ctypes.addressof(_API), _API_NAME, None)
+
+
+@pytest.fixture(params=[FastFake, Fake])
+def fake(request: pytest.FixtureRequest) -> type[Fake]:
+    return request.param
+
+
+def watch_of(p: Fake, gradient: Fake | None) -> tuple[bool, int]:
+    """Watch one parameter with a gradient as it should be, then look at ``gradient``."""
+    groups = [{"params": [p]}]
+    watch = TensorWatch(type(p), type(p), groups, [(p, {}, [])], [])
+    assert watch.is_fast == isinstance(p, FastFake)
+    addresses = np.zeros(1, np.int64)
+    p.grad = gradient
+    found = watch.gradients(groups, {}, addresses)
+    return found, int(addresses[0])
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda:0", "cuda:1", "xpu:0"])
+def test_tensors_of_all_devices_are_watched(fake, device):
+    high = 0x7FFF_1234_5678
+    assert watch_of(fake(0x1000, device), fake(high, device)) == (True, high)
+    assert watch_of(fake(0x1000, device), fake(0x1000, device))[0] is False
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [("cuda:0", "cuda:1"), ("cuda:0", "cpu"), ("cpu", "cuda:0"), ("cuda:0", "xpu:0")],
+)
+def test_a_gradient_on_another_device_is_seen(fake, one, other):
+    assert watch_of(fake(0x1000, one), fake(0x2000, other))[0] is False
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_the_two_half_precisions_are_told_apart(fake, dtype):
+    for other in (torch.float16, torch.bfloat16):
+        found, _ = watch_of(fake(0x1000, dtype=dtype), fake(0x2000, dtype=other))
+        assert found == (dtype == other)
+
+
+def test_dtypes_of_one_size_are_told_apart_without_the_exchange_api():
+    dtypes = [
+        *(torch.int64, torch.uint64, torch.float64, torch.complex64, torch.bool, torch.uint8),
+        *(torch.int8, torch.float8_e4m3fn, torch.float8_e5m2, torch.int16, torch.float16),
+    ]
+    for dtype in dtypes:
+        for other in dtypes:
+            found, _ = watch_of(Fake(0x1000, dtype=dtype), Fake(0x2000, dtype=other))
+            assert found == (dtype == other), (dtype, other)
+
+
+def test_a_parameter_that_moves_to_another_device_under_its_address_is_seen(fake):
+    p = fake(0x1000, "cuda:0")
+    p.grad = fake(0x2000, "cuda:0")
+    groups = [{"params": [p]}]
+    watch = TensorWatch(fake, fake, groups, [(p, {}, [])], [])
+    assert watch.gradients(groups, {}, np.zeros(1, np.int64))
+    p.device = p.grad.device = torch.device("cuda:1")
+    assert watch.gradients(groups, {}, np.zeros(1, np.int64)) is False
+
+
+# ── references ─────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("fits", [True, False])
+def test_gradients_are_not_kept_alive(watched, fits):
+    if not fits:
+        give_a_transposed_gradient(watched)
+    assert watched.is_as_it_was() is fits
+    gradients = [weakref.ref(p.grad) for p in watched.parameters]
+    for p in watched.parameters:
+        p.grad = None
+    assert [gradient() for gradient in gradients] == [None] * len(gradients)
+
+
+def test_a_watch_lets_go_of_all_it_watched(watched):
+    tensors = [
+        *watched.parameters,
+        *watched.copies,
+        watched.idle,
+        *(entries[name] for entries in watched.state.values() for name in NAMES),
+    ]
+    ends = [weakref.ref(tensor) for tensor in tensors]
+    watch = watched.watch
+    watched.__dict__.clear()
+    del tensors
+    gc.collect()
+    assert all(end() is not None for end in ends)
+    del watch
+    gc.collect()
+    assert [end for end in ends if end() is not None] == []
+
+
+# ── errors ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def read_only(count: int) -> NDArray[np.int64]:
+    array = np.zeros(count, np.int64)
+    array.flags.writeable = False
+    return array
+
+
+@pytest.mark.parametrize(
+    "addresses",
+    [
+        *(np.zeros(5, np.int64), np.zeros(7, np.int64), np.zeros(6), np.zeros(6, np.uint64)),
+        *(np.zeros(12, np.int64)[::2], read_only(6), [0] * 6),
+    ],
+    ids=["short", "long", "float64", "uint64", "strided", "read-only", "list"],
+)
+def test_addresses_that_cannot_be_written_are_refused(watched, addresses):
+    message = (
+        "The addresses need a writable, C-contiguous int64 array of 6 elements, "
+        "one for each member."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        watched.watch.gradients(watched.groups, watched.state, addresses)
+    assert watched.is_as_it_was()
+
+
+@pytest.mark.parametrize("what", [None, 1.0, torch.zeros(2).to_sparse()])
+def test_a_watch_of_what_is_no_plain_tensor_is_refused(watched, what):
+    p = watched.parameters[0]
+    for member in ((what, {}, []), (p, {}, [what])):
+        with pytest.raises(ValueError, match=r"^A plan needs plain tensors\.$"):
+            TensorWatch(torch.Tensor, nn.Parameter, [], [member], [])
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_an_error_of_a_parameter_is_passed_on(idle):
+    class Broken(Fake):
+        @property
+        def grad(self) -> Any:
+            raise KeyError("no gradient today")
+
+        @grad.setter
+        def grad(self, value: Any) -> None:
+            pass
+
+    p = Broken(0x1000)
+    watch = TensorWatch(Fake, Fake, [], [] if idle else [(p, {}, [])], [p] if idle else [])
+    for _ in range(2):
+        with pytest.raises(KeyError, match="no gradient today"):
+            watch.gradients([], {}, np.zeros(0 if idle else 1, np.int64))
+
+
+def test_two_threads_in_one_watch_are_refused():
+    inside, leave = threading.Event(), threading.Event()
+
+    class Slow(Fake):
+        def data_ptr(self) -> int:
+            if threading.current_thread() is other:
+                inside.set()
+                assert leave.wait(60)
+            return super().data_ptr()
+
+    p = Slow(0x1000)
+    p.grad = Fake(0x2000)
+    groups = [{"params": [p]}]
+    addresses = np.zeros(1, np.int64)
+    seen = SimpleNamespace(found=None)
+
+    def look() -> None:
+        seen.found = watch.gradients(groups, {}, addresses)
+
+    other = threading.Thread(target=look)
+    watch = TensorWatch(Fake, Fake, groups, [(p, {}, [])], [])
+    other.start()
+    try:
+        assert inside.wait(60)
+        with pytest.raises(
+            RuntimeError, match=r"^This optimizer is making a step in another thread\.$"
+        ):
+            watch.gradients(groups, {}, np.zeros(1, np.int64))
+    finally:
+        leave.set()
+        other.join()
+    assert seen.found is True
+    assert addresses[0] == 0x2000
+    assert watch.gradients(groups, {}, np.zeros(1, np.int64))
