@@ -8,6 +8,7 @@ import subprocess
 import sys
 import types
 
+import numpy as np
 import pytest
 
 from adamas import bench
@@ -115,6 +116,46 @@ def test_contenders_made_on_the_device_agree(row):
     pair.ours()
     pair.other()
     pair.wait()
+
+
+TINY = cuda._Work("tiny", ((1500,), (7, 9)))
+
+
+@pytest.mark.skipif(HAS_CUDA, reason="there the kernels run on the device")
+@pytest.mark.parametrize(
+    "make",
+    [
+        cuda._against(TINY, cuda._torch_default, CPU),
+        cuda._against(TINY, cuda._torch_default, CPU, {"state": "8bit"}),
+        cuda._against(TINY, cuda._torch_default, CPU, {"state": "compact"}),
+        cuda._against_a_copy(TINY, CPU),
+        cuda._against_parts(TINY, CPU),
+    ],
+    ids=["float32", "8bit", "compact", "copy", "phase"],
+)
+def test_the_kernels_of_the_device_give_what_is_compared(monkeypatch, make):
+    pytest.importorskip("triton")
+    from adamas.torch import cuda as engine
+
+    launches = []
+    step, step_twin = engine.Launches.step, cuda._Twin.step
+
+    def counted(self, *arguments):
+        launches.append(self)
+        with np.errstate(all="ignore"):  # the interpreter computes with NumPy
+            return step(self, *arguments)
+
+    def step_on_the_cpu(self):
+        with monkeypatch.context() as patch:
+            patch.setattr(engine, "DEVICE_TYPES", ())
+            step_twin(self)
+
+    monkeypatch.setattr(engine, "DEVICE_TYPES", ("cpu",))
+    monkeypatch.setattr(engine.Launches, "step", counted)
+    monkeypatch.setattr(cuda._Twin, "step", step_on_the_cpu)
+    pair = make(True)
+    pair.check()
+    assert len(launches) >= 3
 
 
 def descent(parameters):
