@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 
 from adamas import bench
+from adamas.bench import arrays, measuring
 from cases import ROOT
 
 #: Packages that are compared with and stand in no extra: large, and bound to some machines.
 OTHERS = {"bitsandbytes", "torchao"}
-ROWS = [row for row in bench.rows() if not OTHERS & set(row.needs)]
+ROWS = [row for row in bench.rows() if not OTHERS & set(row.needs) and row.cuda_memory is None]
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.work}, {row.against}")
@@ -35,8 +36,8 @@ def wrong(p, g):
 
 
 def test_a_contender_that_computes_something_else_is_not_timed(monkeypatch):
-    monkeypatch.setattr(bench, "_taken_in_turn", lambda *_, **__: pytest.fail("it was timed"))
-    row = bench.Row("a step", "plain descent", None, bench._against(wrong))
+    monkeypatch.setattr(measuring, "_taken_in_turn", lambda *_, **__: pytest.fail("it was timed"))
+    row = bench.Row("a step", "plain descent", None, arrays._against(wrong))
     with pytest.raises(bench.WrongResultError, match="three steps of Adam: the results differ by"):
         bench.run([row], quick=True)
 
@@ -97,6 +98,8 @@ def test_small_sizes_are_marked_as_no_figures_to_quote():
 
 KINDS = ["step", "torch_step", "torch_phase", "small_states", "jax_step"]
 RESULTS = [ROOT / "benchmarks" / "results" / f"{kind}.json" for kind in KINDS]
+#: Measured where there is a device for it.
+RESULTS += (ROOT / "benchmarks" / "results").glob("cuda_*.json")
 
 
 @pytest.mark.parametrize("path", RESULTS, ids=lambda path: path.name)
@@ -115,7 +118,7 @@ def test_the_tables_are_made_of_all_results(monkeypatch):
 
 def test_medians_are_of_the_rounds(monkeypatch):
     times = [(1.0, 2.0), (1.0, 8.0), (1.0, 3.0)]
-    monkeypatch.setattr(bench, "_taken_in_turn", lambda *_, **__: times)
+    monkeypatch.setattr(measuring, "_taken_in_turn", lambda *_, **__: times)
     pair = bench.Pair(lambda: None, lambda: None, lambda: None)
     (figure,) = bench.run([bench.Row("a", "b", None, lambda quick: pair)]).figures
     assert (figure.ratio, figure.lowest, figure.highest) == (3.0, 2.0, 8.0)

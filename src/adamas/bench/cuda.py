@@ -1,0 +1,459 @@
+"""Steps of CUDA tensors, beside torch, bitsandbytes and torchao, and beside a copy on the device.
+
+A device works while its host goes on, so contenders are timed by the clock from an idle device to
+an idle device, around as many steps as fill a tenth of a second. That is the device's time where a
+step is large, and the host's where it is many small tensors, as in a training. What would fit into
+the device's cache is there several times, and each step takes the next.
+
+Our results are compared with the other's, within the bounds that hold on the CPU, and bit for bit
+with those of our own optimizer on the CPU.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from adamas.bench import small
+from adamas.bench.checks import LR, WrongResultError, require_close_tensors
+from adamas.bench.measuring import Pair, Row
+from adamas.bench.tensors import TorchPhase, phase_options
+
+__all__ = ["GPT2", "rows"]
+
+Shapes = tuple[tuple[int, ...], ...]
+MakeOther = Callable[[list[Any]], Any]
+
+
+def _gpt2() -> Shapes:
+    """Return the shapes of GPT-2's parameters, the smallest: Radford et al. 2019, section 2.3."""
+    layers, width, vocabulary, positions = 12, 768, 50257, 1024
+    norm = ((width,), (width,))
+    layer = (
+        *norm,
+        *((width, 3 * width), (3 * width,)),  # query, key and value
+        *((width, width), (width,)),
+        *norm,
+        *((width, 4 * width), (4 * width,)),
+        *((4 * width, width), (width,)),
+    )
+    return ((vocabulary, width), (positions, width), *layer * layers, *norm)
+
+
+GPT2 = _gpt2()
+
+
+class _Work(NamedTuple):
+    name: str
+    shapes: Shapes
+
+
+_LARGE = _Work("1 G in 1 tensor", ((1 << 30,),))
+_MODEL = _Work("GPT-2, 124 M in 148 tensors", GPT2)
+_MANY = _Work("1,000 tensors of 2,080", ((2080,),) * 1000)
+
+#: What one step of float32 moves for each parameter: p, m and v in and out, g in.
+_BYTES_MOVED = 28
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where contenders live, and from what their inputs are drawn; None: anew for each row."""
+
+    device: str
+    seed: int | None
+
+    def drawn(self, shapes: Shapes, seed: int) -> tuple[list[Any], list[Any]]:
+        """Return parameters and gradients away from 0, where dialects of ε would differ."""
+        import torch
+
+        generator = torch.Generator(self.device).manual_seed(seed)
+        values: list[Any] = []
+        gradients: list[Any] = []
+        for shape in shapes:
+            p, g = (torch.randn(shape, generator=generator, device=self.device) for _ in range(2))
+            values.append(p)
+            gradients.append(g.add_(g.sign().mul_(0.1)))
+        return values, gradients
+
+    def new_seed(self) -> int:
+        return secrets.randbits(32) if self.seed is None else self.seed
+
+    def wait(self) -> None:
+        """Return when the device is idle."""
+        if self.device != "cpu":
+            import torch
+
+            torch.cuda.synchronize(self.device)
+
+    def sets_of(self, shapes: Shapes, quick: bool) -> int:
+        """Return how many sets of contenders are together four times as large as the cache.
+
+        Counted are the bytes of m and v in the smallest of forms, and of p and g.
+        """
+        if quick or self.device == "cpu":
+            return 2
+        import torch
+
+        cache = torch.cuda.get_device_properties(self.device).L2_cache_size
+        return max(1, math.ceil(4 * cache / (10 * _count(shapes))))
+
+
+def rows(device: str = "cuda", seed: int | None = None) -> list[Row]:
+    """Return the rows of steps and of phases.
+
+    ``device`` is where the contenders are made, ``seed`` what their inputs are drawn from; None
+    draws a seed for each row, which is told where results differ.
+    """
+    place = _Place(device, seed)
+    return [*_step_rows(place), *_small_rows(place), *_phase_rows(place)]
+
+
+def _row(
+    work: str,
+    against: str,
+    goal: float | None,
+    shapes: Shapes,
+    make: Callable[[bool], Pair],
+    *,
+    needs: tuple[str, ...] = (),
+    each: int = 40,
+) -> Row:
+    """Return a row that takes ``each`` bytes for each parameter, and what checks need besides."""
+    memory = each * _count(shapes) + 2 * 10**9
+    return Row(work, against, goal, make, ("torch", "triton", *needs), memory)
+
+
+def _step_rows(place: _Place) -> list[Row]:
+    made: list[Row] = []
+    others: dict[str, MakeOther] = {
+        "torch fused": small.torch_fused,
+        "torch foreach": _torch_foreach,
+        "torch default": _torch_default,
+    }
+    for work, goal in ((_LARGE, 1.0), (_MODEL, 1.0), (_MANY, 2.0)):
+        for against, other in others.items():
+            aim = goal if other is small.torch_fused else None
+            make = _against(work, other, place)
+            made.append(_row(f"cuda step, {work.name}", against, aim, work.shapes, make))
+    for work, goal in ((_LARGE, 0.9), (_MODEL, None)):
+        against = "a device copy, as many bytes"
+        make = _against_a_copy(work, place)
+        made.append(_row(f"cuda step, {work.name}", against, goal, work.shapes, make, each=52))
+    return made
+
+
+def _small_rows(place: _Place) -> list[Row]:
+    made: list[Row] = []
+    others: tuple[tuple[str, MakeOther, tuple[str, ...]], ...] = (
+        ("torch fused, float32", small.torch_fused, ()),
+        ("bitsandbytes 8-bit", small.bitsandbytes, ("bitsandbytes",)),
+        ("torchao 8-bit", small.torchao, ("torchao",)),
+    )
+    for work, form in itertools.product((_LARGE, _MODEL), ("8bit", "compact")):
+        for against, other, needs in others:
+            aim = 1.5 if form == "8bit" and other is small.torch_fused else None
+            make = _against(work, other, place, {"state": form})
+            name = f"cuda step, {work.name}, {form} states"
+            made.append(_row(name, against, aim, work.shapes, make, needs=needs))
+    return made
+
+
+def _phase_rows(place: _Place) -> list[Row]:
+    return [
+        _row(
+            f"cuda phase, {work.name}",
+            "torch fused and friends",
+            1.5,
+            work.shapes,
+            _against_parts(work, place),
+            each=64,
+        )
+        for work in (_MODEL, _MANY)
+    ]
+
+
+def _torch_foreach(parameters: list[Any]) -> Any:
+    import torch
+
+    return torch.optim.AdamW(parameters, lr=LR, foreach=True)
+
+
+def _torch_default(parameters: list[Any]) -> Any:
+    import torch
+
+    return torch.optim.AdamW(parameters, lr=LR)
+
+
+# -- contenders ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Contest:
+    """One set of parameters, stepped by us, and an equal one, stepped by another."""
+
+    mine: Any
+    ours: list[Any]
+    step_other: Callable[[], object]
+    #: Raises WrongResultError where the results of so many steps differ.
+    compare: Callable[[int], None]
+    #: After how many steps they are compared: of small states, what is stored differs from the
+    #: first step on, and is read in the second.
+    compared_after: int = 3
+    #: Puts back what the other has overwritten of its gradients.
+    restore: Callable[[], None] = lambda: None
+
+
+def _against(
+    work: _Work, make_other: MakeOther, place: _Place, form: dict[str, Any] | None = None
+) -> Callable[[bool], Pair]:
+    """Return our step, with small states where a ``form`` is given, and another's."""
+
+    def make(quick: bool) -> Pair:
+        from adamas.torch import AdamW
+
+        shapes = _sizes(work.shapes, quick)
+        options: dict[str, Any] = {"fused": True, **(form or {})}
+        seed = place.new_seed()
+
+        def contest(seed: int) -> _Contest:
+            values, gradients = place.drawn(shapes, seed)
+            ours = _parameters([each.clone() for each in values], gradients)
+            theirs = _parameters(values, gradients)  # neither writes a gradient
+            what = f"AdamW with inputs of seed {seed}"
+            return _Contest(
+                mine=AdamW(ours, lr=LR, **options),
+                ours=ours,
+                step_other=make_other(theirs).step,
+                compare=lambda steps: require_close_tensors(ours, theirs, steps, what),
+                compared_after=1 if form else 3,
+            )
+
+        contests = [contest(seed + i) for i in range(place.sets_of(shapes, quick))]
+        return _paired(contests, options, place, f"AdamW with inputs of seed {seed}")
+
+    return make
+
+
+def _against_a_copy(work: _Work, place: _Place) -> Callable[[bool], Pair]:
+    """Return a step, and a copy from one half of a memory to the other that moves as many bytes."""
+
+    def make(quick: bool) -> Pair:
+        import torch
+
+        from adamas.torch import AdamW
+
+        shapes = _sizes(work.shapes, quick)
+        seed = place.new_seed()
+        ours = _parameters(*place.drawn(shapes, seed))
+        source = torch.randn(_copied(_count(shapes)), device=place.device)
+        target = torch.full_like(source, math.nan)
+
+        def compare(_: int) -> None:
+            if not torch.equal(source, target):
+                raise WrongResultError("the copy on the device is not equal to its source")
+
+        options: dict[str, Any] = {"fused": True}
+        contest = _Contest(
+            AdamW(ours, lr=LR, **options), ours, lambda: target.copy_(source), compare
+        )
+        return _paired([contest], options, place, f"AdamW with inputs of seed {seed}")
+
+    return make
+
+
+def _copied(parameters: int) -> int:
+    """Return how many float32 a copy reads and writes that moves as much as a step."""
+    return _BYTES_MOVED * parameters // (2 * 4)
+
+
+def _against_parts(work: _Work, place: _Place) -> Callable[[bool], Pair]:
+    """Return clipping, AdamW, averaging and a bfloat16 copy: in one step, and in torch's parts."""
+
+    def make(quick: bool) -> Pair:
+        from adamas.torch import AdamW
+
+        shapes = _sizes(work.shapes, quick)
+        options: dict[str, Any] = {"fused": True, **phase_options()}
+        seed = place.new_seed()
+
+        def contest(seed: int) -> _Contest:
+            values, gradients = place.drawn(shapes, seed)
+            ours = _parameters([each.clone() for each in values], [g.clone() for g in gradients])
+            phase = TorchPhase(_parameters(values, gradients))
+            mine = AdamW(ours, lr=LR, **options)
+            for copy in mine.copies:
+                copy.fill_(math.nan)  # each element is to be written
+            what = f"the phase with inputs of seed {seed}"
+            return _Contest(
+                mine,
+                ours,
+                phase.step,
+                compare=lambda steps: phase.require_close_to(mine, ours, steps, what),
+                restore=phase.restore,
+            )
+
+        contests = [contest(seed + i) for i in range(place.sets_of(shapes, quick))]
+        return _paired(contests, options, place, f"the phase with inputs of seed {seed}")
+
+    return make
+
+
+def _paired(
+    contests: Sequence[_Contest], options: dict[str, Any], place: _Place, what: str
+) -> Pair:
+    first, *rest = contests
+    twin = _Twin(first.mine, first.ours, options, what)
+
+    def check() -> None:
+        for number in range(1, 4):
+            first.restore()
+            first.step_other()
+            first.mine.step()
+            twin.step()
+            if number == first.compared_after:
+                first.compare(number)
+        twin.require_same_bits()
+        for each in rest:  # what is made or compiled in a first step is not timed
+            each.step_other()
+            each.mine.step()
+
+    return Pair(
+        _in_turn(each.mine.step for each in contests),
+        _in_turn(each.step_other for each in contests),
+        check,
+        place.wait,
+    )
+
+
+def _in_turn(steps: Iterable[Callable[[], object]]) -> Callable[[], object]:
+    """Return a function whose calls are those of each in turn."""
+    every = list(steps)
+    if len(every) == 1:
+        return every[0]
+    coming = itertools.cycle(every)
+
+    def step() -> None:
+        next(coming)()
+
+    return step
+
+
+def _parameters(values: list[Any], gradients: list[Any]) -> list[Any]:
+    import torch
+
+    parameters: list[Any] = []
+    for value, gradient in zip(values, gradients, strict=True):
+        parameter = torch.nn.Parameter(value)
+        parameter.grad = gradient
+        parameters.append(parameter)
+    return parameters
+
+
+def _sizes(shapes: Shapes, quick: bool) -> Shapes:
+    if not quick:
+        return shapes
+    return tuple(
+        tuple(min(side, 1 << 12 if len(shape) == 1 else 64) for side in shape)
+        for shape in shapes[:150]
+    )
+
+
+def _count(shapes: Shapes) -> int:
+    return sum(map(math.prod, shapes))
+
+
+# -- the same bits -------------------------------------------------------------------------------
+
+#: So many parameters are compared with the CPU's as a whole; of more, the ends of each tensor.
+_WHOLE = 1 << 28
+_END = 1 << 22
+
+
+class _Twin:
+    """Our own optimizer on the CPU, with equal parameters: it must give the same bits."""
+
+    def __init__(self, mine: Any, ours: list[Any], options: dict[str, Any], what: str) -> None:
+        from adamas.torch import AdamW
+
+        self._mine, self._what = mine, what
+        self._pieces = list(_pieces(ours, ends_match="state" not in options))
+        values, gradients = (
+            [_piece(of(ours[place]), where).to("cpu", copy=True) for place, where in self._pieces]
+            for of in (lambda p: p, lambda p: p.grad)
+        )
+        self._ours = ours
+        self._parameters = _parameters(values, gradients)
+        self._optimizer: Any = AdamW(self._parameters, lr=LR, **options)
+
+    def step(self) -> None:
+        """Make the same step on the CPU."""
+        self._optimizer.step()
+
+    def require_same_bits(self) -> None:
+        """Raise WrongResultError where parameters, state or copies differ from the CPU's."""
+        copies = self._mine.copies
+        if len(self._optimizer.copies) != (len(self._pieces) if copies else 0):
+            self._refuse("one has copies, the other has none")
+        for (place, where), copy in zip(self._pieces, self._optimizer.copies, strict=False):
+            self._require_same(_piece(copies[place], where), copy, place, "copy")
+        for (place, where), parameter in zip(self._pieces, self._parameters, strict=True):
+            p = self._ours[place]
+            self._require_same(_piece(p, where), parameter, place, "parameter")
+            state, expected = self._mine.state[p], self._optimizer.state[parameter]
+            if state.keys() != expected.keys():
+                self._refuse(f"the states have entries {list(state)} and {list(expected)}")
+            for name, entry in expected.items():
+                got = state[name]
+                if isinstance(entry, int):
+                    if got != entry:
+                        self._refuse(f"{name} of tensor {place} is {got}, not {entry}")
+                    continue
+                # One number for each block of elements, or one for all of them, stands in front.
+                whole = got.numel() == p.numel()
+                part = where if whole else slice(entry.numel())
+                self._require_same(_piece(got, part), entry, place, name)
+
+    def _require_same(self, got: Any, expected: Any, place: int, name: str) -> None:
+        a, b = (_bits(each) for each in (got.to("cpu"), expected))
+        if a.dtype != b.dtype or a.shape != b.shape:
+            self._refuse(f"{name} of tensor {place} is {a.dtype} of {tuple(a.shape)}")
+        apart = int((a != b).sum())
+        if apart:
+            self._refuse(f"{name} of tensor {place} differs in {apart:,} of {a.numel():,} elements")
+
+    def _refuse(self, difference: str) -> None:
+        raise WrongResultError(
+            f"{self._what}: not the bits of our own optimizer on the CPU: {difference}."
+        )
+
+
+def _pieces(parameters: list[Any], *, ends_match: bool) -> Iterable[tuple[int, slice]]:
+    """Yield what is compared: places of parameters, with the elements of each.
+
+    ``ends_match`` says that an element's step does not depend on where it stands; where it does,
+    as in rounding by chance, only a beginning can be made again by itself.
+    """
+    whole = sum(each.numel() for each in parameters) <= _WHOLE
+    for place in range(len(parameters)):
+        yield place, slice(None if whole else _END)
+    if whole or not ends_match:
+        return
+    for place, each in enumerate(parameters):
+        if each.numel() > _END:
+            yield place, slice(-_END, None)
+
+
+def _piece(tensor: Any, where: slice) -> Any:
+    return tensor.detach().reshape(-1)[where]
+
+
+def _bits(tensor: Any) -> Any:
+    import torch
+
+    integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+    return tensor.detach().reshape(-1).view(integers[tensor.itemsize])

@@ -1,0 +1,164 @@
+"""Steps of PyTorch parameters, beside torch's own: alone, and with the phase around them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+from adamas.bench.checks import LR, require_close_tensors, require_within
+from adamas.bench.measuring import Pair, Row
+
+__all__ = ["TorchPhase", "phase_options", "rows"]
+
+_MLP = ((50, 64), (50,), (40, 50), (40,), (10, 40), (10,))
+_MANY = ((2080,),) * 128
+
+
+def _transformer() -> tuple[tuple[int, ...], ...]:
+    """Return the shapes of a small transformer: 6 layers of width 256, 4.7 M parameters."""
+    width = 256
+    layer = (
+        (3 * width, width),
+        (3 * width,),
+        (width, width),
+        (width,),
+        (4 * width, width),
+        (4 * width,),
+        (width, 4 * width),
+        (width,),
+        *((width,),) * 4,
+    )
+    return layer * 6
+
+
+def rows() -> list[Row]:
+    """Return the rows of PyTorch on the CPU."""
+    needs = ("torch",)
+    large = ((1 << 26,),)
+    return [
+        Row("torch step, 64 M in 1 tensor", "torch fused", 1, _torch(large, fused=True), needs),
+        Row("torch step, 64 M in 1 tensor", "torch default", 7, _torch(large), needs),
+        Row("torch step, 5,702 in 6 tensors", "torch fused", 15, _torch(_MLP, fused=True), needs),
+        Row("torch step, 5,702 in 6 tensors", "torch default", 50, _torch(_MLP), needs),
+        Row("torch step, 128 tensors of 2,080", "torch fused", 4, _torch(_MANY, fused=True), needs),
+        Row(
+            "phase, transformer of 4.7 M",
+            "torch fused and friends",
+            1.8,
+            _torch_phase(_transformer()),
+            needs,
+        ),
+        Row("phase, 5,702 in 6 tensors", "torch fused and friends", 20, _torch_phase(_MLP), needs),
+    ]
+
+
+def _torch_parameters(shapes: Iterable[tuple[int, ...]], quick: bool) -> tuple[list[Any], Any]:
+    """Return two equal lists of parameters with equal gradients."""
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+
+    def made() -> list[Any]:
+        generator.manual_seed(0)
+        parameters: list[Any] = []
+        for shape in shapes:
+            small = tuple(min(side, 64) for side in shape) if quick else shape
+            p = torch.nn.Parameter(torch.randn(small, generator=generator))
+            p.grad = torch.randn(small, generator=generator)
+            parameters.append(p)
+        return parameters
+
+    return made(), made()
+
+
+def _torch(shapes: Iterable[tuple[int, ...]], **options: Any) -> Callable[[bool], Pair]:
+    def make(quick: bool) -> Pair:
+        import torch
+
+        from adamas.torch import Adam
+
+        ours, theirs = _torch_parameters(shapes, quick)
+        mine = Adam(ours, lr=LR)
+        other = torch.optim.Adam(theirs, lr=LR, **options)
+
+        def check() -> None:
+            for _ in range(3):
+                mine.step()
+                other.step()
+            require_close_tensors(ours, theirs, 3, "three steps of Adam")
+
+        return Pair(mine.step, other.step, check)
+
+    return make
+
+
+def _torch_phase(shapes: Iterable[tuple[int, ...]]) -> Callable[[bool], Pair]:
+    """Return clipping, AdamW, averaging and a bfloat16 copy: in one step, and in torch's parts."""
+
+    def make(quick: bool) -> Pair:
+        from adamas.torch import AdamW
+
+        ours, theirs = _torch_parameters(shapes, quick)
+        mine = AdamW(ours, lr=LR, **phase_options())
+        phase = TorchPhase(theirs)
+
+        def check() -> None:
+            for _ in range(3):
+                mine.step()
+                phase.restore()
+                phase.step()
+            phase.require_close_to(mine, ours, 3, "three phases with AdamW")
+
+        return Pair(mine.step, phase.step, check)
+
+    return make
+
+
+def phase_options() -> dict[str, Any]:
+    """Return the options with which one step does what :class:`TorchPhase` does."""
+    import torch
+
+    return {"clip_norm": 1.0, "ema": 0.999, "copy_to": torch.bfloat16}
+
+
+class TorchPhase:
+    """Clipping, AdamW, averaging, a bfloat16 copy: torch's parts, each the fastest there is."""
+
+    def __init__(self, parameters: list[Any]) -> None:
+        import torch
+
+        self._parameters = parameters
+        self._gradients = [p.grad.clone() for p in parameters]
+        self._model = torch.nn.ParameterList(parameters)
+        self._step = torch.optim.AdamW(parameters, lr=LR, fused=True).step
+        self._average = torch.optim.swa_utils.AveragedModel(
+            self._model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.999)
+        )
+        self._values = [p.detach() for p in parameters]
+        self._copies = [p.to(torch.bfloat16) for p in self._values]
+        self._clip = torch.nn.utils.clip_grad_norm_
+        self._copy_all = cast(Any, torch)._foreach_copy_
+
+    def step(self) -> None:
+        """Make one phase."""
+        self._clip(self._parameters, 1.0)
+        self._step()
+        self._average.update_parameters(self._model)
+        self._copy_all(self._copies, self._values)
+
+    def restore(self) -> None:
+        """Put the first gradients in place of those that clipping has scaled."""
+        for p, gradient in zip(self._parameters, self._gradients, strict=True):
+            p.grad.copy_(gradient)
+
+    def require_close_to(self, mine: Any, ours: list[Any], steps: int, what: str) -> None:
+        """Raise WrongResultError where our parameters, averages or copies differ from torch's."""
+        require_close_tensors(ours, self._parameters, steps, what)
+        averages = [mine.state[p]["ema"] for p in ours]
+        require_close_tensors(
+            averages, list(self._average.parameters()), steps, f"{what}, averaged weights"
+        )
+        rounding = max(float(each.float().abs().max()) for each in self._copies) * 2**-7
+        for a, b in zip(mine.copies, self._copies, strict=True):
+            apart = float((a.float() - b.float()).abs().max())
+            require_within(apart, rounding, f"{what}, copies in bfloat16")
