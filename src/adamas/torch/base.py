@@ -64,6 +64,8 @@ class _OnDevice(NamedTuple):
 
     launches: cuda.Launches
     members: tuple[Member, ...]
+    #: What the tables were made of: keeps contiguous copies while kernels read them.
+    jobs: tuple[cuda.Job, ...]
     #: Their groups, and of each the learning rate where it is kept on the device.
     groups: tuple[dict[str, Any], ...]
     rates: tuple[Tensor | None, ...]
@@ -308,6 +310,8 @@ class Optimizer(torch.optim.Optimizer):
     step.hooked = True  # type: ignore[attr-defined]
 
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if torch.compiler.is_compiling():  # of a training step: this is not for its graph
+            return _uncompiled_step(self, closure)
         loss = None
         if closure is not None:
             with torch.enable_grad():
@@ -406,8 +410,8 @@ class Optimizer(torch.optim.Optimizer):
         for target, source in on.replaced:
             target.copy_(source)
         if on.host_steps and (outcome is None or outcome.applied):
-            for step in on.host_steps:
-                step += 1
+            for counted in on.host_steps:
+                counted.add_(1)
         torch.autograd.graph.increment_version([member.parameter for member in on.members])
         return outcome
 
@@ -638,6 +642,7 @@ class Optimizer(torch.optim.Optimizer):
         return _OnDevice(
             launches,
             tuple(members),
+            tuple(jobs),
             tuple(groups),
             tuple(rates),
             np.array([job.gradient.data_ptr() for job in jobs], np.int64),
@@ -1057,9 +1062,15 @@ class Optimizer(torch.optim.Optimizer):
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, older ones with fewer options included."""
         super().__setstate__(state)
-        self._skipped = self.__dict__.pop("skipped", 0)
-        self._skipped_on, self._captured, self._plan = {}, [], None
-        for name, value in (("_phase", Phase()), ("_copies", None)):
+        defaults: dict[str, Any] = {
+            "_phase": Phase(),
+            "_copies": None,
+            "_skipped": self.__dict__.pop("skipped", 0),
+            "_skipped_on": {},
+            "_captured": [],
+            "_plan": None,
+        }
+        for name, value in defaults.items():
             self.__dict__.setdefault(name, value)
         self._reset()
         for group in self.param_groups:
@@ -1106,6 +1117,11 @@ class Optimizer(torch.optim.Optimizer):
                     f"the parameter has shape {tuple(p.shape)}. Give a floating tensor like it."
                 )
         return copies
+
+
+@torch._disable_dynamo  # type: ignore[attr-defined]
+def _uncompiled_step(optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
+    return optimizer._step(closure)  # pyright: ignore[reportPrivateUsage]
 
 
 _NOT_DIFFERENTIABLE = (

@@ -285,7 +285,7 @@ class Launches:
         """Return the statistics of the last step, for each job; None where none were taken."""
         if not self._phase.statistics or not self.applied():
             return None
-        rows = np.concatenate([part.statistics() for part in self._parts])
+        rows = np.concatenate([part.statistics() for part in self._parts])[self._order]
         return tuple(
             Statistics(
                 gradient_norm=float(row[0]),
