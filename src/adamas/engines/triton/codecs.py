@@ -333,4 +333,5 @@ def half_addend(r, like):
     """Return what is added to round off 16 bits: the high half of ``r``, or a half."""
     if r is None:
         return tl.full(like.shape, 0x8000, tl.uint32)
-    return r >> 16
+    else:
+        return r >> 16

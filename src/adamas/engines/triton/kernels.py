@@ -119,7 +119,7 @@ def read(
     shrunk = tl.zeros((_TILES, 16), tl.float64)
     enlarged = tl.zeros((_TILES, 16), tl.float64)
     found = tl.zeros((_TILES, 16), tl.int32)
-    for line in range(64):
+    for line in tl.range(0, 64, loop_unroll_factor=8):  # so that many loads are under way
         place = offsets + line * 16
         x = value(load(g, at, place, place < left, P, False), None, P)
         lanes = add_row(lanes, x, 0)
@@ -162,11 +162,11 @@ def sweep(
 ):
     """Step the elements of one chunk: decode, the rule, encode, average, copy, record.
 
-    ``P`` is the dtype of parameter and gradient; ``M`` and ``V`` the forms of m and v or None, "own"
-    for the dtype of the arithmetic. ``COPY_TO`` is the dtype of the copy or None; ``ROUNDING`` that
-    of parameters in half precision; small forms are rounded ``BY_CHANCE`` or to nearest. With
-    ``RECORDED`` sums of tiles are written as :func:`.sums.collect` reads them: gradient, parameter,
-    update. All addresses are multiples of 16 where ``ALIGNED``.
+    ``P`` is the dtype of parameter and gradient; ``M`` and ``V`` are the forms of m and v or None,
+    "own" for the dtype of the arithmetic. ``COPY_TO`` is the dtype of the copy or None;
+    ``ROUNDING`` is for parameters in half precision; small forms are rounded ``BY_CHANCE`` or to
+    nearest. With ``RECORDED`` sums of tiles are written as :func:`.sums.collect` reads them:
+    gradient, parameter, update. All addresses are multiples of 16 where ``ALIGNED``.
     """
     if GUARDED:
         if tl.load(verdict + APPLIED) == 0.0:
@@ -463,7 +463,8 @@ def load(address, at, offsets, mask, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
     places = start_of(address, at, TYPE, ALIGNED) + offsets
     if mask is None:
         return tl.load(places)
-    return tl.load(places, mask=mask, other=0)
+    else:
+        return tl.load(places, mask=mask, other=0)
 
 
 @triton.jit
@@ -478,11 +479,12 @@ def value(code, remainder, P: tl.constexpr):
     """Return a parameter or gradient of dtype ``P`` in the arithmetic of its step."""
     if remainder is not None:
         return decode_remainder(code, remainder)
-    if P == "bfloat16":
+    elif P == "bfloat16":
         return decode_bfloat16(code)
-    if P == "float16":
+    elif P == "float16":
         return code.to(tl.float16, bitcast=True).to(tl.float32)
-    return code
+    else:
+        return code
 
 
 @triton.jit

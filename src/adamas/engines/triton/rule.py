@@ -82,7 +82,8 @@ def some(x, other):
     """Return ``x``, or ``other`` where it is None, which Triton before 3.7 does not return."""
     if x is None:
         return other
-    return x
+    else:
+        return x
 
 
 @triton.jit
@@ -116,7 +117,8 @@ def sqrt(x):
     """Return the correctly rounded square root."""
     if x.dtype == tl.float64:
         return tl.sqrt(x)
-    return tl.sqrt_rn(x)
+    else:
+        return tl.sqrt_rn(x)
 
 
 @triton.jit
@@ -124,4 +126,5 @@ def divided(u, d):
     """Return the correctly rounded quotient."""
     if u.dtype == tl.float64:
         return u / d
-    return tl.div_rn(u, d)
+    else:
+        return tl.div_rn(u, d)

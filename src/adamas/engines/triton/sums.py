@@ -13,7 +13,17 @@ import triton.language as tl
 
 from adamas.statistics import ENLARGE, LANES, SHRINK, SMALLEST_SUM, TILE
 
-__all__ = ["ROW", "add_row", "collect", "folded", "has_infinity", "norm_of", "scale_at"]
+__all__ = [
+    "LARGEST",
+    "MOVED",
+    "NONFINITE",
+    "ROW",
+    "add_row",
+    "collect",
+    "entry",
+    "folded",
+    "norm_of",
+]
 
 _TILE: tl.constexpr = tl.constexpr(TILE)
 _LANES: tl.constexpr = tl.constexpr(LANES)
@@ -38,9 +48,10 @@ def scale_at(which: tl.constexpr):
     """Return the factor of sum number ``which``: 1, and two that keep float64 in its range."""
     if which == 0:
         return 1.0
-    if which == 1:
+    elif which == 1:
         return _SHRINK
-    return _ENLARGE
+    else:
+        return _ENLARGE
 
 
 @triton.jit
