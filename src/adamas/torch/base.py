@@ -433,7 +433,7 @@ class Optimizer(torch.optim.Optimizer):
         native.sort(key=lambda member: order.get(id(member.parameter), -1))
         phase = self._phase
         if other and phase.reads_first:  # the norm of all of them is taken first
-            phase = Phase(ema=phase.ema, statistics=phase.statistics)
+            phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
         cohorts: list[tuple[int, Options | None]] = []
         numbered: list[Member] = []
         known: dict[tuple[Any, ...], int] = {}
