@@ -581,18 +581,20 @@ def _array(tensor: Tensor) -> NDArray[Any]:
 class _Flat:
     """The memory of items on their device, as the copies see it: flat and contiguous.
 
-    What is not contiguous is copied before, and put back after.
+    What is not contiguous, or a copy on another device, has a double there that is put back after.
     """
 
     def __init__(self, items: Sequence[Item], indices: Sequence[int]) -> None:
         self._put_back: list[tuple[Tensor, Tensor]] = []
         self._gradients = {i: items[i].gradient.detach().contiguous().view(-1) for i in indices}
-        self._parameters = {i: self._written(items[i].parameter) for i in indices}
+        self._parameters = {
+            i: self._written(items[i].parameter, items[i].parameter.device) for i in indices
+        }
         self._copies: dict[int, Tensor] = {}
         for i in indices:
             copy = items[i].copy
             if copy is not None and items[i].needs_host_for_copy:
-                self._copies[i] = self._written(copy)
+                self._copies[i] = self._written(copy, items[i].parameter.device)
             elif copy is not None:
                 self._put_back.append((copy, items[i].parameter.detach()))
 
@@ -620,9 +622,9 @@ class _Flat:
         for target, source in self._put_back:
             target.copy_(source)
 
-    def _written(self, tensor: Tensor) -> Tensor:
+    def _written(self, tensor: Tensor, device: torch.device) -> Tensor:
         tensor = tensor.detach()
-        flat = tensor.contiguous()
+        flat = tensor.to(device).contiguous()
         if flat is not tensor:
             self._put_back.append((tensor, flat))
         return flat.view(-1)
