@@ -222,6 +222,22 @@ def test_a_single_buffer_in_place_of_three_gives_other_bits(device, monkeypatch)
     assert bits_differ(device, ())
 
 
+@pytest.mark.parametrize("more", [0, 1])
+def test_a_chunk_that_comes_down_too_early_gives_other_bits(device, more):
+    """With ``more``, as many chunks as there are buffers and one are asked for at once."""
+
+    class Buffers(list):
+        def __len__(self):
+            return super().__len__() + more
+
+    one, other = both("AdamW", {}, shapes=[(9000,)])
+    trained(*one, range(1))
+    one[0]._pipeline._buffers = Buffers(one[0]._pipeline._buffers)
+    trained(*one, range(1, 2))
+    trained(*other, range(2))
+    assert same(one[1], other[1]) == (more == 0)
+
+
 @pytest.mark.parametrize("deaf", [(), (("wait", "down"),)])
 def test_gradients_that_the_device_still_computes_are_waited_for(device, deaf):
     device.deaf = deaf
