@@ -48,6 +48,20 @@ public:
     // Returns None, the parts of an Outcome, or NotImplemented where a gradient cannot be read
     // as it is.
     nb::object step(nb::object gradients, std::int64_t number, nb::object rates) {
+        return stepped(gradients, 1.0, 1.0, [&]() { number_groups(number, rates); });
+    }
+
+    // The same with the numbers of each group as they are given: those of the rule, the weights
+    // of the average, the number of the step.
+    nb::object step_with(nb::object gradients, nb::object numbers, double loss_scale,
+                         double factor) {
+        return stepped(gradients, loss_scale, factor, [&]() { take_numbers(numbers); });
+    }
+
+private:
+    template <class Numbering>
+    nb::object stepped(nb::handle gradients, double loss_scale, double factor,
+                       Numbering put_numbers) {
         if (busy_.exchange(true)) {
             throw std::runtime_error("This optimizer is making a step in another thread.");
         }
@@ -56,11 +70,10 @@ public:
         if (!borrow(gradients)) {
             return nb::borrow(Py_NotImplemented);
         }
-        number_groups(number, rates);
-        return parts_of(step_released(*plan_, numbers_), plan_->phase());
+        put_numbers();
+        return parts_of(step_released(*plan_, numbers_, loss_scale, factor), plan_->phase());
     }
 
-private:
     // Gives gradients back at the end of a step, however it ends.
     struct Turn {
         ArrayPlan& plan;
@@ -201,6 +214,17 @@ private:
         }
     }
 
+    void take_numbers(nb::handle given) {
+        numbers_.clear();
+        for (nb::handle values : given) {
+            nb::object number = values[15];
+            numbers_.push_back(given_numbers(values, nb::cast<std::uint64_t>(number)));
+        }
+        if (numbers_.size() != options_.size()) {
+            throw std::invalid_argument("A step needs the numbers of each group.");
+        }
+    }
+
     std::vector<Buffer> buffers_;          // parameters and their state
     std::vector<std::size_t> parameters_;  // which of them are the parameters
     std::vector<std::pair<std::uintptr_t, std::uintptr_t>> spans_;  // of the same, sorted
@@ -217,7 +241,10 @@ void bind_array_plan(nb::module_& module) {
     nb::class_<ArrayPlan>(module, "Plan", "A step over fixed arrays: see adamas.engines.")
         .def(nb::init<nb::sequence, nb::object>(), nb::arg("groups"), nb::arg("phase"))
         .def("step", &ArrayPlan::step, nb::arg("gradients"), nb::arg("step"), nb::arg("rates"),
-             "Make one step; None, the parts of an Outcome, or NotImplemented.");
+             "Make one step; None, the parts of an Outcome, or NotImplemented.")
+        .def("step_with", &ArrayPlan::step_with, nb::arg("gradients"), nb::arg("numbers"),
+             nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0,
+             "Make one step with given numbers: 13 of the rule, 2 of the average, the step's.");
 }
 
 }  // namespace adamas

@@ -93,6 +93,21 @@ void put_storage(Layout& layout, nb::handle mean, nb::handle square, nb::handle 
     layout.top = top;
 }
 
+StepNumbers given_numbers(nb::handle given, std::uint64_t step) {
+    StepNumbers own{};
+    own.number = step;
+    double* into[] = {&own.rule.grad_scale, &own.rule.l2,    &own.rule.decay, &own.rule.keep1,
+                      &own.rule.take1,      &own.rule.keep2, &own.rule.take2, &own.rule.from_m,
+                      &own.rule.from_g,     &own.rule.root,  &own.rule.inner, &own.rule.eps,
+                      &own.rule.step,       &own.ema_keep,   &own.ema_take};
+    int i = 0;
+    for (double* each : into) {
+        nb::object value = given[i++];
+        *each = nb::cast<double>(value);
+    }
+    return own;
+}
+
 nb::object parts_of(const Outcome& outcome, const Phase& phase) {
     if (!phase.reads_first() && !phase.statistics) {
         return nb::none();

@@ -16,6 +16,9 @@ Phase phase_of(nanobind::handle given);
 void put_storage(Layout& layout, nanobind::handle mean, nanobind::handle square,
                  nanobind::handle rounding, int top);
 
+// The numbers of a step as a tuple has them: those of the rule, then the weights of the average.
+StepNumbers given_numbers(nanobind::handle given, std::uint64_t step);
+
 // The parts of an adamas.statistics.Outcome, or None where the phase asks for nothing.
 nanobind::object parts_of(const Outcome& outcome, const Phase& phase);
 

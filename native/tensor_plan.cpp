@@ -249,19 +249,8 @@ private:
                 numbers_.push_back(numbers_at(*cohort.options, phase, step, rates_[cohort.group]));
                 continue;
             }
-            StepNumbers own{};
-            own.number = static_cast<std::uint64_t>(step);
             nb::object values = given[next++];
-            double* into[] = {&own.rule.grad_scale, &own.rule.l2,     &own.rule.decay,
-                              &own.rule.keep1,      &own.rule.take1,  &own.rule.keep2,
-                              &own.rule.take2,      &own.rule.from_m, &own.rule.from_g,
-                              &own.rule.root,       &own.rule.inner,  &own.rule.eps,
-                              &own.rule.step,       &own.ema_keep,    &own.ema_take};
-            int i = 0;
-            for (double* each : into) {
-                *each = nb::cast<double>(values[i++]);
-            }
-            numbers_.push_back(own);
+            numbers_.push_back(given_numbers(values, static_cast<std::uint64_t>(step)));
         }
         for (const Member& member : members_) {
             const Cohort& cohort = cohorts_[member.cohort];

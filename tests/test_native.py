@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import adamas
 from adamas import _native
 from adamas import state as states
-from adamas.coefficients import at_step
+from adamas.coefficients import at_step, ema_weights
 from adamas.engines import Group, Slot, native, reference
 from adamas.options import Options, Phase
 from adamas.statistics import TILE
@@ -469,3 +469,72 @@ def test_a_step_needs_a_rate_for_each_group():
         with pytest.raises(ValueError, match="one learning rate for each group"):
             plan.step([np.ones(3, np.float32)], 1, wrong)
     assert (p == 1).all()
+
+
+# ── numbers that are given ─────────────────────────────────────────────────────────────────────
+
+
+def numbers_of(options, phase, step, lr):
+    """The numbers of a step as step_with takes them."""
+    return (*at_step(options, step, lr), *ema_weights(phase.ema or 0.0, step), step)
+
+
+def stepped_with(phase, form, by_numbers):
+    """Three steps of two groups, in the one way or the other; return all arrays."""
+    random = np.random.default_rng(5)
+    options = [Options(state=form, nesterov=True), Options(betas=(None, 0.9), weight_decay=0.1)]
+    ps = [random.standard_normal(2000).astype(np.float32) for _ in options]
+    kept = [
+        states.create(p, each, ema=phase.ema is not None)
+        for p, each in zip(ps, options, strict=True)
+    ]
+    groups = [
+        Group(each, (Slot(p, state),)) for each, p, state in zip(options, ps, kept, strict=True)
+    ]
+    plan = native.Plan(groups, phase)
+    outcomes = []
+    for step in (1, 2, 3):
+        gradients = [random.standard_normal(2000).astype(np.float32) for _ in options]
+        if by_numbers:
+            numbers = [
+                numbers_of(each, phase, step, lr)
+                for each, lr in zip(options, (0.1, 0.2), strict=True)
+            ]
+            gradients = [np.float32(8) * each for each in gradients]
+            outcomes.append(plan.step_with(gradients, numbers, 16.0, 2.0))
+        else:
+            outcomes.append(plan.step(gradients, step, [0.1, 0.2]))
+    return [*ps, *(array for state in kept for array in state.arrays().values())], outcomes
+
+
+@pytest.mark.parametrize("form", ["float32", "8bit"])
+@pytest.mark.parametrize("phase", [Phase(), Phase(ema=0.9, seed=3)])
+def test_a_step_with_given_numbers_has_the_bits_of_one_that_computes_them(phase, form):
+    """Gradients are eight times as large, and divided by sixteen times a half: all of it exact."""
+    (plain, _), (numbered, _) = (stepped_with(phase, form, each) for each in (False, True))
+    for a, b in zip(plain, numbered, strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_step_with_given_numbers_reports_as_ever():
+    (_, plain), (_, numbered) = (
+        stepped_with(Phase(statistics=True), "float32", each) for each in (False, True)
+    )
+    for a, b in zip(plain, numbered, strict=True):
+        for one, other in zip(a.statistics, b.statistics, strict=True):
+            assert one.update_norm == other.update_norm
+            assert one.gradient_norm * 8 == other.gradient_norm
+
+
+def test_a_step_needs_the_numbers_of_each_group():
+    p, options = np.ones(3, np.float32), Options()
+    plan = native.Plan([Group(options, (Slot(p, states.create(p, options)),))], Phase())
+    own = numbers_of(options, Phase(), 1, 0.1)
+    for wrong in ([], [own, own]):
+        with pytest.raises(ValueError, match="the numbers of each group"):
+            plan.step_with([np.ones(3, np.float32)], wrong)
+    with pytest.raises(IndexError):
+        plan.step_with([np.ones(3, np.float32)], [own[:-1]])
+    assert plan.step_with([np.ones(4, np.float32)], [own]) is NotImplemented
+    assert (p == 1).all()
+    assert plan.step_with([np.ones(3, np.float32)], [own]) is None

@@ -14,6 +14,7 @@ from torch import nn
 import adamas
 import adamas.torch as ours
 from adamas.engines import native
+from adamas.torch import operations
 
 F = nn.functional
 
@@ -733,3 +734,27 @@ def test_param_groups_keep_named_parameters_in_float32():
         ValueError, match=r"float32 has 'tail\.\*', but no parameter .* body\.weight, "
     ):
         ours.param_groups(net, weight_decay=0.1, float32="tail.*")
+
+
+def test_norms_of_large_tensors_are_taken_slab_by_slab_with_the_same_bits(monkeypatch):
+    x = torch.linspace(-3, 5, 10_000)
+    x[7], x[9_999] = torch.inf, torch.nan
+    found = []
+    for slab in (operations._SLAB, 2048):
+        monkeypatch.setattr(operations, "_SLAB", slab)
+        found.append((operations.tile_sums(x[8:9999]), operations.count_nonfinite(x)))
+    assert found[0] == found[1]
+    assert found[0][1] == 2
+    assert len(found[0][0]) == 10
+
+
+def test_complex_gradients_that_are_finite_are_not_skipped():
+    p = nn.Parameter(torch.ones(3, dtype=torch.complex64))
+    optimizer = ours.SGD([p], lr=0.5, on_nonfinite="skip")
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert optimizer.skipped == 0
+    p.grad[1] = complex(0, torch.inf)
+    optimizer.step()
+    assert optimizer.skipped == 1
+    assert torch.equal(p.detach(), torch.full((3,), 0.5 + 0j))

@@ -202,3 +202,19 @@ def test_what_cannot_have_a_small_state_is_refused_before_anything_changes():
     with pytest.raises(ValueError, match="momentum or centered follows another"):
         special.step()
     assert torch.equal(q, torch.ones(3))
+
+
+def test_the_seed_holds_where_a_clipped_step_has_tensors_of_several_kinds():
+    """A gradient that is not contiguous keeps its parameter from the native engine."""
+    found = []
+    for clip_norm in (None, 1e9):
+        params = [nn.Parameter(torch.full((40, 50), 0.3)), nn.Parameter(torch.ones(8, 8))]
+        optimizer = ours.AdamW(params, state="compact", seed=7, clip_norm=clip_norm)
+        for _ in range(3):
+            params[0].grad = torch.linspace(0.1, 1, 2000).view(40, 50)
+            params[1].grad = torch.ones(8, 8).t()
+            optimizer.step()
+        assert optimizer._plan.native_members
+        assert optimizer._plan.other_members
+        found.append(params)
+    assert same(*found)

@@ -14,6 +14,13 @@ class Plan:
 
     def __init__(self, groups: Sequence[Group], phase: Phase) -> None: ...
     def step(self, gradients: Sequence[Any], step: int, rates: Sequence[float]) -> Any: ...
+    def step_with(
+        self,
+        gradients: Sequence[Any],
+        numbers: Sequence[tuple[float, ...]],
+        loss_scale: float = 1.0,
+        factor: float = 1.0,
+    ) -> Any: ...
 
 class TensorPlan:
     """A step over the parameters of a torch.optim.Optimizer."""

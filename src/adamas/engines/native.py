@@ -55,13 +55,32 @@ class Plan:
         self, gradients: Sequence[NDArray[Any]], step: int, rates: Sequence[float]
     ) -> Outcome | None:
         """Make one step in place; see :mod:`adamas.engines`."""
-        parts = self._plan.step(gradients, step, rates)
-        if parts is NotImplemented:
-            return parts
-        applied, norm, nonfinite, statistics = parts
-        if statistics is not None:
-            statistics = tuple(Statistics(*each) for each in statistics)
-        return Outcome(applied, norm, nonfinite, statistics)
+        return _outcome(self._plan.step(gradients, step, rates))
+
+    def step_with(
+        self,
+        gradients: Sequence[NDArray[Any]],
+        numbers: Sequence[tuple[float, ...]],
+        loss_scale: float = 1.0,
+        factor: float = 1.0,
+    ) -> Outcome | None:
+        """Make one step with numbers that are given, in place of those of the options.
+
+        ``numbers`` has a tuple for each group: the fields of
+        :class:`~adamas.coefficients.Coefficients`, the two weights of the averaged parameters, and
+        the number of the step. Gradients are ``loss_scale`` times what they stand for, and are
+        multiplied by ``factor`` besides. The rest is as in :meth:`step`.
+        """
+        return _outcome(self._plan.step_with(gradients, numbers, loss_scale, factor))
+
+
+def _outcome(parts: Any) -> Outcome | None:
+    if parts is NotImplemented or parts is None:
+        return parts
+    applied, norm, nonfinite, statistics = parts
+    if statistics is not None:
+        statistics = tuple(Statistics(*each) for each in statistics)
+    return Outcome(applied, norm, nonfinite, statistics)
 
 
 def targets() -> dict[str, bool]:

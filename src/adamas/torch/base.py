@@ -8,6 +8,7 @@ float16 state) take :mod:`adamas.torch.operations`, with the same rule.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
@@ -25,7 +26,7 @@ from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights
 from adamas.engines.native import TensorPlan, TensorWatch
 from adamas.options import OnNonfinite, Options, Phase, Rounding, StateForm
 from adamas.statistics import Outcome, Statistics
-from adamas.torch import cuda, distributed, operations, small
+from adamas.torch import cuda, distributed, offload, operations, small
 from adamas.torch.operations import Tensors
 
 __all__ = ["Entries", "Member", "Optimizer", "scalar"]
@@ -129,13 +130,19 @@ class Optimizer(torch.optim.Optimizer):
         state: StateForm | tuple[StateForm, StateForm] | None = None,
         rounding: Rounding | None = None,
         seed: int = 0,
+        offload: bool = False,
     ) -> None:
         """Take torch's parameters and defaults, and the phase; see :class:`adamas.Phase`.
 
         ``state`` and ``rounding`` may differ between groups; see :class:`adamas.Options`. They
         stand in ``param_groups`` only where they are given. ``state=None`` is torch's own: the
         running means have the dtype of the parameter.
+
+        With ``offload``, parameters on a CUDA device keep their state in host memory and are
+        stepped by the processor; raises TypeError or ValueError for parameters that cannot be.
         """
+        if not isinstance(offload, bool):
+            raise TypeError(f"offload is {offload!r}, but it must be True or False.")
         phase = Phase(
             clip_norm=clip_norm,
             on_nonfinite=on_nonfinite,
@@ -148,6 +155,7 @@ class Optimizer(torch.optim.Optimizer):
         if defaults.get("differentiable"):
             raise ValueError(_NOT_DIFFERENTIABLE)
         self._phase = phase
+        self._offloads = offload
         self._copies: list[Tensor] | None = None
         self._skipped = 0
         self._skipped_on: dict[torch.device, Tensor] = {}
@@ -184,6 +192,8 @@ class Optimizer(torch.optim.Optimizer):
     def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         """Return the state before the first step: zeros, as torch makes them."""
         entries = self._entries(group)
+        if self._is_offloaded(parameter):
+            parameter = offload.host_like(parameter)
         state: dict[str, Any] = {}
         if entries.step is not None:
             on_device = (
@@ -214,22 +224,32 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; how it is to be stored is checked first."""
-        self._storage({**self.defaults, **param_group})
+        merged = {**self.defaults, **param_group}
+        self._storage(merged)
         super().add_param_group(param_group)
+        for parameter in self.param_groups[-1]["params"]:
+            if self._is_offloaded(parameter):
+                try:
+                    offload.refuse(parameter, self._is_special(merged))
+                except (TypeError, ValueError):
+                    del self.param_groups[-1]
+                    raise
 
     def _storage(self, group: dict[str, Any]) -> Options:
         """Return options that say how ``group`` is stored, checked."""
         entries = self._entries(group)
         first, second = group.get("betas") or (group.get("momentum"), group.get("alpha"))
-        return Options(
-            betas=(
-                None if entries.mean is None else scalar(first),
-                None if entries.square is None else scalar(second),
-            ),
-            amsgrad=entries.largest_square is not None,
-            state=group.get("state") or "float32",
-            rounding=group.get("rounding"),
+        betas = (
+            None if entries.mean is None else scalar(first),
+            None if entries.square is None else scalar(second),
         )
+        amsgrad, state = entries.largest_square is not None, group.get("state") or "float32"
+        try:
+            return _stored(betas, amsgrad, state, group.get("rounding"))
+        except TypeError:  # of what cannot be kept, or is wrong
+            return Options(
+                betas=betas, amsgrad=amsgrad, state=state, rounding=group.get("rounding")
+            )
 
     def _form(self, group: dict[str, Any], parameter: Tensor) -> small.Form | None:
         """Return how the state of a parameter is stored, or None where it is as torch stores it.
@@ -261,6 +281,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def _keeps_remainder(self, parameter: Tensor, group: dict[str, Any]) -> bool:
         return group.get("rounding") in small.REMAINDERS and parameter.dtype == torch.bfloat16
+
+    def _is_offloaded(self, parameter: Tensor) -> bool:
+        """Whether a parameter keeps its state in host memory, and is stepped there."""
+        return self._offloads and offload.is_offloaded(parameter)
 
     #: Whether the state has entries that the rule does not know.
     _has_more_state = False
@@ -434,6 +458,9 @@ class Optimizer(torch.optim.Optimizer):
                 return Outcome(applied=False, norm=norm, nonfinite=nonfinite, statistics=None)
             if phase.clip_norm is not None:
                 factor = clip_factor(phase.clip_norm, norm)
+        away = [m for m in plan.other_members if self._is_offloaded(m.parameter)]  # the last ones
+        apart = plan.other_members[: len(plan.other_members) - len(away)]
+        taken_away = self._step_offloaded(away, scale, factor)  # first: it may refuse a state
         records: list[Statistics | None] = []
         if plan.native is not None:
             numbers = self._given_numbers(plan)
@@ -445,7 +472,8 @@ class Optimizer(torch.optim.Optimizer):
         if plan.on_device is not None:
             outcome = self._launch(plan.on_device, loss_scale=scale, factor=factor)
             records.extend((outcome and outcome.statistics) or ())
-        records.extend(self._step_other(member, factor / scale) for member in plan.other_members)
+        records.extend(self._step_other(member, factor / scale) for member in apart)
+        records.extend(taken_away)
         if not phase.reads_first and not phase.statistics:
             return None
         taken = cast("tuple[Statistics, ...]", tuple(records)) if phase.statistics else None
@@ -504,6 +532,63 @@ class Optimizer(torch.optim.Optimizer):
             state[entries.step] += 1
         return record
 
+    def _step_offloaded(
+        self, members: Sequence[Member], scale: float, factor: float
+    ) -> list[Statistics | None]:
+        """Make one step of parameters whose state is in host memory."""
+        if not members:
+            return []
+        cohorts: dict[tuple[Any, ...], int] = {}
+        numbers: list[offload.Numbers] = []
+        stored: dict[tuple[Any, ...], Options] = {}
+        items: list[offload.Item] = []
+        for member in members:
+            key = self._cohort_key(member)
+            if key not in cohorts:
+                cohorts[key] = len(numbers)
+                numbers.append(self._all_numbers(member))
+            items.append(self._item(member, cohorts[key], stored))
+        if self._pipeline is None:
+            self._pipeline = offload.Offload(self._phase)
+        records = self._pipeline.step(items, numbers, scale, factor)
+        for member in members:
+            if member.entries.step is not None:
+                self.state[member.parameter][member.entries.step] += 1
+        return records
+
+    def _item(
+        self, member: Member, cohort: int, stored: dict[tuple[Any, ...], Options]
+    ) -> offload.Item:
+        """Return what an offloaded step needs to know; ``stored`` keeps options for the next."""
+        group, form, entries = member.group, member.form, member.entries
+        forms, rounding = ("float32", "float32"), group.get("rounding")
+        if form is not None:
+            forms, rounding = form.forms, form.rounding
+        key = (id(group), forms, rounding)
+        if key not in stored:
+            stored[key] = self._storage(group).replace(state=forms, rounding=rounding)
+        state = self._state_of(member)
+        names = (*entries[1:5], entries.header, entries.remainder)
+        return offload.Item(
+            parameter=member.parameter,
+            gradient=_gradient(member),
+            entries=tuple(None if name is None else state[name] for name in names),
+            options=stored[key],
+            top=state.get("top", 0),
+            number=member.place,
+            cohort=cohort,
+            copy=self._copies[member.place] if self._copies else None,
+        )
+
+    def _all_numbers(self, member: Member) -> offload.Numbers:
+        """Return the numbers of the coming step: the rule's, the average's, its own."""
+        options, number = self._options(member.group), self._step_number(member)
+        if options is None:
+            numbers = self._numbers(member)
+        else:
+            numbers = at_step(options, number, scalar(member.group["lr"]))
+        return (*numbers, *(self._ema_weights(member) or (0.0, 0.0)), number)
+
     def _finish(self, plan: _Plan, outcome: Outcome | cuda.DeviceOutcome | None) -> None:
         self._outcome = outcome
         on_nonfinite = self._phase.on_nonfinite
@@ -552,6 +637,7 @@ class Optimizer(torch.optim.Optimizer):
             else:
                 kind = native if self._takes_native(member) else other
             (other if kind is other or self._meets(member, spans) else kind).append(member)
+        other.sort(key=lambda member: self._is_offloaded(member.parameter))
         # Plans walk the state in its own order, which is that of the first gradients.
         order = {id(p): i for i, p in enumerate(self.state)}
         for chosen in (native, on_device):
@@ -742,13 +828,20 @@ class Optimizer(torch.optim.Optimizer):
         if "state" in group or "rounding" in group:
             chosen = member.form if "state" in group else None
             small.refuse(member.parameter, chosen, group.get("rounding"), self._is_special(group))
+        if self._is_offloaded(member.parameter):
+            offload.refuse(member.parameter, self._is_special(group), _gradient(member))
 
     def _prepare_state(self, member: Member) -> None:
         """Create what the state of a parameter lacks."""
         wanted = {name for name in member.entries if name is not None}
-        if not wanted or wanted <= self.state[member.parameter].keys():
+        if not wanted:
             return
         state = self.state[member.parameter]
+        is_offloaded = self._is_offloaded(member.parameter)
+        if is_offloaded:
+            offload.settle(state)
+        if wanted <= state.keys():
+            return
         if member.entries.step is None and not wanted & state.keys():
             self._fresh.add(id(member.parameter))
         if not (wanted - {"ema"}) <= state.keys():  # a remainder that was not saved is zero, too
@@ -757,7 +850,12 @@ class Optimizer(torch.optim.Optimizer):
         if "ema" in wanted and "ema" not in state:
             p = member.parameter.detach()
             wide = torch.float32 if p.dtype in small.HALF else p.dtype
-            state["ema"] = p.to(dtype=wide, copy=True, memory_format=torch.preserve_format)
+            if is_offloaded:
+                state["ema"] = offload.in_host(p, wide)
+            else:
+                state["ema"] = p.to(dtype=wide, copy=True, memory_format=torch.preserve_format)
+        if is_offloaded:
+            offload.settle(state, pinned=True)
 
     def _cohort_key(self, member: Member) -> tuple[Any, ...]:
         """Return what parameters must have in common to be stepped with the same numbers."""
@@ -827,10 +925,12 @@ class Optimizer(torch.optim.Optimizer):
     def _stored(self, member: Member) -> list[tuple[Tensor, torch.dtype]] | None:
         """Return parameter, gradient and entries, each with the dtype that the engines read.
 
-        None where they follow another rule, or compute in another dtype.
+        None where they follow another rule, compute in another dtype, or are on several devices.
         """
         p, form, entries = member.parameter, member.form, member.entries
-        if self._is_special(member.group) or (form is None and p.dtype not in _WIDE):
+        if self._is_special(member.group) or self._is_offloaded(p):
+            return None
+        if form is None and p.dtype not in _WIDE:
             return None
         state = self._state_of(member)
         wide = torch.float64 if p.dtype == torch.float64 else torch.float32
@@ -896,6 +996,7 @@ class Optimizer(torch.optim.Optimizer):
         self._keep(None)
         self._outcome: Outcome | cuda.DeviceOutcome | None = None
         self._averaged = False
+        self._pipeline: offload.Offload | None = None
         #: Parameters (by identity) before their first step, where no step is kept.
         self._fresh: set[int] = set()
 
@@ -963,7 +1064,9 @@ class Optimizer(torch.optim.Optimizer):
         if self._averaged:
             raise RuntimeError("The averaged weights are in place already.")
         pairs = [(p, state["ema"]) for p, state in self.state.items() if "ema" in state]
-        kept = [p.detach().clone() for p, _ in pairs]
+        kept = [
+            offload.in_host(p) if self._is_offloaded(p) else p.detach().clone() for p, _ in pairs
+        ]
         plan = self._plan
         self._keep(None)
         self._averaged = True
@@ -1009,7 +1112,12 @@ class Optimizer(torch.optim.Optimizer):
             {name: group[name] for name in ("state", "rounding") if name in group}
             for group in self.param_groups
         ]
-        handle = self.register_load_state_dict_pre_hook(lambda _, taken: given.append(taken))
+
+        def take(_: torch.optim.Optimizer, taken: dict[str, Any]) -> dict[str, Any]:
+            given.append(taken)
+            return self._without_offloaded(taken)
+
+        handle = self.register_load_state_dict_pre_hook(take)
         try:
             super().load_state_dict(state_dict)
         finally:
@@ -1018,8 +1126,11 @@ class Optimizer(torch.optim.Optimizer):
         parameters = [p for group in self.param_groups for p in group["params"]]
         for i, parameter in zip(ids, parameters, strict=True):
             saved = given[0]["state"].get(i, {})
+            is_offloaded = self._is_offloaded(parameter)
             for name, value in saved.items() if isinstance(saved, dict) else ():
-                if isinstance(value, Tensor):
+                if isinstance(value, Tensor) and is_offloaded:
+                    self.state[parameter][name] = offload.in_host(value)
+                elif isinstance(value, Tensor):
                     loaded = self.state[parameter][name]
                     own = value.detach().to(device=loaded.device, copy=True)
                     self.state[parameter][name] = own
@@ -1031,7 +1142,27 @@ class Optimizer(torch.optim.Optimizer):
             for parameter in group["params"]:
                 if parameter in self.state:
                     self._take_over(self.state[parameter], entries, group, parameter)
+        self._settle()
         self._reset()
+
+    def _without_offloaded(self, state_dict: dict[str, Any]) -> dict[str, Any]:
+        """Leave out tensors that torch would bring to the device of an offloaded parameter."""
+        if not self._offloads:
+            return state_dict
+        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        state = dict(state_dict["state"])
+        for i, parameter in zip(ids, parameters, strict=False):  # torch complains of the length
+            if isinstance(state.get(i), dict) and self._is_offloaded(parameter):
+                others = {k: v for k, v in state[i].items() if not isinstance(v, Tensor)}
+                state[i] = others
+        return {**state_dict, "state": state}
+
+    def _settle(self) -> None:
+        """Bring the state of offloaded parameters into pinned host memory."""
+        for parameter, state in self.state.items() if self._offloads else ():
+            if isinstance(parameter, Tensor) and self._is_offloaded(parameter):
+                offload.settle(state, pinned=True)
 
     def _take_over(
         self, state: dict[str, Any], entries: Entries, group: dict[str, Any], parameter: Tensor
@@ -1057,13 +1188,15 @@ class Optimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return what torch keeps, and the phase."""
         kept = dict(super().__getstate__())
-        return {**kept, "_phase": self._phase, "_copies": self._copies, "skipped": self.skipped}
+        own = ("_phase", "_offloads", "_copies", "skipped")
+        return {**kept, **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, older ones with fewer options included."""
         super().__setstate__(state)
         defaults: dict[str, Any] = {
             "_phase": Phase(),
+            "_offloads": False,
             "_copies": None,
             "_skipped": self.__dict__.pop("skipped", 0),
             "_skipped_on": {},
@@ -1083,6 +1216,7 @@ class Optimizer(torch.optim.Optimizer):
                     on_device = group.get("capturable") or group.get("fused")
                     device = p.device if on_device else None
                     kept[step] = torch.tensor(float(kept[step]), dtype=_step_dtype(), device=device)
+        self._settle()
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -1133,6 +1267,17 @@ _NOT_DIFFERENTIABLE = (
 def scalar(value: Any) -> float:
     """Return an option that may be a number or a tensor of one element as a float."""
     return float(value.item()) if isinstance(value, Tensor) else float(value)
+
+
+@functools.lru_cache(maxsize=64)
+def _stored(
+    betas: tuple[float | None, float | None],
+    amsgrad: bool,
+    state: StateForm | tuple[StateForm, StateForm],
+    rounding: Rounding | None,
+) -> Options:
+    """Return options that say how something is stored; kept, since all parameters ask for them."""
+    return Options(betas=betas, amsgrad=amsgrad, state=state, rounding=rounding)
 
 
 def _outcome(parts: tuple[Any, ...]) -> Outcome:

@@ -30,6 +30,9 @@ __all__ = [
     "tile_sums",
 ]
 
+#: Elements that sums are taken of at once, whole tiles: float64 copies of all would be too large.
+_SLAB = 4096 * TILE
+
 
 @dataclass
 class Tensors:
@@ -125,7 +128,10 @@ def step_rmsprop(
 
 def tile_sums(x: Tensor, scale: float = 1.0) -> list[float]:
     """Return the sum of squares of each tile of ``x`` times ``scale``: adamas.statistics' order."""
-    flat = _real(x).reshape(-1).to(torch.float64)
+    flat = _real(x).reshape(-1)
+    if flat.numel() > _SLAB:
+        return [each for slab in flat.split(_SLAB) for each in tile_sums(slab, scale)]
+    flat = flat.to(torch.float64)
     tiles = -(-flat.numel() // TILE)
     padded = torch.nn.functional.pad(flat, (0, tiles * TILE - flat.numel()))
     rows = padded.reshape(tiles, TILE // LANES, LANES) * scale
@@ -164,7 +170,8 @@ def norm_from_tiles(
 
 def count_nonfinite(x: Tensor) -> int:
     """Return how many elements are infinite or NaN."""
-    return int(x.numel() - torch.isfinite(_real(x)).sum().item()) if x.numel() else 0
+    flat = _real(x).reshape(-1)
+    return sum(int((~torch.isfinite(slab)).sum().item()) for slab in flat.split(_SLAB))
 
 
 def _describe(gradient: Tensor, before: Tensor, after: Tensor, result: Result) -> Statistics:

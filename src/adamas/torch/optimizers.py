@@ -20,6 +20,7 @@ class Adam(Optimizer):
 
     The phase's arguments (``clip_norm`` and on) are those of :class:`adamas.Phase`; ``copy_to`` is
     ``torch.bfloat16`` or ``torch.float16``, or tensors to keep as copies of the parameters.
+    ``state``, ``rounding`` and ``offload`` are those of :class:`adamas.torch.Optimizer`.
     """
 
     def __init__(
