@@ -318,3 +318,34 @@ def test_what_cannot_be_is_refused_before_anything_changes():
     with pytest.raises(TypeError, match="rounded to nearest only"):
         ours.RMSprop([p], momentum=0.9, rounding="stochastic").step()
     assert torch.equal(p, torch.ones(3, dtype=FLOAT16))
+
+
+@pytest.mark.parametrize("momentum", [0, 0.5])
+def test_sgd_rounds_by_other_bits_at_each_step(momentum):
+    """A change of 0.3 units at a time arrives on average; the same bits at each step would not do.
+
+    With bits that never change, 3 of 10 elements would move at each step, and 7 never.
+    """
+    steps, unit = 400, 2.0**-7
+    p = nn.Parameter(torch.ones(1000, dtype=torch.bfloat16))
+    optimizer = ours.SGD([p], lr=1.0, momentum=momentum, rounding="stochastic")
+    for _ in range(steps):
+        p.grad = torch.full_like(p, -0.3 * unit * (1 - momentum))
+        optimizer.step()
+        with torch.no_grad():
+            p.clamp_(max=1.0 + 120 * unit)
+    moved = (p.detach().float() - 1.0) / unit
+    assert optimizer.state[p]["step"] == steps
+    # Each element has moved 0.3 · 400 = 120 times, give or take 9.2 (binomial), so none stands still.
+    assert float(moved.min()) > 120 - 8 * 9.2
+
+
+def test_sgd_goes_on_with_a_buffer_from_torch():
+    p = nn.Parameter(torch.ones(4))
+    theirs = torch.optim.SGD([p], lr=0.5, momentum=0.5)
+    p.grad = torch.ones(4)
+    theirs.step()
+    optimizer = ours.SGD([p], lr=0.5, momentum=0.5, state="bfloat16", rounding="stochastic")
+    optimizer.load_state_dict(theirs.state_dict())
+    optimizer.step()
+    assert torch.equal(optimizer.state_dict()["state"][0]["momentum_buffer"], torch.full((4,), 1.5))

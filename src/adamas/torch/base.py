@@ -813,7 +813,11 @@ class Optimizer(torch.optim.Optimizer):
                         own = own._replace(header="header")
                     if self._keeps_remainder(parameter, group):
                         own = own._replace(remainder="remainder")
-                    members.append(Member(parameter, group, own, index, form))
+                    member = Member(parameter, group, own, index, form)
+                    if own.step is None and self._draws(member):
+                        # Random bits are those of a step, so steps have to be counted.
+                        member = member._replace(entries=own._replace(step="step"))
+                    members.append(member)
                 index += 1
         return members
 
@@ -842,11 +846,14 @@ class Optimizer(torch.optim.Optimizer):
             offload.settle(state)
         if wanted <= state.keys():
             return
-        if member.entries.step is None and not wanted & state.keys():
+        is_new = not wanted & state.keys()
+        if member.entries.step is None and is_new:
             self._fresh.add(id(member.parameter))
         if not (wanted - {"ema"}) <= state.keys():  # a remainder that was not saved is zero, too
             for name, entry in self._new_state(member.parameter, member.group).items():
                 state.setdefault(name, entry)
+        if "step" in wanted and "step" not in state:  # a method that counts none by itself
+            state["step"] = torch.full((), 0.0 if is_new else 1.0, dtype=_step_dtype())
         if "ema" in wanted and "ema" not in state:
             p = member.parameter.detach()
             wide = torch.float32 if p.dtype in small.HALF else p.dtype
