@@ -336,7 +336,7 @@ def test_sgd_rounds_by_other_bits_at_each_step(momentum):
             p.clamp_(max=1.0 + 120 * unit)
     moved = (p.detach().float() - 1.0) / unit
     assert optimizer.state[p]["step"] == steps
-    # Each element has moved 0.3 · 400 = 120 times, give or take 9.2 (binomial), so none stands still.
+    # Each has moved 0.3 · 400 = 120 times, give or take 9.2 (binomial), so none stands still.
     assert float(moved.min()) > 120 - 8 * 9.2
 
 
