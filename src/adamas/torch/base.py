@@ -17,19 +17,20 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 import torch.optim.optimizer as torch_optimizer
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.autograd import profiler
 
 from adamas.codecs import key_of, random_bits_at
 from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights
-from adamas.engines.native import TensorPlan, TensorWatch
+from adamas.engines.native import TensorPlan
 from adamas.options import OnNonfinite, Options, Phase, Rounding, StateForm
 from adamas.statistics import Outcome, Statistics
 from adamas.torch import cuda, distributed, offload, operations, small
+from adamas.torch.members import Entries, Member, scalar
+from adamas.torch.on_device import OnDevice, Stepped, planned
 from adamas.torch.operations import Tensors
 
-__all__ = ["Entries", "Member", "Optimizer", "scalar"]
+__all__ = ["Optimizer", "Params"]
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 CopyTo = torch.dtype | Sequence[Tensor]
@@ -38,57 +39,12 @@ _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _WIDE = (torch.float32, torch.float64)
 
 
-class Entries(NamedTuple):
-    """Names of the entries of ``state[p]``; None where the method keeps no such entry."""
-
-    step: str | None
-    mean: str | None
-    square: str | None
-    largest_square: str | None
-    ema: str | None
-    header: str | None = None
-    remainder: str | None = None
-
-
-class Member(NamedTuple):
-    """A parameter with a gradient."""
-
-    parameter: Tensor
-    group: dict[str, Any]
-    entries: Entries
-    place: int  # among all parameters of all groups
-    form: small.Form | None  # None: as torch stores it
-
-
-class _OnDevice(NamedTuple):
-    """What steps the parameters on devices that Triton serves."""
-
-    launches: cuda.Launches
-    members: tuple[Member, ...]
-    #: What the tables were made of: keeps contiguous copies while kernels read them.
-    jobs: tuple[cuda.Job, ...]
-    #: Their groups, and of each the learning rate where it is kept on the device.
-    groups: tuple[dict[str, Any], ...]
-    rates: tuple[Tensor | None, ...]
-    #: Addresses of the gradients.
-    gradients: NDArray[np.int64]
-    #: Places and numbers of steps that are kept on the host.
-    host_places: tuple[int, ...]
-    host_steps: list[Tensor]
-    #: Those whose numbers are given with each step.
-    given: tuple[Member, ...]
-    #: What was not contiguous, and what is stepped in its place.
-    replaced: tuple[tuple[Tensor, Tensor], ...]
-    #: Tells whether all this still fits; None where each step has to look closely.
-    watch: Any
-
-
 class _Plan(NamedTuple):
     """How to make the next step, as long as nothing changes."""
 
     native: Any  # a TensorPlan, or None where no tensor takes it
     native_members: tuple[Member, ...]
-    on_device: _OnDevice | None
+    on_device: OnDevice | None
     other_members: tuple[Member, ...]
     #: One member of each cohort of the native plan whose numbers are given with each step.
     numbered: tuple[Member, ...]
@@ -350,11 +306,7 @@ class Optimizer(torch.optim.Optimizer):
         if plan.is_on_device:
             on = plan.on_device
             assert on is not None
-            fits = (
-                on.watch is not None
-                and all(map(_is_rate, on.groups, on.rates))
-                and on.watch.gradients(self.param_groups, self.state, on.gradients)
-            )
+            fits = on.fits(self.param_groups, self.state)
             if fits:
                 self._step_on_device(plan, on)
             return fits
@@ -399,7 +351,7 @@ class Optimizer(torch.optim.Optimizer):
             return
         self._finish(plan, self._step_apart(plan, scale))
 
-    def _step_on_device(self, plan: _Plan, on: _OnDevice) -> None:
+    def _step_on_device(self, plan: _Plan, on: OnDevice) -> None:
         """Make one step of tensors that are all on devices, and wait for none of it."""
         found = self.__dict__.get("found_inf")
         if self._phase.on_nonfinite == "raise" and found is not None:
@@ -409,35 +361,22 @@ class Optimizer(torch.optim.Optimizer):
         scale = self.__dict__.get("grad_scale")
         self._finish(plan, self._launch(on, found_inf=found, scale_on_device=scale))
 
-    def _launch(self, on: _OnDevice, **inputs: Any) -> cuda.DeviceOutcome | None:
+    def _launch(self, on: OnDevice, **inputs: Any) -> cuda.DeviceOutcome | None:
         """Launch a step of what is on devices; see :class:`adamas.torch.cuda.Inputs`."""
         cuda.refuse_capture(
-            {member.parameter.device for member in on.members},
+            on.devices,
             host_steps=bool(on.host_steps),
             given=self._has_more_state and bool(on.given),
             fresh=bool(self._fresh),
             waits=self._phase.on_nonfinite == "raise",
         )
-        steps = np.zeros(len(on.members), np.int64)
-        for place, step in zip(on.host_places, on.host_steps, strict=True):
-            steps[place] = int(step.item()) + 1
-        rates = [
-            scalar(group["lr"]) if rate is None else 0.0
-            for group, rate in zip(on.groups, on.rates, strict=True)
-        ]
         given = [
             (*self._numbers(member), *(self._ema_weights(member) or (0.0, 0.0)))
             for member in on.given
         ]
-        values = cuda.Inputs(on.gradients, steps, rates, given=given, **inputs)
-        outcome = on.launches.step(values, self._skipped_on)
-        for target, source in on.replaced:
-            target.copy_(source)
-        if on.host_steps and (outcome is None or outcome.applied):
-            for counted in on.host_steps:
-                counted.add_(1)
-        torch.autograd.graph.increment_version([member.parameter for member in on.members])
-        return outcome
+        for device in on.devices - self._skipped_on.keys():
+            self._skipped_on[device] = torch.zeros((), dtype=torch.int64, device=device)
+        return on.launch(given, self._skipped_on, **inputs)
 
     def _step_apart(self, plan: _Plan, scale: float) -> Outcome | None:
         """Make one step of tensors of several kinds: norm and guard first, then kind by kind."""
@@ -446,7 +385,7 @@ class Optimizer(torch.optim.Optimizer):
         norm = nonfinite = None
         factor = 1.0
         if phase.reads_first:
-            gradients = [_local_gradient(member) for member in members]
+            gradients = [member.local_gradient for member in members]
             groups = [distributed.shard_groups(member.parameter) for member in members]
             norm = operations.norm_from_tiles(
                 gradients, lambda parts: distributed.gathered(parts, groups)
@@ -489,7 +428,7 @@ class Optimizer(torch.optim.Optimizer):
 
         tensors = Tensors(
             parameter=distributed.local(member.parameter.detach()),
-            gradient=_local_gradient(member),
+            gradient=member.local_gradient,
             mean=entry(entries.mean),
             square=entry(entries.square),
             largest_square=entry(entries.largest_square),
@@ -571,7 +510,7 @@ class Optimizer(torch.optim.Optimizer):
         names = (*entries[1:5], entries.header, entries.remainder)
         return offload.Item(
             parameter=member.parameter,
-            gradient=_gradient(member),
+            gradient=member.gradient,
             entries=tuple(None if name is None else state[name] for name in names),
             options=stored[key],
             top=state.get("top", 0),
@@ -687,115 +626,20 @@ class Optimizer(torch.optim.Optimizer):
 
     def _planned_on_device(
         self, members: list[Member], idle: list[Tensor], phase: Phase
-    ) -> _OnDevice:
-        """Return how to step ``members``, by the launches of the last plan where they still fit."""
-        groups = list({id(member.group): member.group for member in members}.values())
-        indices = {id(group): i for i, group in enumerate(groups)}
-        options = [self._options(group) for group in groups]
-        rates = [_rate_on_device(group, members) for group in groups]
-        jobs: list[cuda.Job] = []
-        replaced: list[tuple[Tensor, Tensor]] = []
-        host: list[int] = []
-        steps: list[Tensor] = []
-        for member in members:
-            state, entries = self._state_of(member), member.entries
-            index = indices[id(member.group)]
-            step = None if entries.step is None else state[entries.step]
-            if step is not None and not cuda.is_beside(step, member.parameter):
-                host.append(len(jobs))
-                steps.append(step)
-                step = None
-            jobs.append(self._job(member, step, rates[index], index, options[index], replaced))
-        signature = cuda.signature_of(jobs, options, phase)
-        before = self._plan.on_device if self._plan is not None else None
-        if before is not None and before.launches.signature == signature:
-            launches = before.launches
-        else:
-            launches = cuda.Launches(jobs, options, phase)
-        for job in jobs:
-            device = job.parameter.device
-            if device not in self._skipped_on:
-                self._skipped_on[device] = torch.zeros((), dtype=torch.int64, device=device)
-        is_plain = not replaced and all(type(m.parameter) in _PLAIN_TYPES for m in members)
-        watch = None
-        if is_plain:
-            copies = self._copies
-            watched = [
-                (m.parameter, self._state_of(m), [copies[m.place]] if copies else [])
-                for m in members
-            ]
-            watch = TensorWatch(Tensor, torch.nn.Parameter, self.param_groups, watched, idle)
-        return _OnDevice(
-            launches,
-            tuple(members),
-            tuple(jobs),
-            tuple(groups),
-            tuple(rates),
-            np.array([job.gradient.data_ptr() for job in jobs], np.int64),
-            tuple(host),
-            steps,
-            tuple(m for m in members if options[indices[id(m.group)]] is None),
-            tuple(replaced),
-            watch,
-        )
-
-    def _job(
-        self,
-        member: Member,
-        step: Tensor | None,
-        rate: Tensor | None,
-        group: int,
-        options: Options | None,
-        replaced: list[tuple[Tensor, Tensor]],
-    ) -> cuda.Job:
-        """Return what the kernels have to know of a parameter; add to what is ``replaced``."""
-        state, entries, form = self._state_of(member), member.entries, member.form
-        rounding = member.group.get("rounding")
-        is_half = member.parameter.dtype in small.HALF
-        mean, square = ("float32", "float32") if form is None else form.forms
-        by_chance = form is not None and not form.is_dense and form.rounding != "nearest"
-        phase = self._phase
-        is_ordered = self._draws(member) or "8bit" in (mean, square)
-        names = (entries.mean, entries.square, entries.largest_square, entries.ema)
-        tensors = [
-            member.parameter.detach(),
-            _local_gradient(member),
-            *(None if name is None else state[name] for name in names),
-            self._copies[member.place] if self._copies else None,
-            None if entries.remainder is None else state[entries.remainder],
+    ) -> OnDevice:
+        """Return how to step ``members``."""
+        options = {id(member.group): self._options(member.group) for member in members}
+        stepped = [
+            Stepped(
+                member,
+                self._state_of(member),
+                options[id(member.group)],
+                self._copies[member.place] if self._copies else None,
+            )
+            for member in members
         ]
-        local = [None if each is None else distributed.local(each) for each in tensors]
-        is_ordered = is_ordered or phase.reads_first or phase.statistics
-        laid = cuda.laid_out(local, is_ordered=is_ordered)
-        replaced.extend(
-            (target, source)
-            for i, (target, source) in enumerate(zip(local, laid, strict=True))
-            if target is not None and source is not None and source is not target and i != 1
-        )
-        p, g, m, v, w, ema, copy, remainder = laid
-        assert p is not None
-        assert g is not None
-        return cuda.Job(
-            parameter=p,
-            gradient=g,
-            mean=m,
-            square=v,
-            largest_square=w,
-            ema=ema,
-            copy=copy,
-            header=None if entries.header is None else state[entries.header],
-            remainder=remainder,
-            step=step,
-            lr=rate,
-            forms=(cuda.form_name(mean, m), cuda.form_name(square, v)),
-            rounding=rounding or "nearest" if is_half else "nearest",
-            by_chance=by_chance,
-            top=state.get("top", 0),
-            place=member.place,
-            first=distributed.first_element(member.parameter) or 0,
-            group=group,
-            is_given=options is None,
-        )
+        before = self._plan.on_device if self._plan is not None else None
+        return planned(stepped, self.param_groups, idle, phase, before)
 
     def _members(self) -> list[Member]:
         """Return the parameters that have gradients."""
@@ -814,7 +658,7 @@ class Optimizer(torch.optim.Optimizer):
                     if self._keeps_remainder(parameter, group):
                         own = own._replace(remainder="remainder")
                     member = Member(parameter, group, own, index, form)
-                    if own.step is None and self._draws(member):
+                    if own.step is None and member.draws:
                         # Random bits are those of a step, so steps have to be counted.
                         member = member._replace(entries=own._replace(step="step"))
                     members.append(member)
@@ -824,7 +668,7 @@ class Optimizer(torch.optim.Optimizer):
     def _refuse(self, member: Member) -> None:
         if member.group.get("differentiable"):
             raise ValueError(_NOT_DIFFERENTIABLE)
-        if _gradient(member).is_sparse:
+        if member.gradient.is_sparse:
             name = type(self).__name__
             advice = ", please consider SparseAdam instead" if name == "Adam" else ""
             raise RuntimeError(f"{name} does not support sparse gradients{advice}")
@@ -833,7 +677,7 @@ class Optimizer(torch.optim.Optimizer):
             chosen = member.form if "state" in group else None
             small.refuse(member.parameter, chosen, group.get("rounding"), self._is_special(group))
         if self._is_offloaded(member.parameter):
-            offload.refuse(member.parameter, self._is_special(group), _gradient(member))
+            offload.refuse(member.parameter, self._is_special(group), member.gradient)
 
     def _prepare_state(self, member: Member) -> None:
         """Create what the state of a parameter lacks."""
@@ -885,7 +729,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _takes_native(self, member: Member) -> bool:
         """Whether the native engine can step a parameter: plain, on the CPU, contiguous."""
-        stored = self._stored(member)
+        stored = self._with_dtypes(member)
         p, step = member.parameter, member.entries.step
         if stored is None or not all(_is_plain(x, (dtype,)) for x, dtype in stored):
             return False
@@ -909,7 +753,7 @@ class Optimizer(torch.optim.Optimizer):
         p = member.parameter
         if not cuda.takes(p.device):
             return False
-        stored = self._stored(member)
+        stored = self._with_dtypes(member)
         if stored is None:
             return False
         local = [(distributed.local(x), dtype) for x, dtype in stored]
@@ -926,10 +770,10 @@ class Optimizer(torch.optim.Optimizer):
             fits
             and (form is None or form.header_is_on(part.device, self._state_of(member)))
             and (copy is None or (copy.dtype in small.HALF and copy.device == part.device))
-            and (not self._draws(member) or distributed.first_element(p) is not None)
+            and (not member.draws or distributed.first_element(p) is not None)
         )
 
-    def _stored(self, member: Member) -> list[tuple[Tensor, torch.dtype]] | None:
+    def _with_dtypes(self, member: Member) -> list[tuple[Tensor, torch.dtype]] | None:
         """Return parameter, gradient and entries, each with the dtype that the engines read.
 
         None where they follow another rule, compute in another dtype, or are on several devices.
@@ -948,19 +792,11 @@ class Optimizer(torch.optim.Optimizer):
             (entries.largest_square, wide),
             (entries.ema, wide),
         )
-        stored = [(p, p.dtype), (_gradient(member), p.dtype)]
+        stored = [(p, p.dtype), (member.gradient, p.dtype)]
         stored += [(state[name], dtype) for name, dtype in wanted if name is not None]
         if entries.remainder is not None:
             stored.append((state[entries.remainder], small.REMAINDERS[member.group["rounding"]]))
         return stored
-
-    def _draws(self, member: Member) -> bool:
-        """Whether random bits are needed to store what belongs to a parameter."""
-        form, is_half = member.form, member.parameter.dtype in small.HALF
-        by_chance = form is not None and not form.is_dense and form.rounding != "nearest"
-        return by_chance or (
-            is_half and member.group.get("rounding") in ("stochastic", "remainder8")
-        )
 
     def _meets(self, member: Member, spans: list[tuple[int, int]]) -> bool:
         """Whether a parameter or its state shares memory with one before; else note its memory.
@@ -1271,11 +1107,6 @@ _NOT_DIFFERENTIABLE = (
 )
 
 
-def scalar(value: Any) -> float:
-    """Return an option that may be a number or a tensor of one element as a float."""
-    return float(value.item()) if isinstance(value, Tensor) else float(value)
-
-
 @functools.lru_cache(maxsize=64)
 def _stored(
     betas: tuple[float | None, float | None],
@@ -1294,17 +1125,6 @@ def _outcome(parts: tuple[Any, ...]) -> Outcome:
     return Outcome(applied, norm, nonfinite, statistics)
 
 
-def _gradient(member: Member) -> Tensor:
-    gradient = member.parameter.grad
-    assert gradient is not None
-    return gradient
-
-
-def _local_gradient(member: Member) -> Tensor:
-    """Return this process's part of a gradient, which is laid out as the parameter is."""
-    return distributed.local(distributed.laid_out_as(member.parameter, _gradient(member)))
-
-
 def _is_plain(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
     return (
         type(tensor) in _PLAIN_TYPES
@@ -1313,22 +1133,6 @@ def _is_plain(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
         and tensor.layout == torch.strided
         and tensor.is_contiguous()
     )
-
-
-def _rate_on_device(group: dict[str, Any], members: list[Member]) -> Tensor | None:
-    """Return the learning rate of a group where kernels can read it, on the device of them all."""
-    lr = group["lr"]
-    devices = {member.parameter.device for member in members if member.group is group}
-    is_read = isinstance(lr, Tensor) and {lr.device} == devices and lr.dtype in _WIDE
-    return lr.detach() if is_read and lr.numel() == 1 else None
-
-
-def _is_rate(group: dict[str, Any], known: Tensor | None) -> bool:
-    """Return whether the learning rate of a group is still where it was."""
-    lr = group["lr"]
-    if known is None:
-        return not isinstance(lr, Tensor) or not cuda.takes(lr.device)
-    return isinstance(lr, Tensor) and lr.data_ptr() == known.data_ptr() and lr.dtype == known.dtype
 
 
 def _is_distributed(tensor: Tensor) -> bool:

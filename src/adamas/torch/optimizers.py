@@ -9,7 +9,8 @@ from torch import Tensor
 
 from adamas.coefficients import Coefficients, one_minus_power
 from adamas.options import Options
-from adamas.torch.base import Entries, Member, Optimizer, Params, scalar
+from adamas.torch.base import Optimizer, Params
+from adamas.torch.members import Entries, Member, scalar
 from adamas.torch.operations import Tensors, step_rmsprop
 
 __all__ = ["SGD", "Adam", "AdamW", "NAdam", "RMSprop"]

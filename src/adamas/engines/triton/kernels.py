@@ -93,7 +93,7 @@ class Stepped(NamedTuple):
     change: Any
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def read(
     chunks,
     table,
@@ -136,7 +136,7 @@ def read(
     tl.store(counts + into, tl.sum(found, 1).to(tl.int64), mask=mask)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def sweep(
     chunks,
     table,

@@ -46,7 +46,7 @@ from adamas.engines.triton.tables import (
 __all__ = ["conclude", "number"]
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["row_count"])
 def conclude(
     rows,
     row_count,

@@ -80,7 +80,7 @@ def halved(lanes, tiles: tl.constexpr, half: tl.constexpr):
     return low + high
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["tiles"])
 def collect(sums, counts, ranges, rows, tiles, HAS_COUNTS: tl.constexpr, BLOCK: tl.constexpr):
     """Write a row of partial sums for a range of tiles; program axis 1 is the number of the sum.
 
