@@ -301,6 +301,7 @@ def test_a_step_that_raises_changes_nothing():
         "changed. Look for a division or overflow in the loss, or leave such steps out with "
         'on_nonfinite="skip".'
     )
+    assert training.optimizer.skipped == 0
     now = training.values()
     assert all(torch.equal(kept[name], now[name]) for name in kept)
 

@@ -379,6 +379,7 @@ class _Part:
         self._phase = phase
         self._scales = scales
         self._kept: list[Any] = []  # that a graph reads from
+        self._compiled: dict[Any, Any] = {}
         counts = np.array([job.parameter.numel() for job in jobs], np.int64)
         tiles = -(-counts // TILE)
         self._first_tiles = np.concatenate([[0], np.cumsum(tiles)])
@@ -474,10 +475,13 @@ class _Part:
 
     def read(self) -> Tensor:
         """Read the gradients; return rows of partial sums."""
-        engine = self._engine
+        engine, rows = self._engine, self._read_rows
         with self._here():
-            for launch in self._launches:
-                engine.read[(launch.chunk_count,)](
+            for i, launch in enumerate(self._launches):
+                self._run(
+                    i,
+                    engine.read,
+                    (launch.chunk_count,),
                     launch.chunks,
                     self._table,
                     self._on_device[0],
@@ -486,19 +490,8 @@ class _Part:
                     self._tiles,
                     P=launch.dtype,
                     SCALES=self._scales,
-                    **engine.OPTIONS,
                 )
-            rows = self._read_rows
-            engine.collect[(rows.shape[0], self._scales)](
-                self._read_sums,
-                self._read_counts,
-                self._read_ranges,
-                rows,
-                self._tiles,
-                HAS_COUNTS=False,
-                BLOCK=32,
-                **engine.OPTIONS,
-            )
+            self._collect(self._read_sums, self._read_counts, self._read_ranges, rows)
         return rows
 
     def conclude(
@@ -522,6 +515,7 @@ class _Part:
                 skipped[self.device],
                 READS=rows is not None,
                 SKIPS=phase.on_nonfinite != "propagate",
+                COUNTS=phase.on_nonfinite == "skip",
                 CLIPS=phase.clip_norm is not None,
                 SCALES=self._scales,
                 num_warps=1,
@@ -531,9 +525,11 @@ class _Part:
     def sweep(self, guarded: bool) -> None:
         """Take the numbers of each tensor, and step them all."""
         engine, on_device = self._engine, self._on_device
-        recorded = self._phase.statistics
         with self._here():
-            engine.number[(self._jobs,)](
+            self._run(
+                guarded,
+                engine.number,
+                (self._jobs,),
                 self._table,
                 self._recipes,
                 on_device[4],
@@ -545,11 +541,13 @@ class _Part:
                 self._keys,
                 GUARDED=guarded,
                 num_warps=1,
-                **engine.OPTIONS,
             )
-            for launch in self._launches:
+            for i, launch in enumerate(self._launches):
                 is_aligned = launch.is_aligned and not (self._gradients[launch.rows] % 16).any()
-                engine.sweep[(launch.chunk_count,)](
+                self._run(
+                    (i, guarded, is_aligned),
+                    engine.sweep,
+                    (launch.chunk_count,),
                     launch.chunks,
                     self._table,
                     on_device[0],
@@ -562,32 +560,60 @@ class _Part:
                     P=launch.dtype,
                     **launch.forms,
                     GUARDED=guarded,
-                    RECORDED=recorded,
+                    RECORDED=self._phase.statistics,
                     SCALES=self._scales,
                     ALIGNED=is_aligned,
-                    **engine.OPTIONS,
                 )
-            if recorded:
-                rows = self._rows
-                engine.collect[(rows.shape[0], 3 * self._scales)](
-                    self._sums,
-                    self._counts,
-                    self._ranges,
-                    rows,
-                    self._tiles,
-                    HAS_COUNTS=True,
-                    BLOCK=32,
-                    **engine.OPTIONS,
-                )
-                engine.describe[(self._jobs, 3)](
-                    rows,
+            if self._phase.statistics:
+                self._collect(self._sums, self._counts, self._ranges, self._rows)
+                self._run(
+                    None,
+                    engine.describe,
+                    (self._jobs, 3),
+                    self._rows,
                     self._row_ranges,
                     self._table,
                     self._statistics,
                     SCALES=self._scales,
                     num_warps=1,
-                    **engine.OPTIONS,
                 )
+
+    def _collect(self, sums: Tensor, counts: Tensor, ranges: Tensor, rows: Tensor) -> None:
+        """Add up the sums of tiles, range by range."""
+        self._run(
+            sums.shape[0],
+            self._engine.collect,
+            tuple(rows.shape[:2]),
+            sums,
+            counts,
+            ranges,
+            rows,
+            self._tiles,
+            HAS_COUNTS=counts.shape[0] > 1,
+            BLOCK=32,
+        )
+
+    def _run(
+        self,
+        which: Any,
+        kernel: Any,
+        grid: tuple[int, ...],
+        *arguments: Any,
+        num_warps: int = 4,
+        **constants: Any,
+    ) -> None:
+        """Launch a kernel, and keep what it was compiled to: to find that takes longer than to run.
+
+        ``which`` tells apart launches of one kernel whose constants or addresses differ.
+        """
+        compiled = self._compiled.get((kernel, which))
+        if compiled is None:
+            options = {"num_warps": num_warps, **self._engine.OPTIONS}
+            compiled = kernel[grid](*arguments, **constants, **options)
+            self._compiled[kernel, which] = compiled  # None in Triton's interpreter
+        else:
+            names = kernel.arg_names[len(arguments) :]
+            compiled[(*grid, 1, 1)[:3]](*arguments, *(constants[name] for name in names))
 
     # -- what it has left --------------------------------------------------------------------------
 

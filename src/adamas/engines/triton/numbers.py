@@ -58,6 +58,7 @@ def conclude(
     skipped,
     READS: tl.constexpr,
     SKIPS: tl.constexpr,
+    COUNTS: tl.constexpr,
     CLIPS: tl.constexpr,
     SCALES: tl.constexpr,
 ):
@@ -65,7 +66,8 @@ def conclude(
 
     One program. ``rows`` are the partial sums of all gradients (:func:`.sums.collect`), read with
     ``READS``; ``found_inf`` and ``loss_scale`` are a GradScaler's float32 scalars or None;
-    ``live_scale`` points to loss scale and factor of the host, ``clip_norm`` to a float64.
+    ``live_scale`` points to loss scale and factor of the host, ``clip_norm`` to a float64. A step
+    that is left out with ``SKIPS`` is counted in ``skipped`` with ``COUNTS``.
     """
     applied = tl.full((), 1, tl.int32)
     scale = tl.load(live_scale).to(tl.float64, bitcast=True)
@@ -80,7 +82,8 @@ def conclude(
         tl.store(verdict + NORM, norm)
         if SKIPS:
             is_finite = (entry(row, NONFINITE) == 0).to(tl.int32)
-            tl.store(skipped, tl.load(skipped) + (applied & (1 - is_finite)))
+            if COUNTS:
+                tl.store(skipped, tl.load(skipped) + (applied & (1 - is_finite)))
             applied = applied & is_finite
         if CLIPS:
             clip = tl.load(clip_norm)
