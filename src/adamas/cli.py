@@ -25,7 +25,17 @@ else:
 
 __all__ = ["main"]
 
-_PACKAGES = ("numpy", "scipy", "torch", "jax", "optax", "scikit-learn", "safetensors", "matplotlib")
+_PACKAGES = (
+    "numpy",
+    "scipy",
+    "torch",
+    "triton",
+    "jax",
+    "optax",
+    "scikit-learn",
+    "safetensors",
+    "matplotlib",
+)
 
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
