@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from adamas.coefficients import Coefficients
 from adamas.engines.triton.codecs import (
     decode_bfloat16,
     decode_means_8bit,
@@ -32,7 +33,7 @@ from adamas.engines.triton.codecs import (
     relative_mean,
     root_scale,
 )
-from adamas.engines.triton.rule import Numbers, rule, smooth
+from adamas.engines.triton.rule import rule, smooth
 from adamas.engines.triton.sums import (
     LARGEST,
     MOVED,
@@ -188,7 +189,7 @@ def sweep(
     )
     T: tl.constexpr = tl.float64 if P == "float64" else tl.float32
     own = numbers + tensor * NUMBERS
-    c = Numbers(
+    c = Coefficients(
         tl.load(own + 0).to(T),
         tl.load(own + 1).to(T),
         tl.load(own + 2).to(T),

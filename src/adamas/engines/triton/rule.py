@@ -8,47 +8,18 @@ square root are the correctly rounded ones, and kernels are compiled without fus
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
-
 import triton
 import triton.language as tl
 
-__all__ = ["OPTIONS", "Numbers", "Result", "flush", "maximum", "ratio", "rule", "smooth", "sqrt"]
+from adamas.rule import Result
+
+__all__ = ["OPTIONS", "flush", "maximum", "ratio", "rule", "smooth", "sqrt"]
 
 #: What every kernel that computes must be compiled with: products keep their own rounding.
 OPTIONS = {"enable_fp_fusion": False}
 
 _SMALLEST_32: tl.constexpr = tl.constexpr(2.0**-126)
 _SMALLEST_64: tl.constexpr = tl.constexpr(2.0**-1022)
-
-
-class Numbers(NamedTuple):
-    """The numbers of :class:`adamas.coefficients.Coefficients`, in the arithmetic of the arrays."""
-
-    grad_scale: Any
-    l2: Any
-    decay: Any
-    keep1: Any
-    take1: Any
-    keep2: Any
-    take2: Any
-    from_m: Any
-    from_g: Any
-    root: Any
-    inner: Any
-    eps: Any
-    step: Any
-
-
-class Result(NamedTuple):
-    """What :class:`adamas.rule.Result` is."""
-
-    p: Any
-    m: Any
-    v: Any
-    w: Any
-    u: Any
-    change: Any
 
 
 @triton.jit
