@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
-import os
 import random
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -24,6 +21,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 from torch.utils.data import DataLoader, TensorDataset
 
 import adamas.torch as ours
+from processes import TWO_PROCESSES, run_in_two
 
 F = nn.functional
 #: These packages use what PyTorch, Python or they themselves have deprecated.
@@ -314,112 +312,8 @@ def test_zero_redundancy_takes_it_as_its_optimizer(mesh):
     assert same(bits(net), bits(twin))
 
 
-TWO_PROCESSES = """
-import os
-import sys
-import torch
-import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
-import adamas.torch as ours
-
-rank, store = int(sys.argv[1]), sys.argv[2]
-dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
-mesh = init_device_mesh("cpu", (2,))
-
-def made():
-    torch.manual_seed(0)
-    return torch.nn.Sequential(
-        torch.nn.Linear(64, 32, bias=False), torch.nn.Tanh(), torch.nn.Linear(32, 64, bias=False)
-    )
-
-plain, sharded = made(), made()
-fully_shard(sharded, mesh=mesh)
-options = dict(lr=0.01, clip_norm=0.05, on_nonfinite="skip", ema=0.9)
-pairs = [(net, ours.AdamW(net.parameters(), **options)) for net in (plain, sharded)]
-norms = []
-for step in range(5):
-    x = torch.randn(16, 64, generator=torch.Generator().manual_seed(step))
-    for net, optimizer in pairs:
-        optimizer.zero_grad()
-        net(x).square().mean().backward()
-        if step == 3:  # in the part of one process alone
-            gradient = net[0].weight.grad
-            here = gradient.to_local() if isinstance(gradient, DTensor) else gradient
-            if net is plain or rank == 1:
-                here[-1, -1] = float("nan")
-        optimizer.step()
-        norms.append(optimizer.gradient_norm)
-assert [optimizer.skipped for _, optimizer in pairs] == [1, 1]
-assert norms[0::2][:3] == norms[1::2][:3] and norms[0] > 0.05
-for a, b in zip(plain.parameters(), sharded.parameters(), strict=True):
-    assert b.to_local().numel() == a.numel() // 2
-    assert torch.equal(a, b.full_tensor())
-    assert torch.equal(pairs[0][1].state[a]["ema"], pairs[1][1].state[b]["ema"].full_tensor())
-
-# A gradient in another layout than its parameter's is redistributed.
-values, gradient = torch.arange(1.0, 9.0).view(4, 2), torch.linspace(-1, 1, 8).view(4, 2)
-whole = torch.nn.Parameter(values.clone())
-whole.grad = gradient.clone()
-parts = torch.nn.Parameter(distribute_tensor(values.clone(), mesh, [Shard(0)]))
-parts.grad = distribute_tensor(gradient.clone(), mesh, [Replicate()])
-uneven = torch.nn.Parameter(distribute_tensor(values[:1].clone(), mesh, [Shard(0)]))
-uneven.grad = distribute_tensor(gradient[:1].clone(), mesh, [Shard(0)])
-optimizer = ours.Adam([whole, parts, uneven], lr=0.1)
-optimizer.step()
-assert torch.equal(whole, parts.full_tensor())
-assert torch.equal(whole[:1], uneven.full_tensor())
-assert "exp_avg" in optimizer.state[uneven]
-
-# Small states and random rounding: random bits are those of the elements of the whole tensor.
-def drawn(seed, dtype):
-    return torch.randn(64, 96, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-for dtype, rounding in ((torch.float32, None), (torch.bfloat16, "stochastic"),
-                        (torch.bfloat16, "remainder8")):
-    for state in ("bfloat16", "compact", "8bit"):
-        for placement in (Shard(0), Shard(1), Replicate()):
-            if state == "8bit" and placement == Shard(1):
-                continue  # blocks are of a process's own part
-            whole = torch.nn.Parameter(drawn(0, dtype))
-            parts = torch.nn.Parameter(distribute_tensor(drawn(0, dtype), mesh, [placement]))
-            optimizers = [
-                ours.AdamW([p], lr=0.01, state=state, rounding=rounding, clip_norm=1.0)
-                for p in (whole, parts)
-            ]
-            for step in range(1, 4):
-                whole.grad = drawn(step, dtype)
-                parts.grad = distribute_tensor(drawn(step, dtype), mesh, [placement])
-                for optimizer in optimizers:
-                    optimizer.step()
-                if step == 2:  # a dense state goes to another process layout and back
-                    saved = optimizers[1].state_dict()
-                    assert saved["state"][0]["exp_avg"].placements == (placement,)
-                    optimizers[1].load_state_dict(saved)
-            assert torch.equal(whole, parts.full_tensor()), (dtype, state, placement)
-            one, two = (each.state_dict()["state"][0] for each in optimizers)
-            for name in ("exp_avg", "exp_avg_sq"):
-                assert torch.equal(one[name], two[name].full_tensor()), (dtype, state, placement)
-dist.barrier()
-os._exit(0)  # gloo's own threads sometimes abort an orderly end
-"""
-
-
 def test_two_processes_have_one_norm_skip_together_and_give_the_bits_of_one(tmp_path):
-    command = [sys.executable, "-c", TWO_PROCESSES]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])}
-    both = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "store")],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=120)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(errors)
+    assert run_in_two(TWO_PROCESSES, tmp_path) == [0, 0]
 
 
 # ── torch's other companions ───────────────────────────────────────────────────────────────────

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 import copy
 import io
-import os
-import subprocess
-import sys
 import warnings
 from typing import Any
 
@@ -21,8 +18,8 @@ from torch import nn
 
 import adamas.torch as ours
 from adamas.torch import cuda
-from cases import ROOT
 from device_engine import DEVICE
+from processes import TWO_PROCESSES, run_in_two
 
 SHAPES = ((3, 4), (33,), (), (0,), (1030,))
 NO_GPU = pytest.mark.skipif(
@@ -659,7 +656,7 @@ def test_a_compiled_training_step_has_the_bits_of_an_eager_one():
     assert all(map(torch.equal, *results))
 
 
-PROCESSES = """
+STAND_IN = """
 import device_engine
 from adamas.torch import cuda
 cuda.DEVICE_TYPES = ("cpu",)
@@ -668,23 +665,7 @@ cuda.DEVICE_TYPES = ("cpu",)
 
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="needs a process group of CPU tensors")
 def test_two_processes_step_their_parts_with_the_bits_of_one(tmp_path):
-    from test_frameworks import TWO_PROCESSES
-
-    environment = {
-        **os.environ,
-        "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path[1:]]),
-    }
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", PROCESSES + TWO_PROCESSES, str(rank), str(tmp_path / "store")],
-            env=environment,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=600)[1] for process in both]
-    assert [process.returncode for process in both] == [0, 0], "\n".join(errors)
+    assert run_in_two(STAND_IN + TWO_PROCESSES, tmp_path) == [0, 0]
 
 
 # ── CUDA graphs ────────────────────────────────────────────────────────────────────────────────
