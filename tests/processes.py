@@ -69,7 +69,7 @@ assert "exp_avg" in optimizer.state[uneven]
 
 # Small states and random rounding: random bits are those of the elements of the whole tensor.
 def drawn(seed, dtype):
-    return torch.randn(64, 96, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    return torch.randn(32, 96, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 for dtype, rounding in ((torch.float32, None), (torch.bfloat16, "stochastic"),
                         (torch.bfloat16, "remainder8")):

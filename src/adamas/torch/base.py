@@ -8,6 +8,7 @@ float16 state) take :mod:`adamas.torch.operations`, with the same rule.
 
 from __future__ import annotations
 
+import bisect
 import functools
 import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
@@ -569,13 +570,15 @@ class Optimizer(torch.optim.Optimizer):
         native: list[Member] = []
         on_device: list[Member] = []
         other: list[Member] = []
-        spans: list[tuple[int, int]] = []
+        taken = _Memory()
         for member in members:
             if self._takes_on_device(member):
                 kind = on_device
             else:
                 kind = native if self._takes_native(member) else other
-            (other if kind is other or self._meets(member, spans) else kind).append(member)
+            # What shares memory is stepped one after another, as torch does.
+            is_apart = kind is other or not taken.add(self._memory(member))
+            (other if is_apart else kind).append(member)
         other.sort(key=lambda member: self._is_offloaded(member.parameter))
         # Plans walk the state in its own order, which is that of the first gradients.
         order = {id(p): i for i, p in enumerate(self.state)}
@@ -628,7 +631,8 @@ class Optimizer(torch.optim.Optimizer):
         self, members: list[Member], idle: list[Tensor], phase: Phase
     ) -> OnDevice:
         """Return how to step ``members``."""
-        options = {id(member.group): self._options(member.group) for member in members}
+        groups = {id(member.group): member.group for member in members}
+        options = {key: self._options(group) for key, group in groups.items()}
         stepped = [
             Stepped(
                 member,
@@ -798,18 +802,12 @@ class Optimizer(torch.optim.Optimizer):
             stored.append((state[entries.remainder], small.REMAINDERS[member.group["rounding"]]))
         return stored
 
-    def _meets(self, member: Member, spans: list[tuple[int, int]]) -> bool:
-        """Whether a parameter or its state shares memory with one before; else note its memory.
-
-        Such parameters are stepped one after another, as torch does.
-        """
+    def _memory(self, member: Member) -> list[tuple[int, int]]:
+        """Return where a parameter and its state begin and end in memory."""
         state = self._state_of(member)
-        tensors = [member.parameter, *(state[name] for name in member.entries if name is not None)]
-        own = [(each.data_ptr(), each.data_ptr() + each.nbytes) for each in tensors if each.numel()]
-        taken = _any_overlap(sorted([*spans, *own]))
-        if not taken:
-            spans.extend(own)
-        return taken
+        names = (name for name in member.entries if name is not None)
+        parts = map(distributed.local, (member.parameter, *(state[name] for name in names)))
+        return [(each.data_ptr(), each.data_ptr() + each.nbytes) for each in parts if each.numel()]
 
     def _group_index(self, group: dict[str, Any]) -> int:
         return next(i for i, each in enumerate(self.param_groups) if each is group)
@@ -1139,8 +1137,27 @@ def _is_distributed(tensor: Tensor) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
-def _any_overlap(spans: list[tuple[int, int]]) -> bool:
-    return any(end > start for (_, end), (start, _) in itertools.pairwise(spans))
+class _Memory:
+    """Pieces of memory that do not overlap."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    def add(self, spans: list[tuple[int, int]]) -> bool:
+        """Take pieces in; False, having taken none, where one meets another."""
+        spans = sorted(spans)
+        if any(end > start for (_, end), (start, _) in itertools.pairwise(spans)):
+            return False
+        places = [bisect.bisect_left(self._starts, start) for start, _ in spans]
+        for place, (start, end) in zip(places, spans, strict=True):
+            meets_last = place > 0 and self._ends[place - 1] > start
+            if meets_last or (place < len(self._starts) and self._starts[place] < end):
+                return False
+        for place, (start, end) in zip(reversed(places), reversed(spans), strict=True):
+            self._starts.insert(place, start)
+            self._ends.insert(place, end)
+        return True
 
 
 def _step_dtype() -> torch.dtype:
