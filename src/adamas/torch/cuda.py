@@ -4,8 +4,8 @@ One launch steps all tensors that are stored alike, whatever their number and sh
 addresses in a table on the device, which is sent when a plan is made. What may change from step to
 step (addresses of gradients, numbers and rates kept on the host) is sent again where it has
 changed. Norm, guard, clip factor, loss scale and the numbers of a step are taken on the device, and
-nothing waits for the host unless it asks: ``on_nonfinite="raise"`` does, and so does what is
-printed (:class:`DeviceOutcome`).
+the host waits for none of it unless it asks: ``on_nonfinite="raise"`` does, and so does whoever
+reads an outcome (:class:`DeviceOutcome`).
 
 Inside a CUDA graph a step reads what it finds on the device at each replay: learning rates and
 numbers of steps that are tensors there. What is sent from the host is sent again by each replay.
@@ -226,9 +226,9 @@ class Launches:
             by_device.setdefault(job.device, []).append(i)
         scales = 3 if any(job.parameter.dtype == torch.float64 for job in jobs) else 1
         self._places = [np.array(indices) for indices in by_device.values()]
+        given = np.cumsum([job.is_given for job in jobs]) - 1
         self._given_places = [
-            [sum(job.is_given for job in jobs[:i]) for i in indices if jobs[i].is_given]
-            for indices in by_device.values()
+            [int(given[i]) for i in indices if jobs[i].is_given] for indices in by_device.values()
         ]
         self._parts = [
             _Part(device, [jobs[i] for i in indices], options, phase, scales)
