@@ -1,4 +1,5 @@
-"""What the tests need that is not there for every Python or machine: JAX, from 3.11 on; a GPU.
+"""What the tests need that is not there for every Python or machine: JAX, from 3.11 on; Triton,
+which is made for Linux; a GPU.
 
 Without one, Triton's kernels run in its interpreter. Which of the two it is, is settled when Triton
 is first imported, so before any test is.
@@ -12,6 +13,8 @@ from importlib.util import find_spec
 import torch
 
 collect_ignore_glob = [] if find_spec("jax") else ["test_jax*.py"]
+if not find_spec("triton"):
+    collect_ignore_glob += ["test_triton*.py", "test_torch_cuda.py", "test_bench_cuda.py"]
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -54,8 +55,13 @@ def parameter_on_device(array: Any) -> torch.Tensor:
 class Plan:
     """A step over fixed groups of arrays, as adamas.engines describes it."""
 
+    #: The dtype of copies of the parameters; None: there are none.
+    copy_to: torch.dtype | None = None
+
     def __init__(self, groups: Sequence[Group], phase: Phase) -> None:
         self.phase = phase
+        #: What each step is given besides, as Inputs call it.
+        self.extra: dict[str, Any] = {}
         self.slots = [slot for group in groups for slot in group.slots]
         self.arrays: list[tuple[Any, torch.Tensor]] = []
         self.jobs: list[Job] = []
@@ -90,6 +96,9 @@ class Plan:
         pairs = zip((slot.parameter, *arrays), (parameter, *entries), strict=True)
         self.arrays += [(array, tensor) for array, tensor in pairs if array is not None]
         mean, square, largest, ema, header, remainder = entries
+        copy = None
+        if self.copy_to is not None:
+            copy = torch.full(parameter.shape, -3.0, dtype=self.copy_to, device=DEVICE)
         number = len(self.jobs) if slot.number is None else slot.number
         return Job(
             parameter=parameter,
@@ -98,7 +107,7 @@ class Plan:
             square=square,
             largest_square=largest,
             ema=ema,
-            copy=None,
+            copy=copy,
             header=header,
             remainder=remainder,
             step=None,
@@ -119,6 +128,7 @@ class Plan:
             gradients=np.array([each.data_ptr() for each in tensors], np.int64),
             steps=np.full(len(tensors), step, np.int64),
             rates=rates,
+            **self.extra,
         )
         with np.errstate(all="ignore") if DEVICE.type == "cpu" else contextlib.nullcontext():
             outcome = self.launches.step(inputs, self.skipped)
@@ -129,3 +139,9 @@ class Plan:
         if outcome is None or not (self.phase.reads_first or self.phase.statistics):
             return None
         return Outcome(outcome.applied, outcome.norm, outcome.nonfinite, outcome.statistics)
+
+
+def with_copy(dtype: str | None) -> Any:
+    """The engine, with a copy of each parameter in another dtype: ``plan.jobs[…].copy``."""
+    copy_to = None if dtype is None else getattr(torch, dtype)
+    return SimpleNamespace(Plan=type("Plan", (Plan,), {"copy_to": copy_to}))

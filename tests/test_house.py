@@ -92,6 +92,11 @@ def test_importing_adamas_loads_no_optional_package():
     assert result.stdout.split() == []
 
 
+def test_importing_adamas_torch_loads_no_triton():
+    result = run("import sys, torch; sys.modules['triton'] = None; import adamas.torch")
+    assert result.returncode == 0, result.stderr
+
+
 def test_the_import_contracts_are_kept():
     result = subprocess.run(
         [

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from cases import ROOT
 
 RULE = ROOT / "src" / "adamas" / "rule.py"
 NATIVE = ROOT / "native" / "rule.h"
+TRITON = ROOT / "src" / "adamas" / "engines" / "triton" / "rule.py"
 
 #: What a formula of rule.py is called in C++.
 IN_CPP = {
@@ -21,10 +24,26 @@ IN_CPP = {
 }
 
 
+#: What it is called in Triton.
+IN_TRITON = {
+    "xp.finfo(x.dtype).smallest_normal": "smallest_normal",
+    "xp.": "tl.",
+}
+
+
 def python_function(name: str) -> str:
     """The body of a function of rule.py, without its docstring."""
+    return function_of(RULE, name)
+
+
+def triton_function(name: str) -> str:
+    """The body of a function of Triton's rule.py."""
+    return function_of(TRITON, name)
+
+
+def function_of(path: Path, name: str) -> str:
     function = rf'^def {name}\(.*?\n    """.*?"""\n(.*?)(?=^\S|\Z)'
-    return the_only(function, RULE.read_text(encoding="utf-8"))
+    return the_only(function, path.read_text(encoding="utf-8"))
 
 
 def cpp_function(name: str) -> str:
@@ -108,3 +127,90 @@ def test_a_line_that_differs_is_found(monkeypatch, tmp_path, line, other):
     monkeypatch.setitem(globals(), "NATIVE", changed)
     with pytest.raises(AssertionError):
         test_the_rule_has_the_same_lines_in_the_same_order_in_cpp()
+
+
+# ── Triton ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def in_triton(formula: str) -> str:
+    for python, triton in IN_TRITON.items():
+        formula = formula.replace(python, triton)
+    return formula
+
+
+def test_the_rule_has_the_same_lines_in_triton():
+    *python, gives = python_function("rule").strip().splitlines()
+    *triton, gives_triton = triton_function("rule").strip().splitlines()
+    assert python == triton
+    assert len(python) == 17
+    # What is None on the way in is given back as something.
+    assert gives.strip() == "return Result(p, m, v, w, u, change)"
+    assert gives_triton.strip() == "return Result(p, some(m, p), some(v, p), some(w, p), u, change)"
+
+
+@pytest.mark.parametrize("name", ["smooth", "flush", "maximum"])
+def test_a_function_of_the_rule_has_the_same_formula_in_triton(name):
+    python = lines(r"return (.*)", python_function(name))
+    assert [in_triton(formula) for formula in python] == lines(
+        r"return (.*)", triton_function(name)
+    )
+    assert len(python) == 1
+
+
+def test_the_smallest_normal_number_is_that_of_the_dtype_in_triton():
+    assert triton_function("flush").splitlines()[0].strip() == (
+        "smallest_normal: tl.constexpr = _SMALLEST_64 if x.dtype == tl.float64 else _SMALLEST_32"
+    )
+    text = TRITON.read_text(encoding="utf-8")
+    for name, dtype in (("_SMALLEST_32", np.float32), ("_SMALLEST_64", np.float64)):
+        exponent = int(the_only(rf"^{name}: tl.constexpr = tl.constexpr\(2\.0\*\*(-\d+)\)$", text))
+        assert 2.0**exponent == np.finfo(dtype).smallest_normal
+
+
+def test_the_ratio_is_0_under_the_same_condition_in_triton():
+    assert python_assignments(python_function("ratio"))[1:] == python_assignments(
+        triton_function("ratio")
+    )
+    # Triton divides all elements, too, and what 0 gives is not taken.
+    assert lines(r"return (.*)", triton_function("ratio")) == [
+        "tl.where(still, tl.zeros_like(u), divided(u, d))"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("line", "other"),
+    [
+        ("m = flush(c.keep1 * m + c.take1 * g)", "m = flush(c.take1 * g + c.keep1 * m)"),
+        ("p = p - change", "p -= change"),
+        ("if s is not None:", "if v is not None:"),
+        (
+            "        w = maximum(w, v)\n        s = w\n",
+            "        s = w\n        w = maximum(w, v)\n",
+        ),
+        ("    s = v\n", ""),
+        ("return Result(p, some(m, p)", "return Result(p, some(m, u)"),
+        ("return flush(keep * mean + take * x)", "return flush(mean + take * (x - mean))"),
+        ("tl.abs(x) < smallest_normal", "tl.abs(x) <= smallest_normal"),
+        ("2.0**-126", "2.0**-125"),
+        ("(a > b) | (a != a)", "a > b"),
+        ("still = (d == 0) & (u == u)", "still = d == 0"),
+        ("divided(u, d))", "u / d)"),
+    ],
+)
+def test_a_line_that_differs_in_triton_is_found(monkeypatch, tmp_path, line, other):
+    text = TRITON.read_text(encoding="utf-8")
+    assert text.count(line) == 1
+    changed = tmp_path / "rule.py"
+    changed.write_text(text.replace(line, other), encoding="utf-8")
+    every_test_of_triton()
+    monkeypatch.setitem(globals(), "TRITON", changed)
+    with pytest.raises(AssertionError):
+        every_test_of_triton()
+
+
+def every_test_of_triton():
+    test_the_rule_has_the_same_lines_in_triton()
+    for name in ("smooth", "flush", "maximum"):
+        test_a_function_of_the_rule_has_the_same_formula_in_triton(name)
+    test_the_smallest_normal_number_is_that_of_the_dtype_in_triton()
+    test_the_ratio_is_0_under_the_same_condition_in_triton()

@@ -112,7 +112,7 @@ def digits_of(x):
     """Return float64 numbers, at least 0, as digits in base 2^32: shape (x, ROW)."""
     index = tl.arange(0, _ROW)[None, :]
     bits = x.to(tl.int64, bitcast=True)
-    exponent = bits >> 52
+    exponent = (bits >> 52) & 2047  # NaN may have a sign
     is_special = exponent == 2047
     mantissa = bits & ((1 << 52) - 1)
     is_nan = is_special & (mantissa != 0)
