@@ -413,9 +413,12 @@ class Given:
 
 def test_gradients_are_divided_by_the_loss_scale_and_multiplied_by_a_factor():
     case = Given()
-    for step, (scale, factor) in enumerate([(3.0, 1.0), (1.0, 0.7), (65536.0, 0.3)], 1):
+    # Of the last pair float32 sees whether it is divided first: a half of a unit lies between.
+    pairs = [(3.0, 1.0), (65536.0, 0.3), (59.311223540272614, 63.406763343496706)]
+    for step, (scale, factor) in enumerate(pairs, 1):
         case.expect(step, grad_scale=1.0 / scale * factor)
         assert case.step(step, loss_scale=scale, factor=factor) is None
+    assert np.float32(1.0 / scale * factor) != np.float32(factor / scale)
 
 
 def test_norms_are_of_gradients_divided_by_the_loss_scale():

@@ -92,6 +92,7 @@ def test_every_value_of_every_constant_is_among_what_is_compiled(found):
         ("number", "GUARDED"): flags,
         ("conclude", "READS"): flags,
         ("conclude", "SKIPS"): flags,
+        ("conclude", "COUNTS"): flags,
         ("conclude", "CLIPS"): flags,
         ("conclude", "SCALES"): scales,
     }
