@@ -124,8 +124,10 @@ class Plan:
 
     def step(self, gradients: Any, step: int, rates: Any) -> Outcome | None:
         tensors = [parameter_on_device(each) for each in gradients]
+        addresses = np.array([each.data_ptr() for each in tensors], np.int64)
         inputs = Inputs(
-            gradients=np.array([each.data_ptr() for each in tensors], np.int64),
+            gradients=addresses,
+            ordered_gradients=addresses,
             steps=np.full(len(tensors), step, np.int64),
             rates=rates,
             **self.extra,

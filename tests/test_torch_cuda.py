@@ -397,9 +397,10 @@ LAYOUTS = {
         {},
         {"state": "8bit"},
         {"state": "compact", "clip_norm": 1.0},
+        {"clip_norm": 1.0},
         {"clip_norm": 1.0, "ema": 0.9, "statistics": True, "copy_to": torch.float16},
     ],
-    ids=["plain", "8bit", "compact", "phase"],
+    ids=["plain", "8bit", "compact", "clip", "phase"],
 )
 def test_any_layout_has_the_bits_of_a_contiguous_one(layout, options):
     trainings = []
@@ -427,9 +428,10 @@ def test_any_layout_has_the_bits_of_a_contiguous_one(layout, options):
         assert one.statistics() == two.statistics()
 
 
-def test_a_channels_last_model_keeps_its_plan(monkeypatch):
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}])
+def test_a_channels_last_model_keeps_its_plan(options, monkeypatch):
     p = nn.Parameter(torch.randn(2, 3, 4, 5).to(DEVICE, memory_format=torch.channels_last))
-    optimizer = ours.Adam([p])
+    optimizer = ours.Adam([p], **options)
     for step in range(3):
         p.grad = torch.randn(2, 3, 4, 5).to(DEVICE, memory_format=torch.channels_last)
         optimizer.step()
@@ -739,7 +741,7 @@ def test_what_a_graph_has_recorded_outlives_the_plan(monkeypatch):
     recorded = training.optimizer._plan.on_device.launches
     sent = recorded._parts[0]._live._recorded
     assert len(sent) == 1
-    assert np.array_equal(sent[0].numpy(), recorded._parts[0]._live.host)
+    assert np.array_equal(sent[0].numpy(), recorded._parts[0]._live._host)
     monkeypatch.setattr(cuda, "is_capturing", lambda _: False)
     training.optimizer.load_state_dict(training.optimizer.state_dict())
     assert training.optimizer._captured == [recorded]

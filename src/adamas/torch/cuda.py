@@ -171,6 +171,8 @@ class Inputs(NamedTuple):
 
     #: Addresses of the gradients, one for each job.
     gradients: Int64
+    #: The same in C order, for what is read before anything is stepped.
+    ordered_gradients: Int64
     #: Numbers of the coming step, for jobs that do not keep them on the device.
     steps: Int64
     #: The learning rate of each group; anything where it is kept on the device.
@@ -395,16 +397,16 @@ class _Part:
         self._recipes = self._sent(np.stack([_recipe(each, phase) for each in options]))
         self._launches = self._chunked(jobs, table, counts)
         n, groups = len(jobs), len(options)
-        self._given_width = tables.GIVEN_WIDTH.value
-        size = 2 * n + groups + 3 + self._given_width * int(given[-1] + 1)
-        self._live = _Live(size, device)
-        ends = np.cumsum([n, n, groups, 3])
-        self._gradients, self._steps, self._rates, self._scale, self._given = np.split(
-            self._live.host, ends
-        )
-        on_device = self._live.on_device
-        self._on_device = [on_device[a:] for a in (0, *ends.tolist())]
-        self._scale[2] = np.uint64(phase.seed).view(np.int64)
+        lengths = {
+            "gradients": n,
+            "ordered_gradients": n,
+            "steps": n,
+            "rates": groups,
+            "scale": 3,
+            "given": tables.GIVEN_WIDTH.value * int(given[-1] + 1),
+        }
+        self._live = _Live(lengths, device)
+        self._live.host["scale"][2] = np.uint64(phase.seed).view(np.int64)
         self.verdict = self._zeros(tables.VERDICT_WIDTH.value, torch.float64)
         self._numbers = self._zeros((n, tables.NUMBERS.value), torch.float64)
         self._keys = self._zeros(n, torch.int64)
@@ -464,13 +466,15 @@ class _Part:
 
     def send(self, inputs: Inputs, places: Int64, given: list[int]) -> None:
         """Send what has changed since the last step."""
-        self._gradients[:] = inputs.gradients[places]
-        self._steps[:] = inputs.steps[places]
-        self._rates[:] = np.asarray(inputs.rates, np.float64).view(np.int64)
-        self._scale[:2] = np.array([inputs.loss_scale, inputs.factor]).view(np.int64)
+        host = self._live.host
+        host["gradients"][:] = inputs.gradients[places]
+        host["ordered_gradients"][:] = inputs.ordered_gradients[places]
+        host["steps"][:] = inputs.steps[places]
+        host["rates"][:] = np.asarray(inputs.rates, np.float64).view(np.int64)
+        host["scale"][:2] = np.array([inputs.loss_scale, inputs.factor]).view(np.int64)
         if given:
             rows = np.array([inputs.given[i] for i in given], np.float64)
-            self._given[:] = rows.ravel().view(np.int64)
+            host["given"][:] = rows.ravel().view(np.int64)
         self._live.send(is_captured=is_capturing(self.device))
 
     def read(self) -> Tensor:
@@ -484,7 +488,7 @@ class _Part:
                     (launch.chunk_count,),
                     launch.chunks,
                     self._table,
-                    self._on_device[0],
+                    self._live.on_device["ordered_gradients"],
                     self._read_sums,
                     self._read_counts,
                     self._tiles,
@@ -509,7 +513,7 @@ class _Part:
                 0 if rows is None else rows.shape[0],
                 found,
                 scale,
-                self._on_device[3],
+                self._live.on_device["scale"],
                 self._clip,
                 self.verdict,
                 skipped[self.device],
@@ -524,7 +528,7 @@ class _Part:
 
     def sweep(self, guarded: bool) -> None:
         """Take the numbers of each tensor, and step them all."""
-        engine, on_device = self._engine, self._on_device
+        engine, live = self._engine, self._live.on_device
         with self._here():
             self._run(
                 guarded,
@@ -532,10 +536,10 @@ class _Part:
                 (self._jobs,),
                 self._table,
                 self._recipes,
-                on_device[4],
-                on_device[1],
-                on_device[2],
-                on_device[3],
+                live["given"],
+                live["steps"],
+                live["rates"],
+                live["scale"],
                 self.verdict,
                 self._numbers,
                 self._keys,
@@ -543,14 +547,15 @@ class _Part:
                 num_warps=1,
             )
             for i, launch in enumerate(self._launches):
-                is_aligned = launch.is_aligned and not (self._gradients[launch.rows] % 16).any()
+                gradients = self._live.host["gradients"][launch.rows]
+                is_aligned = launch.is_aligned and not (gradients % 16).any()
                 self._run(
                     (i, guarded, is_aligned),
                     engine.sweep,
                     (launch.chunk_count,),
                     launch.chunks,
                     self._table,
-                    on_device[0],
+                    live["gradients"],
                     self._numbers,
                     self._keys,
                     self.verdict,
@@ -647,9 +652,16 @@ class _Part:
 class _Live:
     """Values of the host that the device reads, sent where they have changed."""
 
-    def __init__(self, size: int, device: torch.device) -> None:
-        self.host = np.zeros(size, np.int64)
-        self.on_device = torch.zeros(size, dtype=torch.int64, device=device)
+    def __init__(self, lengths: dict[str, int], device: torch.device) -> None:
+        self._host = np.zeros(sum(lengths.values()), np.int64)
+        self._on_device = torch.zeros(len(self._host), dtype=torch.int64, device=device)
+        ends = np.cumsum(list(lengths.values())).tolist()
+        #: The values by name, to be written, and where kernels find them.
+        self.host = dict(zip(lengths, np.split(self._host, ends), strict=False))
+        self.on_device = {
+            name: self._on_device[end - length :]
+            for (name, length), end in zip(lengths.items(), ends, strict=True)
+        }
         self._is_cuda = device.type == "cuda"
         #: In pinned memory for the next graph, which allocates none while it records.
         self._spare = self._pinned()
@@ -661,18 +673,18 @@ class _Live:
             source, self._spare = self._spare, None
             source = self._pinned() if source is None else source
             self._recorded.append(source)
-        elif self._known is not None and np.array_equal(self._known, self.host):
+        elif self._known is not None and np.array_equal(self._known, self._host):
             return
         else:
             source = self._pinned()
             self._spare = self._pinned() if self._spare is None else self._spare
-        source.numpy()[:] = self.host
-        self.on_device.copy_(source, non_blocking=True)
+        source.numpy()[:] = self._host
+        self._on_device.copy_(source, non_blocking=True)
         # A replay may send other values at any time, so what is there is not known from then on.
-        self._known = None if self._recorded else self.host.copy()
+        self._known = None if self._recorded else self._host.copy()
 
     def _pinned(self) -> Tensor:
-        return torch.empty(len(self.host), dtype=torch.int64, pin_memory=self._is_cuda)
+        return torch.empty(len(self._host), dtype=torch.int64, pin_memory=self._is_cuda)
 
 
 #: What the kernel calls what :func:`_stored` returns, the dtype apart.

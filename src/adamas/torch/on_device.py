@@ -55,6 +55,8 @@ class OnDevice(NamedTuple):
     given: tuple[Member, ...]
     #: What was not contiguous, and what is stepped in its place.
     replaced: tuple[tuple[Tensor, Tensor], ...]
+    #: Places of gradients whose norm needs another order than theirs, and room for them in it.
+    ordered: dict[int, Tensor]
     #: Tells whether the tensors still fit; None where each step has to look closely.
     watch: Any
 
@@ -82,7 +84,11 @@ class OnDevice(NamedTuple):
             scalar(group["lr"]) if rate is None else 0.0
             for group, rate in zip(self.groups, self.rates, strict=True)
         ]
-        values = cuda.Inputs(self.gradients, steps, rates, given=given, **inputs)
+        ordered = self.gradients.copy()
+        for place, room in self.ordered.items():
+            room.copy_(self.members[place].local_gradient)
+            ordered[place] = room.data_ptr()
+        values = cuda.Inputs(self.gradients, ordered, steps, rates, given=given, **inputs)
         outcome = self.launches.step(values, skipped)
         for target, source in self.replaced:
             target.copy_(source)
@@ -143,6 +149,11 @@ def planned(
         host_steps=tuple(host.values()),
         given=tuple(each.member for each in stepped if each.options is None),
         replaced=tuple(replaced),
+        ordered={
+            i: torch.empty_like(job.gradient, memory_format=torch.contiguous_format)
+            for i, job in enumerate(jobs)
+            if phase.reads_first and not job.gradient.is_contiguous()
+        },
         watch=watch,
     )
 
@@ -168,7 +179,7 @@ def _job(
             copy,
         )
     ]
-    is_ordered = member.draws or "8bit" in (mean, square) or phase.reads_first or phase.statistics
+    is_ordered = member.draws or "8bit" in (mean, square) or phase.statistics
     g, *laid = cuda.laid_out([member.local_gradient, *written], is_ordered=is_ordered)
     replaced.extend(
         (target, source)
