@@ -3,8 +3,9 @@
 A step of plain CPU tensors is one native call for all of them; a plan made once says what it reads
 and writes (``native/tensor_plan.cpp``), and is made anew where anything it was made for has
 changed. CUDA tensors are stepped by a few launches of Triton's kernels, with a plan likewise
-(:mod:`adamas.torch.on_device`). All other tensors (other devices, complex, strided, distributed, float16 with torch's
-float16 state) take :mod:`adamas.torch.operations`, with the same rule.
+(:mod:`adamas.torch.on_device`). All other tensors (other devices, complex ones, strided or
+distributed ones on the CPU, float16 with torch's float16 state) take
+:mod:`adamas.torch.operations`, with the same rule.
 """
 
 from __future__ import annotations
