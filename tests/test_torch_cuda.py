@@ -712,6 +712,14 @@ def test_two_processes_step_their_parts_with_the_bits_of_one(tmp_path):
             "make the step outside of the graph.",
         ),
         (
+            "SGD",
+            {"lr": torch.tensor(0.1)},
+            1,
+            "A CUDA graph is being recorded, but this method takes the numbers of its steps on the "
+            "host, so that each replay would make the same step. Use Adam, AdamW or RMSprop, or "
+            "make the step outside of the graph.",
+        ),
+        (
             "Adam",
             {"capturable": True, "on_nonfinite": "raise"},
             1,
@@ -723,6 +731,8 @@ def test_two_processes_step_their_parts_with_the_bits_of_one(tmp_path):
 def test_what_a_graph_cannot_repeat_is_refused(kind, options, steps, message, monkeypatch):
     if kind == "Adam" and not options:
         monkeypatch.setattr(cuda, "is_beside", lambda *_: False)
+    if "lr" in options:
+        options = {**options, "lr": options["lr"].to(DEVICE)}
     training = Training(kind=kind, **options).step(steps)
     kept = copy.deepcopy(training.values())
     training.gradients()

@@ -369,7 +369,7 @@ class Optimizer(torch.optim.Optimizer):
         cuda.refuse_capture(
             on.devices,
             host_steps=bool(on.host_steps),
-            given=self._has_more_state and bool(on.given),
+            given=on.takes_numbers_on_host or (self._has_more_state and bool(on.given)),
             fresh=bool(self._fresh),
             waits=self._phase.on_nonfinite == "raise",
         )

@@ -65,6 +65,11 @@ class OnDevice(NamedTuple):
         """Where the parameters are."""
         return {member.parameter.device for member in self.members}
 
+    @property
+    def takes_numbers_on_host(self) -> bool:
+        """Whether what is given with each step depends on what is kept on the device."""
+        return bool(self.given) and any(rate is not None for rate in self.rates)
+
     def fits(self, groups: list[dict[str, Any]], state: Any) -> bool:
         """Return whether it can make the next step; then the gradients' addresses are known."""
         return (
@@ -86,7 +91,7 @@ class OnDevice(NamedTuple):
         ]
         ordered = self.gradients.copy()
         for place, room in self.ordered.items():
-            room.copy_(self.members[place].local_gradient)
+            room.copy_(self.members[place].local_gradient.detach())
             ordered[place] = room.data_ptr()
         values = cuda.Inputs(self.gradients, ordered, steps, rates, given=given, **inputs)
         outcome = self.launches.step(values, skipped)
