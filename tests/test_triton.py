@@ -602,3 +602,14 @@ def test_the_exact_sum_of_nan_is_nan_whatever_else_is_added():
     minus = math.copysign(nan, -1.0)  # as processors of the x86 family make it
     lists = [[nan], [minus], [1.0, nan, math.inf], [math.inf, minus], [MOST, MOST, nan]]
     assert all(map(math.isnan, exact_sums(lists)))
+
+
+def test_elements_that_are_not_there_are_not_counted_where_all_numbers_are_nan():
+    """A norm that is NaN makes the clip factor NaN, and so all that is computed."""
+    phase = Phase(clip_norm=1.0, statistics=True)
+    parameters, gradients = drawn(np.float32, [(ordinary, 5)], steps=1)
+    gradients[0][0][2] = np.nan
+    judge = run(reference, Options(), phase, parameters, gradients)
+    found = run(device_engine, Options(), phase, parameters, gradients)
+    assert differences(judge, found) == []
+    assert found.outcomes[0].statistics[0].unmoved == 0.0

@@ -10,6 +10,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from adamas.codecs import BLOCK
+
 __all__ = [
     "decode_bfloat16",
     "decode_means_8bit",
@@ -31,7 +33,7 @@ __all__ = [
     "root_scale",
 ]
 
-_BLOCK: tl.constexpr = tl.constexpr(32)
+_BLOCK: tl.constexpr = tl.constexpr(BLOCK)
 _SMALLEST: tl.constexpr = tl.constexpr(0x00800000)  # the smallest normal number
 _LARGEST: tl.constexpr = tl.constexpr(0x7F7FFFFF)  # the largest finite number
 

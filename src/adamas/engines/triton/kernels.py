@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import triton
 import triton.language as tl
 
+from adamas.codecs import BLOCK
 from adamas.coefficients import Coefficients
 from adamas.engines.triton.codecs import (
     decode_bfloat16,
@@ -63,10 +64,17 @@ from adamas.engines.triton.tables import (
     TABLE_WIDTH,
     TOP,
 )
+from adamas.statistics import LANES, TILE
 
 __all__ = ["describe", "read", "sweep"]
 
-_TILES: tl.constexpr = tl.constexpr(CHUNK.value // 1024)
+_TILE: tl.constexpr = tl.constexpr(TILE)
+_TILES: tl.constexpr = tl.constexpr(CHUNK.value // TILE)
+_LANES: tl.constexpr = tl.constexpr(LANES)
+#: Elements with one header of the 8bit codec. Where a step is recorded, as many of each tile go
+#: together: two rows of lanes.
+_RUN: tl.constexpr = tl.constexpr(BLOCK)
+#: Elements that go together where it is not.
 _BLOCK: tl.constexpr = tl.constexpr(1024)
 
 
@@ -115,21 +123,23 @@ def read(
     left = tl.load(row + COUNT) - at
     g = tl.load(gradients + tensor)
     tile = tl.arange(0, _TILES)
-    offsets = tile[:, None] * 1024 + tl.arange(0, 16)[None, :]
-    lanes = tl.zeros((_TILES, 16), tl.float64)
-    shrunk = tl.zeros((_TILES, 16), tl.float64)
-    enlarged = tl.zeros((_TILES, 16), tl.float64)
-    found = tl.zeros((_TILES, 16), tl.int32)
-    for line in tl.range(0, 64, loop_unroll_factor=8):  # so that many loads are under way
-        place = offsets + line * 16
+    offsets = tile[:, None] * _TILE + tl.arange(0, _LANES)[None, :]
+    lanes = tl.zeros((_TILES, _LANES), tl.float64)
+    shrunk = tl.zeros((_TILES, _LANES), tl.float64)
+    enlarged = tl.zeros((_TILES, _LANES), tl.float64)
+    found = tl.zeros((_TILES, _LANES), tl.int32)
+    for line in tl.range(
+        0, _TILE // _LANES, loop_unroll_factor=8
+    ):  # so that many loads are under way
+        place = offsets + line * _LANES
         x = value(load(g, at, place, place < left, P, False), None, P)
         lanes = add_row(lanes, x, 0)
         if SCALES > 1:
             shrunk = add_row(shrunk, x, 1)
             enlarged = add_row(enlarged, x, 2)
         found += is_nonfinite(x).to(tl.int32)
-    into = tl.load(row + FIRST_TILE) + (at >> 10) + tile
-    mask = tile * 1024 < left
+    into = tl.load(row + FIRST_TILE) + at // _TILE + tile
+    mask = tile * _TILE < left
     tl.store(sums + into, folded(lanes), mask=mask)
     if SCALES > 1:
         tl.store(sums + tiles + into, folded(shrunk), mask=mask)
@@ -208,49 +218,49 @@ def sweep(
     key = tl.load(keys + tensor).to(tl.uint64, bitcast=True)
     first, top = tl.load(row + FIRST), tl.load(row + TOP).to(tl.int32)
     if RECORDED:
-        tile, element = tl.arange(0, _TILES), tl.arange(0, _TILES * 32)
-        spread = (element // 32) * 1024 + element % 32
+        tile, element = tl.arange(0, _TILES), tl.arange(0, _TILES * _RUN)
+        spread = (element // _RUN) * _TILE + element % _RUN
         gradient, parameter, update = no_lanes(), no_lanes(), no_lanes()
-        nonfinite = tl.zeros((_TILES * 32,), tl.int32)
-        moved = tl.zeros((_TILES * 32,), tl.int32)
-        largest = tl.zeros((_TILES * 32,), tl.int64)
-        for line in range(0, 1024, 32):
-            offsets, blocks = spread + line, tile * 32 + line // 32
+        nonfinite = tl.zeros((_TILES * _RUN,), tl.int32)
+        moved = tl.zeros((_TILES * _RUN,), tl.int32)
+        largest = tl.zeros((_TILES * _RUN,), tl.int64)
+        for line in range(0, _TILE, _RUN):
+            offsets, blocks = spread + line, tile * (_TILE // _RUN) + line // _RUN
             mask = offsets < left
             stepped = step_block(
                 c, keep, take, key, first, top, arrays, at, offsets, blocks,
-                mask, blocks * 32 < left,
+                mask, blocks * _RUN < left,
                 P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, False,
             )  # fmt: skip
             gradient = add_lines(gradient, stepped.g, SCALES)
             parameter = add_lines(parameter, stepped.before, SCALES)
             update = add_lines(update, tl.where(mask, stepped.change, 0.0), SCALES)
             nonfinite += is_nonfinite(stepped.g).to(tl.int32)
-            moved += (stepped.after != stepped.before).to(tl.int32)
+            moved += ((stepped.after != stepped.before) & mask).to(tl.int32)
             size = tl.abs(tl.where(mask, stepped.u, 0.0)).to(tl.float64)
             largest = tl.maximum(largest, size.to(tl.int64, bitcast=True))
-        into = tl.load(row + FIRST_TILE) + (at >> 10) + tile
-        mask = tile * 1024 < left
+        into = tl.load(row + FIRST_TILE) + at // _TILE + tile
+        mask = tile * _TILE < left
         put_lanes(sums, into, gradient, mask, tiles, SCALES)
         put_lanes(sums + SCALES * tiles, into, parameter, mask, tiles, SCALES)
         put_lanes(sums + 2 * SCALES * tiles, into, update, mask, tiles, SCALES)
         tl.store(counts + into, by_tile(nonfinite).to(tl.int64), mask=mask)
         tl.store(counts + tiles + into, by_tile(moved).to(tl.int64), mask=mask)
-        most = tl.max(largest.reshape(_TILES, 32), 1)
+        most = tl.max(largest.reshape(_TILES, _RUN), 1)
         tl.store(counts + 2 * tiles + into, most, mask=mask)
     elif left >= CHUNK:
-        offsets, blocks = tl.arange(0, _BLOCK), tl.arange(0, _BLOCK // 32)
+        offsets, blocks = tl.arange(0, _BLOCK), tl.arange(0, _BLOCK // _RUN)
         for start in range(0, CHUNK, _BLOCK):
             step_block(
                 c, keep, take, key, first, top, arrays, at + start, offsets, blocks, None, None,
                 P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, ALIGNED,
             )  # fmt: skip
     else:
-        offsets, blocks = tl.arange(0, _BLOCK), tl.arange(0, _BLOCK // 32)
+        offsets, blocks = tl.arange(0, _BLOCK), tl.arange(0, _BLOCK // _RUN)
         for start in range(0, left.to(tl.int32), _BLOCK):
             step_block(
                 c, keep, take, key, first, top, arrays, at + start, offsets, blocks,
-                offsets + start < left, blocks * 32 + start < left,
+                offsets + start < left, blocks * _RUN + start < left,
                 P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, ALIGNED,
             )  # fmt: skip
 
@@ -279,7 +289,7 @@ def step_block(
     BY_CHANCE: tl.constexpr,
     ALIGNED: tl.constexpr,
 ):
-    """Step the elements ``at + offsets`` of a tensor, of which each 32 begin a codec's block.
+    """Step the elements ``at + offsets`` of a tensor, of which each 32 are a block of the codec.
 
     ``blocks`` are the numbers of those blocks, counted from ``at``. Elements outside of ``mask``
     are as zeros, and are not written.
@@ -295,7 +305,7 @@ def step_block(
     OWN: tl.constexpr = "float64" if P == "float64" else "float32"
     header = None
     if M == "8bit" or V == "8bit":
-        header = load(arrays.header, at // 32, blocks, block_mask, "int16", False)
+        header = load(arrays.header, at // _RUN, blocks, block_mask, "int16", False)
         header = header.to(tl.int32) & 0xFFFF
     v = None
     if V == "own":
@@ -435,7 +445,7 @@ def put_means(
         else:
             header = header | scale
     if M == "8bit" or V == "8bit":
-        put(arrays.header, at // 32, blocks, block_mask, header.to(tl.int16), "int16", False)
+        put(arrays.header, at // _RUN, blocks, block_mask, header.to(tl.int16), "int16", False)
 
 
 @triton.jit
@@ -505,7 +515,7 @@ class Lanes(NamedTuple):
 @triton.jit
 def no_lanes():
     """Return sums of nothing."""
-    zero = tl.zeros((_TILES, 16), tl.float64)
+    zero = tl.zeros((_TILES, _LANES), tl.float64)
     return Lanes(zero, zero, zero)
 
 
@@ -513,7 +523,7 @@ def no_lanes():
 def add_lines(lanes, x, SCALES: tl.constexpr):
     """Return lanes with the next two rows of each tile, which are 32 elements of it."""
     x = x.to(tl.float64)
-    one, two = tl.split(x.reshape(_TILES, 2, 16).permute(0, 2, 1))
+    one, two = tl.split(x.reshape(_TILES, 2, _LANES).permute(0, 2, 1))
     plain = add_row(add_row(lanes.plain, one, 0), two, 0)
     shrunk, enlarged = lanes.shrunk, lanes.enlarged
     if SCALES > 1:
@@ -534,7 +544,7 @@ def put_lanes(sums, into, lanes, mask, tiles, SCALES: tl.constexpr):
 @triton.jit
 def by_tile(counts):
     """Return the sum of what stands for 32 elements of each tile."""
-    return tl.sum(counts.reshape(_TILES, 32), 1)
+    return tl.sum(counts.reshape(_TILES, _RUN), 1)
 
 
 @triton.jit

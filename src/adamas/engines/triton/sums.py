@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from adamas.statistics import ENLARGE, LANES, SHRINK, SMALLEST_SUM, TILE
+from adamas.statistics import ENLARGE, SHRINK, SMALLEST_SUM
 
 __all__ = [
     "LARGEST",
@@ -25,8 +25,6 @@ __all__ = [
     "norm_of",
 ]
 
-_TILE: tl.constexpr = tl.constexpr(TILE)
-_LANES: tl.constexpr = tl.constexpr(LANES)
 _SHRINK: tl.constexpr = tl.constexpr(SHRINK)
 _ENLARGE: tl.constexpr = tl.constexpr(ENLARGE)
 _SMALLEST_SUM: tl.constexpr = tl.constexpr(SMALLEST_SUM)

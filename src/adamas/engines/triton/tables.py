@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from triton.language import constexpr
 
+from adamas.statistics import TILE
+
 __all__ = [
     "BIAS_CORRECTIONS",
     "CHUNK",
@@ -27,7 +29,7 @@ __all__ = [
 ]
 
 #: Elements that one program steps or reads: eight tiles.
-CHUNK = constexpr(8192)
+CHUNK = constexpr(8 * TILE)
 #: A chunk is named by its tensor's row, shifted by this, plus its number in the tensor.
 CHUNK_BITS = constexpr(36)
 CHUNK_MASK = constexpr((1 << 36) - 1)
