@@ -187,6 +187,39 @@ def test_a_plan_is_made_once_and_then_used(fused, monkeypatch):
     assert training.optimizer.state[training.params[0]]["step"] == 4
 
 
+def test_one_launch_steps_all_tensors_that_are_stored_alike(monkeypatch):
+    launched = []
+    run = cuda._Part._run
+
+    def counted(part, which, kernel, *arguments, **constants):
+        launched.append(kernel.__name__)
+        run(part, which, kernel, *arguments, **constants)
+
+    monkeypatch.setattr(cuda._Part, "_run", counted)
+    shapes = [(size,) for size in range(1, 40)] + [(8193,)]
+    training = Training(shapes=shapes, fused=True).step(2)
+    assert launched == ["number", "sweep"] * 2
+    half = nn.Parameter(torch.ones(3, dtype=torch.bfloat16, device=DEVICE))
+    training.params.append(half)
+    training.optimizer.add_param_group({"params": [half]})
+    launched.clear()
+    for p in training.params:
+        p.grad = torch.ones_like(p)
+    training.optimizer.step()
+    assert launched == ["number", "sweep", "sweep"]
+
+
+def test_what_has_not_changed_is_not_sent_again():
+    training = Training(fused=True).step(2)
+    live = training.optimizer._plan.on_device.launches._parts[0]._live
+    known = live._known
+    training.optimizer.step()
+    assert live._known is known
+    training.gradients()
+    training.optimizer.step()
+    assert live._known is not known
+
+
 CHANGES = {
     "an option": lambda t: t.optimizer.param_groups[0].update(eps=0.1),
     "betas": lambda t: t.optimizer.param_groups[0].update(betas=(0.5, 0.9)),
