@@ -257,7 +257,9 @@ def beyond(plan, offset):
 
     def shifted(inputs, skipped):
         before = offset * job.parameter.element_size()
-        return step(inputs._replace(gradients=inputs.gradients - before), skipped)
+        addresses = inputs.gradients - before
+        moved = inputs._replace(gradients=addresses, ordered_gradients=addresses)
+        return step(moved, skipped)
 
     plan.launches.step = shifted
 

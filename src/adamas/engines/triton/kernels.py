@@ -74,8 +74,10 @@ _LANES: tl.constexpr = tl.constexpr(LANES)
 #: Elements with one header of the 8bit codec. Where a step is recorded, as many of each tile go
 #: together: two rows of lanes.
 _RUN: tl.constexpr = tl.constexpr(BLOCK)
-#: Elements that go together where it is not.
-_BLOCK: tl.constexpr = tl.constexpr(1024)
+#: Elements that go together where it is not: four for each of 128 threads. So float32 is read and
+#: written 16 bytes at a time, arrays of all widths are spread over threads alike, and small forms
+#: need two thirds of the registers that eight would.
+_BLOCK: tl.constexpr = tl.constexpr(512)
 
 
 class Arrays(NamedTuple):
