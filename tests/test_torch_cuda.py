@@ -487,6 +487,16 @@ def test_parameters_that_share_memory_are_stepped_one_after_another(on_device):
     assert torch.equal(found, torch.tensor([0.5, 0.5, 0.0, 0.0, 0.5, 0.5]))
 
 
+def test_strided_parameters_that_share_an_element_are_stepped_one_after_another():
+    whole = torch.ones(7, device=DEVICE)
+    params = [nn.Parameter(whole[::3]), nn.Parameter(whole[6:])]
+    optimizer = ours.SGD(params, lr=0.5)
+    for p in params:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    assert torch.equal(whole.cpu(), torch.tensor([0.5, 1.0, 1.0, 0.5, 1.0, 1.0, 0.0]))
+
+
 def test_addresses_need_not_be_multiples_of_16(on_device):
     def made(device):
         whole = torch.linspace(-1, 1, 70, device=device)

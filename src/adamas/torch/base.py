@@ -10,9 +10,7 @@ distributed ones on the CPU, float16 with torch's float16 state) take
 
 from __future__ import annotations
 
-import bisect
 import functools
-import itertools
 from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
@@ -30,6 +28,7 @@ from adamas.options import OnNonfinite, Options, Phase, Rounding, StateForm
 from adamas.statistics import Outcome, Statistics
 from adamas.torch import cuda, distributed, offload, operations, small
 from adamas.torch.members import Entries, Member, scalar
+from adamas.torch.memory import Memory
 from adamas.torch.on_device import OnDevice, Stepped, planned
 from adamas.torch.operations import Tensors
 
@@ -572,14 +571,14 @@ class Optimizer(torch.optim.Optimizer):
         native: list[Member] = []
         on_device: list[Member] = []
         other: list[Member] = []
-        taken = _Memory()
+        taken = Memory()
         for member in members:
             if self._takes_on_device(member):
                 kind = on_device
             else:
                 kind = native if self._takes_native(member) else other
             # What shares memory is stepped one after another, as torch does.
-            is_apart = kind is other or not taken.add(self._memory(member))
+            is_apart = kind is other or not taken.add(self._parts(member))
             (other if is_apart else kind).append(member)
         other.sort(key=lambda member: self._is_offloaded(member.parameter))
         # Plans walk the state in its own order, which is that of the first gradients.
@@ -804,12 +803,11 @@ class Optimizer(torch.optim.Optimizer):
             stored.append((state[entries.remainder], small.REMAINDERS[member.group["rounding"]]))
         return stored
 
-    def _memory(self, member: Member) -> list[tuple[int, int]]:
-        """Return where a parameter and its state begin and end in memory."""
+    def _parts(self, member: Member) -> Iterable[Tensor]:
+        """Return this process's parts of a parameter and its state."""
         state = self._state_of(member)
         names = (name for name in member.entries if name is not None)
-        parts = map(distributed.local, (member.parameter, *(state[name] for name in names)))
-        return [(each.data_ptr(), each.data_ptr() + each.nbytes) for each in parts if each.numel()]
+        return map(distributed.local, (member.parameter, *(state[name] for name in names)))
 
     def _group_index(self, group: dict[str, Any]) -> int:
         return next(i for i, each in enumerate(self.param_groups) if each is group)
@@ -1137,29 +1135,6 @@ def _is_plain(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
 
 def _is_distributed(tensor: Tensor) -> bool:
     return hasattr(tensor, "device_mesh")
-
-
-class _Memory:
-    """Pieces of memory that do not overlap."""
-
-    def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
-
-    def add(self, spans: list[tuple[int, int]]) -> bool:
-        """Take pieces in; False, having taken none, where one meets another."""
-        spans = sorted(spans)
-        if any(end > start for (_, end), (start, _) in itertools.pairwise(spans)):
-            return False
-        places = [bisect.bisect_left(self._starts, start) for start, _ in spans]
-        for place, (start, end) in zip(places, spans, strict=True):
-            meets_last = place > 0 and self._ends[place - 1] > start
-            if meets_last or (place < len(self._starts) and self._starts[place] < end):
-                return False
-        for place, (start, end) in zip(reversed(places), reversed(spans), strict=True):
-            self._starts.insert(place, start)
-            self._ends.insert(place, end)
-        return True
 
 
 def _step_dtype() -> torch.dtype:

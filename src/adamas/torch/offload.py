@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
@@ -29,6 +29,7 @@ from adamas.options import Options, Phase
 from adamas.state import State
 from adamas.statistics import TILE, Statistics
 from adamas.torch import small
+from adamas.torch.memory import Memory
 
 __all__ = [
     "BUFFERS",
@@ -412,32 +413,13 @@ def _rounds(items: Sequence[Item]) -> list[list[int]]:
     """
     by_device: dict[torch.device, list[int]] = {}
     alone: list[list[int]] = []
-    spans = [_spans(item) for item in items]
-    taken: list[tuple[str, int, int]] = []
-    is_disjoint = not _any_overlap(sorted(itertools.chain.from_iterable(spans)))
-    for index, (item, own) in enumerate(zip(items, spans, strict=True)):
-        if is_disjoint or not _any_overlap(sorted([*taken, *own])):
-            taken.extend(own)
+    taken = Memory()
+    for index, item in enumerate(items):
+        if taken.add((item.parameter, *(each for each in item.entries if each is not None))):
             by_device.setdefault(item.parameter.device, []).append(index)
         else:
             alone.append([index])
     return [*by_device.values(), *alone]
-
-
-def _spans(item: Item) -> list[tuple[str, int, int]]:
-    tensors = (item.parameter, *(each for each in item.entries if each is not None))
-    return [_span(each) for each in tensors if each.numel()]
-
-
-def _span(tensor: Tensor) -> tuple[str, int, int]:
-    """Return the device of a tensor and the memory from its first element to its last."""
-    reach = sum((n - 1) * abs(s) for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    start = tensor.data_ptr()
-    return str(tensor.device), start, start + (reach + 1) * tensor.itemsize
-
-
-def _any_overlap(spans: Iterable[tuple[str, int, int]]) -> bool:
-    return any(a[0] == b[0] and a[2] > b[1] for a, b in itertools.pairwise(spans))
 
 
 def _cut(items: Sequence[Item], indices: list[int], *, whole: bool) -> list[list[_Piece]]:

@@ -1,0 +1,44 @@
+"""Which tensors share memory: those are stepped one after another, as torch does."""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterable
+
+from torch import Tensor
+
+__all__ = ["Memory"]
+
+
+class Memory:
+    """Pieces of memory that do not overlap."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+
+    def add(self, tensors: Iterable[Tensor]) -> bool:
+        """Take in the memory of tensors; False, having taken none, where one meets another.
+
+        That of a tensor reaches from its first element to its last, whatever lies between.
+        """
+        spans = sorted(_span(each) for each in tensors if each.numel())
+        if any(end > start for (_, end), (start, _) in itertools.pairwise(spans)):
+            return False
+        places = [bisect.bisect_left(self._starts, start) for start, _ in spans]
+        for place, (start, end) in zip(places, spans, strict=True):
+            meets_last = place > 0 and self._ends[place - 1] > start
+            if meets_last or (place < len(self._starts) and self._starts[place] < end):
+                return False
+        for place, (start, end) in zip(reversed(places), reversed(spans), strict=True):
+            self._starts.insert(place, start)
+            self._ends.insert(place, end)
+        return True
+
+
+def _span(tensor: Tensor) -> tuple[int, int]:
+    """Return where a tensor's first element begins and its last ends."""
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    start = tensor.data_ptr()
+    return start, start + (reach + 1) * tensor.itemsize
