@@ -41,6 +41,8 @@ class OnDevice(NamedTuple):
 
     launches: cuda.Launches
     members: tuple[Member, ...]
+    parameters: list[Tensor]
+    devices: frozenset[torch.device]
     #: What the tables were made of: keeps contiguous copies while kernels read them.
     jobs: tuple[cuda.Job, ...]
     #: Their groups, and of each the learning rate where it is kept on the device.
@@ -59,11 +61,6 @@ class OnDevice(NamedTuple):
     ordered: dict[int, Tensor]
     #: Tells whether the tensors still fit; None where each step has to look closely.
     watch: Any
-
-    @property
-    def devices(self) -> set[torch.device]:
-        """Where the parameters are."""
-        return {member.parameter.device for member in self.members}
 
     @property
     def takes_numbers_on_host(self) -> bool:
@@ -100,7 +97,7 @@ class OnDevice(NamedTuple):
         if self.host_steps and (outcome is None or outcome.applied):
             for counted in self.host_steps:
                 counted.add_(1)
-        torch.autograd.graph.increment_version([member.parameter for member in self.members])
+        torch.autograd.graph.increment_version(self.parameters)
         return outcome
 
 
@@ -146,6 +143,8 @@ def planned(
     return OnDevice(
         launches=launches,
         members=tuple(each.member for each in stepped),
+        parameters=[each.member.parameter for each in stepped],
+        devices=frozenset(each.member.parameter.device for each in stepped),
         jobs=tuple(jobs),
         groups=tuple(own_groups),
         rates=tuple(rates),
