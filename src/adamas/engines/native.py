@@ -24,6 +24,7 @@ __all__ = [
     "TensorPlan",
     "TensorWatch",
     "get_num_threads",
+    "outcome_of",
     "processor_count",
     "set_num_threads",
     "set_target",
@@ -55,7 +56,7 @@ class Plan:
         self, gradients: Sequence[NDArray[Any]], step: int, rates: Sequence[float]
     ) -> Outcome | None:
         """Make one step in place; see :mod:`adamas.engines`."""
-        return _outcome(self._plan.step(gradients, step, rates))
+        return outcome_of(self._plan.step(gradients, step, rates))
 
     def step_with(
         self,
@@ -71,10 +72,11 @@ class Plan:
         the number of the step. Gradients are ``loss_scale`` times what they stand for, and are
         multiplied by ``factor`` besides. The rest is as in :meth:`step`.
         """
-        return _outcome(self._plan.step_with(gradients, numbers, loss_scale, factor))
+        return outcome_of(self._plan.step_with(gradients, numbers, loss_scale, factor))
 
 
-def _outcome(parts: Any) -> Outcome | None:
+def outcome_of(parts: Any) -> Outcome | None:
+    """Return a compiled step's answer as an outcome; NotImplemented and None as they are."""
     if parts is NotImplemented or parts is None:
         return parts
     applied, norm, nonfinite, statistics = parts

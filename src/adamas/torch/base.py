@@ -23,7 +23,7 @@ from torch.autograd import profiler
 
 from adamas.codecs import key_of, random_bits_at
 from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights
-from adamas.engines.native import TensorPlan
+from adamas.engines.native import TensorPlan, outcome_of
 from adamas.options import OnNonfinite, Options, Phase, Rounding, StateForm
 from adamas.statistics import Outcome, Statistics
 from adamas.torch import cuda, distributed, offload, operations, small
@@ -317,12 +317,17 @@ class Optimizer(torch.optim.Optimizer):
         scale = self._loss_scale()
         if scale is None:
             return True
-        numbers = self._given_numbers(plan)
-        parts = plan.native.step(self.param_groups, self.state, scale, 1.0, numbers)
-        if parts is NotImplemented:
+        outcome = self._step_natively(plan, scale)
+        if outcome is NotImplemented:
             return False
-        self._finish(plan, None if parts is None else _outcome(parts))
+        self._finish(plan, outcome)
         return True
+
+    def _step_natively(self, plan: _Plan, scale: float, factor: float = 1.0) -> Any:
+        """Make one step of what is native in a plan; NotImplemented where it does not fit."""
+        numbers = [self._own_numbers(member) for member in plan.numbered] or None
+        step = plan.native.step
+        return outcome_of(step(self.param_groups, self.state, scale, factor, numbers))
 
     _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
 
@@ -345,11 +350,10 @@ class Optimizer(torch.optim.Optimizer):
         if scale is None:
             return
         if plan.is_native:
-            numbers = self._given_numbers(plan)
-            parts = plan.native.step(self.param_groups, self.state, scale, 1.0, numbers)
-            if parts is NotImplemented:
-                raise RuntimeError("The parameters changed while the step was being prepared.")
-            self._finish(plan, None if parts is None else _outcome(parts))
+            outcome = self._step_natively(plan, scale)
+            if outcome is NotImplemented:
+                raise RuntimeError(_CHANGED)
+            self._finish(plan, outcome)
             return
         self._finish(plan, self._step_apart(plan, scale))
 
@@ -372,10 +376,7 @@ class Optimizer(torch.optim.Optimizer):
             fresh=bool(self._fresh),
             waits=self._phase.on_nonfinite == "raise",
         )
-        given = [
-            (*self._numbers(member), *(self._ema_weights(member) or (0.0, 0.0)))
-            for member in on.given
-        ]
+        given = [self._own_numbers(member) for member in on.given]
         for device in on.devices - self._skipped_on.keys():
             self._skipped_on[device] = torch.zeros((), dtype=torch.int64, device=device)
         return on.launch(given, self._skipped_on, **inputs)
@@ -404,12 +405,10 @@ class Optimizer(torch.optim.Optimizer):
         taken_away = self._step_offloaded(away, scale, factor)  # first: it may refuse a state
         records: list[Statistics | None] = []
         if plan.native is not None:
-            numbers = self._given_numbers(plan)
-            parts = plan.native.step(self.param_groups, self.state, scale, factor, numbers)
-            if parts is NotImplemented:
-                raise RuntimeError("The parameters changed while the step was being prepared.")
-            if parts is not None:
-                records.extend(_outcome(parts).statistics or ())
+            outcome = self._step_natively(plan, scale, factor)
+            if outcome is NotImplemented:
+                raise RuntimeError(_CHANGED)
+            records.extend((outcome and outcome.statistics) or ())
         if plan.on_device is not None:
             outcome = self._launch(plan.on_device, loss_scale=scale, factor=factor)
             records.extend((outcome and outcome.statistics) or ())
@@ -447,22 +446,17 @@ class Optimizer(torch.optim.Optimizer):
             parts = {name: distributed.local(each) for name, each in state.items()}
             self._step_specially(tensors, parts, group, factor)
             return None
-        options = self._options(group)
-        number = self._step_number(member)
         rounding = group.get("rounding") or "nearest"
         by_chance = member.parameter.dtype in small.HALF and rounding != "nearest"
         random = np.zeros(0, np.uint32)
         if form is not None or by_chance:
-            key = key_of(self._phase.seed, number, member.place)
+            key = key_of(self._phase.seed, self._step_number(member), member.place)
             random = random_bits_at(key, distributed.element_indices(member.parameter))
         if by_chance:
             p, remainder = tensors.parameter, entry(entries.remainder)
             tensors.value = small.decoded_parameter(p, remainder)
             tensors.put = lambda value: small.put_parameter(p, remainder, value, rounding, random)
-        if options is None:
-            numbers = self._numbers(member)
-        else:
-            numbers = at_step(options, number, scalar(group["lr"]))
+        numbers = self._coming_numbers(member)
         numbers = numbers._replace(grad_scale=numbers.grad_scale * factor)
         record = operations.step_tensor(
             tensors, numbers, self._ema_weights(member), recorded=self._phase.statistics
@@ -523,12 +517,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _all_numbers(self, member: Member) -> offload.Numbers:
         """Return the numbers of the coming step: the rule's, the average's, its own."""
-        options, number = self._options(member.group), self._step_number(member)
-        if options is None:
-            numbers = self._numbers(member)
-        else:
-            numbers = at_step(options, number, scalar(member.group["lr"]))
-        return (*numbers, *(self._ema_weights(member) or (0.0, 0.0)), number)
+        numbers = self._coming_numbers(member)
+        return (*numbers, *(self._ema_weights(member) or (0.0, 0.0)), self._step_number(member))
 
     def _finish(self, plan: _Plan, outcome: Outcome | cuda.DeviceOutcome | None) -> None:
         self._outcome = outcome
@@ -812,14 +802,16 @@ class Optimizer(torch.optim.Optimizer):
     def _group_index(self, group: dict[str, Any]) -> int:
         return next(i for i, each in enumerate(self.param_groups) if each is group)
 
-    def _given_numbers(self, plan: _Plan) -> list[tuple[float, ...]] | None:
-        """Return the numbers of the cohorts without options, and their weights of the average."""
-        if not plan.numbered:
-            return None
-        return [
-            (*self._numbers(member), *(self._ema_weights(member) or (0.0, 0.0)))
-            for member in plan.numbered
-        ]
+    def _coming_numbers(self, member: Member) -> Coefficients:
+        """Return the numbers of the coming step, from options or of the method's own."""
+        options = self._options(member.group)
+        if options is None:
+            return self._numbers(member)
+        return at_step(options, self._step_number(member), scalar(member.group["lr"]))
+
+    def _own_numbers(self, member: Member) -> tuple[float, ...]:
+        """Return the numbers of a method that has no options, and the weights of the average."""
+        return (*self._numbers(member), *(self._ema_weights(member) or (0.0, 0.0)))
 
     def _keep(self, plan: _Plan | None) -> None:
         """Take over a plan for the next step."""
@@ -1099,6 +1091,7 @@ def _uncompiled_step(optimizer: Optimizer, closure: Callable[[], Any] | None) ->
     return optimizer._step(closure)  # pyright: ignore[reportPrivateUsage]
 
 
+_CHANGED = "The parameters changed while the step was being prepared."
 _NOT_DIFFERENTIABLE = (
     "differentiable=True asks for a step that autograd can see through, but adamas steps in place "
     "outside of autograd. Use torch.optim for that optimizer, or torch.func with adamas.rule."
@@ -1114,13 +1107,6 @@ def _stored(
 ) -> Options:
     """Return options that say how something is stored; kept, since all parameters ask for them."""
     return Options(betas=betas, amsgrad=amsgrad, state=state, rounding=rounding)
-
-
-def _outcome(parts: tuple[Any, ...]) -> Outcome:
-    applied, norm, nonfinite, statistics = parts
-    if statistics is not None:
-        statistics = tuple(Statistics(*each) for each in statistics)
-    return Outcome(applied, norm, nonfinite, statistics)
 
 
 def _is_plain(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
