@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 import shutil
 import subprocess
+import sys
 from fractions import Fraction
 
 import numpy as np
@@ -144,6 +147,52 @@ MADE_IN_C = ("adam", "adam-long", "adam-short-memory", "adam-l2", "adam-schedule
              "adamw-schedule")  # fmt: skip
 
 
+def test_the_commands_at_the_head_of_the_example_in_c_run_as_they_stand(tmp_path):
+    """With `adamas` for this one, and in a shell, which spells out the asterisk."""
+    commands = re.findall(r"^ \*     (\S.*?)\s*(?:\*/)?$", SOURCE.read_text("utf-8"), re.MULTILINE)
+    assert [each.split()[0] for each in commands] == ["adamas", "cc", "./check_vectors"]
+    shutil.copy(SOURCE, tmp_path)
+    commands[0] = f'"{sys.executable}" -m {commands[0]}'
+    done = subprocess.run(
+        ["sh", "-ec", "\n".join(commands)],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    told = dict(line.split(": ", 1) for line in done.stdout.splitlines()[1:])
+    names = [name for name in NAMES if name.startswith("adam")]
+    assert set(told) == {f"vectors/{name}.json" for name in names}
+    left_out = {
+        "adam-efficient": "another form (its epsilon): left out",
+        "adamw-fully-decoupled": "another form (its decay): left out",
+    }
+    for name in names:
+        if name in left_out:
+            assert told[f"vectors/{name}.json"] == left_out[name]
+        else:
+            assert told[f"vectors/{name}.json"].endswith(": ok")
+
+
+def test_the_example_in_c_leaves_out_every_form_that_it_does_not_make(folder, tmp_path):
+    program = compiled(SOURCE, tmp_path / "check_vectors")
+    done = checked(program, *(folder / f"{name}.json" for name in NAMES))
+    assert done.returncode == 0, done.stdout + done.stderr
+    made = [line for line in done.stdout.splitlines() if line.endswith(": ok")]
+    assert len(made) == len(MADE_IN_C)
+    assert done.stdout.count(": left out\n") == len(NAMES) - len(MADE_IN_C)
+    # Where nothing was checked, nothing is said to be right.
+    done = checked(program, folder / "nadam.json")
+    assert (done.returncode, done.stderr) == (2, "no file of a form that it makes\n")
+
+
+def test_every_form_that_adamas_makes_has_a_yardstick(folder):
+    without = [name for name in NAMES if "ulp_of_adamas" not in load(folder, name)]
+    assert without == ["amsgrad-corrected-first"]
+
+
 def test_the_example_in_c_checks_itself(folder, tmp_path):
     program = compiled(SOURCE, tmp_path / "check_vectors")
     done = checked(program, *(folder / f"{name}.json" for name in MADE_IN_C))
@@ -177,9 +226,9 @@ def test_the_example_in_c_refuses_what_is_no_vector(folder, tmp_path):
     (tmp_path / "other.json").write_text("{}", "utf-8")
     done = checked(program, tmp_path / "other.json")
     assert done.returncode == 2
-    assert done.stderr == 'no "ulp_of_adamas": is this adamas-vectors/1?\n'
+    assert done.stderr == 'no "bias_correction": is this adamas-vectors/1?\n'
     assert checked(program, tmp_path / "none.json").returncode == 2
 
 
 def test_the_example_in_c_is_short():
-    assert len(SOURCE.read_text("utf-8").splitlines()) <= 80
+    assert len(SOURCE.read_text("utf-8").splitlines()) <= 95

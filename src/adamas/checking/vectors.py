@@ -74,7 +74,10 @@ VECTORS: tuple[Vector, ...] = (
         options={"decay": "fully-decoupled", "lr_max": _DECAYING.lr},
         scheduled=True,
     ),
-    Vector("adam-efficient", Form(epsilon="outside before"), _LARGE, None),
+    Vector(
+        *("adam-efficient", Form(epsilon="outside before"), _LARGE),
+        options={"eps_place": "uncorrected"},
+    ),
     Vector("amsgrad", Form(largest="then corrected"), _LARGE, {"amsgrad": True}),
     Vector("amsgrad-corrected-first", Form(largest="corrected first"), _LARGE, None),
     Vector("nadam", Form(nesterov="dozat"), _LARGE, {"nesterov": True}),
