@@ -8,10 +8,18 @@ Both refuse what makes no sense with an error that says what was given and what 
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
+
+from adamas.checks import (
+    check_amount,
+    check_betas,
+    check_choice,
+    check_flag,
+    check_forms,
+    check_rate,
+)
 
 __all__ = [
     "BiasCorrection",
@@ -24,7 +32,6 @@ __all__ = [
     "Rounding",
     "Schedule",
     "StateForm",
-    "check_rate",
     "learning_rate_at",
 ]
 
@@ -82,21 +89,21 @@ class Options:
     def __post_init__(self) -> None:
         """Check every option; fill in ``lr_max`` where a fixed learning rate gives it."""
         for name in ("amsgrad", "nesterov", "maximize"):
-            _check_flag(name, getattr(self, name))
-        _check_choice("bias_correction", self.bias_correction, get_args(BiasCorrection))
-        _check_choice("decay", self.decay, get_args(Decay))
-        _check_choice("eps_place", self.eps_place, get_args(EpsPlace))
+            check_flag(name, getattr(self, name))
+        check_choice("bias_correction", self.bias_correction, get_args(BiasCorrection))
+        check_choice("decay", self.decay, get_args(Decay))
+        check_choice("eps_place", self.eps_place, get_args(EpsPlace))
         for name in ("eps", "eps_root", "weight_decay"):
-            object.__setattr__(self, name, _check_amount(name, getattr(self, name)))
-        object.__setattr__(self, "betas", _check_betas(self.betas))
+            object.__setattr__(self, name, check_amount(name, getattr(self, name)))
+        object.__setattr__(self, "betas", check_betas(self.betas))
         if not callable(self.lr):
-            object.__setattr__(self, "lr", _check_amount("lr", self.lr))
+            object.__setattr__(self, "lr", check_amount("lr", self.lr))
         if self.rounding is not None:
-            _check_choice("rounding", self.rounding, get_args(Rounding))
-        object.__setattr__(self, "state", _checked_forms(self.state))
+            check_choice("rounding", self.rounding, get_args(Rounding))
+        object.__setattr__(self, "state", check_forms(self.state, get_args(StateForm)))
         self._check_combinations()
         if self.lr_max is not None:
-            object.__setattr__(self, "lr_max", _check_amount("lr_max", self.lr_max))
+            object.__setattr__(self, "lr_max", check_amount("lr_max", self.lr_max))
         if self.decay == "fully-decoupled":
             object.__setattr__(self, "lr_max", self._greatest_rate())
 
@@ -197,14 +204,14 @@ class Phase:
 
     def __post_init__(self) -> None:
         """Check every choice."""
-        _check_choice("on_nonfinite", self.on_nonfinite, get_args(OnNonfinite))
-        _check_flag("statistics", self.statistics)
+        check_choice("on_nonfinite", self.on_nonfinite, get_args(OnNonfinite))
+        check_flag("statistics", self.statistics)
         if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
             raise ValueError(f"seed is {self.seed!r}, but it must be a whole number, at least 0.")
         if self.seed >= 2**64:
             raise ValueError(f"seed is {self.seed}, but it must be less than 2^64.")
         if self.clip_norm is not None:
-            norm = _check_amount("clip_norm", self.clip_norm)
+            norm = check_amount("clip_norm", self.clip_norm)
             if norm == 0:
                 raise ValueError(
                     "clip_norm is 0, which would erase every gradient. "
@@ -222,59 +229,4 @@ class Phase:
 
 def learning_rate_at(lr: LearningRate, step: int) -> float:
     """Return the learning rate of ``step`` (1 first), refusing what is none."""
-    return _check_amount(f"lr({step})", lr(step)) if callable(lr) else lr
-
-
-def _check_amount(name: str, value: object) -> float:
-    number = _number(name, value)
-    if not 0 <= number < math.inf:
-        raise ValueError(f"{name} is {number!r}, but it must be finite and at least 0.")
-    return number
-
-
-def check_rate(name: str, value: object) -> float:
-    """Return a decay rate as float; raises ValueError or TypeError where it is none."""
-    number = _number(name, value)
-    if not 0 <= number < 1:
-        raise ValueError(
-            f"{name} is {number!r}, but a decay rate must be at least 0 and less than 1."
-        )
-    return number
-
-
-def _check_betas(betas: object) -> tuple[float | None, float | None]:
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise TypeError(f"betas is {betas!r}, but it must be a pair of decay rates (β1, β2).")
-    first, second = (
-        None if beta is None else check_rate(f"betas[{i}]", beta) for i, beta in enumerate(betas)
-    )
-    return first, second
-
-
-def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        possible = ", ".join(f'"{choice}"' for choice in choices)
-        raise ValueError(f"{name} is {value!r}, but it must be one of {possible}.")
-
-
-def _checked_forms(state: object) -> tuple[str, str]:
-    pair = (state, state) if isinstance(state, str) else state
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise TypeError(f"state is {state!r}, but it must be a form, or a pair of forms (m, v).")
-    for form in pair:
-        _check_choice("state", form, get_args(StateForm))
-    return pair[0], pair[1]
-
-
-def _check_flag(name: str, value: object) -> None:
-    if not isinstance(value, bool):
-        raise TypeError(f"{name} is {value!r}, but it must be True or False.")
-
-
-def _number(name: str, value: object) -> float:
-    if isinstance(value, (bool, str)):
-        raise TypeError(f"{name} is {value!r}, but it must be a number.")
-    try:
-        return float(value)  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {value!r}, but it must be a number.") from None
+    return check_amount(f"lr({step})", lr(step)) if callable(lr) else lr

@@ -29,9 +29,10 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from adamas.checks import check_rate
 from adamas.coefficients import ema_weights
 from adamas.numpy import Adam, Momentum, Optimizer, RMSProp
-from adamas.options import LearningRate, Options, Schedule, check_rate
+from adamas.options import LearningRate, Options, Schedule
 from adamas.rule import smooth
 
 try:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from adamas.options import check_rate
+from adamas.checks import check_rate
 
 __all__ = ["ema"]
 

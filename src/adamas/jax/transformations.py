@@ -18,13 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from adamas.checks import check_rate
 from adamas.codecs import mean_top
 from adamas.coefficients import Coefficients
 from adamas.jax import small
 from adamas.jax.numbers import Choices, Number, coefficients
 from adamas.jax.operands import Operand, constant, real_dtype
 from adamas.jax.small import CodedState
-from adamas.options import Options, Phase, Rounding, StateForm, check_rate
+from adamas.options import Options, Phase, Rounding, StateForm
 from adamas.rule import Result, rule, smooth
 
 __all__ = ["adam", "adamw", "amsgrad", "momentum", "nadam", "nadamw", "rmsprop", "sgd"]
