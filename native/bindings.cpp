@@ -75,6 +75,7 @@ void touch(nb::sequence arrays) {
 NB_MODULE(_native, module) {
     using namespace adamas;
     module.doc() = "Compiled steps over arrays; use the front-ends of adamas instead.";
+    target();  // chosen now: a fork in the midst of choosing would leave the child waiting for ever
     bind_array_plan(module);
     bind_tensor_plan(module);
     bind_tensor_watch(module);

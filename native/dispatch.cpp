@@ -52,8 +52,9 @@ const Target* best() {
 
 }  // namespace
 
-const std::vector<Target>& targets() {
-    static const std::vector<Target> all = {
+std::span<const Target> targets() {
+    // An array, which has no destructor: threads may step while the process ends.
+    static const Target all[] = {
 #define ADAMAS_TARGET(name, gnu_flags, msvc_flags, runs_here) \
     Target{#name, &kernels_##name, runs_here},
 #include "targets.h"

@@ -1,8 +1,8 @@
 // Which machine's kernels answer.
 #pragma once
 
+#include <span>
 #include <string>
-#include <vector>
 
 #include "kernels.h"
 
@@ -15,7 +15,7 @@ struct Target {
 };
 
 // All machines this build has code for, best first.
-const std::vector<Target>& targets();
+std::span<const Target> targets();
 
 // The machine in use: at first the best that runs here.
 const Target& target();

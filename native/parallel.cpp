@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
+#include <exception>
 #include <mutex>
 #include <thread>
 
@@ -25,6 +27,32 @@ struct Job {
     void* context = nullptr;
 };
 
+// Keeps signals from the calling thread, and so from threads that it starts, which inherit the
+// mask: signals are for the threads that Python knows. Faults are of the thread that makes them,
+// though, and faulthandler wants to tell of them.
+class SignalsBlocked {
+public:
+    SignalsBlocked(const SignalsBlocked&) = delete;
+    SignalsBlocked& operator=(const SignalsBlocked&) = delete;
+
+#if defined(_WIN32)
+    SignalsBlocked() {}
+#else
+    SignalsBlocked() {
+        sigset_t blocked;
+        sigfillset(&blocked);
+        for (int fault : {SIGABRT, SIGBUS, SIGFPE, SIGILL, SIGSEGV, SIGTRAP}) {
+            sigdelset(&blocked, fault);
+        }
+        pthread_sigmask(SIG_SETMASK, &blocked, &before_);
+    }
+    ~SignalsBlocked() { pthread_sigmask(SIG_SETMASK, &before_, nullptr); }
+
+private:
+    sigset_t before_;
+#endif
+};
+
 class Pool {
 public:
     // Returns false, having done nothing, where another thread is using the pool.
@@ -33,8 +61,9 @@ public:
         if (!turn.owns_lock()) {
             return false;
         }
-        int helpers = static_cast<int>(std::min<std::int64_t>(threads, job.count)) - 1;
-        start_workers(helpers);
+        int wanted = static_cast<int>(std::min<std::int64_t>(threads, job.count)) - 1;
+        start_workers(wanted);
+        int helpers = std::min(wanted, workers_);
         {
             std::lock_guard<std::mutex> lock(mutex_);
             job_ = job;
@@ -52,22 +81,24 @@ public:
     }
 
 private:
+    // Starts as many as the system grants. Where it refuses one (limits of the user or of a
+    // container, no memory for its stack), it is asked again after a second at the earliest: being
+    // refused takes as long as a small step.
     void start_workers(int wanted) {
-        if (workers_ >= wanted) {
+        using Clock = std::chrono::steady_clock;
+        if (workers_ >= wanted || (refused_ && Clock::now() < next_try_)) {
             return;
         }
-#if !defined(_WIN32)
-        // Workers inherit the mask: signals are for the threads that Python knows.
-        sigset_t all, before;
-        sigfillset(&all);
-        pthread_sigmask(SIG_SETMASK, &all, &before);
-#endif
-        for (; workers_ < wanted; ++workers_) {
-            std::thread([this] { serve(); }).detach();
+        SignalsBlocked blocked;
+        refused_ = false;
+        try {
+            for (; workers_ < wanted; ++workers_) {
+                std::thread([this] { serve(); }).detach();
+            }
+        } catch (const std::exception&) {  // std::system_error or std::bad_alloc
+            refused_ = true;
+            next_try_ = Clock::now() + std::chrono::seconds(1);
         }
-#if !defined(_WIN32)
-        pthread_sigmask(SIG_SETMASK, &before, nullptr);
-#endif
     }
 
     void serve() {
@@ -88,7 +119,7 @@ private:
         }
     }
 
-    void work(const Job& job) {
+    void work(const Job& job) noexcept {  // the job is the caller's, who must not leave it early
         FloatMode mode;
         for (;;) {
             std::int64_t i = next_.fetch_add(1, std::memory_order_relaxed);
@@ -99,8 +130,10 @@ private:
         }
     }
 
-    std::mutex turn_;  // held by the caller whose job is run
+    std::mutex turn_;  // held by the caller whose job is run; guards what follows
     int workers_ = 0;
+    bool refused_ = false;  // whether the system refused to start another
+    std::chrono::steady_clock::time_point next_try_;
 
     std::mutex mutex_;  // guards what follows
     std::condition_variable wake_, done_;
@@ -112,20 +145,27 @@ private:
     std::atomic<std::int64_t> next_{0};
 };
 
-// Never destroyed: parked threads hold on to it until the process ends.
+// Null until it is needed. Never destroyed: parked threads hold on to it until the process ends.
 std::atomic<Pool*> pool{nullptr};
 
-Pool& the_pool() {
-    static const bool ready = [] {
-        pool.store(new Pool);
-#if !defined(_WIN32)
-        // The child has none of the parent's threads, and the pool's locks may be held by one.
-        pthread_atfork(nullptr, nullptr, [] { pool.store(new Pool); });
+#if defined(_WIN32)
+constexpr bool children_start_anew = true;
+#else
+// The child has none of the parent's threads, and the pool's locks may be held by one. Said when
+// the module is loaded: later, a fork could come in between.
+const bool children_start_anew = pthread_atfork(nullptr, nullptr, [] { pool.store(nullptr); }) == 0;
 #endif
-        return true;
-    }();
-    static_cast<void>(ready);
-    return *pool.load();
+
+Pool& the_pool() {
+    Pool* current = pool.load();
+    if (current == nullptr) {
+        Pool* made = new Pool;
+        if (pool.compare_exchange_strong(current, made)) {
+            return *made;
+        }
+        delete made;
+    }
+    return *current;
 }
 
 std::atomic<int> wanted_threads{0};
@@ -150,7 +190,7 @@ int thread_count() {
 void set_thread_count(int count) { wanted_threads.store(count, std::memory_order_relaxed); }
 
 void for_each(std::int64_t count, bool threaded, void (*body)(void*, std::int64_t), void* context) {
-    int threads = threaded && count > 1 ? thread_count() : 1;
+    int threads = threaded && count > 1 && children_start_anew ? thread_count() : 1;
     if (threads > 1 && the_pool().run({count, body, context}, threads)) {
         return;
     }

@@ -2,14 +2,15 @@
 //
 // One call at a time uses the pool. A second Python thread that steps meanwhile does its work
 // itself, and so does a process right after fork, whose pool starts empty: nothing ever waits for
-// a thread that may not exist.
+// a thread that may not exist. Where the system grants fewer threads than are wanted, those share
+// the work.
 #pragma once
 
 #include <cstdint>
 
 namespace adamas {
 
-// How many threads a large step uses, the caller included.
+// How many threads a large step uses where the system grants them, the caller included.
 int thread_count();
 void set_thread_count(int count);
 

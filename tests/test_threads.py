@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
+import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from adamas import state as states
 from adamas.engines import Group, Slot, native
 from adamas.options import Options, Phase
 from adamas.statistics import TILE
-from cases import LARGE, PHASES, Run, differences, ordinary, python, run
+from cases import LARGE, PHASES, ROOT, Run, differences, ordinary, python, run
 
 linux = pytest.mark.skipif(
     sys.platform != "linux", reason="the threads of a process are listed in /proc, on Linux only"
@@ -221,6 +222,141 @@ for task in tasks() - before:
 """
     done = python(COUNT_THREADS + code)
     assert done.stdout.split() == ["True"] * 2, done.stderr
+
+
+# ── threads that cannot be started ─────────────────────────────────────────────────────────────
+
+#: Defines large(), whose steps are for eight threads, and what this thread blocks.
+GRANTED = """
+import ctypes, os, signal, sys, time
+import adamas
+from cases import differences
+from test_threads import large_run
+
+system = ctypes.CDLL(sys.argv[1]) if len(sys.argv) > 1 else None
+
+
+def grant(count):
+    ctypes.c_int.in_dll(system, "granted").value = count
+
+
+def blocked():
+    return signal.pthread_sigmask(signal.SIG_BLOCK, [])
+
+
+def count_threads():
+    return len(os.listdir("/proc/self/task"))
+
+
+adamas.set_num_threads(1)
+wanted = large_run()
+adamas.set_num_threads(8)
+at_first = count_threads()
+
+
+def large():
+    return differences(wanted, large_run()) == [], count_threads() - at_first, blocked()
+"""
+
+
+@pytest.fixture(scope="module")
+def granted(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The compiled tests/granted.c."""
+    library = tmp_path_factory.mktemp("granted") / "granted.so"
+    source = ROOT / "tests" / "granted.c"
+    subprocess.run(["cc", "-O1", "-fPIC", "-shared", source, "-o", library, "-ldl"], check=True)
+    return str(library)
+
+
+@linux
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_fewer_threads_than_asked_for_give_the_same_bits_and_block_no_signal(granted, count):
+    code = f"""
+grant({count})
+print(large(), large())
+"""
+    done = python(GRANTED + code, granted, LD_PRELOAD=granted, OPENBLAS_NUM_THREADS="1")
+    assert done.stdout.strip() == f"{(True, count, set())} {(True, count, set())}", done.stderr
+
+
+@linux
+def test_signals_that_a_thread_blocks_itself_stay_blocked_and_no_others(granted):
+    code = """
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+grant(1)
+print(large() == (True, 1, {signal.SIGUSR1}))
+"""
+    done = python(GRANTED + code, granted, LD_PRELOAD=granted, OPENBLAS_NUM_THREADS="1")
+    assert done.stdout.split() == ["True"], done.stderr
+
+
+@linux
+def test_threads_that_were_refused_are_asked_for_again(granted):
+    code = """
+grant(2)
+print(large()[:2])
+grant(10)
+time.sleep(1.1)
+print(large()[:2])
+"""
+    done = python(GRANTED + code, granted, LD_PRELOAD=granted, OPENBLAS_NUM_THREADS="1")
+    assert done.stdout.splitlines() == ["(True, 2)", "(True, 7)"], done.stderr
+
+
+@linux
+def test_a_child_of_fork_that_gets_no_threads_has_the_same_bits_and_blocks_no_signal(granted):
+    code = """
+print(large())
+child = os.fork()
+if child == 0:
+    signal.alarm(30)
+    grant(0)
+    at_first = count_threads()
+    print(large(), flush=True)
+    os._exit(0)
+os.waitpid(child, 0)
+print(large())
+"""
+    done = python(GRANTED + code, granted, LD_PRELOAD=granted, OPENBLAS_NUM_THREADS="1")
+    wanted = [str((True, count, set())) for count in (7, 0, 7)]
+    assert done.stdout.splitlines() == wanted, done.stderr
+
+
+@linux
+def test_under_a_limit_of_the_user_a_step_is_made_and_ctrl_c_is_heard():
+    code = """
+import resource
+
+if os.geteuid() == 0:  # who is not limited
+    os.setuid(65534)
+resource.setrlimit(resource.RLIMIT_NPROC, (1, 1))
+print(large())
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(60)
+except KeyboardInterrupt:
+    print("heard")
+"""
+    done = python(GRANTED + code, OPENBLAS_NUM_THREADS="1")
+    assert done.stdout.splitlines() == [str((True, 0, set())), "heard"], done.stderr
+
+
+@linux
+def test_the_threads_of_the_pool_leave_faults_to_faulthandler():
+    code = """
+import signal
+
+adamas.set_num_threads(3)
+step(LARGE)
+faults = (signal.SIGABRT, signal.SIGBUS, signal.SIGFPE, signal.SIGILL, signal.SIGSEGV)
+for task in tasks() - before:
+    with open(f"/proc/self/task/{task}/status") as file:
+        status = dict(line.split(":", 1) for line in file)
+    blocked = int(status["SigBlk"], 16)
+    print(any(blocked >> fault - 1 & 1 for fault in faults))
+"""
+    done = python(COUNT_THREADS + code)
+    assert done.stdout.split() == ["False"] * 2, done.stderr
 
 
 @pytest.mark.parametrize("size", [LARGE, 150 * TILE])
