@@ -1,10 +1,11 @@
-"""Code that two processes run together, and what runs it."""
+"""Code that processes run together, and what runs it."""
 
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 from cases import ROOT
@@ -102,19 +103,32 @@ os._exit(0)  # gloo's own threads sometimes abort an orderly end
 
 
 def run_in_two(code: str, folder: Path) -> list[int]:
-    """Run ``code`` in two processes, with rank and a file to meet at; return their exit codes.
+    """Run ``code`` in two processes, with rank and a file to meet at; return their exit codes."""
+    return run_together(["-c", code], 2, folder)
 
-    What they wrote to stderr is printed, so that a failed test shows it.
+
+def run_together(
+    program: list[str], count: int, folder: Path, *arguments: str, limit: float = 600
+) -> list[int]:
+    """Run a program in processes that are given rank, a file to meet at and ``arguments``.
+
+    Returns their exit codes. What they wrote to stderr is printed, so that a failed test shows it;
+    those that have not ended after ``limit`` seconds are killed, and what they waited for shown.
     """
     path = os.pathsep.join([str(ROOT / "tests"), *sys.path[1:]])
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", code, str(rank), str(folder / "store")],
-            env={**os.environ, "PYTHONPATH": path},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(2)
-    ]
-    sys.stdout.write("\n".join(process.communicate(timeout=600)[1] for process in both))
-    return [process.returncode for process in both]
+    outputs = [folder / f"stderr of {rank}" for rank in range(count)]
+    processes = []
+    for rank, output in enumerate(outputs):
+        with output.open("w") as stderr:
+            command = [sys.executable, *program, str(rank), str(folder / "store"), *arguments]
+            environment = {**os.environ, "PYTHONPATH": path}
+            processes.append(subprocess.Popen(command, env=environment, stderr=stderr))
+    try:
+        end = time.monotonic() + limit
+        for process in processes:
+            process.wait(timeout=max(0.0, end - time.monotonic()))
+    finally:
+        for process in processes:
+            process.kill()
+        sys.stdout.write("\n".join(output.read_text() for output in outputs))
+    return [process.returncode for process in processes]

@@ -226,7 +226,7 @@ class Optimizer(torch.optim.Optimizer):
             parameter.dtype != torch.bfloat16
             or options.amsgrad
             or self._is_special(group)
-            or _is_distributed(parameter)
+            or distributed.is_distributed(parameter)
         ):
             return None
         entries = self._entries(group)
@@ -389,14 +389,20 @@ class Optimizer(torch.optim.Optimizer):
         factor = 1.0
         if phase.reads_first:
             gradients = [member.local_gradient for member in members]
-            groups = [distributed.shard_groups(member.parameter) for member in members]
-            norm = operations.norm_from_tiles(
-                gradients, lambda parts: distributed.gathered(parts, groups)
-            )
-            norm /= scale
-            counts = [[operations.count_nonfinite(each)] for each in gradients]
-            nonfinite = tuple(map(sum, distributed.gathered(counts, groups)))
-            if any(nonfinite) and phase.on_nonfinite != "propagate":
+            parameters = [p for group in self.param_groups for p in group["params"]]
+            groups = [distributed.shard_groups(p) for p in parameters]
+
+            def of_all(parts: list[list[Any]]) -> list[list[Any]]:
+                # Other processes may have gradients where this one has none.
+                own = {member.place: part for member, part in zip(members, parts, strict=True)}
+                return distributed.gathered(
+                    [own.get(place, []) for place in range(len(parameters))], groups
+                )
+
+            norm = operations.norm_from_tiles(gradients, of_all) / scale
+            counts = of_all([[operations.count_nonfinite(each)] for each in gradients])
+            nonfinite = tuple(sum(counts[member.place]) for member in members)
+            if any(map(sum, counts)) and phase.on_nonfinite != "propagate":
                 return Outcome(applied=False, norm=norm, nonfinite=nonfinite, statistics=None)
             if phase.clip_norm is not None:
                 factor = clip_factor(phase.clip_norm, norm)
@@ -544,7 +550,7 @@ class Optimizer(torch.optim.Optimizer):
             f"{names[member.place]} ({count} of {member.parameter.numel()} elements)"
             for member, count in zip(plan.members, outcome.nonfinite, strict=True)
             if count
-        ]
+        ] or ["those that only other processes have"]
         raise FloatingPointError(
             f"Gradients are not finite: {', '.join(found)}. Nothing was changed. Look for a "
             'division or overflow in the loss, or leave such steps out with on_nonfinite="skip".'
@@ -577,7 +583,9 @@ class Optimizer(torch.optim.Optimizer):
             chosen.sort(key=lambda member: order.get(id(member.parameter), -1))
         phase = self._phase
         kinds = bool(native) + bool(on_device) + bool(other)
-        is_spread = any(_is_distributed(member.parameter) for member in members)
+        is_spread = any(
+            distributed.is_distributed(p) for group in self.param_groups for p in group["params"]
+        )
         looks_first = phase.reads_first and (kinds > 1 or bool(other) or is_spread)
         if looks_first:
             phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
@@ -1117,10 +1125,6 @@ def _is_plain(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
         and tensor.layout == torch.strided
         and tensor.is_contiguous()
     )
-
-
-def _is_distributed(tensor: Tensor) -> bool:
-    return hasattr(tensor, "device_mesh")
 
 
 def _step_dtype() -> torch.dtype:
