@@ -199,15 +199,40 @@ def test_a_name_that_leads_nowhere_is_refused_with_the_way_out(tmp_path, monkeyp
         "installed, or path/to/file.py:Class."
     )
     assert refusal("no_such_file.py:Adam") == (
-        "'no_such_file.py:Adam' names the file no_such_file.py, which is not there. Give "
-        "path/to/file.py:Class, from the current directory."
+        "There is no file no_such_file.py. Give path/to/file.py:Class, from the current directory."
     )
     assert refusal("mine.py") == (
         "'mine.py' is a file, but not what in it. Possible are mine.py:Adam."
     )
-    assert refusal("mine.py:Adm") == "mine.py has no 'Adm'. Possible are mine.py:Adam."
+    assert refusal("mine.py:Adm") == (
+        "mine.py has no 'Adm'. Did you mean 'Adam'? Possible are mine.py:Adam."
+    )
     assert refusal("mine.py:ADAMS") == (
         "mine.py:ADAMS is 3, but it must be a class or a function. Possible are mine.py:Adam."
+    )
+
+
+def test_names_that_are_nearly_right_are_answered_with_the_right_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE)
+    for name, meant in (
+        ("torch.optim.Adam", "torch.optim:Adam"),
+        ("torch.optim:Adm", "Adam"),
+        ("torch.optim:AdamW.stpe", "step"),
+        ("torch.optm:Adam", "optim"),
+        ("trch.optim:Adam", "torch"),
+        ("mne.py:Adam", "mine.py"),
+        ("mine:adam", "Adam"),
+    ):
+        assert f" Did you mean '{meant}'? " in refusal(name) + " ", name
+    assert "Possible are torch.optim:ASGD" not in refusal("torch.optim:Adm")
+    assert "torch.optim:Adam, " in refusal("torch.optim:Adm")
+
+
+def test_a_module_that_ends_the_program_is_refused_and_does_not_end_the_check(tmp_path):
+    (tmp_path / "script.py").write_text("import sys\nsys.exit(0)\n")
+    assert refusal(f"{tmp_path / 'script.py'}:Adam") == (
+        f"{tmp_path / 'script.py'} cannot be run (SystemExit: 0). It must be importable on its own."
     )
 
 

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib
-import importlib.util
 import inspect
 import re
-import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from adamas.checking.prediction import Settings
+from adamas.importing import called
 
 __all__ = [
     "Arguments",
@@ -61,86 +58,15 @@ def find(subject: object, options: Mapping[str, Any]) -> Subject:
 
 
 def _found(name: str) -> Callable[..., Any]:
-    place, _, attribute = name.rpartition(":")
-    if place.endswith(".py"):
-        module = _from_file(name, Path(place))
-    elif name.endswith(".py"):
-        raise CannotCheckError(
-            f"{name!r} is a file, but not what in it. {_offer(_from_file(name, Path(name)), name)}"
-        )
-    elif not place:
-        raise CannotCheckError(
-            f"{name!r} is neither module:Class nor path/to/file.py:Class. For example: "
-            "adamas check torch.optim:Adam"
-        )
-    else:
-        module = _imported(place)
-    found: Any = module
-    for part in attribute.split("."):
-        found = getattr(found, part, None)
-    if found is None:
-        raise CannotCheckError(f"{place} has no {attribute!r}. {_offer(module, place)}")
-    if not callable(found):
-        raise CannotCheckError(
-            f"{name} is {found!r:.80}, but it must be a class or a function. "
-            f"{_offer(module, place)}"
-        )
-    return found
-
-
-def _imported(name: str) -> Any:
-    here = str(Path.cwd())
-    if here not in sys.path:
-        sys.path.insert(0, here)
     try:
-        return importlib.import_module(name)
-    except Exception as error:
-        raise CannotCheckError(
-            f"The module {name!r} cannot be imported ({type(error).__name__}: {error}). Give "
-            "module:Class, with the module in the current directory or installed, or "
-            "path/to/file.py:Class."
-        ) from error
-
-
-def _from_file(name: str, path: Path) -> Any:
-    if not path.is_file():
-        raise CannotCheckError(
-            f"{name!r} names the file {path}, which is not there. Give path/to/file.py:Class, from "
-            "the current directory."
+        return called(name, "Class", "adam|optim|step|update")
+    except ValueError as error:
+        example = (
+            ""
+            if ":" in name or name.endswith(".py")
+            else (" For example: adamas check torch.optim:Adam")
         )
-    folder = str(path.resolve().parent)
-    if folder not in sys.path:
-        sys.path.insert(0, folder)
-    # Under a name that hides no package, whatever the file is called.
-    own = f"checked_{path.stem}"
-    spec = importlib.util.spec_from_file_location(own, path)
-    if spec is None or spec.loader is None:
-        raise CannotCheckError(f"{path} is no Python source. Give path/to/file.py:Class.")
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[own] = module
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise CannotCheckError(
-            f"{path} cannot be run ({type(error).__name__}: {error}). It must be importable on "
-            "its own."
-        ) from error
-    return module
-
-
-def _offer(module: Any, place: str) -> str:
-    names = [
-        name
-        for name, value in vars(module).items()
-        if callable(value)
-        and not name.startswith("_")
-        and getattr(value, "__module__", None) == module.__name__
-    ]
-    likely = [name for name in names if re.search(r"adam|optim|step|update", name, re.IGNORECASE)]
-    offered = (likely or names)[:8]
-    if not offered:
-        return f"Nothing in {place} can be called."
-    return f"Possible are {', '.join(f'{place}:{each}' for each in offered)}."
+        raise CannotCheckError(f"{error}{example}") from error.__cause__
 
 
 # -- arguments -----------------------------------------------------------------------------------
