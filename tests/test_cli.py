@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 import sys
 
@@ -174,12 +175,24 @@ def test_race_takes_the_users_own_function_from_the_current_directory(tmp_path):
     assert float(adam.split()[-1]) < 1e-3
 
 
+def test_race_takes_x_and_y_from_a_file_and_tells_what_diverges(tmp_path):
+    (tmp_path / "mine.py").write_text("def valley(x, y):\n    return x**4 + 3 * y**4\n")
+    command = ("race", "mine.py:valley", "--lr", "1", "--start", "3", "-3")
+    done = adamas_in_a_process(*command, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert re.search(r" diverges at step \d+$", told["Momentum"].rstrip())
+    assert float(told["Adam"].split()[-1]) < 1.0
+    assert len(told["Momentum"].rstrip()) < 110
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
         ("nothing", "Known are himmelblau, rosenbrock, beale, rastrigin; your own is given as"),
         ("no_such_module:f", "The module 'no_such_module' cannot be imported"),
-        ("math:no_such_function", "The module 'math' has no function 'no_such_function'."),
+        ("math:no_such_function", "math has no 'no_such_function'. Possible are math:acos, "),
+        ("rosenbrok", "There is no function 'rosenbrok'. Did you mean 'rosenbrock'? Known are"),
         ("builtins:str", "but it must return one number for an array of two."),
     ],
 )

@@ -2,12 +2,28 @@
 
 from __future__ import annotations
 
+import math
+import re
 import sys
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from adamas import race
+
+
+@pytest.fixture
+def mine(tmp_path, monkeypatch):
+    """Write source to a file of its own; return its path, and leave no trace in sys."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write(source, name="mine.py"):
+        (tmp_path / name).write_text(source)
+        return name
+
+    return write
 
 
 @pytest.mark.parametrize("name", race.FUNCTIONS)
@@ -61,3 +77,171 @@ def test_a_start_where_the_function_is_no_number_is_refused():
     track = race.Track("hole", lambda x: float("nan"), lambda x: x, (1.0, 1.0), ((0, 1), (0, 1)))
     with pytest.raises(ValueError, match="hole or its gradient is not finite at"):
         race.race(track)
+
+
+# ── functions of one's own ─────────────────────────────────────────────────────────────────────
+
+X_AND_Y = """
+def valley(x, y):
+    return x**2 + 3 * y**2
+valley.gradient = lambda x, y: (2 * x, 6 * y)
+
+def bowl(x):
+    return x[0] ** 2 + 3 * x[1] ** 2
+
+def turned(x, y=0.0):
+    return x[0] ** 2 + 3 * x[1] ** 2 + y
+"""
+
+
+def test_a_function_of_x_and_y_is_raced_as_one_of_an_array(mine):
+    path = mine(X_AND_Y)
+    valley, bowl, turned = (race.find(f"{path}:{name}") for name in ("valley", "bowl", "turned"))
+    assert valley.name == "valley"
+    assert valley.value(np.array([2.0, -1.0])) == 7.0
+    assert list(valley.gradient(np.array([2.0, -1.0]))) == [4.0, -6.0]
+    by_array = race.race(bowl, steps=20)
+    assert race.race(valley, steps=0)[0].final_value == by_array[0].points[0] ** 2 @ [1, 3]
+    for one, other in zip(by_array, race.race(turned, steps=20), strict=True):
+        assert np.array_equal(one.points, other.points)
+
+
+def test_a_file_and_a_module_are_the_same_function(mine):
+    mine(X_AND_Y, "mine_as_both.py")
+    paths = [
+        race.race(race.find(f"{n}:bowl"), steps=9) for n in ("mine_as_both", "mine_as_both.py")
+    ]
+    for one, other in zip(*paths, strict=True):
+        assert np.array_equal(one.points, other.points)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        (
+            "def f(x, y, z): return x",
+            "mine.py:f takes (x, y, z), but it must take an array of two numbers, or two numbers "
+            "x and y.",
+        ),
+        ("def f(): return 1.0", "mine.py:f takes (), but it must take an array of two numbers"),
+        (
+            "def f(x):\n    return x['a']",
+            "mine.py:f raised IndexError: only integers, slices (`:`), ellipsis (`...`), "
+            "numpy.newaxis (`None`) and integer or boolean arrays are valid indices "
+            "(at (-1, 1); mine.py, line 2). It is called with an array of two numbers.",
+        ),
+        (
+            "import math\ndef f(x, y):\n    return math.log(x)",
+            "mine.py:f raised ValueError: math domain error (at (-1, 1); mine.py, line 3).",
+        ),
+        ("def f(x): pass", "mine.py:f returned None, but it must return one number for an array"),
+        ("def f(x): return x", "mine.py:f returned array([-1.,  1.]), but it must return one"),
+        ("def f(x): return 1j", "mine.py:f returned 1j, but it must return one number"),
+        ("def f(x): return 'high'", "mine.py:f returned 'high', but it must return one number"),
+        ("def f(x): return float('nan')", "f or its gradient is not finite at (-1.0, 1.0)."),
+        ("def f(x): return 1.0\nf.start = (1,)", "The start is (1,), but it must be two finite"),
+        ("def f(x): return 1.0\nf.start = 'ab'", "The start is 'ab', but it must be two finite"),
+        ("def f(x): return 1.0\nf.view = (0, 1)", "The view of mine.py:f is (0, 1), but it must"),
+        (
+            "def f(x): return 1.0\nf.gradient = lambda x: None",
+            "The gradient of f has shape () and dtype object, but it must hold two real numbers",
+        ),
+        (
+            "def f(x): return 1.0\nf.gradient = lambda x: x.shape[1]",
+            "mine.py:f.gradient raised IndexError: tuple index out of range (at (-1, 1); mine.py, "
+            "line 2). It is called with an array of two numbers.",
+        ),
+        ("f = 3", "mine.py:f is 3, but it must be a class or a function. Nothing in mine.py can"),
+        ("def g(x): return 1.0", "mine.py has no 'f'. Possible are mine.py:g."),
+        ("1 / 0", "mine.py cannot be run (ZeroDivisionError: division by zero). It must be"),
+        ("def f(x) return 1.0", "mine.py cannot be run (SyntaxError: "),
+    ],
+)
+def test_a_function_that_is_none_to_race_on_is_refused_by_name(mine, source, message):
+    path = mine(source)
+    with pytest.raises(ValueError, match="^" + re.escape(message)):
+        race.race(race.find(f"{path}:f"))
+
+
+@pytest.mark.parametrize("start", [(math.nan, 1.0), (1.0, math.inf), (1.0,), (1.0, 2.0, 3.0)])
+def test_a_start_that_is_no_point_is_refused(start):
+    track = race.Track("bowl", lambda x: x @ x, lambda x: 2 * x, start, ((0, 1), (0, 1)))
+    with pytest.raises(ValueError, match="but it must be two finite numbers"):
+        race.race(track)
+
+
+def test_names_that_are_nearly_right_are_answered_with_the_right_one(mine):
+    mine(X_AND_Y)
+    for name, meant in (
+        ("himelblau", "himmelblau"),
+        ("mine.py:vally", "valley"),
+        ("mine:bowls", "bowl"),
+        ("mne.py:valley", "mine.py"),
+        ("mine.bowl", None),
+    ):
+        told = "Give|Known" if meant is None else f"Did you mean '{re.escape(meant)}'\\?"
+        with pytest.raises(ValueError, match=told):
+            race.find(name)
+    with pytest.raises(
+        ValueError, match=r"is a file, but not what in it\. Possible are mine\.py:va"
+    ):
+        race.find("mine.py")
+
+
+# ── races that diverge ─────────────────────────────────────────────────────────────────────────
+
+
+def quartic(x):
+    return float(x[0] ** 4 + x[1] ** 4)
+
+
+def quartic_slope(x):
+    return 4 * x**3
+
+
+def walled(x):
+    """Has no value where x[0] is below 0, and says so as Python's own functions do."""
+    return math.sqrt(x[0]) + x[1] ** 2
+
+
+@pytest.mark.parametrize("slope", [quartic_slope, race.differences(quartic)])
+def test_a_method_that_diverges_ends_where_the_last_number_was(slope, tmp_path):
+    track = race.Track("quartic", quartic, slope, (3.0, -3.0), ((-5, 5), (-5, 5)))
+    paths = race.race(track, steps=400, lr=1.0)
+    momentum = paths[0]
+    assert momentum.diverges_at == len(momentum.points) < 400
+    assert np.isfinite(momentum.points).all()
+    assert momentum.final_value == quartic(momentum.points[-1]) < math.inf
+    # One step further nothing is a number any more.
+    again = race.race(track, steps=momentum.diverges_at, lr=1.0)[0]
+    assert (again.diverges_at, len(again.points)) == (momentum.diverges_at, momentum.diverges_at)
+    whole = race.race(track, steps=momentum.diverges_at - 1, lr=1.0)[0]
+    assert whole.diverges_at is None
+    for path in paths[1:]:  # RMSProp and Adam make steps of the length of lr
+        assert (path.diverges_at, len(path.points)) == (None, 401)
+    race.draw(track, paths, tmp_path / "race.png")
+    race.animate(track, paths, tmp_path / "race.gif", frames=3)
+    with Image.open(tmp_path / "race.gif") as moving:
+        assert moving.n_frames == 3
+
+
+def test_a_function_that_raises_beyond_its_edge_ends_the_way_there(tmp_path):
+    track = race.Track("walled", walled, race.differences(walled), (1.0, 1.0), ((-1, 2), (-1, 2)))
+    adam = race.race(track, steps=300)[2]
+    assert adam.diverges_at is not None
+    assert adam.points[-1][0] >= 0.0
+    race.draw(track, [adam], tmp_path / "race.png")
+
+
+def test_a_flat_function_and_one_without_values_in_the_picture_are_drawn(tmp_path):
+    def narrow(x):
+        return 1.0 if x[0] > 100 else math.nan
+
+    for name, value, start in (("flat", lambda x: 1.0, (0.0, 0.0)), ("far", narrow, (200.0, 0.0))):
+        track = race.Track(name, value, lambda x: np.zeros(2), start, ((-1, 1), (-1, 1)))
+        race.draw(track, race.race(track, steps=2), tmp_path / f"{name}.png")
+
+
+def test_the_picture_is_wide_enough_for_its_start():
+    track = race.Track("bowl", lambda x: x @ x, lambda x: 2 * x, (9.0, 0.0), ((-1, 1), (-1, 1)))
+    assert race._view(track) == [(-1, 9.5), (-1, 1)]

@@ -146,9 +146,9 @@ def race(
 ) -> None:
     """Race the three methods on a FUNCTION of two variables.
 
-    FUNCTION is himmelblau, rosenbrock, beale, rastrigin, or your own as module:function: it takes
-    an array of two numbers and returns one. Its attribute `gradient`, where it has one, returns the
-    gradient; else differences are taken.
+    FUNCTION is himmelblau, rosenbrock, beale, rastrigin, or your own as module:function or
+    path/to/file.py:function: it takes an array of two numbers, or two numbers, and returns one. Its
+    attribute `gradient`, where it has one, returns the gradient; else differences are taken.
     """
     import dataclasses
 
@@ -164,8 +164,11 @@ def race(
     paths = races.race(track, steps=steps, lr=lr)
     table = _table("method", "learning rate", "ends at", "value")
     for path in paths:
-        x, y = path.points[-1]
-        table.add_row(path.method, f"{path.lr:g}", f"({x:.4f}, {y:.4f})", f"{path.final_value:.4g}")
+        place = ", ".join(f"{x:.4f}" if abs(x) < 1e6 else f"{x:.4g}" for x in path.points[-1])
+        value = f"{path.final_value:.4g}"
+        if path.diverges_at is not None:
+            value = f"diverges at step {path.diverges_at}"
+        table.add_row(path.method, f"{path.lr:g}", f"({place})", value)
     console.print(table)
     races.draw(track, paths, output)
     _say_where(console, output)
