@@ -214,7 +214,8 @@ def test_a_name_that_leads_nowhere_is_refused_with_the_way_out(tmp_path, monkeyp
 
 def test_names_that_are_nearly_right_are_answered_with_the_right_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine.py").write_text(MINE)
+    for name in ("mine.py", "mine_to_check.py"):
+        (tmp_path / name).write_text(MINE)
     for name, meant in (
         ("torch.optim.Adam", "torch.optim:Adam"),
         ("torch.optim:Adm", "Adam"),
@@ -222,7 +223,7 @@ def test_names_that_are_nearly_right_are_answered_with_the_right_one(tmp_path, m
         ("torch.optm:Adam", "optim"),
         ("trch.optim:Adam", "torch"),
         ("mne.py:Adam", "mine.py"),
-        ("mine:adam", "Adam"),
+        ("mine_to_check:adam", "Adam"),
     ):
         assert f" Did you mean '{meant}'? " in refusal(name) + " ", name
     assert "Possible are torch.optim:ASGD" not in refusal("torch.optim:Adm")
