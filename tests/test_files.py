@@ -4,78 +4,19 @@ from __future__ import annotations
 
 import json
 import os
-import random
-import signal
 import subprocess
 import sys
-import time
-from pathlib import Path
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 import adamas
-from cases import ROOT
+from runs import EVERYTHING, advance, everything, made, schedule
 
-EVERYTHING = {
-    "adam": (adamas.Adam, {"amsgrad": True, "ema": 0.9, "clip_norm": 1.0}),
-    "adamw": (adamas.AdamW, {"nesterov": True, "on_nonfinite": "skip"}),
-    "momentum": (adamas.Momentum, {"weight_decay": 0.1, "ema": 0.5}),
-    "rmsprop": (adamas.RMSProp, {"eps": 0.1 + 0.2}),
-    "fully": (adamas.Adam, {"decay": "fully-decoupled", "weight_decay": 0.1}),
-}
-
-
-def schedule(step):
-    return 0.1 / step
-
-
-def made(kind="adam", lr=0.01):
-    method, options = EVERYTHING[kind]
-    random_numbers = np.random.default_rng(1)
-    weights = {
-        "a": random_numbers.standard_normal((3, 5)).astype(np.float32),
-        "nested": [np.asfortranarray(random_numbers.standard_normal((4, 2))), np.ones(())],
-        "slashed/name": np.zeros(0, np.float32),
-    }
-    if kind == "fully" and callable(lr):
-        options = {**options, "lr_max": 0.1}
-    return weights, method(weights, lr=lr, **options)
-
-
-def gradients(weights, step):
-    random_numbers = np.random.default_rng(step)
-
-    def like(w):
-        return np.asarray(random_numbers.standard_normal(w.shape), dtype=w.dtype)
-
-    nested = [like(w) for w in weights["nested"]]
-    return {
-        "a": like(weights["a"]),
-        "nested": nested,
-        "slashed/name": like(weights["slashed/name"]),
-    }
-
-
-def advance(weights, optimizer, first, last):
-    for step in range(first, last):
-        given = gradients(weights, step)
-        if step == 3 and optimizer._phase.on_nonfinite == "skip":
-            given["a"][0, 0] = np.nan
-        optimizer.step(given)
-
-
-def everything(optimizer):
-    """The bytes of parameters and state, and all counts and options."""
-    stored = optimizer.state_dict()
-    arrays = {
-        (name, entry): array.tobytes()
-        for name, entries in stored.pop("state").items()
-        for entry, array in entries.items()
-    }
-    arrays |= {name: p.tobytes() for name, p in optimizer.named_parameters().items()}
-    return arrays, stored
+#: For programs in processes of their own.
+ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
 
 @pytest.mark.parametrize("kind", EVERYTHING)
@@ -143,7 +84,11 @@ def other_method():
         (other_shape, ValueError, "has a of shape .3, 5. and dtype float32, but the parameter has"),
         (other_dtype, ValueError, "dtype float32, but the parameter has shape .3, 5. and dtype fl"),
         (other_state, KeyError, "but this optimizer keeps largest_square"),
-        (other_method, ValueError, "holds the state of Adam, but the optimizer is AdamW"),
+        (
+            other_method,
+            ValueError,
+            "the state of adamas.Adam, but the optimizer is adamas.AdamW",
+        ),
     ],
 )
 def test_a_file_that_does_not_fit_changes_nothing(tmp_path, other, error, message):
@@ -157,118 +102,54 @@ def test_a_file_that_does_not_fit_changes_nothing(tmp_path, other, error, messag
     assert everything(target) == before
 
 
-def truncated(path):
-    path.write_bytes(path.read_bytes()[:-1])
-
-
-def text(path):
-    path.write_text("no tensors here, but enough text to be read as a header")
-
-
-def foreign(path):
-    save_file({"x": np.ones(3)}, path)
-
-
-def future(path):
-    save_file({}, path, metadata={"adamas": json.dumps({"format": 2, "method": "Adam"})})
-
-
-def missing(path):
-    path.unlink()
-
-
-@pytest.mark.parametrize(
-    ("spoil", "error", "message"),
-    [
-        (truncated, ValueError, "is no whole safetensors file"),
-        (text, ValueError, "is no whole safetensors file"),
-        (foreign, ValueError, "is a safetensors file, but not one that adamas.save wrote"),
-        (future, ValueError, "has format 2, but this version of adamas reads formats up to 1"),
-        (missing, FileNotFoundError, "There is no file"),
-    ],
-)
-def test_what_is_no_checkpoint_is_named_and_changes_nothing(tmp_path, spoil, error, message):
-    _, optimizer = made()
-    adamas.save(tmp_path / "run", optimizer)
-    spoil(tmp_path / "run")
-    before = everything(optimizer)
-    with pytest.raises(error, match=message):
-        adamas.load(tmp_path / "run", optimizer)
-    assert everything(optimizer) == before
-
-
-def test_a_save_that_fails_leaves_the_old_file_and_nothing_beside_it(tmp_path, monkeypatch):
-    weights, optimizer = made()
-    adamas.save(tmp_path / "run", optimizer)
-    old = (tmp_path / "run").read_bytes()
-    advance(weights, optimizer, 0, 1)
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("the disk is full")))
-    with pytest.raises(OSError, match="the disk is full"):
-        adamas.save(tmp_path / "run", optimizer)
-    assert (tmp_path / "run").read_bytes() == old
-    assert [each.name for each in tmp_path.iterdir()] == ["run"]
-
-
-def test_a_file_keeps_its_permissions(tmp_path):
-    _, optimizer = made()
-    adamas.save(tmp_path / "run", optimizer)
-    (tmp_path / "run").chmod(0o640)
-    adamas.save(tmp_path / "run", optimizer)
-    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o640
-
-
-SAVE_FOR_EVER = """
-import sys
-import numpy as np, adamas
-weights = np.zeros(200_000, np.float32)
-optimizer = adamas.Adam(weights, lr=1.0)
+def test_saving_and_loading_need_no_other_package(tmp_path):
+    program = """
+import sys, numpy, adamas
+for name in ("safetensors", "torch", "jax"):
+    sys.modules[name] = None
+p = numpy.ones(3, numpy.float32)
+optimizer = adamas.Adam(p)
+optimizer.step(p)
+kept = p.copy()
 adamas.save(sys.argv[1], optimizer)
-print("ready", flush=True)
-while True:
-    optimizer.step(np.ones_like(weights))
-    weights[...] = optimizer.steps
-    adamas.save(sys.argv[1], optimizer)
+p[...] = 0
+adamas.load(sys.argv[1], optimizer)
+assert p.tobytes() == kept.tobytes()
 """
+    subprocess.run([sys.executable, "-c", program, tmp_path / "run"], check=True, env=ENVIRONMENT)
 
 
-def test_a_killed_process_leaves_a_whole_file(tmp_path):
-    path = tmp_path / "run"
-    moments = random.Random(5)
-    seen = set()
-    for _ in range(12):
-        child = subprocess.Popen(
-            [sys.executable, "-c", SAVE_FOR_EVER, path],
-            stdout=subprocess.PIPE,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "tests"), *sys.path])},
-        )
-        assert child.stdout is not None
-        assert child.stdout.readline() == b"ready\n"
-        time.sleep(moments.uniform(0, 0.05))  # somewhere in a save, most of the time
-        child.send_signal(signal.SIGKILL)
-        child.wait()
-        child.stdout.close()
-        weights = np.full(200_000, -1, np.float32)
-        optimizer = adamas.Adam(weights, lr=1.0)
-        adamas.load(path, optimizer)
-        assert (weights == optimizer.steps).all()
-        seen.add(len(list(tmp_path.iterdir())))
-    assert max(seen) > 1, "no kill hit a save under way, so nothing was shown"
+def test_a_file_of_the_first_format_is_read(tmp_path):
+    weights, optimizer = made()
+    advance(weights, optimizer, 0, 3)
+    about = optimizer.state_dict()
+    tensors = {f"parameters/{name}": p for name, p in optimizer.named_parameters().items()}
+    for name, entries in about.pop("state").items():
+        tensors |= {f"state/{name}/{entry}": array for entry, array in entries.items()}
+    about = {"format": 1, "method": "Adam", **about}
+    tensors = {name: np.asarray(array, order="C") for name, array in tensors.items()}
+    save_file(tensors, tmp_path / "old", metadata={"adamas": json.dumps(about)})
+    _, resumed = made()
+    adamas.load(tmp_path / "old", resumed)
+    assert everything(resumed) == everything(optimizer)
 
 
-def test_what_a_killed_save_left_disturbs_no_later_one(tmp_path):
-    _, optimizer = made()
-    left = tmp_path / ".run.abc.adamas-partial"
-    left.write_bytes(b"half a file")
-    adamas.save(tmp_path / "run", optimizer)
-    adamas.load(tmp_path / "run", optimizer)
-    assert left.read_bytes() == b"half a file"
+def test_parameters_in_bfloat16_are_saved_to_the_bit(tmp_path):
+    p = np.array([1.5, -2.25, 3e38], ml_dtypes.bfloat16)
+    adamas.save(tmp_path / "run", adamas.Adam(p, rounding="remainder"))
+    again = np.zeros_like(p)
+    adamas.load(tmp_path / "run", adamas.Adam(again, rounding="remainder"))
+    assert again.tobytes() == p.tobytes()
 
 
-def test_saving_without_safetensors_says_what_to_install(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "safetensors.numpy", None)
-    monkeypatch.setitem(sys.modules, "safetensors", None)
-    _, optimizer = made()
-    message = r'adamas.save needs safetensors. Install it with: pip install "adamas\[safetensors\]"'
-    with pytest.raises(ModuleNotFoundError, match=message):
-        adamas.save(tmp_path / "run", optimizer)
-    assert not Path(tmp_path / "run").exists()
+def test_what_is_saved_is_aligned_for_programs_that_map_files(tmp_path):
+    p = [np.ones(3, np.float16), np.ones(5, np.float32), np.ones(7)]
+    adamas.save(tmp_path / "run", adamas.Adam(p))
+    content = (tmp_path / "run").read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    assert start % 8 == 0
+    header = json.loads(content[8:start])
+    del header["__metadata__"]
+    sizes = {"F16": 2, "F32": 4, "F64": 8}
+    assert {sizes[each["dtype"]] for each in header.values()} == {2, 4, 8}
+    assert [e["data_offsets"][0] % sizes[e["dtype"]] for e in header.values()] == [0] * len(header)

@@ -33,7 +33,6 @@ _PACKAGES = (
     "jax",
     "optax",
     "scikit-learn",
-    "safetensors",
     "matplotlib",
 )
 

@@ -1,0 +1,106 @@
+"""What a checkpoint of NumPy arrays holds, and how it is put back."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adamas.files.contents import check_parameters, check_structure, fitting, sorted_out
+from adamas.files.tensors import Source, Stored
+from adamas.numpy import Optimizer
+
+__all__ = ["contents", "put_back"]
+
+Array = NDArray[Any]
+
+#: NumPy's names of dtypes, by safetensors'. ml_dtypes brings bfloat16.
+_DTYPES = {
+    "F16": "float16",
+    "BF16": "bfloat16",
+    "F32": "float32",
+    "F64": "float64",
+    "I8": "int8",
+    "I16": "int16",
+    "I64": "int64",
+    "U8": "uint8",
+    "U16": "uint16",
+}
+_CODES = {name: code for code, name in _DTYPES.items()}
+
+
+def contents(optimizer: Optimizer) -> tuple[dict[str, Source], dict[str, Any]]:
+    """Return the arrays and all else that a file is to hold."""
+    about = optimizer.state_dict(copy=False)
+    arrays = {f"parameters/{name}": p for name, p in optimizer.named_parameters().items()}
+    for name, entries in about.pop("state").items():
+        arrays |= {f"state/{name}/{entry}": array for entry, array in entries.items()}
+    sources = {name: _source(array) for name, array in arrays.items()}
+    return sources, {"kind": "numpy", "method": type(optimizer).__name__, **about}
+
+
+def put_back(
+    path: str, about: Mapping[str, Any], tensors: Mapping[str, Stored], optimizer: Optimizer
+) -> None:
+    """Check that a file fits, and put it into the optimizer and its parameters."""
+    check_structure(path, about, ("step", "skipped", "groups"))
+    stored = {name: _array(path, each) for name, each in tensors.items()}
+    parameters, state = sorted_out(path, stored)
+    own = optimizer.named_parameters()
+    check_parameters(path, parameters, own)
+    state_dict = {
+        **{name: about[name] for name in ("step", "skipped", "groups")},
+        "state": {**{name: {} for name in parameters}, **state},
+    }
+    arrays, values = list(own.values()), [parameters[name] for name in own]
+    before = [array.copy() for array in arrays]
+    try:
+        _put(arrays, values)  # first: an average that starts now starts from them
+        with fitting(path):
+            optimizer.load_state_dict(state_dict)
+    except BaseException:
+        _put(arrays, before)
+        raise
+
+
+def _put(arrays: Sequence[Array], values: Sequence[Array]) -> None:
+    for array, value in zip(arrays, values, strict=True):
+        np.copyto(array, value)
+
+
+def _source(array: Array) -> Source:
+    return Source(
+        _CODES[array.dtype.name],
+        array.shape,
+        lambda: _little(np.ascontiguousarray(array).reshape(-1)).view(np.uint8),
+    )
+
+
+def _array(path: str, stored: Stored) -> Array:
+    if stored.dtype not in _DTYPES:
+        raise ValueError(
+            f"{path} has tensors of dtype {stored.dtype}, which NumPy states have not."
+        )
+    if stored.dtype == "BF16":
+        _import_bfloat16(path)
+    return _little(stored.data.view(_DTYPES[stored.dtype])).reshape(stored.shape)
+
+
+def _import_bfloat16(path: str) -> None:
+    """Let NumPy know the name "bfloat16"."""
+    try:
+        import_module("ml_dtypes")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            f"{path} has parameters in bfloat16, for which NumPy needs ml_dtypes. "
+            "Install it with: pip install ml_dtypes"
+        ) from None
+
+
+def _little(flat: Array) -> Array:
+    """Turn the bytes of elements from this machine's order to the file's, or back."""
+    return flat if sys.byteorder == "little" else flat.byteswap()
