@@ -31,6 +31,14 @@ struct Options {
     bool maximize = false;
 };
 
+// Up to here binary64 counts one by one.
+constexpr double last_step = 9007199254740992.0;
+
+// Whether a number can be that of the steps made so far, with another to come.
+inline bool is_count(double done) {
+    return 0 <= done && done < last_step && done == std::floor(done);
+}
+
 inline double one_minus_power(double beta, std::int64_t exponent) {
     double total = 0.0;
     double q = 1.0 - beta;
@@ -39,7 +47,7 @@ inline double one_minus_power(double beta, std::int64_t exponent) {
             total = total + q * (1.0 - total);
         }
         exponent >>= 1;
-        if (exponent == 0) {
+        if (exponent <= 0) {
             return total;
         }
         q = q * (2.0 - q);

@@ -243,6 +243,9 @@ private:
         for (const Cohort& cohort : cohorts_) {
             double done =
                 cohort.step == nullptr ? 0 : number_at(cohort.step, cohort.step_is_double);
+            if (!is_count(done)) {
+                return false;  // the front-end says whose it is
+            }
             auto step = static_cast<std::int64_t>(done) + 1;
             const Phase& phase = plan_->phase();
             if (cohort.options) {

@@ -15,7 +15,18 @@ import numpy as np
 
 from adamas.options import Options
 
-__all__ = ["Coefficients", "at_step", "clip_factor", "ema_weights", "one_minus_power"]
+__all__ = [
+    "LAST_STEP",
+    "Coefficients",
+    "at_step",
+    "clip_factor",
+    "ema_weights",
+    "is_count",
+    "one_minus_power",
+]
+
+#: Up to here float64 counts one by one.
+LAST_STEP = 2**53
 
 
 class Coefficients(NamedTuple):
@@ -43,8 +54,11 @@ class Coefficients(NamedTuple):
 def at_step(options: Options, step: int, lr: float, grad_scale: float = 1.0) -> Coefficients:
     """Return the numbers for ``step`` (1 first) at learning rate ``lr``, in float64.
 
-    ``grad_scale`` multiplies the gradients: the clip factor over the loss scale.
+    ``grad_scale`` multiplies the gradients: the clip factor over the loss scale. Raises ValueError
+    where ``step`` is no number of a step.
     """
+    if not 1 <= step <= LAST_STEP:
+        raise ValueError(f"step is {step}, but it must be a whole number from 1 to 2**53.")
     beta1, beta2 = options.betas
     weight_decay = options.weight_decay
     l2 = decay = 0.0
@@ -88,6 +102,8 @@ def one_minus_power(beta: float, exponent: int) -> float:
     has the condition number 2(1-q)/(2-q), at most 1, and an addition weighs the errors of its
     parts with weights that sum to at most 1. ``1 - beta**t`` would lose what a β near 1 leaves.
     """
+    if exponent < 0:
+        raise ValueError(f"exponent is {exponent}, but it must be at least 0.")
     total, q = 0.0, 1.0 - beta  # q is that of the power of two which the lowest bit stands for
     while True:
         if exponent & 1:
@@ -96,6 +112,11 @@ def one_minus_power(beta: float, exponent: int) -> float:
         if exponent == 0:
             return total
         q = q * (2.0 - q)
+
+
+def is_count(done: float) -> bool:
+    """Return whether a number can be that of the steps made so far, with another to come."""
+    return 0 <= done < LAST_STEP and done == int(done)
 
 
 def clip_factor(clip_norm: float, norm: float) -> float:

@@ -22,11 +22,11 @@ from torch import Tensor
 from torch.autograd import profiler
 
 from adamas.codecs import key_of, random_bits_at
-from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights
+from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights, is_count
 from adamas.engines.native import TensorPlan, outcome_of
 from adamas.options import OnNonfinite, Options, Phase, Rounding, StateForm
 from adamas.statistics import Outcome, Statistics
-from adamas.torch import cuda, distributed, offload, operations, small
+from adamas.torch import cuda, distributed, gradients, offload, operations, small
 from adamas.torch.members import Entries, Member, scalar
 from adamas.torch.memory import Memory
 from adamas.torch.on_device import OnDevice, Stepped, planned
@@ -299,8 +299,14 @@ class Optimizer(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         plan = self._plan
-        if plan is None or not self._step_as_planned(plan):
-            self._step_closely()
+        try:
+            if plan is None or not self._step_as_planned(plan):
+                self._step_closely()
+        except BaseException:
+            # A GradScaler takes these back after a step that went well, and only then.
+            self.__dict__.pop("grad_scale", None)
+            self.__dict__.pop("found_inf", None)
+            raise
         return loss
 
     def _step_as_planned(self, plan: _Plan) -> bool:
@@ -359,13 +365,15 @@ class Optimizer(torch.optim.Optimizer):
 
     def _step_on_device(self, plan: _Plan, on: OnDevice) -> None:
         """Make one step of tensors that are all on devices, and wait for none of it."""
-        found = self.__dict__.get("found_inf")
-        if self._phase.on_nonfinite == "raise" and found is not None:
-            if bool(found.item()):  # a scaler's own doing, and no reason to raise
+        found, scale = self.__dict__.get("found_inf"), self.__dict__.get("grad_scale")
+        if self._phase.on_nonfinite == "raise" or not isinstance(found, Tensor):
+            if gradients.has_overflowed(found):  # a scaler's own doing, and no reason to raise
                 return
             found = None
-        scale = self.__dict__.get("grad_scale")
-        self._finish(plan, self._launch(on, found_inf=found, scale_on_device=scale))
+        inputs = {"scale_on_device": scale}
+        if not isinstance(scale, Tensor):
+            inputs = {"loss_scale": gradients.scale_of(scale)}
+        self._finish(plan, self._launch(on, found_inf=found, **inputs))
 
     def _launch(self, on: OnDevice, **inputs: Any) -> cuda.DeviceOutcome | None:
         """Launch a step of what is on devices; see :class:`adamas.torch.cuda.Inputs`."""
@@ -560,8 +568,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _planned(self) -> _Plan:
         members = self._members()
+        names = self._names()
         for member in members:
-            self._refuse(member)
+            self._refuse(member, names[member.place])
         for member in members:
             self._prepare_state(member)
         native: list[Member] = []
@@ -668,19 +677,32 @@ class Optimizer(torch.optim.Optimizer):
                 index += 1
         return members
 
-    def _refuse(self, member: Member) -> None:
+    def _refuse(self, member: Member, name: str) -> None:
         if member.group.get("differentiable"):
             raise ValueError(_NOT_DIFFERENTIABLE)
         if member.gradient.is_sparse:
-            name = type(self).__name__
-            advice = ", please consider SparseAdam instead" if name == "Adam" else ""
-            raise RuntimeError(f"{name} does not support sparse gradients{advice}")
+            own = type(self).__name__
+            advice = ", please consider SparseAdam instead" if own == "Adam" else ""
+            raise RuntimeError(f"{own} does not support sparse gradients{advice}")
+        gradients.refuse(name, member.parameter, member.gradient)
+        self._refuse_step_number(member, name)
         group = member.group
         if "state" in group or "rounding" in group:
             chosen = member.form if "state" in group else None
             small.refuse(member.parameter, chosen, group.get("rounding"), self._is_special(group))
         if self._is_offloaded(member.parameter):
             offload.refuse(member.parameter, self._is_special(group), member.gradient)
+
+    def _refuse_step_number(self, member: Member, name: str) -> None:
+        """Raise ValueError where the steps of a parameter cannot be counted on."""
+        done = self.state.get(member.parameter, {}).get(member.entries.step)
+        # One on the device is not waited for; the kernel ends whatever it is.
+        if isinstance(done, Tensor) and done.is_cpu and not is_count(done.item()):
+            raise ValueError(
+                f"The number of steps of {name} is {done.item()}, but it must be a whole number "
+                "from 0 to 2**53 - 1. Load a state that was saved, or set "
+                f'state["{member.entries.step}"] of this parameter to what it was.'
+            )
 
     def _prepare_state(self, member: Member) -> None:
         """Create what the state of a parameter lacks."""
@@ -845,11 +867,9 @@ class Optimizer(torch.optim.Optimizer):
 
     def _loss_scale(self) -> float | None:
         """Return what gradients are to be divided by; None where one is not finite."""
-        found = self.__dict__.get("found_inf")
-        if found is not None and bool(found.item()):
+        if gradients.has_overflowed(self.__dict__.get("found_inf")):
             return None
-        scale = self.__dict__.get("grad_scale")
-        return 1.0 if scale is None else float(scale.item())
+        return gradients.scale_of(self.__dict__.get("grad_scale"))
 
     # -- what the step leaves ----------------------------------------------------------------
 

@@ -63,17 +63,17 @@ def step_tensor(
     bfloat16 and float16 are computed in float32 and rounded once, on storing: to nearest, or as
     ``tensors.put`` does.
     """
-    p, g, m, v, w = (
+    p, m, v, w = (
         None if each is None else _Operand(_real(each).to(_arithmetic(each)))
         for each in (
             tensors.parameter if tensors.value is None else tensors.value,
-            tensors.gradient,
             tensors.mean,
             tensors.square,
             tensors.largest_square,
         )
     )
     assert p is not None
+    g = _Operand(_real(tensors.gradient).to(p.tensor.dtype))
     result = Result(*map(_plain, rule(_rounded(numbers, p.tensor.dtype), p, g, m, v, w)))
     if tensors.put is None:
         stored = result.p.to(_real(tensors.parameter).dtype).to(p.tensor.dtype)
