@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import adamas
+from adamas.files import arrays
 from runs import EVERYTHING, advance, everything, made, schedule
 
 #: For programs in processes of their own.
@@ -87,7 +88,7 @@ def other_method():
         (
             other_method,
             ValueError,
-            "the state of adamas.Adam, but the optimizer is adamas.AdamW",
+            "holds the state of Adam of NumPy's arrays, but the optimizer is AdamW of",
         ),
     ],
 )
@@ -100,6 +101,44 @@ def test_a_file_that_does_not_fit_changes_nothing(tmp_path, other, error, messag
     with pytest.raises(error, match=message):
         adamas.load(tmp_path / "run", target)
     assert everything(target) == before
+
+
+@pytest.mark.parametrize("interrupt", [KeyboardInterrupt, MemoryError])
+def test_an_interrupt_while_loading_leaves_all_as_it_was(tmp_path, monkeypatch, interrupt):
+    def put_half(arrays_, values):
+        if left:
+            put(arrays_[:1], values[:1])
+            raise left.pop()
+        put(arrays_, values)
+
+    weights, optimizer = made()
+    advance(weights, optimizer, 0, 2)
+    adamas.save(tmp_path / "run", optimizer)
+    weights, optimizer = made()
+    advance(weights, optimizer, 5, 6)
+    before, put, left = everything(optimizer), arrays._put, [interrupt]
+    monkeypatch.setattr(arrays, "_put", put_half)
+    with pytest.raises(interrupt):
+        adamas.load(tmp_path / "run", optimizer)
+    assert everything(optimizer) == before
+    assert not left
+    monkeypatch.setattr(optimizer, "load_state_dict", lambda _: (_ for _ in ()).throw(interrupt))
+    with pytest.raises(interrupt):
+        adamas.load(tmp_path / "run", optimizer)
+    assert everything(optimizer) == before
+
+
+def test_averaged_weights_are_neither_saved_nor_loaded_over(tmp_path):
+    weights, optimizer = made()
+    advance(weights, optimizer, 0, 2)
+    adamas.save(tmp_path / "run", optimizer)
+    content, before = (tmp_path / "run").read_bytes(), everything(optimizer)
+    with optimizer.ema_weights():
+        for function in (adamas.save, adamas.load):
+            with pytest.raises(RuntimeError, match="The averaged weights are in place, so a check"):
+                function(tmp_path / "run", optimizer)
+    assert everything(optimizer) == before
+    assert (tmp_path / "run").read_bytes() == content
 
 
 def test_saving_and_loading_need_no_other_package(tmp_path):

@@ -12,31 +12,45 @@ takes the place of another (``atomic``).
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
 from adamas.files import arrays
 from adamas.files.atomic import AnyPath, naming, opened, replacing, text_of
-from adamas.files.contents import check_method
+from adamas.files.contents import check_method, check_weights
 from adamas.files.tensors import read, write
 from adamas.numpy import Optimizer
+
+if TYPE_CHECKING:
+    import torch
+
+    AnyOptimizer = Optimizer | torch.optim.Optimizer
 
 __all__ = ["load", "save"]
 
 
-def save(path: AnyPath, optimizer: Optimizer) -> None:
+def save(path: AnyPath, optimizer: AnyOptimizer) -> None:
     """Write parameters and state of ``optimizer`` to ``path``, whole or not at all.
+
+    ``optimizer`` is one of NumPy arrays, one of :mod:`adamas.torch`, or one of torch's whose state
+    consists of tensors and numbers; CUDA tensors come to the host one by one. Options go with it,
+    but not what concerns the step as a whole (``clip_norm`` and on), nor schedules.
 
     The file is written beside ``path`` under another name, and takes its place once it is safely
     stored: whatever happens meanwhile, ``path`` is the old file or the new one. What saves left
-    that were killed is removed. Raises OSError where the file cannot be written.
+    that were killed is removed. Raises OSError where the file cannot be written, and TypeError for
+    what cannot be saved, as tensors that are spread over processes.
     """
     name = text_of(path)
-    sources, about = arrays.contents(_checked(optimizer))
+    front_end = _front_end(optimizer)
+    check_weights(optimizer)
+    sources, about = front_end.contents(optimizer)
     with replacing(name) as file:
         write(file, sources, about)
 
 
-def load(path: AnyPath, optimizer: Optimizer) -> None:
+def load(path: AnyPath, optimizer: AnyOptimizer) -> None:
     """Put what :func:`save` wrote into ``optimizer`` and its parameters, in place.
 
     The optimizer must be over parameters of the same names, shapes and dtypes, and keep the same
@@ -45,14 +59,41 @@ def load(path: AnyPath, optimizer: Optimizer) -> None:
     ValueError where it does not fit otherwise or is damaged; then nothing is changed.
     """
     name = text_of(path)
-    optimizer = _checked(optimizer)
+    front_end = _front_end(optimizer)
+    check_weights(optimizer)
     with naming(name), opened(name) as file:
         about, tensors = read(file, name)
-    check_method(name, about, "numpy", type(optimizer).__name__)
-    arrays.put_back(name, about, tensors, optimizer)
+    check_method(name, about, front_end.KIND, type(optimizer).__name__)
+    try:
+        front_end.put_back(name, about, tensors, optimizer)
+    except RecursionError:
+        raise ValueError(f"{name} has values that are nested too deeply to be an option.") from None
 
 
-def _checked(optimizer: Any) -> Optimizer:
-    if not isinstance(optimizer, Optimizer):
-        raise TypeError(f"optimizer is a {type(optimizer).__name__}")
-    return optimizer
+def _front_end(optimizer: Any) -> ModuleType:
+    """Return the module for the arrays of an optimizer; TypeError where it is none."""
+    if isinstance(optimizer, Optimizer):
+        return arrays
+    torch = sys.modules.get("torch")  # who has a torch optimizer has imported it
+    if torch is not None and isinstance(optimizer, torch.optim.Optimizer):
+        from adamas.files import torch as tensors
+
+        return tensors
+    raise TypeError(
+        f"optimizer is a {type(optimizer).__name__}, but a checkpoint is of an optimizer: one of "
+        f"adamas, adamas.torch or torch.optim.{_way_out(optimizer, torch)}"
+    )
+
+
+def _way_out(given: Any, torch: Any) -> str:
+    if torch is not None and isinstance(given, torch.nn.Module):
+        return (
+            " Give the optimizer of the model: its parameters are saved with it. A model alone is "
+            "for torch.save or safetensors.torch.save_model."
+        )
+    if isinstance(given, (tuple, list, dict)):
+        return (
+            " A state of adamas.jax or optax is a pytree: save it with its parameters by "
+            "orbax.checkpoint, or by numpy.savez(path, *jax.tree.leaves((params, state)))."
+        )
+    return ""

@@ -14,7 +14,10 @@ from adamas.files.contents import check_parameters, check_structure, fitting, so
 from adamas.files.tensors import Source, Stored
 from adamas.numpy import Optimizer
 
-__all__ = ["contents", "put_back"]
+__all__ = ["KIND", "contents", "put_back"]
+
+#: Of a file.
+KIND = "numpy"
 
 Array = NDArray[Any]
 
@@ -40,7 +43,7 @@ def contents(optimizer: Optimizer) -> tuple[dict[str, Source], dict[str, Any]]:
     for name, entries in about.pop("state").items():
         arrays |= {f"state/{name}/{entry}": array for entry, array in entries.items()}
     sources = {name: _source(array) for name, array in arrays.items()}
-    return sources, {"kind": "numpy", "method": type(optimizer).__name__, **about}
+    return sources, {"kind": KIND, "method": type(optimizer).__name__, **about}
 
 
 def put_back(

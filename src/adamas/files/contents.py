@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-__all__ = ["check_method", "check_parameters", "check_structure", "fitting", "sorted_out"]
+__all__ = [
+    "check_method",
+    "check_parameters",
+    "check_structure",
+    "check_weights",
+    "fitting",
+    "listed",
+    "sorted_out",
+]
 
 T = TypeVar("T")
 
@@ -21,8 +29,17 @@ def check_method(path: str, about: Mapping[str, Any], kind: str, method: str) ->
         )
 
 
+def check_weights(optimizer: Any) -> None:
+    """Raise RuntimeError while the averaged weights are in place of those in training."""
+    if getattr(optimizer, "_averaged", False):
+        raise RuntimeError(
+            "The averaged weights are in place, so a checkpoint would hold them twice and lose "
+            "the weights in training. Leave the ema_weights() context first."
+        )
+
+
 def _called(kind: Any, method: Any) -> str:
-    return f"adamas.torch.{method}" if kind == "torch" else f"adamas.{method}"
+    return f"{method} of torch's tensors" if kind == "torch" else f"{method} of NumPy's arrays"
 
 
 def check_structure(path: str, about: Mapping[str, Any], wanted: Sequence[str]) -> None:
@@ -61,14 +78,19 @@ def sorted_out(path: str, tensors: Mapping[str, T]) -> tuple[dict[str, T], dict[
     return parameters, state
 
 
-def check_parameters(path: str, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    """Raise KeyError or ValueError where a file is not about the parameters of an optimizer."""
+def check_parameters(
+    path: str, stored: Mapping[str, Any], wanted: Mapping[str, Any], whence: str = ""
+) -> None:
+    """Raise KeyError or ValueError where a file is not about the parameters of an optimizer.
+
+    ``whence`` says where names are from.
+    """
     missing, extra = sorted(set(wanted) - set(stored)), sorted(set(stored) - set(wanted))
     if missing or extra:
         raise KeyError(
-            f"{path} has the parameters {_listed(stored)}, but the optimizer has "
-            f"{_listed(wanted)}: the file lacks {_listed(missing)}, and the optimizer "
-            f"{_listed(extra)}. Load it into an optimizer over the same parameters."
+            f"{path} has the parameters {listed(stored)}, but the optimizer has "
+            f"{listed(wanted)}: the file lacks {listed(missing)}, and the optimizer "
+            f"{listed(extra)}. Load it into an optimizer over the same parameters.{whence}"
         )
     for name, tensor in stored.items():
         own = wanted[name]
@@ -97,8 +119,8 @@ def _first(error: Exception) -> str:
     return str(error.args[0]) if error.args else type(error).__name__
 
 
-def _listed(names: Any) -> str:
+def listed(names: Iterable[str]) -> str:
     """Return some of the names: a model may have thousands."""
-    shown = sorted(names)
+    shown = list(names)
     more = f" and {len(shown) - 5} more" if len(shown) > 5 else ""
     return f"{', '.join(shown[:5]) or 'nothing'}{more}"
