@@ -246,8 +246,8 @@ def test_a_state_of_torch_is_taken_over(dtype, state):
     optimizer.load_state_dict(theirs.state_dict())
     fresh = ours.AdamW(parameters(values), state=state)
     trained(fresh, fresh.param_groups[0]["params"], gradients[:1])
-    kept = optimizer.state_dict(packed=True)["state"]
-    for i, entries in fresh.state_dict(packed=True)["state"].items():
+    kept = optimizer.state_dict(packed=True)["packed_state"]
+    for i, entries in fresh.state_dict(packed=True)["packed_state"].items():
         assert {n: getattr(x, "dtype", None) for n, x in kept[i].items()} == {
             n: getattr(x, "dtype", None) for n, x in entries.items()
         }

@@ -131,8 +131,8 @@ def test_checkpoints_go_to_torch_and_come_back(form):
     assert theirs.state_dict()["state"][0]["exp_avg"].dtype == torch.float32
     again = ours.Adam(parameters(values), lr=0.1, state=form)
     again.load_state_dict(theirs.state_dict())
-    for i, entries in again.state_dict(packed=True)["state"].items():
-        original = optimizer.state_dict(packed=True)["state"][i]
+    for i, entries in again.state_dict(packed=True)["packed_state"].items():
+        original = optimizer.state_dict(packed=True)["packed_state"][i]
         assert entries["exp_avg_sq"].dtype == original["exp_avg_sq"].dtype
     for i, entries in again.state_dict()["state"].items():
         assert same(entries.values(), saved["state"][i].values())

@@ -35,6 +35,8 @@ from numpy.typing import NDArray
 
 __all__ = [
     "BLOCK",
+    "HIGHEST_IN_HEADER",
+    "HIGHEST_TOP",
     "Bits",
     "Codes",
     "Key",
@@ -54,6 +56,7 @@ __all__ = [
     "random_bits",
     "random_bits_at",
     "random_bits_of_parameter",
+    "reaching_top",
     "root_scale",
 ]
 
@@ -68,7 +71,9 @@ _DOUBLE_WORD = 0xFFFFFFFFFFFFFFFF
 _SMALLEST = 0x00800000  # the smallest normal number
 _LARGEST = 0x7F7FFFFF  # the largest finite number
 #: The largest exponent that mean_top gives: of betas whose bound is larger, m is clipped.
-_HIGHEST_TOP = 12
+HIGHEST_TOP = 12
+#: The largest of the 10 bits that headers keep of v: of the largest finite number.
+HIGHEST_IN_HEADER = 1019
 
 
 # ── random bits ────────────────────────────────────────────────────────────────────────────────
@@ -150,9 +155,22 @@ def mean_top(beta1: float, beta2: float) -> int:
     √v is less than twice its power of two, so 2C has to be reached: 4 at Adam's defaults.
     """
     bound = mean_bound(beta1, beta2)
-    if not bound < 2.0**_HIGHEST_TOP / 4:
-        return _HIGHEST_TOP
+    if not bound < 2.0**HIGHEST_TOP / 4:
+        return HIGHEST_TOP
     return math.ceil(math.log2(2 * bound * 32 / 31))
+
+
+def reaching_top(m: Float32, v: Float32, least: int) -> int:
+    """Return the least exponent from ``least`` on whose codes reach every finite m.
+
+    ``v`` is as it is read from its codes. It is ``least`` where both means had the decay rates that
+    ``least`` was found for; a mean that had others may be larger beside v.
+    """
+    y = np.abs(_relative_mean(m, v))
+    largest = float(np.max(y, initial=0.0, where=np.isfinite(y)))
+    while least < HIGHEST_TOP and largest > 2.0**least * 31 / 32:
+        least += 1
+    return least
 
 
 def root_scale(v: Float32) -> Float32:

@@ -11,7 +11,8 @@ distributed ones on the CPU, float16 with torch's float16 state) take
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, cast
 
@@ -26,11 +27,21 @@ from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights,
 from adamas.engines.native import TensorPlan, outcome_of
 from adamas.options import OnNonfinite, Options, Phase, Rounding, StateForm
 from adamas.statistics import Outcome, Statistics
-from adamas.torch import cuda, distributed, gradients, offload, operations, small
+from adamas.torch import (
+    cuda,
+    distributed,
+    gradients,
+    loading,
+    offload,
+    operations,
+    small,
+    storage,
+)
 from adamas.torch.members import Entries, Member, scalar
 from adamas.torch.memory import Memory
 from adamas.torch.on_device import OnDevice, Stepped, planned
 from adamas.torch.operations import Tensors
+from adamas.torch.storage import Kept
 
 __all__ = ["Optimizer", "Params"]
 
@@ -949,75 +960,50 @@ class Optimizer(torch.optim.Optimizer):
         """Return groups and state in torch's form.
 
         Running means in a small form are given as float32, which loses nothing and which torch's
-        optimizers can load, or with ``packed=True`` as they are stored.
+        optimizers can load. With ``packed=True`` all is as it is stored, under "packed_state" in
+        place of "state": torch's optimizers, which would take codes for numbers, refuse it.
         """
         saved = super().state_dict()
-        if packed or not any("state" in group for group in self.param_groups):
-            return saved
+        if packed:
+            others = {name: value for name, value in saved.items() if name != "state"}
+            return {loading.PACKED: saved["state"], **others, "format": loading.FORMAT}
         dense = dict(saved["state"])
         for group, own in zip(saved["param_groups"], self.param_groups, strict=True):
             entries = self._entries(own)
-            for i in group["params"] if "state" in own else ():
-                if i in dense:
+            for i in group["params"]:
+                if isinstance(dense.get(i), dict) and ("state" in own or "top" in dense[i]):
                     dense[i] = small.dense(dense[i], entries.mean, entries.square)
         return {**saved, "state": dense}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict, of this optimizer or of torch's of the same name.
 
-        Unlike torch, entries keep the dtype they were saved in, and none shares memory with
-        ``state_dict`` afterwards. How groups store their state stays as it is.
+        All of it is checked first: raises ValueError, TypeError or KeyError, naming the parameter
+        and the entry, and nothing has changed. Unlike torch, running means that are wider than
+        their parameter stay so, and no entry shares memory with ``state_dict`` afterwards. How
+        groups store their state stays as it is. What hooks do after loading stands.
         """
-        given: list[dict[str, Any]] = []
-        stored = [
-            {name: group[name] for name in ("state", "rounding") if name in group}
-            for group in self.param_groups
-        ]
-
-        def take(_: torch.optim.Optimizer, taken: dict[str, Any]) -> dict[str, Any]:
-            given.append(taken)
-            return self._without_offloaded(taken)
-
-        handle = self.register_load_state_dict_pre_hook(take)
+        before = dict(self.__dict__)
         try:
-            super().load_state_dict(state_dict)
-        finally:
-            handle.remove()
-        ids = [i for group in given[0]["param_groups"] for i in group["params"]]
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        for i, parameter in zip(ids, parameters, strict=True):
-            saved = given[0]["state"].get(i, {})
-            is_offloaded = self._is_offloaded(parameter)
-            for name, value in saved.items() if isinstance(saved, dict) else ():
-                if isinstance(value, Tensor) and is_offloaded:
-                    self.state[parameter][name] = offload.in_host(value)
-                elif isinstance(value, Tensor):
-                    loaded = self.state[parameter][name]
-                    own = value.detach().to(device=loaded.device, copy=True)
-                    self.state[parameter][name] = own
-        for group, own in zip(self.param_groups, stored, strict=True):
-            for name in ("state", "rounding"):
-                group.pop(name, None)
-            group.update(own)
-            entries = self._entries(group)
-            for parameter in group["params"]:
-                if parameter in self.state:
-                    self._take_over(self.state[parameter], entries, group, parameter)
-        self._settle()
-        self._reset()
-
-    def _without_offloaded(self, state_dict: dict[str, Any]) -> dict[str, Any]:
-        """Leave out tensors that torch would bring to the device of an offloaded parameter."""
-        if not self._offloads:
-            return state_dict
-        ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        state = dict(state_dict["state"])
-        for i, parameter in zip(ids, parameters, strict=False):  # torch complains of the length
-            if isinstance(state.get(i), dict) and self._is_offloaded(parameter):
-                others = {k: v for k, v in state[i].items() if not isinstance(v, Tensor)}
-                state[i] = others
-        return {**state_dict, "state": state}
+            given = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict
+            for hook in self._optimizer_load_state_dict_pre_hooks.values():
+                given = _or_else(hook(self, given), given)
+            target = loading.Target(
+                type(self).__name__,
+                self.param_groups,
+                self.defaults,
+                self._names(),
+                self._kept,
+                self._fitted,
+                self._is_offloaded,
+            )
+            state, groups = loading.prepared(target, given)
+            self.__setstate__({"state": defaultdict(dict, state), "param_groups": groups})
+            for hook in self._optimizer_load_state_dict_post_hooks.values():
+                hook(self)
+        except BaseException:
+            self.__dict__.update(before)
+            raise
 
     def _settle(self) -> None:
         """Bring the state of offloaded parameters into pinned host memory."""
@@ -1025,26 +1011,33 @@ class Optimizer(torch.optim.Optimizer):
             if isinstance(parameter, Tensor) and self._is_offloaded(parameter):
                 offload.settle(state, pinned=True)
 
-    def _take_over(
-        self, state: dict[str, Any], entries: Entries, group: dict[str, Any], parameter: Tensor
-    ) -> None:
-        """Bring a loaded state into the form that its group stores."""
-        form = self._form(group, parameter)
-        mean, square, largest = entries.mean, entries.square, entries.largest_square
-        kept = {"float32", "bfloat16"} if parameter.dtype == torch.bfloat16 else {"float32"}
-        if form is not None and "state" in group:
-            form.pack(state, mean, square)
-            if largest in state:
-                state[largest] = state[largest].to(torch.float32)
-        elif not kept.issuperset(small.forms_in(state, mean, square)):
-            wide = small.dense(state, mean, square)
-            state.clear()
-            state.update(wide)
-        if not self._keeps_remainder(parameter, group):
-            state.pop("remainder", None)
-        elif "remainder" in state:
-            dtype = small.REMAINDERS[group["rounding"]]
-            state["remainder"] = small.converted_remainder(state["remainder"], dtype)
+    def _kept(self, group: dict[str, Any]) -> Kept:
+        """Return which entries parameters of ``group`` may have, and which they must have."""
+        entries = self._entries(group)
+        needed = [name for name in entries[:4] if name is not None]
+        tensors = [name for name in entries[1:4] if name is not None]
+        numbers = [] if entries.step is None else [entries.step]
+        return Kept(type(self).__name__, entries, tuple(tensors), tuple(numbers), tuple(needed))
+
+    def _fitted(
+        self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Return a checked state in the form that its group stores, ``state`` itself if it is."""
+        is_asked_for = "state" in group
+        fitted = storage.fitted(
+            state,
+            parameter,
+            self._entries(group),
+            self._form(group, parameter) if is_asked_for else None,
+            is_special=self._is_special(group),
+            remainder=small.REMAINDERS[group["rounding"]]
+            if self._keeps_remainder(parameter, group)
+            else None,
+        )
+        fitted = state if fitted is None else fitted
+        if self._phase.ema is None:  # an average that is not kept up would be of long ago
+            fitted.pop("ema", None)
+        return fitted
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what torch keeps, and the phase."""
@@ -1075,8 +1068,7 @@ class Optimizer(torch.optim.Optimizer):
                 kept = self.state.get(p)
                 if kept and step in kept and not isinstance(kept[step], Tensor):
                     on_device = group.get("capturable") or group.get("fused")
-                    device = p.device if on_device else None
-                    kept[step] = torch.tensor(float(kept[step]), dtype=_step_dtype(), device=device)
+                    kept[step] = storage.step_tensor(kept[step], p.device if on_device else None)
         self._settle()
 
     # -- inside ------------------------------------------------------------------------------
@@ -1145,6 +1137,11 @@ def _is_plain(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
         and tensor.layout == torch.strided
         and tensor.is_contiguous()
     )
+
+
+def _or_else(result: Any, given: Any) -> Any:
+    """Return what a hook returned, or what it was given."""
+    return given if result is None else result
 
 
 def _step_dtype() -> torch.dtype:

@@ -12,6 +12,7 @@ from adamas.options import Options
 from adamas.torch.base import Optimizer, Params
 from adamas.torch.members import Entries, Member, scalar
 from adamas.torch.operations import Tensors, step_rmsprop
+from adamas.torch.storage import Kept
 
 __all__ = ["SGD", "Adam", "AdamW", "NAdam", "RMSprop"]
 
@@ -67,6 +68,10 @@ class Adam(Optimizer):
     def _entries(self, group: dict[str, Any]) -> Entries:
         largest = "max_exp_avg_sq" if group["amsgrad"] else None
         return Entries("step", "exp_avg", "exp_avg_sq", largest, None)
+
+    def _kept(self, group: dict[str, Any]) -> Kept:
+        # torch leaves the largest square where it is when amsgrad is turned off.
+        return super()._kept(group)._replace(tensors=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
 
     def _options(self, group: dict[str, Any]) -> Options | None:
         beta1, beta2 = group["betas"]
@@ -168,6 +173,12 @@ class NAdam(Optimizer):
     def _entries(self, group: dict[str, Any]) -> Entries:  # noqa: ARG002
         return Entries("step", "exp_avg", "exp_avg_sq", None, None)
 
+    def _kept(self, group: dict[str, Any]) -> Kept:
+        kept = super()._kept(group)
+        return kept._replace(
+            numbers=(*kept.numbers, "mu_product"), needed=(*kept.needed, "mu_product")
+        )
+
     def _options(self, group: dict[str, Any]) -> Options | None:  # noqa: ARG002
         return None
 
@@ -266,6 +277,14 @@ class RMSprop(Optimizer):
     def _entries(self, group: dict[str, Any]) -> Entries:  # noqa: ARG002
         return Entries("step", None, "square_avg", None, None)
 
+    def _kept(self, group: dict[str, Any]) -> Kept:
+        kept = super()._kept(group)
+        asked = {"momentum_buffer": scalar(group["momentum"]) > 0, "grad_avg": group["centered"]}
+        return kept._replace(
+            tensors=(*kept.tensors, *asked),
+            needed=(*kept.needed, *(name for name, is_asked in asked.items() if is_asked)),
+        )
+
     def _options(self, group: dict[str, Any]) -> Options | None:
         if scalar(group["alpha"]) >= 1:  # torch lets it pass; no decay rate of ours
             return None
@@ -353,6 +372,11 @@ class SGD(Optimizer):
         # Only random bits need to know which step it is.
         step = "step" if "state" in group or "rounding" in group else None
         return Entries(step, mean, None, None, None)
+
+    def _kept(self, group: dict[str, Any]) -> Kept:
+        # A buffer begins with the first gradient, so there may be none yet.
+        tensors, numbers = ("momentum_buffer",), ("step",)
+        return super()._kept(group)._replace(tensors=tensors, numbers=numbers, needed=())
 
     def _options(self, group: dict[str, Any]) -> Options | None:  # noqa: ARG002
         return None

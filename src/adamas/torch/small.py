@@ -13,6 +13,7 @@ A parameter in bfloat16 may have an entry ``remainder``: int16, or int8 for "rem
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -31,6 +32,7 @@ __all__ = [
     "converted_remainder",
     "decoded_parameter",
     "dense",
+    "entry_of",
     "form_of",
     "forms_in",
     "made_small",
@@ -119,22 +121,32 @@ class Form(NamedTuple):
             _put(state["header"], codes.header)
 
     def pack(self, state: State, mean: str | None, square: str | None) -> None:
-        """Turn a state of any form into this one, in place.
+        """Turn a state of any form into this one, in place; its tensors stay as they are.
 
-        Nothing is lost of what is dense and came from such codes.
+        Nothing is lost of what is dense and came from such codes. Codes of m are counted from the
+        form's ``top``, or from a higher one where m is larger than its decay rates allow.
         """
         has_dtypes = all(
             name is None or state[name].dtype == dtypes.get(form, torch.float32)
             for name, dtypes, form in ((mean, _MEANS, self.mean), (square, _SQUARES, self.square))
         )
-        if has_dtypes:
+        counts = mean is not None and self.mean in ("compact", "8bit")
+        if has_dtypes and (not counts or state["top"] == self.top):
             return
         wide = dense(state, mean, square)
-        values = [None if name is None else wide[name] for name in (mean, square)]
+        m, v = (None if name is None else wide[name] for name in (mean, square))
+        top = self._reaching_top(m, v) if counts and v is not None else self.top
+        if has_dtypes and state["top"] == top:
+            return
         for name in ("header", "top"):
             state.pop(name, None)
-        made_small(state, mean, square, self)
-        self.store(state, mean, square, (values[0], values[1]), None)
+        made_small(state, mean, square, self._replace(top=top))
+        self.store(state, mean, square, (m, v), None)
+
+    def _reaching_top(self, mean: Tensor | None, square: Tensor) -> int:
+        v = codecs.encode((self.mean, self.square), None, _flat(square), None, self.top)
+        _, read = codecs.decode((self.mean, self.square), v, self.top)
+        return self.top if mean is None else codecs.reaching_top(_flat(mean), read, self.top)
 
 
 def form_of(options: Options, rounding: str | None) -> Form:
@@ -150,12 +162,17 @@ def form_of(options: Options, rounding: str | None) -> Form:
     )
 
 
+def entry_of(state: Mapping[str, Any], name: str | None) -> Any:
+    """Return an entry; None where it has no name, or is not there."""
+    return None if name is None else state.get(name)
+
+
 def forms_in(state: State, mean: str | None, square: str | None) -> tuple[StateForm, StateForm]:
     """Return the forms that a state is in; "float32" for what is no code.
 
     Codes of v are the same in "bfloat16" and "compact"; the form of m says which is meant.
     """
-    m, v = (None if name is None else state[name].dtype for name in (mean, square))
+    m, v = (getattr(entry_of(state, name), "dtype", None) for name in (mean, square))
     first = _FORMS_OF_MEANS.get(m, "float32")
     second = _FORMS_OF_SQUARES.get(v, "float32")
     return first, "compact" if (first, second) == ("compact", "bfloat16") else second
@@ -163,6 +180,7 @@ def forms_in(state: State, mean: str | None, square: str | None) -> tuple[StateF
 
 def dense(state: State, mean: str | None, square: str | None) -> State:
     """Return a state as torch has it: m and v in float32 in place of any codes."""
+    mean, square = (name if entry_of(state, name) is not None else None for name in (mean, square))
     forms = forms_in(state, mean, square)
     values: State = {}
     if forms != ("float32", "float32"):

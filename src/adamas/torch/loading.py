@@ -1,0 +1,244 @@
+"""Loading a state_dict: checked as a whole first, then taken over as a whole.
+
+What an optimizer loads comes from itself, from torch's class of the same name, or from anywhere.
+:func:`prepared` looks at all of it and makes all that will be needed, in memory of its own, while
+the optimizer is as it was; what is left then cannot fail. Errors name the parameter and the entry.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adamas import checks
+from adamas.torch import distributed, storage
+from adamas.torch.storage import Kept
+
+__all__ = ["FORMAT", "PACKED", "Loaded", "Target", "prepared"]
+
+#: Where a packed state stands: not under "state", where torch's classes would take codes for
+#: numbers.
+PACKED = "packed_state"
+FORMAT = 1
+
+#: Options that stay those of the optimizer that loads.
+_OWN = ("state", "rounding")
+#: Options without which a group is one of another class.
+_TELLING = ("betas", "alpha", "momentum", "momentum_decay")
+_OF_OTHERS = frozenset((*_TELLING, "dampening", "nesterov", "centered", "rho", "etas", "lambd"))
+_AMOUNTS = ("lr", "eps", "weight_decay", "momentum", "momentum_decay", "alpha")
+_FLAGS = (
+    "amsgrad", "maximize", "nesterov", "centered", "decoupled_weight_decay", "capturable",
+    "differentiable", "foreach", "fused",
+)  # fmt: skip
+
+State = dict[str, Any]
+Group = dict[str, Any]
+
+
+class Target(NamedTuple):
+    """What the loading needs to know of an optimizer; nothing of it is changed."""
+
+    method: str
+    groups: Sequence[Group]
+    defaults: Mapping[str, Any]
+    #: Of all parameters, in order.
+    names: Sequence[str]
+    kept: Callable[[Group], Kept]
+    #: From a checked state to what its group keeps, and where.
+    fitted: Callable[[State, Tensor, Group], State]
+    is_offloaded: Callable[[Tensor], bool]
+
+
+class Loaded(NamedTuple):
+    """What takes the place of state and groups."""
+
+    #: By parameter, and by name what belongs to none.
+    state: dict[Any, Any]
+    groups: list[Group]
+
+
+def prepared(target: Target, given: Any) -> Loaded:
+    """Return what is to be taken over. Raises ValueError or TypeError, having changed nothing."""
+    states, saved = _parts(given)
+    _check_counts(target, saved)
+    groups = [
+        _group(i, target, own, each)
+        for i, (own, each) in enumerate(zip(target.groups, saved, strict=True))
+    ]
+    by_id: dict[Any, int] = {}
+    owners: list[tuple[Tensor, Group]] = []
+    for group, each in zip(groups, saved, strict=True):
+        for parameter, number in zip(group["params"], each["params"], strict=True):
+            place = by_id.setdefault(number, len(owners))
+            if place < len(owners) and owners[place][0] is not parameter:
+                raise ValueError(
+                    f"Two parameters of the groups to load have the number {number!r}, but each "
+                    "needs one of its own: state is found by it."
+                )
+            owners.append((parameter, group))
+    found: list[tuple[int, Any, Tensor, Group, Kept]] = []
+    state: dict[Any, Any] = {}
+    for number, value in states.items():
+        if number not in by_id:
+            state[number] = value  # of no parameter, and torch keeps it likewise
+            continue
+        place = by_id[number]
+        parameter, group = owners[place]
+        found.append((place, value, parameter, group, target.kept(group)))
+    for place, value, parameter, _, kept in found:
+        storage.check(target.names[place], value, parameter, kept, values=True)
+    for _, value, parameter, group, kept in found:
+        is_offloaded = target.is_offloaded(parameter)
+        own = {
+            entry: _owned(entry, each, parameter, group, kept, is_offloaded=is_offloaded)
+            for entry, each in value.items()
+            if each is not None or entry not in kept.names
+        }
+        state[parameter] = target.fitted(own, parameter, group) if own else own
+    return Loaded(state, groups)
+
+
+# ── the parts ──────────────────────────────────────────────────────────────────────────────────
+
+
+def _parts(given: Any) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
+    """Return the states and the groups of a state_dict."""
+    advice = "Give what state_dict() returned, of this class or of torch's of the same name."
+    if not isinstance(given, Mapping):
+        raise TypeError(
+            f"What is to be loaded is {checks.kind(given)}, but it must be a dict. {advice}"
+        )
+    key = PACKED if PACKED in given else "state"
+    for name in (key, "param_groups"):
+        if name not in given:
+            found = ", ".join(map(str, given)) or "nothing"
+            raise KeyError(f"What is to be loaded has no {name!r}: it has {found}. {advice}")
+    version = given.get("format", FORMAT)
+    if key == PACKED and version != FORMAT:
+        raise ValueError(
+            f"The packed state has format {version!r}, but this version of adamas reads {FORMAT}. "
+            "Load it with the version that saved it and save it with packed=False."
+        )
+    states, groups = given[key], given["param_groups"]
+    if not isinstance(states, Mapping):
+        raise TypeError(f"{key!r} is {checks.kind(states)}, but it must be a dict. {advice}")
+    if not isinstance(groups, (list, tuple)):
+        raise TypeError(
+            f"'param_groups' is {checks.kind(groups)}, but it must be a list of dicts. {advice}"
+        )
+    for i, group in enumerate(groups):
+        is_group = isinstance(group, Mapping)
+        if not is_group or not isinstance(group.get("params"), (list, tuple)):
+            raise TypeError(
+                f"param_groups[{i}] to load is no dict with a list of numbers as 'params'. {advice}"
+            )
+    return states, list(groups)
+
+
+def _check_counts(target: Target, saved: Sequence[Mapping[str, Any]]) -> None:
+    if len(saved) != len(target.groups):
+        raise ValueError(
+            f"loaded state dict has a different number of parameter groups: {len(saved)}, but "
+            f"this optimizer has {len(target.groups)}. Make the groups that were saved first."
+        )
+    for i, (own, each) in enumerate(zip(target.groups, saved, strict=True)):
+        if len(own["params"]) != len(each["params"]):
+            raise ValueError(
+                "loaded state dict contains a parameter group that doesn't match the size of "
+                f"optimizer's group: param_groups[{i}] has {len(each['params'])} parameters, but "
+                f"here it has {len(own['params'])}."
+            )
+
+
+# ── groups ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def _group(i: int, target: Target, own: Group, saved: Mapping[str, Any]) -> Group:
+    """Return a group as it will be: saved options, what stays, and defaults for what is lacking."""
+    missing = [name for name in _TELLING if name in target.defaults and name not in saved]
+    foreign = sorted(_OF_OTHERS.intersection(saved) - target.defaults.keys())
+    if missing and foreign:
+        raise ValueError(
+            f"param_groups[{i}] to load has {', '.join(foreign)} and no {', '.join(missing)}: it "
+            f"is of another class than {target.method}. Load it into that one, or begin anew."
+        )
+    group = {name: copy.deepcopy(value) for name, value in saved.items() if name != "params"}
+    group["params"] = own["params"]
+    if "param_names" in own:
+        group.setdefault("param_names", own["param_names"])
+    for name in _OWN:
+        group.pop(name, None)
+        if name in own:
+            group[name] = own[name]
+    for name, value in target.defaults.items():
+        if name not in _OWN:
+            group.setdefault(name, value)
+    _check_options(f"In param_groups[{i}] to load", group, target.defaults)
+    return group
+
+
+def _check_options(where: str, group: Group, defaults: Mapping[str, Any]) -> None:
+    for name in _AMOUNTS:
+        if name in defaults:
+            checks.check_amount(f"{where}: {name}", _plain(group[name]))
+    if "dampening" in defaults and not math.isfinite(
+        checks.check_number(f"{where}: dampening", _plain(group["dampening"]))
+    ):
+        raise ValueError(f"{where}: dampening is {group['dampening']!r}, but it must be finite.")
+    if "betas" in defaults:
+        betas = group["betas"]
+        if isinstance(betas, (tuple, list)):
+            betas = [math.nan if beta is None else _plain(beta) for beta in betas]
+        checks.check_betas(betas, f"{where}: betas")
+    for name in _FLAGS:
+        value = group[name] if name in defaults else None
+        if value is not None and not (isinstance(value, (int, np.bool_)) and value in (0, 1)):
+            raise TypeError(f"{where}: {name} is {value!r}, but it must be True or False.")
+    if group.get("differentiable"):
+        raise ValueError(
+            f"{where}: differentiable is True, which asks for a step that autograd can see "
+            "through, but adamas steps in place. Set it to False there, or use torch.optim."
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Return an option that may be a tensor of one element as a number, others as they are."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
+
+
+# ── entries ────────────────────────────────────────────────────────────────────────────────────
+
+
+def _owned(
+    entry: str, value: Any, parameter: Tensor, group: Group, kept: Kept, *, is_offloaded: bool
+) -> Any:
+    """Return an entry in memory of its own, where the optimizer keeps it."""
+    if entry == "top":
+        return int(value)
+    if entry in kept.numbers:
+        return _owned_number(value, parameter, group, is_offloaded=is_offloaded)
+    if isinstance(value, Tensor):
+        device = torch.device("cpu") if is_offloaded else parameter.device
+        return value.detach().to(device=device, copy=True)
+    return copy.deepcopy(value)
+
+
+def _owned_number(value: Any, parameter: Tensor, group: Group, *, is_offloaded: bool) -> Tensor:
+    """Return a count of steps, or another number, where torch would keep it."""
+    device, dtype = torch.device("cpu"), None
+    if isinstance(value, Tensor):
+        value = distributed.local(value.detach())
+        device = value.device
+        dtype = value.dtype if value.dtype in (torch.float32, torch.float64) else None
+    if group.get("capturable") or group.get("fused"):
+        device, dtype = parameter.device, torch.float32
+    if is_offloaded:
+        device = torch.device("cpu")
+    return storage.step_tensor(float(value), device, dtype)

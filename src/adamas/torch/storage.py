@@ -1,0 +1,365 @@
+"""What may stand in ``state[p]``, and how a state of another form becomes what a group keeps.
+
+States come from anywhere: from files, from torch's optimizers, from a group that was told to store
+them otherwise in the midst of a run. :func:`check` says whether a state fits its parameter, before
+anything is touched; :func:`fitted` gives it as the group keeps it. The dtypes of the entries tell
+which form a state is in (:mod:`adamas.torch.small`), so codes are never read as anything else.
+"""
+
+from __future__ import annotations
+
+import math
+import operator
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adamas import checks, codecs
+from adamas.torch import distributed, small
+from adamas.torch.members import Entries
+
+__all__ = ["WIDE_FROM", "Kept", "check", "fitted", "step_number", "step_tensor"]
+
+State = dict[str, Any]
+
+#: The first step number that float32 cannot count beyond.
+WIDE_FROM = 2**24
+
+_FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_COMPLEX = (torch.complex64, torch.complex128, torch.complex32)
+_SQUARES = frozenset(("exp_avg_sq", "max_exp_avg_sq", "square_avg"))
+#: What optimizers of torch and others keep: where one keeps no such entry, the state is another's.
+_OF_METHODS = frozenset(
+    (
+        "absmax1", "acc_delta", "ax", "compensation", "eta", "exp_avg", "exp_avg_col",
+        "exp_avg_fast", "exp_avg_row", "exp_avg_slow", "exp_avg_sq", "exp_avg_sq_col",
+        "exp_avg_sq_row", "exp_inf", "grad_avg", "kahan_comp", "max_exp_avg_sq",
+        "momentum_buffer", "mu", "mu_product", "prev", "prev_grad", "qmap1", "square_avg",
+        "state1", "state2", "step_size", "sum", "z",
+    )
+)  # fmt: skip
+
+
+class Kept(NamedTuple):
+    """The entries that a method keeps for the parameters of a group."""
+
+    #: Of the class, for errors.
+    method: str
+    entries: Entries
+    #: Tensors of the parameter's shape, and numbers: those that there may be.
+    tensors: tuple[str, ...]
+    numbers: tuple[str, ...]
+    #: Those that there must be, in a state that is not empty.
+    needed: tuple[str, ...]
+
+    @property
+    def names(self) -> frozenset[str]:
+        """All that a state of the method may have, beside what the phase adds."""
+        own = (*self.tensors, *self.numbers, *self.needed)
+        return frozenset((*own, "ema", "header", "remainder", "top", "step"))
+
+
+# ── whether a state fits ───────────────────────────────────────────────────────────────────────
+
+
+def check(name: str, state: Any, parameter: Tensor, kept: Kept, *, values: bool = False) -> None:
+    """Raise TypeError or ValueError where a state is none of a parameter; nothing is touched.
+
+    ``name`` is the parameter's. With ``values`` what the entries say is looked at, too: squares
+    that are negative, codes that no step leaves. That takes a pass over them.
+    """
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"The state of {name} is {checks.kind(state)}, but it must be a dict of entries. Leave "
+            "the parameter out of the state where there is none."
+        )
+    if not state:
+        return
+    _check_names(name, state, kept)
+    for entry in kept.numbers:
+        if entry in state:
+            _check_number(name, entry, state[entry])
+    for entry in (*kept.tensors, "ema", "remainder"):
+        if state.get(entry) is not None or entry in kept.needed:
+            _check_tensor(name, entry, state[entry], parameter)
+    _check_codes(name, state, parameter, kept.entries, values=values)
+    for entry in _SQUARES.intersection(state) if values else ():
+        _check_square(name, entry, distributed.local(state[entry].detach()))
+
+
+def _check_names(name: str, state: Mapping[str, Any], kept: Kept) -> None:
+    found = ", ".join(sorted(map(str, state)))
+    foreign = sorted(_OF_METHODS.intersection(state) - kept.names)
+    if foreign:
+        raise ValueError(
+            f"The state of {name} has {', '.join(foreign)}, which {kept.method} does not keep: it "
+            f"has {found}. It is the state of another class; load it into that one, or begin anew."
+        )
+    missing = [entry for entry in kept.needed if entry not in state]
+    if missing:
+        raise ValueError(
+            f"The state of {name} has no {', '.join(missing)}, which {kept.method} needs: it has "
+            f"{found}. Load a whole state of this class, or leave the parameter out of it."
+        )
+    if not kept.names.intersection(state):
+        raise ValueError(
+            f"The state of {name} has {found}, and nothing that {kept.method} keeps. It is the "
+            "state of another class; load it into that one, or begin anew."
+        )
+
+
+def step_number(name: str, value: Any, entry: str = "step") -> float:
+    """Return a count of steps, given as a number or a tensor of one element, checked."""
+    number = _number(name, entry, value)
+    if not (0 <= number <= checks.MOST_STEPS and number == math.floor(number)):
+        raise ValueError(
+            f"The state of {name} has {entry} {number!r}, but it must be a whole number from 0 to "
+            "2^53."
+        )
+    return number
+
+
+def _check_number(name: str, entry: str, value: Any) -> None:
+    if entry == "step":
+        step_number(name, value)
+        return
+    number = _number(name, entry, value)
+    if not 0 <= number <= 1:
+        raise ValueError(
+            f"The state of {name} has {entry} {number!r}, but it must be from 0 to 1: it is a "
+            "product of decay rates."
+        )
+
+
+def _number(name: str, entry: str, value: Any) -> float:
+    if isinstance(value, Tensor):
+        value = distributed.local(value.detach())
+        if value.numel() == 1 and not value.is_complex() and not value.is_meta:
+            return float(value.item())
+    elif isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
+        return float(value)
+    raise TypeError(
+        f"The state of {name} has {_described(value)} as {entry}, but it must be a number, or a "
+        "tensor of one element."
+    )
+
+
+def _check_tensor(name: str, entry: str, value: Any, parameter: Tensor) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(
+            f"The state of {name} has {_described(value)} as {entry}, but it must be a tensor of "
+            f"shape {tuple(parameter.shape)}."
+        )
+    is_spread = distributed.is_distributed(value)
+    is_other = hasattr(value, "__tensor_flatten__") and not is_spread
+    if is_other and type(value) is not type(parameter):
+        raise TypeError(
+            f"The state of {name} has a {type(value).__name__} as {entry}, a tensor of its own "
+            "kind, which another library keeps its numbers in. Save them as plain tensors there."
+        )
+    if value.layout != torch.strided or (value.is_meta and not parameter.is_meta):
+        raise TypeError(
+            f"The state of {name} has a tensor of layout {value.layout} on device {value.device} "
+            f"as {entry}, but it must be a dense one that has values."
+        )
+    if value.shape != parameter.shape:
+        raise ValueError(
+            f"The state of {name} has {entry} of shape {tuple(value.shape)}, but the parameter has "
+            f"shape {tuple(parameter.shape)}. Load a state of the same parameters."
+        )
+    if is_spread != distributed.is_distributed(parameter):
+        kinds = ("a DTensor", "a plain tensor") if is_spread else ("a plain tensor", "a DTensor")
+        raise ValueError(
+            f"The state of {name} has {kinds[0]} as {entry}, but the parameter is {kinds[1]}. Load "
+            "it with torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, which cuts "
+            "and joins states as parameters are."
+        )
+    if distributed.local(value).shape != distributed.local(parameter).shape:
+        raise ValueError(
+            f"The state of {name} has {entry} cut for processes in another way than the parameter: "
+            f"{tuple(distributed.local(value).shape)} and "
+            f"{tuple(distributed.local(parameter).shape)} are here. Load it with "
+            "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict."
+        )
+    dtypes = _dtypes_of(entry, parameter)
+    if value.dtype not in dtypes:
+        possible = ", ".join(map(str, dtypes))
+        raise TypeError(
+            f"The state of {name} has {entry} of dtype {value.dtype}, but the parameter has dtype "
+            f"{parameter.dtype}, for which it may be {possible}."
+        )
+
+
+def _dtypes_of(entry: str, parameter: Tensor) -> tuple[torch.dtype, ...]:
+    """Return what an entry may be stored in."""
+    if entry == "remainder":
+        return tuple(small.REMAINDERS.values())
+    if parameter.is_complex():
+        return _COMPLEX
+    if entry == "exp_avg":
+        return (*_FLOATS, torch.uint8, torch.int8)
+    return (*_FLOATS, torch.uint8) if entry in ("exp_avg_sq", "square_avg") else _FLOATS
+
+
+def _check_codes(
+    name: str, state: Mapping[str, Any], parameter: Tensor, entries: Entries, *, values: bool
+) -> None:
+    """Raise where codes lack what they are read by."""
+    mean, square = (small.entry_of(state, each) for each in (entries.mean, entries.square))
+    codes_of_mean = mean is not None and mean.dtype in (torch.uint8, torch.int8)
+    codes_of_square = square is not None and square.dtype == torch.uint8
+    if codes_of_mean and square is None:
+        raise ValueError(
+            f"The state of {name} has codes as {entries.mean}, which are relative to the running "
+            "mean of squares, but there is none."
+        )
+    if codes_of_mean:
+        _check_top(name, state.get("top"), str(entries.mean))
+    if not codes_of_square and (not codes_of_mean or mean is None or mean.dtype != torch.int8):
+        return
+    blocks = -(-distributed.local(parameter).numel() // codecs.BLOCK)
+    header = state.get("header")
+    if not isinstance(header, Tensor) or header.dtype != torch.int16 or header.shape != (blocks,):
+        given = "no" if header is None else f"{_described(header)} as"
+        raise ValueError(
+            f"The state of {name} is stored in 8 bits and has {given} header, but it must have "
+            f"one of {blocks} elements of dtype torch.int16: one for each {codecs.BLOCK} elements "
+            "of what this process has of the parameter."
+        )
+    if values and bool(((header & 1023) > codecs.HIGHEST_IN_HEADER).any()):
+        raise ValueError(
+            f"The state of {name} has a header that no step leaves: its lowest 10 bits are beyond "
+            f"{codecs.HIGHEST_IN_HEADER}. The state was damaged; load another."
+        )
+
+
+def _check_top(name: str, top: Any, mean: str) -> None:
+    try:
+        number = -1 if isinstance(top, bool) else operator.index(top)
+    except (TypeError, ValueError, RuntimeError):  # the latter two: a tensor of many elements
+        number = -1
+    if not 0 <= number <= codecs.HIGHEST_TOP:
+        raise ValueError(
+            f"The state of {name} has codes as {mean} and {_described(top)} as top, but that must "
+            f"be a whole number from 0 to {codecs.HIGHEST_TOP}: codes are counted from it."
+        )
+
+
+def _check_square(name: str, entry: str, value: Tensor) -> None:
+    real = torch.view_as_real(value) if value.is_complex() else value
+    if real.is_floating_point() and bool((real < 0).any()):
+        raise ValueError(
+            f"The state of {name} has {entry} with negative elements, but it is a mean of squares. "
+            "The state was damaged; load another."
+        )
+
+
+# ── a state as it is kept ──────────────────────────────────────────────────────────────────────
+
+
+def fitted(
+    state: Mapping[str, Any],
+    parameter: Tensor,
+    entries: Entries,
+    form: small.Form | None,
+    *,
+    is_special: bool,
+    remainder: torch.dtype | None,
+) -> State | None:
+    """Return a checked state as its group keeps it, in a new dict; None where it is kept so.
+
+    ``form`` is None where m and v are stored as numbers, in the parameter's dtype or a wider one;
+    ``remainder`` where none is kept. What is dense and came from codes of ``form`` loses nothing.
+    """
+    found = dict(state)
+    mean, square = (
+        name if small.entry_of(found, name) is not None else None
+        for name in (entries.mean, entries.square)
+    )
+    if form is None:
+        _widen(found, parameter, (mean, square), is_special=is_special)
+    else:
+        form.pack(found, mean, square)
+    wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
+    if not parameter.is_complex():
+        if form is not None and found.get("max_exp_avg_sq") is not None:
+            _convert(found, "max_exp_avg_sq", (wide,))
+        if found.get("ema") is not None:
+            _convert(found, "ema", (wide,))
+    if remainder is None:
+        found.pop("remainder", None)
+    elif "remainder" in found:
+        found["remainder"] = small.converted_remainder(found["remainder"], remainder)
+    if "step" in found:
+        found["step"] = _counting(found["step"])
+    is_same = found.keys() == state.keys() and all(found[each] is state[each] for each in found)
+    return None if is_same else found
+
+
+def _widen(
+    state: State,
+    parameter: Tensor,
+    means: tuple[str | None, str | None],
+    *,
+    is_special: bool,
+) -> None:
+    """Turn codes and numbers of other dtypes into those that a parameter's state may have."""
+    forms = small.forms_in(state, *means)
+    if not {"float32", "bfloat16"}.issuperset(forms):
+        wide = small.dense(state, *means)
+        state.clear()
+        state.update(wide)
+    for name in ("header", "top"):
+        state.pop(name, None)
+    if parameter.is_complex() or parameter.dtype not in _FLOATS:
+        dtypes = (parameter.dtype,)
+    elif parameter.dtype in small.HALF:
+        dtypes = (torch.float32, parameter.dtype)
+    else:
+        dtypes = (torch.float64 if parameter.dtype == torch.float64 else torch.float32,)
+    for name in (*means, "max_exp_avg_sq", "momentum_buffer", "grad_avg"):
+        if name is not None and state.get(name) is not None:
+            _convert(state, name, dtypes)
+
+
+def _convert(state: State, name: str, dtypes: tuple[torch.dtype, ...]) -> None:
+    if state[name].dtype not in dtypes:
+        state[name] = state[name].detach().to(dtypes[0])
+
+
+def _counting(step: Any) -> Tensor:
+    """Return a count of steps as a tensor that can count on: in float64 where float32 ends."""
+    if not isinstance(step, Tensor):
+        return step_tensor(float(step))
+    is_short = step.dtype not in (torch.float32, torch.float64)
+    if not is_short and (step.dtype == torch.float64 or not _is_read_freely(step)):
+        return step
+    dtype = torch.float64 if float(step) >= WIDE_FROM else torch.float32
+    return step if step.dtype == dtype else step.detach().to(dtype)
+
+
+def _is_read_freely(step: Tensor) -> bool:
+    return step.is_cpu
+
+
+def step_tensor(
+    number: float, device: torch.device | None = None, dtype: torch.dtype | None = None
+) -> Tensor:
+    """Return a count of steps as torch keeps it, or in float64 where float32 cannot count on."""
+    if dtype is None:
+        is_wide = torch.get_default_dtype() == torch.float64
+        dtype = torch.float64 if is_wide else torch.float32
+    dtype = torch.float64 if number >= WIDE_FROM else dtype
+    return torch.full((), number, dtype=dtype, device=device or torch.device("cpu"))
+
+
+def _described(value: Any) -> str:
+    if value is None:
+        return "None"
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
+    text = repr(value)
+    return text if len(text) <= 40 else checks.kind(value)
