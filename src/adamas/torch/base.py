@@ -4,7 +4,7 @@ A step of plain CPU tensors is one native call for all of them; a plan made once
 and writes (``native/tensor_plan.cpp``), and is made anew where anything it was made for has
 changed. CUDA tensors are stepped by a few launches of Triton's kernels, with a plan likewise
 (:mod:`adamas.torch.on_device`). All other tensors (other devices, complex ones, strided or
-distributed ones on the CPU, float16 with torch's float16 state) take
+distributed ones on the CPU) take
 :mod:`adamas.torch.operations`, with the same rule.
 """
 
@@ -105,7 +105,7 @@ class Optimizer(torch.optim.Optimizer):
 
         ``state`` and ``rounding`` may differ between groups; see :class:`adamas.Options`. They
         stand in ``param_groups`` only where they are given. ``state=None`` is torch's own: the
-        running means have the dtype of the parameter.
+        running means have the dtype of the parameter, but float32 where that is float16.
 
         With ``offload``, parameters on a CUDA device keep their state in host memory and are
         stepped by the processor; raises TypeError or ValueError for parameters that cannot be.
@@ -175,7 +175,7 @@ class Optimizer(torch.optim.Optimizer):
             state[entries.step] = torch.zeros((), dtype=dtype, device=device)
         form = self._form(group, parameter)
         dtype = parameter.dtype
-        if "state" in group and dtype in small.HALF:
+        if form is not None and dtype in small.HALF:
             dtype = torch.float32
         for name in (entries.mean, entries.square, entries.largest_square):
             if name is not None:
@@ -224,7 +224,8 @@ class Optimizer(torch.optim.Optimizer):
         """Return how the state of a parameter is stored, or None where it is as torch stores it.
 
         Without ``state=``, bfloat16 parameters have a state in bfloat16 (or in what was loaded),
-        rounded to nearest, as in torch.
+        rounded to nearest, as in torch; those in float16, which is too narrow for a mean of
+        squares, have one in float32.
         """
         options = self._storage(group)
         rounding = options.rounding
@@ -232,6 +233,8 @@ class Optimizer(torch.optim.Optimizer):
             is_usual = options.forms == ("float32", "float32")
             if is_usual and parameter.dtype not in small.HALF:
                 return None
+            return small.form_of(options, rounding)
+        if parameter.dtype == torch.float16 and not self._is_special(group):
             return small.form_of(options, rounding)
         if (
             parameter.dtype != torch.bfloat16
@@ -1023,7 +1026,7 @@ class Optimizer(torch.optim.Optimizer):
         self, state: dict[str, Any], parameter: Tensor, group: dict[str, Any]
     ) -> dict[str, Any]:
         """Return a checked state in the form that its group stores, ``state`` itself if it is."""
-        is_asked_for = "state" in group
+        is_asked_for = "state" in group or parameter.dtype == torch.float16
         fitted = storage.fitted(
             state,
             parameter,

@@ -316,7 +316,7 @@ def _widen(
         state.pop(name, None)
     if parameter.is_complex() or parameter.dtype not in _FLOATS:
         dtypes = (parameter.dtype,)
-    elif parameter.dtype in small.HALF:
+    elif parameter.dtype == torch.bfloat16 or (parameter.dtype == torch.float16 and is_special):
         dtypes = (torch.float32, parameter.dtype)
     else:
         dtypes = (torch.float64 if parameter.dtype == torch.float64 else torch.float32,)
