@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "contract.h"
+
 namespace adamas {
 
 // Sums are taken over tiles of the flattened tensor; see src/adamas/statistics.py.
