@@ -270,6 +270,23 @@ def test_how_state_is_stored_stays_that_of_the_optimizer_that_loads(tmp_path):
     assert other.state[other.param_groups[0]["params"][0]]["exp_avg"].dtype == FLOAT
 
 
+class Around(torch.optim.Optimizer):
+    """What frameworks put around an optimizer."""
+
+    def __init__(self, optimizer):
+        self.optimizer = optimizer
+
+
+def test_what_frameworks_put_around_an_optimizer_is_looked_through(tmp_path):
+    path, optimizer = saved(tmp_path, state="8bit", ema=0.9)
+    content = path.read_bytes()
+    adamas.save(path, Around(Around(optimizer)))
+    assert path.read_bytes() == content
+    other = ours.AdamW(parameters(), state="8bit", ema=0.9)
+    adamas.load(path, Around(other))
+    assert everything(other) == everything(optimizer)
+
+
 # ── what does not fit ──────────────────────────────────────────────────────────────────────────
 
 
@@ -430,6 +447,42 @@ def test_what_is_no_optimizer_is_refused_with_what_is_possible(tmp_path, functio
     with pytest.raises(TypeError, match=message):
         function(tmp_path / "run", given)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_state_of_jax_is_refused_with_what_is_possible(tmp_path):
+    jax = pytest.importorskip("jax", reason="JAX is not there for every Python")
+
+    @jax.tree_util.register_pytree_node_class
+    class TrainState:
+        def tree_flatten(self):
+            return (jax.numpy.ones(2),), None
+
+        @classmethod
+        def tree_unflatten(cls, *_):
+            return cls()
+
+    with pytest.raises(TypeError, match=r"is a TrainState, .* is a pytree: save it with its par"):
+        adamas.save(tmp_path / "run", TrainState())
+
+
+def test_tensors_that_are_spread_over_processes_are_refused(tmp_path):
+    import torch.distributed as dist
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.tensor import Shard, distribute_tensor
+
+    path, _ = saved(tmp_path)
+    content = path.read_bytes()
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
+    try:
+        mesh = init_device_mesh("cpu", (1,))
+        spread = torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
+        optimizer = ours.AdamW([("a", spread)])
+        for function in (adamas.save, adamas.load):
+            with pytest.raises(TypeError, match=r"spread over processes \(DTensor\), but .* Use"):
+                function(path, optimizer)
+    finally:
+        dist.destroy_process_group()
+    assert path.read_bytes() == content
 
 
 def test_averaged_weights_are_neither_saved_nor_loaded_over(tmp_path):

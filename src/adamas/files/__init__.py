@@ -43,7 +43,7 @@ def save(path: AnyPath, optimizer: AnyOptimizer) -> None:
     what cannot be saved, as tensors that are spread over processes.
     """
     name = text_of(path)
-    front_end = _front_end(optimizer)
+    front_end, optimizer = _front_end(optimizer)
     check_weights(optimizer)
     sources, about = front_end.contents(optimizer)
     with replacing(name) as file:
@@ -59,7 +59,7 @@ def load(path: AnyPath, optimizer: AnyOptimizer) -> None:
     ValueError where it does not fit otherwise or is damaged; then nothing is changed.
     """
     name = text_of(path)
-    front_end = _front_end(optimizer)
+    front_end, optimizer = _front_end(optimizer)
     check_weights(optimizer)
     with naming(name), opened(name) as file:
         about, tensors = read(file, name)
@@ -70,15 +70,18 @@ def load(path: AnyPath, optimizer: AnyOptimizer) -> None:
         raise ValueError(f"{name} has values that are nested too deeply to be an option.") from None
 
 
-def _front_end(optimizer: Any) -> ModuleType:
-    """Return the module for the arrays of an optimizer; TypeError where it is none."""
+def _front_end(optimizer: Any) -> tuple[ModuleType, Any]:
+    """Return the module for the arrays of an optimizer, and it; TypeError where it is none."""
     if isinstance(optimizer, Optimizer):
-        return arrays
+        return arrays, optimizer
     torch = sys.modules.get("torch")  # who has a torch optimizer has imported it
     if torch is not None and isinstance(optimizer, torch.optim.Optimizer):
         from adamas.files import torch as tensors
 
-        return tensors
+        # accelerate and Lightning put theirs around it.
+        while isinstance(inner := getattr(optimizer, "optimizer", None), torch.optim.Optimizer):
+            optimizer = inner
+        return tensors, optimizer
     raise TypeError(
         f"optimizer is a {type(optimizer).__name__}, but a checkpoint is of an optimizer: one of "
         f"adamas, adamas.torch or torch.optim.{_way_out(optimizer, torch)}"
@@ -91,7 +94,9 @@ def _way_out(given: Any, torch: Any) -> str:
             " Give the optimizer of the model: its parameters are saved with it. A model alone is "
             "for torch.save or safetensors.torch.save_model."
         )
-    if isinstance(given, (tuple, list, dict)):
+    jax = sys.modules.get("jax")
+    is_tree = jax is not None and not jax.tree_util.all_leaves([given])
+    if is_tree or isinstance(given, (tuple, list, dict)):
         return (
             " A state of adamas.jax or optax is a pytree: save it with its parameters by "
             "orbax.checkpoint, or by numpy.savez(path, *jax.tree.leaves((params, state)))."
