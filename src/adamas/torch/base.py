@@ -193,6 +193,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; how it is to be stored is checked first."""
+        self._refuse_averaged("a group cannot be added: its weights have no average to stand for")
         merged = {**self.defaults, **param_group}
         self._storage(merged)
         super().add_param_group(param_group)
@@ -354,11 +355,7 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _step_closely(self) -> None:
         """Make one step after a close look at every parameter, with a plan for the next."""
-        if self._averaged:
-            raise RuntimeError(
-                "The averaged weights are in place, so no step can be made. "
-                "Leave the ema_weights() context first."
-            )
+        self._refuse_averaged("no step can be made")
         self._keep(self._planned())
         plan = self._plan
         assert plan is not None
@@ -925,11 +922,21 @@ class Optimizer(torch.optim.Optimizer):
         """The low-precision copies of the parameters, in their order; empty without ``copy_to``."""
         return list(self._copies or ())
 
+    def _refuse_averaged(self, why: str) -> None:
+        """Raise RuntimeError while the averaged weights are in place of those in training."""
+        if self._averaged:
+            raise RuntimeError(
+                f"The averaged weights are in place, so {why}. "
+                "Leave the ema_weights() context first."
+            )
+
     @contextmanager
     def ema_weights(self) -> Generator[None]:
         """Put the averaged parameters in place of the parameters while the context is open.
 
-        The parameters come back when it closes, on errors too; a step inside is refused.
+        The parameters come back when it closes, on errors too. Inside, the model's state_dict has
+        the averages; a step, and all that saves, loads or copies the optimizer or adds a group,
+        raises RuntimeError.
         Parameters that were never stepped stay as they are, and so do a model's buffers (as with
         torch's AveragedModel, whose buffers are the model's). Raises RuntimeError where ``ema=``
         was not given, or inside itself.
@@ -966,6 +973,7 @@ class Optimizer(torch.optim.Optimizer):
         optimizers can load. With ``packed=True`` all is as it is stored, under "packed_state" in
         place of "state": torch's optimizers, which would take codes for numbers, refuse it.
         """
+        self._refuse_averaged("a checkpoint would hold them twice and lose the weights in training")
         saved = super().state_dict()
         if packed:
             others = {name: value for name, value in saved.items() if name != "state"}
@@ -986,6 +994,7 @@ class Optimizer(torch.optim.Optimizer):
         their parameter stay so, and no entry shares memory with ``state_dict`` afterwards. How
         groups store their state stays as it is. What hooks do after loading stands.
         """
+        self._refuse_averaged("what is loaded would not belong to the weights that come back")
         before = dict(self.__dict__)
         try:
             given = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict
@@ -1043,7 +1052,8 @@ class Optimizer(torch.optim.Optimizer):
         return fitted
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what torch keeps, and the phase."""
+        """Return what torch keeps, and the phase, for pickle and copy."""
+        self._refuse_averaged("a copy would hold them twice and lose the weights in training")
         kept = dict(super().__getstate__())
         own = ("_phase", "_offloads", "_copies", "skipped")
         return {**kept, **{name: getattr(self, name) for name in own}}
