@@ -397,7 +397,8 @@ def test_values_of_other_types_anywhere_are_refused_with_the_name_of_the_file(tm
                 told = str(error)
             else:  # another option, which a file may have
                 told = str(path)
-                assert way[0] in ("groups", "skipped", "on_device", "others", "state"), (way, other)
+                taken = ("groups", "skipped", "on_device", "others", "packed_state")
+                assert way[0] in taken, (way, other)
                 path.write_bytes(content)
                 adamas.load(path, optimizer)
             assert str(path) in told, (way, other)

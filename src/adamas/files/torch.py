@@ -19,6 +19,7 @@ from torch import Tensor
 from adamas.files.contents import check_parameters, fitting, listed
 from adamas.files.tensors import SIZES, Source, Stored
 from adamas.torch import Optimizer
+from adamas.torch.loading import PACKED
 
 __all__ = ["KIND", "contents", "put_back"]
 
@@ -36,8 +37,6 @@ _DTYPES: dict[str, torch.dtype] = {
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 
-#: Where a packed state stands in a state_dict.
-_PACKED = "packed_state"
 _TYPES = (Tensor, torch.nn.Parameter)
 _PLAIN = (type(None), bool, int, float, str)
 #: What only optimizers of adamas keep, and what only they have in groups.
@@ -57,7 +56,7 @@ def contents(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Source], dict[
     names, parameters = _names(optimizer), _parameters(optimizer)
     _check_names(names)
     found: Found = {f"parameters/{name}": p for name, p in zip(names, parameters, strict=True)}
-    key = _PACKED if _PACKED in saved else "state"
+    key = PACKED if PACKED in saved else "state"
     about: dict[str, Any] = {
         "kind": KIND,
         "method": type(optimizer).__name__,
@@ -159,11 +158,13 @@ def _state_dict(
     path: str, about: Mapping[str, Any], found: Found, optimizer: torch.optim.Optimizer
 ) -> tuple[dict[str, Any], int]:
     """Return a state_dict in torch's form, of tensors that are taken out of ``found``."""
-    key = _PACKED if _PACKED in about else "state"
+    key = PACKED if PACKED in about else "state"
     on_device: Any = about.get("on_device")
     skipped: Any = about.get("skipped")
+    entries = {"format", "kind", "method", "skipped", "groups", key, "others", "on_device"}
     is_whole = (
-        isinstance(about.get("groups"), list)
+        set(about) == entries
+        and isinstance(about.get("groups"), list)
         and all(map(_is_group, about["groups"]))
         and _is_dict_of_dicts(about.get(key))
         and isinstance(about.get("others"), dict)
