@@ -35,26 +35,28 @@ __all__ = [
 #: How many steps a run may have: float64 and float32's counters beside it tell no more apart.
 MOST_STEPS = 2**53
 
-#: What other libraries call options of ours.
+#: What other libraries call options of ours, and our own front-ends each other's.
 _ELSEWHERE = {
-    "alpha": "lr",
-    "b1": "betas",
-    "b2": "betas",
-    "beta": "betas",
-    "beta1": "betas",
-    "beta2": "betas",
-    "beta_1": "betas",
-    "beta_2": "betas",
-    "clipnorm": "clip_norm",
-    "epsilon": "eps",
-    "global_clipnorm": "clip_norm",
-    "learning_rate": "lr",
-    "max_grad_norm": "clip_norm",
-    "momentum": "beta",
-    "rate": "lr",
-    "rho": "beta",
-    "step_size": "lr",
-    "wd": "weight_decay",
+    "alpha": ("lr",),
+    "b1": ("betas",),
+    "b2": ("betas",),
+    "beta": ("betas",),
+    "beta1": ("betas", "b1"),
+    "beta2": ("betas", "b2"),
+    "beta_1": ("betas", "b1"),
+    "beta_2": ("betas", "b2"),
+    "betas": ("b1",),
+    "clipnorm": ("clip_norm",),
+    "epsilon": ("eps",),
+    "global_clipnorm": ("clip_norm",),
+    "learning_rate": ("lr",),
+    "lr": ("learning_rate",),
+    "max_grad_norm": ("clip_norm",),
+    "momentum": ("beta",),
+    "rate": ("lr", "learning_rate"),
+    "rho": ("beta",),
+    "step_size": ("lr", "learning_rate"),
+    "wd": ("weight_decay",),
 }
 
 #: What float() takes, though it stands for something else.
@@ -67,7 +69,7 @@ def near(name: object, possible: Iterable[str]) -> str:
     """Return " Did you mean 'weight_decay'?" where ``possible`` has such a name, else ""."""
     known = {_plain(each): each for each in possible}
     plain = _plain(name)
-    meant = known.get(_plain(_ELSEWHERE.get(plain, "")))
+    meant = next((known[each] for each in _ELSEWHERE.get(plain, ()) if each in known), None)
     if meant is None:
         found = difflib.get_close_matches(plain, known, n=1)
         meant = known[found[0]] if found else None
