@@ -167,15 +167,15 @@ def test_a_second_step_is_not_compiled_again(name):
 
 
 def test_an_eager_step_is_compiled_once():
-    from adamas.jax import transformations
+    from adamas.jax import step
 
     optimizer = optax.inject_hyperparams(ours.sgd)(0.01, momentum=0.9)
     params, state = tree(), optimizer.init(tree())
     params, state = stepper(optimizer)(params, state, tree(GRADIENTS))
-    before = transformations._step._cache_size()
+    before = step.stepped._cache_size()
     for _ in range(2):
         params, state = stepper(optimizer)(params, state, tree(GRADIENTS))
-    assert transformations._step._cache_size() == before
+    assert step.stepped._cache_size() == before
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64"])
@@ -466,7 +466,7 @@ REFUSED = [
     (lambda: ours.adam(float("nan")), "learning_rate is nan, but it must be finite."),
     (lambda: ours.adam(jnp.ones(2)), r"learning_rate is Array\(.*, but it must be a number."),
     (lambda: ours.adamw(0.1, weight_decay=None), "weight_decay is None, but it must be a number."),
-    (lambda: ours.adam(0.1, eps=-1), "eps is -1.0, but it must be at least 0."),
+    (lambda: ours.adam(0.1, eps=-1), "eps is -1.0, but it must be finite and at least 0."),
     (lambda: ours.rmsprop(0.1, decay=-0.1), "decay is -0.1, but a decay rate must be at least 0"),
     (
         lambda: ours.rmsprop(0.1, centered=True),
@@ -477,17 +477,6 @@ REFUSED = [
         lambda: ours.adamw(0.1).update(jnp.ones(2), ours.adamw(0.1).init(jnp.ones(2))),
         r"Weight decay needs the parameters, but params is None. "
         r"Call update\(gradients, state, params\).",
-    ),
-    (
-        lambda: ours.sgd(0.1).update({"w": jnp.arange(2)}, ours.sgd(0.1).init({})),
-        r"The gradient at \['w'\] has dtype int32, but it must be floating or complex.",
-    ),
-    (
-        lambda: ours.adam(0.1, mu_dtype="float32").update(
-            jnp.ones(2) * 1j, ours.adam(0.1, mu_dtype="float32").init(jnp.ones(2) * 1j)
-        ),
-        "A gradient is complex, but its running mean has dtype float32, which would lose the "
-        "imaginary part. Leave mu_dtype out.",
     ),
 ]  # fmt: skip
 

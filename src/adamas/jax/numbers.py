@@ -310,7 +310,7 @@ def _with_derivative_jvp(primals: tuple[Array, Array], tangents: tuple[Array, Ar
 
 def _formulas(choices: Choices, count: Array, dtype: np.dtype[Any]) -> Coefficients:
     """Return the numbers in plain arithmetic: for their derivatives alone."""
-    step = (jnp.asarray(count) + 1).astype(dtype)
+    step = jnp.asarray(count).astype(dtype) + 1
 
     def unbias(beta: Number, exponent: Array) -> Array:
         safe = jnp.where(beta > 0, beta, 0.5)

@@ -19,7 +19,18 @@ from adamas.codecs import BLOCK
 from adamas.jax import words
 from adamas.jax.words import Word
 
-__all__ = ["CodedState", "Codes", "decode", "encode", "keys", "random_bits", "zeros"]
+__all__ = [
+    "TOPS",
+    "CodedState",
+    "Codes",
+    "decode",
+    "dtypes",
+    "encode",
+    "header_shape",
+    "keys",
+    "random_bits",
+    "zeros",
+]
 
 Array = Any
 Tree = Any
@@ -29,21 +40,32 @@ _F = np.float32
 _SIGN, _SIZE = _U(0x80000000), _U(0x7FFFFFFF)
 _SMALLEST, _LARGEST = _U(0x00800000), _U(0x7F7FFFFF)  # the smallest normal, the largest finite
 
-_MEANS = {"bfloat16": np.uint16, "compact": np.uint8, "8bit": np.int8}
-_SQUARES = {"bfloat16": np.uint16, "compact": np.uint16, "8bit": np.uint8}
+_MEANS = {
+    form: np.dtype(d)
+    for form, d in {"bfloat16": "uint16", "compact": "uint8", "8bit": "int8"}.items()
+}
+_SQUARES = {
+    form: np.dtype(d)
+    for form, d in {"bfloat16": "uint16", "compact": "uint16", "8bit": "uint8"}.items()
+}
+
+
+#: The exponents that codes of m may be counted from.
+TOPS = (-64, 12)
 
 
 class CodedState(NamedTuple):
     """Running means as codes, under the names that optax has for them; trees like the parameters.
 
-    ``header`` has uint16 for each block of 32 elements where a form is 8bit. What is not kept is an
-    empty tuple.
+    ``header`` has uint16 for each block of 32 elements where a form is 8bit; ``top`` is the
+    exponent that codes of m are counted from. What is not kept is an empty tuple.
     """
 
     count: Array
     mu: Tree = ()
     nu: Tree = ()
     header: Tree = ()
+    top: Array | tuple[()] = ()
 
 
 class Codes(NamedTuple):
@@ -54,21 +76,35 @@ class Codes(NamedTuple):
     header: Array | None = None
 
 
-def zeros(forms: tuple[str, str], params: Tree, *, mean: bool, square: bool) -> CodedState:
-    """Return the state before the first step."""
+def dtypes(forms: tuple[str, str]) -> tuple[Any, Any]:
+    """Return the dtypes that m and v are stored in."""
+    mean, square = forms
+    return _MEANS.get(mean, np.dtype(np.float32)), _SQUARES.get(square, np.dtype(np.float32))
+
+
+def header_shape(array: Any) -> tuple[int]:
+    """Return the shape of the header of an array."""
+    return (-(-math.prod(jnp.shape(array)) // BLOCK),)
+
+
+def zeros(
+    forms: tuple[str, str], params: Tree, *, mean: bool, square: bool, top: int | None
+) -> CodedState:
+    """Return the state before the first step; ``top`` is None where there are no codes of m."""
+    codes = dtypes(forms)
 
     def like(dtype: Any) -> Tree:
         return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params)
 
-    def headers(p: Any) -> Array:
-        return jnp.zeros(-(-math.prod(jnp.shape(p)) // BLOCK), np.uint16)
-
     has_header = (mean and forms[0] == "8bit") or (square and forms[1] == "8bit")
     return CodedState(
         count=jnp.zeros([], jnp.int32),
-        mu=like(_MEANS.get(forms[0], np.float32)) if mean else (),
-        nu=like(_SQUARES.get(forms[1], np.float32)) if square else (),
-        header=jax.tree.map(headers, params) if has_header else (),
+        mu=like(codes[0]) if mean else (),
+        nu=like(codes[1]) if square else (),
+        header=jax.tree.map(lambda p: jnp.zeros(header_shape(p), np.uint16), params)
+        if has_header
+        else (),
+        top=() if top is None else jnp.array(top, jnp.int32),
     )
 
 
@@ -154,7 +190,9 @@ def encode(
     return Codes(mean, square, header)
 
 
-def decode(forms: tuple[str, str], codes: Codes, top: int) -> tuple[Array | None, Array | None]:
+def decode(
+    forms: tuple[str, str], codes: Codes, top: int | Array
+) -> tuple[Array | None, Array | None]:
     """Return m and v as float32 arrays."""
     mean_form, square_form = forms
     m, v = codes.mean, codes.square
@@ -224,10 +262,10 @@ def _encode_means_compact(y: Array, negative: Array, r: Word | None, top: int) -
     return (jnp.minimum(code, _U(127)) | jnp.where(negative, _U(128), _U(0))).astype(jnp.uint8)
 
 
-def _decode_means_compact(code: Array, top: int) -> Array:
+def _decode_means_compact(code: Array, top: int | Array) -> Array:
     size = (code & np.uint8(127)).astype(_U)
-    floating = _float((size << _U(19)) + _U((119 + top) << 23))
-    linear = size.astype(jnp.float32) * _F(2.0 ** (top - 11))
+    floating = _float((size << _U(19)) + _exponent(119 + top))
+    linear = size.astype(jnp.float32) * _float(_exponent(127 + top - 11))
     y = jnp.where(size < 16, linear, floating)
     return jnp.where(code >= 128, -y, y)
 
@@ -283,7 +321,7 @@ def _encode_means_8bit(y: Array, r: Word | None, top: int) -> tuple[Array, Array
     return _unblocked(code, y.shape), ((top - scale) << 12).astype(jnp.uint16)
 
 
-def _decode_means_8bit(code: Array, header: Array, top: int) -> Array:
+def _decode_means_8bit(code: Array, header: Array, top: int | Array) -> Array:
     exponent = (127 + top - 7) - (header >> np.uint16(12)).astype(jnp.int32)
     unit = _float(exponent.astype(_U) << _U(23))
     return _unblocked(_blocks(code).astype(jnp.float32) * unit[:, None], code.shape)
@@ -313,6 +351,11 @@ def _bits(x: Array) -> Word:
 
 def _float(bits: Word) -> Array:
     return lax.bitcast_convert_type(bits, jnp.float32)
+
+
+def _exponent(biased: int | Array) -> Word:
+    """Return the bits of a power of two."""
+    return jnp.asarray(biased, jnp.int32).astype(_U) << _U(23)
 
 
 def _clipped(v: Array) -> Word:
