@@ -221,7 +221,8 @@ private:
 
     // -- the numbers of a step ---------------------------------------------------------------
 
-    // Reads the learning rates of the groups; false where one has none.
+    // Reads the learning rates of the groups; false where one has none that can be stepped by, for
+    // the front-end to say what is wrong.
     bool read_rates() {
         for (std::size_t i = 0; i < rates_.size(); ++i) {
             PyObject* lr = PyDict_GetItemWithError(watch_.group(i).ptr(), lr_.ptr());
@@ -229,8 +230,9 @@ private:
                 return false;
             }
             rates_[i] = PyFloat_AsDouble(lr);  // takes a tensor of one element, too
-            if (rates_[i] == -1.0 && PyErr_Occurred()) {
-                throw nb::python_error();
+            if (!(rates_[i] >= 0.0)) {
+                PyErr_Clear();
+                return false;
             }
         }
         return true;

@@ -22,12 +22,14 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 from torch.autograd import profiler
 
+from adamas.checks import check_flag
 from adamas.codecs import key_of, random_bits_at
 from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights, is_count
 from adamas.engines.native import TensorPlan, outcome_of
 from adamas.options import OnNonfinite, Options, Phase, Rounding, StateForm
 from adamas.statistics import Outcome, Statistics
 from adamas.torch import (
+    arguments,
     cuda,
     distributed,
     gradients,
@@ -100,6 +102,7 @@ class Optimizer(torch.optim.Optimizer):
         rounding: Rounding | None = None,
         seed: int = 0,
         offload: bool = False,
+        **unknown: Any,
     ) -> None:
         """Take torch's parameters and defaults, and the phase; see :class:`adamas.Phase`.
 
@@ -110,8 +113,9 @@ class Optimizer(torch.optim.Optimizer):
         With ``offload``, parameters on a CUDA device keep their state in host memory and are
         stepped by the processor; raises TypeError or ValueError for parameters that cannot be.
         """
-        if not isinstance(offload, bool):
-            raise TypeError(f"offload is {offload!r}, but it must be True or False.")
+        arguments.refuse_unknown(type(self), unknown)
+        check_flag("offload", offload)
+        copy_to = arguments.checked_copy_to(copy_to)
         phase = Phase(
             clip_norm=clip_norm,
             on_nonfinite=on_nonfinite,
@@ -121,6 +125,7 @@ class Optimizer(torch.optim.Optimizer):
         )
         given = {"state": state, "rounding": rounding}
         defaults |= {name: value for name, value in given.items() if value is not None}
+        arguments.put_pairs(defaults)
         if defaults.get("differentiable"):
             raise ValueError(_NOT_DIFFERENTIABLE)
         self._phase = phase
@@ -133,6 +138,7 @@ class Optimizer(torch.optim.Optimizer):
         self._plan: _Plan | None = None
         self._reset()
         super().__init__(cast(Any, params), defaults)
+        arguments.check_remainder(self.param_groups)
         self._copies = self._made_copies(copy_to)
 
     @property
@@ -192,23 +198,35 @@ class Optimizer(torch.optim.Optimizer):
         return state
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch; how it is to be stored is checked first."""
+        """Add a group, as in torch; its options, and how it is to be stored, are checked first."""
         self._refuse_averaged("a group cannot be added: its weights have no average to stand for")
-        merged = {**self.defaults, **param_group}
-        self._storage(merged)
+        if isinstance(param_group, dict):  # torch refuses others
+            arguments.check_group_names(param_group, self.defaults)
+            merged = {**self.defaults, **param_group}
+            arguments.check_options(merged, f"param_groups[{len(self.param_groups)}]: ")
+            self._storage(merged)
+            arguments.put_pairs(param_group)
         super().add_param_group(param_group)
-        for parameter in self.param_groups[-1]["params"]:
+        try:
+            self._refuse_group(self.param_groups[-1])
+        except (TypeError, ValueError):
+            del self.param_groups[-1]
+            raise
+
+    def _refuse_group(self, group: dict[str, Any]) -> None:
+        """Raise TypeError or ValueError for parameters that ``group`` cannot have."""
+        if group.get("rounding") != self.defaults.get("rounding"):
+            arguments.check_remainder([group])
+        for parameter in group["params"]:
+            distributed.cuts(parameter)
             if self._is_offloaded(parameter):
-                try:
-                    offload.refuse(parameter, self._is_special(merged))
-                except (TypeError, ValueError):
-                    del self.param_groups[-1]
-                    raise
+                offload.refuse(parameter, self._is_special(group))
 
     def _storage(self, group: dict[str, Any]) -> Options:
         """Return options that say how ``group`` is stored, checked."""
         entries = self._entries(group)
-        first, second = group.get("betas") or (group.get("momentum"), group.get("alpha"))
+        # Rates of one mean alone say nothing of how it is stored, and torch takes any.
+        first, second = group.get("betas", (0.0, 0.0))
         betas = (
             None if entries.mean is None else scalar(first),
             None if entries.square is None else scalar(second),
@@ -346,7 +364,15 @@ class Optimizer(torch.optim.Optimizer):
 
     def _step_natively(self, plan: _Plan, scale: float, factor: float = 1.0) -> Any:
         """Make one step of what is native in a plan; NotImplemented where it does not fit."""
-        numbers = [self._own_numbers(member) for member in plan.numbered] or None
+        try:
+            numbers = [self._own_numbers(member) for member in plan.numbered] or None
+        except (
+            TypeError,
+            ValueError,
+            ArithmeticError,
+        ):  # of a wrong option: a close look says which
+            arguments.check_groups(self.param_groups)
+            raise
         step = plan.native.step
         return outcome_of(step(self.param_groups, self.state, scale, factor, numbers))
 
@@ -356,6 +382,7 @@ class Optimizer(torch.optim.Optimizer):
     def _step_closely(self) -> None:
         """Make one step after a close look at every parameter, with a plan for the next."""
         self._refuse_averaged("no step can be made")
+        arguments.check_groups(self.param_groups)
         self._keep(self._planned())
         plan = self._plan
         assert plan is not None
@@ -691,6 +718,7 @@ class Optimizer(torch.optim.Optimizer):
     def _refuse(self, member: Member, name: str) -> None:
         if member.group.get("differentiable"):
             raise ValueError(_NOT_DIFFERENTIABLE)
+        arguments.refuse_parameter(member.parameter)
         if member.gradient.is_sparse:
             own = type(self).__name__
             advice = ", please consider SparseAdam instead" if own == "Adam" else ""
@@ -1098,11 +1126,6 @@ class Optimizer(torch.optim.Optimizer):
             return None
         parameters = [p for group in self.param_groups for p in group["params"]]
         if isinstance(copy_to, torch.dtype):
-            if copy_to not in small.HALF:
-                raise ValueError(
-                    f"copy_to is {copy_to}, but it must be torch.bfloat16 or torch.float16, "
-                    "or a tensor for each parameter."
-                )
             return [p.detach().to(copy_to) for p in parameters]
         copies = [copy.detach() for copy in copy_to]
         if len(copies) != len(parameters):

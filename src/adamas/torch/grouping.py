@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import nn
 
+from adamas.checks import check_amount, kind
+
 __all__ = ["param_groups"]
 
 #: Layers whose parameters set a scale or a position, so that shrinking them makes no sense.
@@ -29,7 +31,7 @@ _NORMS = (
 
 def param_groups(
     model: nn.Module,
-    weight_decay: float,
+    weight_decay: float | None = None,
     *,
     decay_embeddings: bool = True,
     float32: Iterable[str] = (),
@@ -46,6 +48,17 @@ def param_groups(
     stays in float32 whatever the optimizer's ``state`` is: they get groups of their own. Raises
     ValueError for a model without trainable parameters, and for a pattern without any.
     """
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"param_groups() got {kind(model)}, but it needs the model itself, whose layers tell "
+            "what does not decay. Give for example param_groups(model, weight_decay=0.1)."
+        )
+    if weight_decay is None:
+        raise TypeError(
+            "param_groups() needs weight_decay, of those parameters that decay. "
+            "Give for example param_groups(model, weight_decay=0.1)."
+        )
+    weight_decay = check_amount("weight_decay", weight_decay)
     exempt = {
         id(parameter)
         for module in model.modules()

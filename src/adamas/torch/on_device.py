@@ -227,6 +227,8 @@ def _rate_on_device(group: dict[str, Any], stepped: Sequence[Stepped]) -> Tensor
 def _is_rate(group: dict[str, Any], known: Tensor | None) -> bool:
     """Return whether the learning rate of a group is still where it was."""
     lr = group["lr"]
+    if known is None and not isinstance(lr, Tensor):
+        return not isinstance(lr, str) and lr >= 0
     if known is None:
-        return not isinstance(lr, Tensor) or not cuda.takes(lr.device)
+        return not cuda.takes(lr.device)
     return isinstance(lr, Tensor) and lr.data_ptr() == known.data_ptr() and lr.dtype == known.dtype

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from adamas.coefficients import Coefficients, one_minus_power
 from adamas.options import Options
+from adamas.torch import arguments
 from adamas.torch.base import Optimizer, Params
 from adamas.torch.members import Entries, Member, scalar
 from adamas.torch.operations import Tensors, step_rmsprop
@@ -43,16 +44,10 @@ class Adam(Optimizer):
         **phase: Any,
     ) -> None:
         """Check the arguments as torch does."""
-        _check_tensor_lr(lr, foreach, capturable)
-        _check_at_least_zero("learning rate", lr)
-        _check_at_least_zero("epsilon value", eps)
-        _check_betas(betas)
-        _check_at_least_zero("weight_decay value", weight_decay)
-        _check_tensor_betas(betas, foreach, capturable)
-        _check_fused(fused, foreach, differentiable)
+        arguments.check_tensor_lr(lr, foreach, capturable)
         defaults = {
             "lr": lr,
-            "betas": (_number(betas[0]), _number(betas[1])),
+            "betas": betas,
             "eps": eps,
             "weight_decay": weight_decay,
             "amsgrad": amsgrad,
@@ -63,6 +58,9 @@ class Adam(Optimizer):
             "fused": fused,
             "decoupled_weight_decay": decoupled_weight_decay,
         }
+        arguments.check_options(defaults)
+        defaults["betas"] = arguments.checked_betas_alike(betas, foreach, capturable)
+        arguments.check_fused(fused, foreach, differentiable)
         super().__init__(params, defaults, **phase)
 
     def _entries(self, group: dict[str, Any]) -> Entries:
@@ -105,6 +103,7 @@ class AdamW(Adam):
         **phase: Any,
     ) -> None:
         """Check the arguments as torch does."""
+        arguments.refuse_unknown(type(self), phase.keys() & {"decoupled_weight_decay"})
         super().__init__(
             params,
             lr,
@@ -150,12 +149,7 @@ class NAdam(Optimizer):
         **phase: Any,
     ) -> None:
         """Check the arguments as torch does."""
-        _check_tensor_lr(lr)
-        _check_at_least_zero("learning rate", lr)
-        _check_at_least_zero("epsilon value", eps)
-        _check_betas(betas)
-        _check_at_least_zero("weight_decay value", weight_decay)
-        _check_at_least_zero("momentum_decay value", momentum_decay)
+        arguments.check_tensor_lr(lr)
         defaults = {
             "lr": lr,
             "betas": betas,
@@ -168,6 +162,7 @@ class NAdam(Optimizer):
             "capturable": capturable,
             "differentiable": differentiable,
         }
+        arguments.check_options(defaults)
         super().__init__(params, defaults, **phase)
 
     def _entries(self, group: dict[str, Any]) -> Entries:  # noqa: ARG002
@@ -243,12 +238,7 @@ class RMSprop(Optimizer):
         **phase: Any,
     ) -> None:
         """Check the arguments as torch does."""
-        _check_tensor_lr(lr)
-        _check_at_least_zero("learning rate", lr)
-        _check_at_least_zero("epsilon value", eps)
-        _check_at_least_zero("momentum value", momentum)
-        _check_at_least_zero("weight_decay value", weight_decay)
-        _check_at_least_zero("alpha value", alpha)
+        arguments.check_tensor_lr(lr)
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -261,6 +251,7 @@ class RMSprop(Optimizer):
             "maximize": maximize,
             "differentiable": differentiable,
         }
+        arguments.check_options(defaults)
         super().__init__(params, defaults, **phase)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -347,13 +338,7 @@ class SGD(Optimizer):
         **phase: Any,
     ) -> None:
         """Check the arguments as torch does."""
-        _check_tensor_lr(lr)
-        _check_at_least_zero("learning rate", lr)
-        _check_at_least_zero("momentum value", momentum)
-        _check_at_least_zero("weight_decay value", weight_decay)
-        _check_fused(fused, foreach, differentiable)
-        if nesterov and (momentum <= 0 or dampening != 0):
-            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+        arguments.check_tensor_lr(lr)
         defaults = {
             "lr": lr,
             "momentum": momentum,
@@ -365,6 +350,10 @@ class SGD(Optimizer):
             "differentiable": differentiable,
             "fused": fused,
         }
+        arguments.check_options(defaults)
+        if nesterov and (momentum <= 0 or dampening != 0):
+            raise ValueError("Nesterov momentum requires a momentum and zero dampening")
+        arguments.check_fused(fused, foreach, differentiable)
         super().__init__(params, defaults, **phase)
 
     def _entries(self, group: dict[str, Any]) -> Entries:
@@ -426,57 +415,3 @@ def _nadam_momentum(group: dict[str, Any], step: int) -> float:
     """Return μ of ``step``: β1 on its way up from half of it (Dozat 2016, section 2.2)."""
     beta1 = scalar(group["betas"][0])
     return beta1 * (1.0 - 0.5 * 0.96 ** (step * group["momentum_decay"]))
-
-
-# -- torch's checks, with torch's words ----------------------------------------------------------
-
-
-def _number(value: float | Tensor) -> float:
-    return scalar(value) if isinstance(value, Tensor) else value
-
-
-def _check_at_least_zero(name: str, value: float | Tensor) -> None:
-    if not value >= 0.0:
-        raise ValueError(f"Invalid {name}: {value}")
-
-
-def _check_betas(betas: tuple[Any, Any]) -> None:
-    for i in (0, 1):
-        if not 0.0 <= betas[i] < 1.0:
-            raise ValueError(f"Invalid beta parameter at index {i}: {betas[i]}")
-
-
-def _check_tensor_lr(
-    lr: float | Tensor, foreach: bool | None = None, capturable: bool = False
-) -> None:
-    if not isinstance(lr, Tensor):
-        return
-    if foreach and not capturable:
-        raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-    if lr.numel() != 1:
-        raise ValueError("Tensor lr must be 1-element")
-
-
-def _check_tensor_betas(
-    betas: tuple[float | Tensor, float | Tensor], foreach: bool | None, capturable: bool
-) -> None:
-    are_tensors = [isinstance(beta, Tensor) for beta in betas]
-    if any(are_tensors) != all(are_tensors) or not (
-        all(are_tensors) or all(isinstance(beta, float) for beta in betas)
-    ):
-        raise ValueError("betas must be either both floats or both Tensors")
-    for i, beta in enumerate(betas):
-        if isinstance(beta, Tensor):
-            if not capturable and foreach:
-                raise ValueError(
-                    f"betas[{i}] as a Tensor is not supported for capturable=False and foreach=True"
-                )
-            if beta.numel() != 1:
-                raise ValueError(f"Tensor betas[{i}] must be 1-element")
-
-
-def _check_fused(fused: bool | None, foreach: bool | None, differentiable: bool) -> None:
-    if fused and differentiable:
-        raise RuntimeError("`fused` does not support `differentiable`")
-    if fused and foreach:
-        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")

@@ -1,0 +1,253 @@
+"""What optimizers for PyTorch may be asked for: torch's rules with torch's words, and our own.
+
+Numbers are checked where they are given: by the constructor, by ``add_param_group``, and before
+the first step after somebody has set them in ``param_groups``. Ranges are torch's.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adamas.checks import check_names, check_number, near
+from adamas.torch import small
+
+__all__ = [
+    "check_fused",
+    "check_group_names",
+    "check_groups",
+    "check_options",
+    "check_remainder",
+    "check_tensor_lr",
+    "checked_betas_alike",
+    "checked_copy_to",
+    "put_pairs",
+    "refuse_parameter",
+    "refuse_unknown",
+]
+
+#: What torch calls the options that must be at least 0.
+_AT_LEAST_ZERO = {
+    "lr": "learning rate",
+    "eps": "epsilon value",
+    "weight_decay": "weight_decay value",
+    "momentum": "momentum value",
+    "momentum_decay": "momentum_decay value",
+    "alpha": "alpha value",
+}
+_FLAGS = (
+    "amsgrad",
+    "capturable",
+    "centered",
+    "decoupled_weight_decay",
+    "differentiable",
+    "foreach",
+    "fused",
+    "maximize",
+    "nesterov",
+)
+#: Options that concern the whole step, and so make no sense in a group.
+_OF_THE_STEP = ("clip_norm", "copy_to", "ema", "offload", "on_nonfinite", "seed", "statistics")
+#: What frameworks write into groups, though it is near to an option.
+_OF_FRAMEWORKS = ("stage",)
+
+Options = Mapping[str, Any]
+
+
+def check_options(options: Options, where: str = "") -> None:
+    """Raise TypeError or ValueError for torch's options that make no sense.
+
+    ``where`` names a group for the text: "param_groups[1]: ".
+    """
+    for name, value in options.items():
+        if name in _AT_LEAST_ZERO:
+            number = _checked_number(where + name, value)
+            if number is not None and not number >= 0.0:
+                raise ValueError(f"{where}Invalid {_AT_LEAST_ZERO[name]}: {value}")
+        elif name == "betas":
+            _check_betas(value, where)
+        elif name == "dampening":
+            number = _checked_number(where + name, value)
+            if number != number:
+                raise ValueError(f"{where}Invalid dampening value: {value}")
+        elif name in _FLAGS and isinstance(value, str):
+            raise TypeError(f"{where}{name} is {value!r}, but it must be True or False.")
+
+
+def _checked_number(name: str, value: Any) -> float | None:
+    """Return a number, or None where reading it would wait for a device."""
+    if isinstance(value, Tensor):
+        if value.numel() != 1:
+            raise ValueError(f"Tensor {name} must be 1-element")
+        return float(value.item()) if value.is_cpu else None
+    # torch counts True as 1.
+    return float(value) if isinstance(value, bool) else check_number(name, value)
+
+
+def _check_betas(betas: Any, where: str) -> None:
+    for i, beta in enumerate(_pair(betas, where)):
+        number = _checked_number(f"{where}betas[{i}]", beta)
+        if number is not None and not 0.0 <= number < 1.0:
+            raise ValueError(f"{where}Invalid beta parameter at index {i}: {beta}")
+
+
+def _pair(betas: Any, where: str = "") -> tuple[Any, Any]:
+    is_many = isinstance(betas, Iterable) and not isinstance(betas, (str, bytes, Mapping))
+    pair = tuple(betas) if is_many and getattr(betas, "ndim", 1) else ()
+    if len(pair) != 2:
+        raise TypeError(
+            f"{where}betas is {betas!r}, but it must be a pair of decay rates (β1, β2). "
+            "Give for example (0.9, 0.999)."
+        )
+    return pair
+
+
+def put_pairs(options: dict[str, Any]) -> None:
+    """Turn pairs that are lists, as YAML and JSON give them, or arrays into tuples, in place."""
+    if not isinstance(options.get("betas", ()), tuple):
+        options["betas"] = tuple(options["betas"])
+    if isinstance(options.get("state"), list):
+        options["state"] = tuple(options["state"])
+
+
+# -- what torch asks of a constructor's arguments alone ----------------------------------------
+
+
+def check_tensor_lr(lr: Any, foreach: bool | None = None, capturable: bool = False) -> None:
+    """Raise ValueError for a learning rate that is a tensor where torch takes none."""
+    if not isinstance(lr, Tensor):
+        return
+    if foreach and not capturable:
+        raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
+    if lr.numel() != 1:
+        raise ValueError("Tensor lr must be 1-element")
+
+
+def checked_betas_alike(betas: Any, foreach: bool | None, capturable: bool) -> tuple[float, float]:
+    """Return decay rates as floats; they must be floats or tensors both, as in torch."""
+    pair = _pair(betas)
+    are_tensors = [isinstance(beta, Tensor) for beta in pair]
+    if not all(are_tensors) and not all(isinstance(beta, float) for beta in pair):
+        raise ValueError("betas must be either both floats or both Tensors")
+    if any(are_tensors) and foreach and not capturable:
+        raise ValueError(
+            "betas[0] as a Tensor is not supported for capturable=False and foreach=True"
+        )
+    return float(pair[0]), float(pair[1])
+
+
+def check_fused(fused: bool | None, foreach: bool | None, differentiable: bool) -> None:
+    """Raise RuntimeError for choices of implementations that exclude each other in torch."""
+    if fused and differentiable:
+        raise RuntimeError("`fused` does not support `differentiable`")
+    if fused and foreach:
+        raise RuntimeError("`fused` and `foreach` cannot be `True` together.")
+
+
+# -- what torch has not ------------------------------------------------------------------------
+
+
+def refuse_unknown(kind_of: type, unknown: Collection[str]) -> None:
+    """Raise TypeError for options that a class does not have, naming it; offer the near ones."""
+    if not unknown:
+        return
+    ours = [each for each in kind_of.__mro__ if each.__module__.startswith("adamas.")]
+    possible = {*_keywords(ours[0]), *_keywords(ours[-1])} - {"defaults"}
+    check_names(f"{kind_of.__name__}()", unknown, possible)
+
+
+def _keywords(of: type) -> Iterable[str]:
+    parameters = list(inspect.signature(of.__init__).parameters.values())[1:]
+    return (each.name for each in parameters if each.kind is not each.VAR_KEYWORD)
+
+
+def checked_copy_to(copy_to: Any) -> torch.dtype | list[Tensor] | None:
+    """Return what copies of parameters are kept in: a dtype, or tensors."""
+    if copy_to is None:
+        return None
+    if isinstance(copy_to, torch.dtype):
+        if copy_to not in small.HALF:
+            raise ValueError(_copy_to_is(str(copy_to)))
+        return copy_to
+    is_many = isinstance(copy_to, Iterable) and not isinstance(copy_to, (str, bytes, Tensor))
+    given: list[Any] = list(copy_to) if is_many else [None]
+    tensors = [each for each in given if isinstance(each, Tensor)]
+    if len(tensors) < len(given):
+        raise TypeError(_copy_to_is(repr(copy_to)))
+    return tensors
+
+
+def _copy_to_is(given: str) -> str:
+    return (
+        f"copy_to is {given}, but it must be torch.bfloat16 or torch.float16, "
+        "or a tensor for each parameter."
+    )
+
+
+def check_group_names(group: Options, known: Iterable[str]) -> None:
+    """Raise TypeError for a key of a group that is nearly an option, but none.
+
+    Other keys are left alone, as in torch: frameworks keep their own there.
+    """
+    known = {*known, "params", "param_names", "state", "rounding"}
+    for name in group:
+        if name in known or not isinstance(name, str):
+            continue
+        if name in _OF_THE_STEP:
+            raise TypeError(
+                f"A group has {name}, which concerns the whole step. "
+                "Give it to the optimizer, not to a group."
+            )
+        meant = [each for each in known if _is_slip(name, each)]
+        if meant and name not in _OF_FRAMEWORKS:
+            raise TypeError(
+                f"A group has the unknown option {name!r}.{near(name, meant)} "
+                "(A key that is no option may have any name that is not that near to one.)"
+            )
+
+
+def _is_slip(name: str, option: str) -> bool:
+    """Return whether a name is an option with a slip: a letter more, less, other or swapped."""
+    name, option = (each.casefold().replace("-", "_") for each in (name, option))
+    if name == option:
+        return True
+    if min(len(name), len(option)) < 4:
+        return False
+    start = next((i for i, (a, b) in enumerate(zip(name, option, strict=False)) if a != b), None)
+    if start is None:  # one begins with the other
+        return abs(len(name) - len(option)) == 1
+    a, b = name[start:], option[start:]
+    return a[1:] == b or a == b[1:] or a[1:] == b[1:] or (a[:2] == b[1::-1] and a[2:] == b[2:])
+
+
+def check_remainder(groups: Sequence[Options]) -> None:
+    """Raise ValueError where remainders are asked for, but no parameter can have one."""
+    asking = [group for group in groups if group.get("rounding") in small.REMAINDERS]
+    parameters = [p for group in asking for p in group["params"]]
+    if not parameters or any(p.dtype in small.HALF for p in parameters):
+        return  # the step refuses float16
+    dtypes = ", ".join(sorted({str(p.dtype) for p in parameters}))
+    raise ValueError(
+        f'rounding is "{asking[0]["rounding"]}", which keeps what rounding takes away from '
+        f"parameters in torch.bfloat16, but these are in {dtypes}. Convert the model before the "
+        "optimizer is made, or leave rounding out."
+    )
+
+
+def check_groups(groups: Sequence[Options]) -> None:
+    """Check the options that stand in ``param_groups``, where anybody may have set them."""
+    for i, group in enumerate(groups):
+        check_options(group, f"param_groups[{i}]: ")
+
+
+def refuse_parameter(parameter: Tensor) -> None:
+    """Raise TypeError for a parameter that has a gradient, but cannot be stepped."""
+    if not (parameter.is_floating_point() or parameter.is_complex()):
+        raise TypeError(
+            f"A parameter has dtype {parameter.dtype}, but only floating and complex ones can be "
+            "stepped. Convert it, or leave it without a gradient."
+        )
