@@ -301,6 +301,14 @@ def test_an_element_that_is_held_fast_is_not_differentiated():
     assert result.jac[1] == 0.0
 
 
+@pytest.mark.parametrize("maxiter", [3e1, np.int32(30), np.float32(30)])
+def test_a_whole_number_may_be_a_float_or_numpys(maxiter):
+    result = adamas.minimize(bowl, np.zeros(3), maxiter=maxiter, patience=1e2)
+    plain = adamas.minimize(bowl, np.zeros(3), maxiter=30, patience=100)
+    assert result.nit == 30
+    assert np.array_equal(result.x, plain.x)
+
+
 def test_a_wide_step_sees_through_noise():
     random = np.random.default_rng(0)
     result = adamas.minimize(
@@ -634,7 +642,7 @@ def test_nothing_is_printed_unasked(capfd):
 
 @WAYS
 def test_unknown_options_warn_by_name_and_change_nothing(way):
-    with pytest.warns(OptimizeWarning, match="^Unknown solver options: maximize, xtol. Possible"):
+    with pytest.warns(OptimizeWarning, match=r"^Unknown solver options: maximize, xtol\."):
         result = way(
             bowl, np.zeros(3), jac=bowl_slope, options={"xtol": 1, "maximize": True, "maxiter": 5}
         )
@@ -646,9 +654,9 @@ def test_the_warning_lists_the_options_of_the_method():
     with pytest.warns(OptimizeWarning) as caught:
         adamas.minimize(bowl, CENTRE, jac=bowl_slope, method="momentum", betas=(0.9, 0.99))
     assert str(caught[0].message) == (
-        'Unknown solver options: betas. Possible with method="momentum" are beta, bias_correction, '
-        "clip_norm, decay, disp, ema, finite_diff_rel_step, ftol, gtol, lr, lr_max, maxiter, "
-        "method, nesterov, noisy, patience, progress, weight_decay."
+        "Unknown solver options: betas. Did you mean 'beta'? Possible with method=\"momentum\" are "
+        "beta, bias_correction, clip_norm, decay, disp, ema, finite_diff_rel_step, ftol, gtol, lr, "
+        "lr_max, maxiter, method, nesterov, noisy, patience, progress, weight_decay, workers."
     )
     assert caught[0].filename == __file__
 
@@ -763,14 +771,38 @@ REFUSED = [
         ValueError,
         "betas[1] is 1.0, but a decay rate must be at least 0 and less than 1.",
     ),
-    ({"maxiter": 1.5}, ValueError, "maxiter is 1.5, but it must be a whole number, at least 0."),
-    ({"patience": 0}, ValueError, "patience is 0, but it must be a whole number, at least 1."),
+    (
+        {"maxiter": 1.5},
+        ValueError,
+        ("maxiter is 1.5, but it must be a whole number, at least 0 and at most 2^53."),
+    ),
+    (
+        {"patience": 0},
+        ValueError,
+        ("patience is 0, but it must be a whole number, at least 1 and at most 2^53."),
+    ),
     ({"gtol": -1.0}, ValueError, "gtol is -1.0, but it must be a finite number, at least 0."),
     ({"tol": "x"}, ValueError, "tol is 'x', but it must be a finite number, at least 0."),
     (
         {"finite_diff_rel_step": 0},
         ValueError,
         "finite_diff_rel_step is 0, but it must be a finite number above 0.",
+    ),
+    (
+        {"workers": 0},
+        ValueError,
+        (
+            "workers is 0, but it must be a number of processes, at least 1; -1 for all "
+            "processors; or a function that maps as Python's map does."
+        ),
+    ),
+    (
+        {"method": "adm"},
+        ValueError,
+        (
+            'method is \'adm\', but it must be one of "adam", "momentum", "rmsprop". Did you mean '
+            "'adam'?"
+        ),
     ),
     ({"noisy": "yes"}, TypeError, "noisy is 'yes', but it must be True or False."),
     (
@@ -911,7 +943,7 @@ def test_complex_steps_are_exact_and_need_a_complex_function():
 
 
 def test_differences_are_those_of_scipys_own_routine(monkeypatch):
-    from adamas import scipy as front_end
+    from adamas import quotients as front_end
 
     asked = []
     routine = front_end.approx_derivative

@@ -174,13 +174,16 @@ def check_flag(name: str, value: Any) -> bool:
     return value
 
 
-def check_count(name: str, value: Any, most: int = MOST_STEPS) -> int:
-    """Return a whole number from 0 to ``most``."""
+def check_count(name: str, value: Any, most: int = MOST_STEPS, least: int = 0) -> int:
+    """Return a whole number from ``least`` to ``most``, as an int; 1e4 is one, too."""
     whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or not 0 <= value <= most:
+    if isinstance(value, (float, np.floating)):
+        whole = bool(np.isfinite(value)) and value == int(value)
+    if not whole or not least <= value <= most:
         limit = "2^53" if most == MOST_STEPS else most
         raise ValueError(
-            f"{name} is {value!r}, but it must be a whole number, at least 0 and at most {limit}."
+            f"{name} is {value!r}, but it must be a whole number, at least {least} and at most "
+            f"{limit}."
         )
     return int(value)
 

@@ -7,7 +7,7 @@
 
 :func:`minimize` is also a method for SciPy itself: ``scipy.optimize.minimize(fun, x0,
 method=adamas.minimize)``. Its parts, in the order in which a run meets them: :class:`Settings`,
-what may be asked for; :class:`Limits`, the box; :class:`Objective`, which evaluates and counts;
+what may be asked for; ``Limits``, the box; :class:`Objective`, which evaluates and counts;
 :class:`Judge`, which says when to stop; and :func:`minimize`, which steps.
 
 Nothing here compares two values to choose a step, so ``fun`` may be noisy: there is no line search
@@ -29,18 +29,26 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from adamas.checks import check_rate
+from adamas.checks import check_choice, check_count, check_rate, near
 from adamas.coefficients import ema_weights
 from adamas.numpy import Adam, Momentum, Optimizer, RMSProp
 from adamas.options import LearningRate, Options, Schedule
 from adamas.rule import smooth
 
 try:
-    from scipy.optimize import Bounds, OptimizeResult, OptimizeWarning
+    from scipy.optimize import OptimizeResult, OptimizeWarning
 
-    # Behind all of SciPy's own methods. `approx_fprime`, the public way to it, takes neither the
-    # value that is known nor the bounds.
-    from scipy.optimize._numdiff import approx_derivative
+    from adamas.limits import Limits
+    from adamas.quotients import (
+        Evaluate,
+        Quotients,
+        Scheme,
+        Sight,
+        check_workers,
+        described,
+        evaluating,
+        number,
+    )
 except ModuleNotFoundError as missing:
     raise ModuleNotFoundError(
         'adamas.minimize needs SciPy. Install it with: pip install "adamas[scipy]"',
@@ -51,7 +59,6 @@ __all__ = ["Settings", "minimize"]
 
 Vector = NDArray[np.float64]
 Method = Literal["adam", "momentum", "rmsprop"]
-Scheme = Literal["2-point", "3-point", "cs"]
 
 _METHODS: dict[str, type[Optimizer]] = {"adam": Adam, "momentum": Momentum, "rmsprop": RMSProp}
 _RATES = {"adam": 0.1, "momentum": 0.01, "rmsprop": 0.1}
@@ -91,8 +98,12 @@ class Settings:
     #: Decay rate of that mean; 0 gives the last iterate. None: 1 - 10 / maxiter.
     ema: float | None = None
     #: Step of the difference quotients, in units of max(1, |x|). None: SciPy's choice for the
-    #: scheme (the square root of the machine's epsilon for "2-point", the cube root for "3-point").
+    #: scheme (the square root of the machine's epsilon for "2-point", the cube root for "3-point"),
+    #: or what the noise allows where ``noisy``.
     finite_diff_rel_step: float | None = None
+    #: Who calls fun for difference quotients: so many processes, -1 for one on each processor, or
+    #: what maps a function over points, as the map of an executor. The bits are the same.
+    workers: Any = 1
     #: Whether to print how the run ended.
     disp: bool = False
     #: Whether to draw a bar. Needs rich.
@@ -100,15 +111,13 @@ class Settings:
 
     def __post_init__(self) -> None:
         """Check every option; fill in what has a default that depends on others."""
-        if self.method not in _METHODS:
-            possible = ", ".join(f'"{name}"' for name in _METHODS)
-            raise ValueError(f"method is {self.method!r}, but it must be one of {possible}.")
+        check_choice("method", self.method, tuple(_METHODS))
         if self.lr is None:
             object.__setattr__(self, "lr", _RATES[self.method])
         if self.maxiter is None:
             object.__setattr__(self, "maxiter", 10_000)
-        _check_count("maxiter", self.maxiter, at_least=0)
-        _check_count("patience", self.patience, at_least=1)
+        object.__setattr__(self, "maxiter", check_count("maxiter", self.maxiter))
+        object.__setattr__(self, "patience", check_count("patience", self.patience, least=1))
         for name in ("gtol", "ftol"):
             _check_tolerance(name, getattr(self, name))
         step = self.finite_diff_rel_step
@@ -118,6 +127,7 @@ class Settings:
             )
         for name in ("noisy", "progress"):
             _check_flag(name, getattr(self, name))
+        object.__setattr__(self, "workers", check_workers(self.workers))
         if self.noisy:
             self._check_noisy()
         elif self.ema is not None:
@@ -171,44 +181,6 @@ def half_cosine(first: float, steps: int) -> Schedule:
     return rate
 
 
-# -- the box -------------------------------------------------------------------------------------
-
-
-class Limits(NamedTuple):
-    """The bounds of x, infinite where there is none."""
-
-    lower: Vector
-    upper: Vector
-
-    @classmethod
-    def of(cls, bounds: Any, size: int) -> Limits:
-        """Return the limits that ``bounds`` (SciPy's Bounds, or a pair for each element) sets."""
-        if bounds is None:
-            lower, upper = np.full(size, -np.inf), np.full(size, np.inf)
-        elif isinstance(bounds, Bounds):
-            lower, upper = (_spread(edge, size) for edge in (bounds.lb, bounds.ub))
-        else:
-            lower, upper = _edges(bounds, size)
-        wrong = np.flatnonzero(~(lower <= upper))
-        if wrong.size:
-            i = wrong[0]
-            raise ValueError(
-                f"bounds[{i}] is ({lower[i]}, {upper[i]}), but the lower bound must be a number "
-                "that does not exceed the upper."
-            )
-        return cls(lower, upper)
-
-    def project(self, x: Vector) -> None:
-        """Move ``x`` to the nearest point inside, in place."""
-        np.clip(x, self.lower, self.upper, out=x)
-
-    def slope(self, point: Point) -> float:
-        """Return the largest component of the gradient along which the point could go down."""
-        x, g = point.x, point.gradient
-        blocked = ((x <= self.lower) & (g > 0)) | ((x >= self.upper) & (g < 0))
-        return float(np.max(np.abs(np.where(blocked, 0.0, g))))
-
-
 # -- evaluation ----------------------------------------------------------------------------------
 
 
@@ -233,15 +205,17 @@ class Objective:
     """The user's functions: calls them with copies of x, checks what they give, counts."""
 
     def __init__(
-        self, fun: Any, jac: Any, args: tuple[Any, ...], limits: Limits, step: float | None
+        self, fun: Any, jac: Any, args: tuple[Any, ...], quotients: Quotients | None
     ) -> None:
-        """Choose how the gradient is found. ``step`` is relative, for difference quotients."""
-        self._fun, self._jac, self._args, self._limits = fun, jac, args, limits
-        self.nfev = self.njev = 0
-        self._scheme: Scheme | None = None
-        if jac is not True and not callable(jac):
-            self._scheme = _scheme(jac)
-        self._step = step
+        """Find the gradient by ``quotients`` where there are any, else as ``jac`` says."""
+        self._fun, self._jac, self._args = fun, jac, args
+        self._quotients = quotients
+        self._calls = self.njev = 0
+
+    @property
+    def nfev(self) -> int:
+        """How often fun was called."""
+        return self._calls + (0 if self._quotients is None else self._quotients.calls)
 
     def __call__(self, x: Vector) -> Point:
         """Return value and gradient at ``x``; where the value is NaN, no gradient is asked for."""
@@ -254,11 +228,11 @@ class Objective:
         return Point(x, value, gradient)
 
     def _value(self, x: Vector) -> float:
-        self.nfev += 1
-        return _number(self._fun(x.copy(), *self._args))
+        self._calls += 1
+        return number(self._fun(x.copy(), *self._args))
 
     def _both(self, x: Vector) -> tuple[float, Vector]:
-        self.nfev += 1
+        self._calls += 1
         self.njev += 1
         pair = self._fun(x.copy(), *self._args)
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
@@ -266,45 +240,13 @@ class Objective:
                 "jac is True, so fun must return a pair (value, gradient), but it returned a "
                 f"{type(pair).__name__}. Return both, or give the gradient as jac."
             )
-        return _number(pair[0]), _as_gradient(pair[1], x)
+        return number(pair[0]), _as_gradient(pair[1], x)
 
     def _gradient(self, x: Vector, value: float) -> Vector:
         self.njev += 1
-        if self._scheme is None:
+        if self._quotients is None:
             return _as_gradient(self._jac(x.copy(), *self._args), x)
-        gradient = np.zeros_like(x)
-        # An element that its bounds hold fast has no neighbours, and needs no derivative.
-        free = self._limits.lower < self._limits.upper
-        if free.any():
-            gradient[free] = self._quotients(x, value, free)
-        return gradient
-
-    def _quotients(self, x: Vector, value: float, free: NDArray[np.bool_]) -> Vector:
-        """Return the derivatives by the free elements, from SciPy's routine for differences."""
-        assert self._scheme is not None
-        lower, upper = (edge[free] for edge in self._limits)
-        is_complex = self._scheme == "cs"
-
-        def at(part: Any) -> Any:
-            self.nfev += 1
-            point = x.astype(np.result_type(x, part))
-            # A step to the edge of the box may round to a point beyond it.
-            point[free] = part if is_complex else np.clip(part, lower, upper)
-            found = self._fun(point, *self._args)
-            return _complex_number(found) if is_complex else _number(found)
-
-        here = x[free]
-        step = None if self._step is None else self._step * np.maximum(1.0, np.abs(here))
-        with np.errstate(invalid="ignore", over="ignore"):  # where fun is infinite beside x
-            quotients: Any = approx_derivative(
-                at,
-                here,
-                method=self._scheme,
-                abs_step=None if step is None else np.copysign(step, here),
-                f0=value,
-                bounds=(lower, upper),
-            )
-        return quotients
+        return self._quotients.gradient(x, value)
 
 
 # -- the end -------------------------------------------------------------------------------------
@@ -337,7 +279,7 @@ class Judge:
             return _NOT_FINITE
         # Judged at the best point alone: a gradient can vanish on a hill too.
         if settings.gtol is not None and point is best:
-            slope = self._limits.slope(point)
+            slope = self._limits.slope(point.x, point.gradient)
             if slope <= settings.gtol:
                 return End(0, True, f"The gradient is zero to within gtol: {slope:.3g}.")
         if settings.ftol is not None and self._stalls(nit, best.value, settings.ftol):
@@ -379,22 +321,24 @@ def minimize(
     """Return the minimum that Adam finds, as SciPy's OptimizeResult.
 
     ``fun(x, *args)`` gives a number for a float64 vector x. ``jac`` gives its gradient; True where
-    ``fun`` returns (value, gradient); "2-point" or "3-point", or None for the former, where
-    difference quotients are to be taken, inside the bounds. ``x0`` is a vector or a number, moved
-    into ``bounds`` if it lies outside. ``callback(x)`` or ``callback(intermediate_result)`` is
-    called after each step and may raise StopIteration to end the run.
+    ``fun`` returns (value, gradient); "2-point" or "3-point" where difference quotients are to be
+    taken, inside the bounds; None for the former, or where ``noisy`` for the latter. ``x0`` is a
+    vector or a number, moved into ``bounds`` if it lies outside. ``callback(x)`` or
+    ``callback(intermediate_result)`` is called after each step and may raise StopIteration to end
+    the run.
 
     Options, as keywords or in ``options``: those of :class:`Settings` (``lr``, ``maxiter``,
-    ``gtol``, ``ftol``, ``patience``, ``noisy``, ``ema``, ``finite_diff_rel_step``, ``disp``,
-    ``progress``, ``method``), and those of the optimizer that ``method`` names (for Adam ``betas``,
-    ``eps``, ``amsgrad``, ``nesterov``, ``clip_norm``, …). Unknown ones warn. ``tol`` sets ``gtol``
-    and ``ftol``.
+    ``gtol``, ``ftol``, ``patience``, ``noisy``, ``ema``, ``finite_diff_rel_step``, ``workers``,
+    ``disp``, ``progress``, ``method``), and those of the optimizer that ``method`` names (for Adam
+    ``betas``, ``eps``, ``amsgrad``, ``nesterov``, ``clip_norm``, …). Unknown ones warn. ``tol``
+    sets ``gtol`` and ``ftol``.
 
     ``x`` is the best point seen, ``fun`` the value and ``jac`` the gradient found there, without
     another call. With ``noisy=True`` it is the running mean of the iterates, where ``fun`` is
     called once more. ``status`` is 0 where a tolerance was met or none was set, 1 after
-    ``maxiter`` steps, 3 where a value was NaN or a gradient not finite, 99 where the callback ended
-    the run. ``nfev`` counts all calls of ``fun``, those for difference quotients too.
+    ``maxiter`` steps, 3 where a value was NaN or a gradient not finite, 4 where noise hides what
+    difference quotients are to find, 99 where the callback ended the run. ``nfev`` counts all calls
+    of ``fun``, those for difference quotients too.
 
     Raises ValueError or TypeError, before ``fun`` is called, for what cannot be honoured,
     constraints among them.
@@ -406,10 +350,16 @@ def minimize(
     limits = Limits.of(bounds, x.size)
     limits.project(x)
     arguments = args if isinstance(args, tuple) else (args,)
-    objective = Objective(fun, jac, arguments, limits, settings.finite_diff_rel_step)
+    scheme = _scheme(jac, settings)
     optimizer = _optimizer(x, settings, rest)
-    with _watching(settings, callback) as watch:
-        end, nit, point = _run(x, settings, limits, objective, optimizer, watch)
+    with (
+        evaluating(settings.workers if scheme else 1, fun, arguments) as evaluate,
+        _watching(settings, callback) as watch,
+    ):
+        quotients = None if scheme is None else _quotients(evaluate, scheme, limits, settings)
+        sight = None if quotients is None else _sight(quotients, settings)
+        objective = Objective(fun, jac, arguments, quotients)
+        end, nit, point = _run(x, settings, limits, objective, optimizer, watch, sight)
     result = OptimizeResult(
         x=point.x,
         fun=point.value,
@@ -433,20 +383,28 @@ def _run(
     objective: Objective,
     optimizer: Optimizer,
     watch: Watcher,
+    sight: Sight | None,
 ) -> tuple[End, int, Point]:
     """Step ``x`` in place until the end; return it, the number of steps and the point to return."""
+    nit = 0
+    doubt = None if sight is None else sight.before(nit, x)
     point = best = objective(x)
     average: Vector | None = None
-    nit = 0
     judge = Judge(settings, limits, point)
     end = judge.verdict(nit, point, best)
+    if doubt is not None and point.is_finite:
+        end = End(4, False, doubt)
     while end is None:
         nit += 1
+        if sight is not None:
+            sight.add(point.gradient)
         optimizer.step(point.gradient)
         limits.project(x)
         if not np.isfinite(x).all():
             end = _NOT_FINITE
             break
+        if sight is not None:
+            sight.before(nit, x)
         # Where x did not move, a function without noise has nothing new to say.
         if settings.noisy or not np.array_equal(x, point.x):
             point = objective(x)
@@ -465,6 +423,9 @@ def _run(
         best = point if average is None else _mean_point(average, point, limits, objective)
         if not best.is_finite:
             end = _NOT_FINITE
+        elif sight is not None and end.success:
+            doubts = sight.doubt(best.x, best.value)
+            end = end if doubts is None else End(doubts[0], False, doubts[1])
     return end, nit, best
 
 
@@ -472,6 +433,18 @@ def _mean_point(average: Vector, last: Point, limits: Limits, objective: Objecti
     # Rounding may carry a mean of points inside the box out of it.
     limits.project(average)
     return last if np.array_equal(average, last.x) else objective(average)
+
+
+def _quotients(evaluate: Evaluate, scheme: Scheme, limits: Limits, settings: Settings) -> Quotients:
+    return Quotients(evaluate, scheme, limits.lower, limits.upper, settings.finite_diff_rel_step)
+
+
+def _sight(quotients: Quotients, settings: Settings) -> Sight | None:
+    """Return what looks at the noise; None where there is none, or complex steps go below it."""
+    if not settings.noisy or quotients.scheme == "cs":
+        return None
+    chooses = settings.finite_diff_rel_step is None
+    return Sight(quotients, settings.steps, chooses=chooses)
 
 
 def _optimizer(x: Vector, settings: Settings, options: dict[str, Any]) -> Optimizer:
@@ -553,8 +526,8 @@ def _sorted_options(
     unknown = sorted(set(given) - possible)
     if unknown:
         warnings.warn(
-            f"Unknown solver options: {', '.join(unknown)}. Possible with "
-            f'method="{settings.method}" are {", ".join(sorted(own | possible))}.',
+            f"Unknown solver options: {', '.join(unknown)}.{near(unknown[0], own | possible)} "
+            f'Possible with method="{settings.method}" are {", ".join(sorted(own | possible))}.',
             OptimizeWarning,
             stacklevel=3,
         )
@@ -574,32 +547,6 @@ def _start(x0: ArrayLike) -> Vector:
     if not np.isfinite(start).all():
         raise ValueError("x0 holds a number that is not finite. Start where fun is defined.")
     return np.array(start, dtype=np.float64)
-
-
-def _edges(bounds: Any, size: int) -> tuple[Vector, Vector]:
-    pairs = list(bounds)
-    if len(pairs) != size:
-        raise ValueError(
-            f"bounds has {len(pairs)} entries, but x0 has {size} elements. Give one pair "
-            "(lower, upper) for each, with None where there is no bound."
-        )
-    edges = np.empty((2, size))
-    for i, pair in enumerate(pairs):
-        if isinstance(pair, str) or np.ndim(pair) != 1 or len(pair) != 2:
-            raise ValueError(f"bounds[{i}] is {pair!r}, but it must be a pair (lower, upper).")
-        for row, (edge, none) in enumerate(zip(pair, (-np.inf, np.inf), strict=True)):
-            edges[row, i] = none if edge is None else edge
-    return edges[0], edges[1]
-
-
-def _spread(edge: Any, size: int) -> Vector:
-    try:
-        return np.array(np.broadcast_to(edge, size), dtype=np.float64)
-    except ValueError:
-        raise ValueError(
-            f"bounds has {np.size(edge)} elements, but x0 has {size}. Give one bound for each "
-            "element, or one for all."
-        ) from None
 
 
 def _refuse_constraints(constraints: Any) -> None:
@@ -623,9 +570,20 @@ def _warn_of_unused(**unused: Any) -> None:
             )
 
 
-def _scheme(jac: Any) -> Scheme:
+def _scheme(jac: Any, settings: Settings) -> Scheme | None:
+    """Return how differences are taken; None where the gradient is given."""
+    if jac is True or callable(jac):
+        if settings.workers != 1:
+            warnings.warn(
+                f"workers is {settings.workers!r}, but jac gives the gradient, so there are no "
+                "difference quotients to share among them. Leave workers or jac out.",
+                OptimizeWarning,
+                stacklevel=3,
+            )
+        return None
     if jac is None or jac is False:
-        return "2-point"
+        # Forward differences are off by half a step, and noise asks for wide ones.
+        return "3-point" if settings.noisy else "2-point"
     if isinstance(jac, str) and jac in get_args(Scheme):
         return jac  # type: ignore[return-value]
     raise ValueError(
@@ -634,46 +592,14 @@ def _scheme(jac: Any) -> Scheme:
     )
 
 
-def _number(value: Any) -> float:
-    array = np.asarray(value)
-    if array.size != 1 or array.dtype.kind not in "buif":
-        raise TypeError(
-            f"fun returned {_what(array)}, but it must return one real number. With a gradient, "
-            "return (value, gradient) and give jac=True."
-        )
-    return float(array.item())
-
-
-def _complex_number(value: Any) -> complex:
-    array = np.asarray(value)
-    if array.size != 1 or array.dtype.kind != "c":
-        raise TypeError(
-            f'jac is "cs", which needs a complex number from fun for complex x, but fun returned '
-            f'{_what(array)}. Use "3-point".'
-        )
-    return complex(array.item())
-
-
 def _as_gradient(value: Any, x: Vector) -> Vector:
     gradient = np.atleast_1d(np.asarray(value))
     if gradient.shape != x.shape or gradient.dtype.kind not in "buif":
         raise ValueError(
-            f"The gradient is {_what(gradient)}, but x is a vector of shape {x.shape}. Return "
+            f"The gradient is {described(gradient)}, but x is a vector of shape {x.shape}. Return "
             "one real number for each element of x."
         )
     return np.array(gradient, dtype=np.float64, order="C")
-
-
-def _what(array: NDArray[Any]) -> str:
-    return f"an array of shape {array.shape} and dtype {array.dtype}"
-
-
-def _check_count(name: str, value: Any, at_least: int) -> None:
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if not whole or value < at_least:
-        raise ValueError(
-            f"{name} is {value!r}, but it must be a whole number, at least {at_least}."
-        )
 
 
 def _check_flag(name: str, value: Any) -> None:
