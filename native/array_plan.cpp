@@ -58,6 +58,22 @@ public:
         return stepped(gradients, loss_scale, factor, [&]() { take_numbers(numbers); });
     }
 
+    int traverse(visitproc visit, void* arg) const {
+        for (const Buffer& buffer : buffers_) {
+            Py_VISIT(buffer.view().obj);
+        }
+        return 0;
+    }
+
+    void clear() {
+        plan_.emplace(std::vector<Tensor>(), plan_->phase());
+        options_.clear();
+        parameters_.clear();
+        spans_.clear();
+        gradients_.clear();
+        auto buffers = std::move(buffers_);  // what goes may look at this plan
+    }
+
 private:
     template <class Numbering>
     nb::object stepped(nb::handle gradients, double loss_scale, double factor,
@@ -238,7 +254,8 @@ private:
 }  // namespace
 
 void bind_array_plan(nb::module_& module) {
-    nb::class_<ArrayPlan>(module, "Plan", "A step over fixed arrays: see adamas.engines.")
+    nb::class_<ArrayPlan>(module, "Plan", nb::type_slots(collected<ArrayPlan>),
+                          "A step over fixed arrays: see adamas.engines.")
         .def(nb::init<nb::sequence, nb::object>(), nb::arg("groups"), nb::arg("phase"))
         .def("step", &ArrayPlan::step, nb::arg("gradients"), nb::arg("step"), nb::arg("rates"),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")

@@ -75,6 +75,9 @@ void touch(nb::sequence arrays) {
 NB_MODULE(_native, module) {
     using namespace adamas;
     module.doc() = "Compiled steps over arrays; use the front-ends of adamas instead.";
+    // Where a hook of a tensor holds an optimizer, torch keeps both until the process ends, which
+    // is after nanobind looks for instances that are left and takes them for leaks.
+    nb::set_leak_warnings(false);
     target();  // chosen now: a fork in the midst of choosing would leave the child waiting for ever
     bind_array_plan(module);
     bind_tensor_plan(module);

@@ -15,6 +15,23 @@ void bind_array_plan(nanobind::module_& module);
 void bind_tensor_plan(nanobind::module_& module);
 void bind_tensor_watch(nanobind::module_& module);
 
+// The slots of a type that holds Python objects which may hold its instances in turn, and so has
+// traverse() and clear().
+template <class Type>
+const PyType_Slot collected[] = {
+    {Py_tp_traverse, reinterpret_cast<void*>(+[](PyObject* self, visitproc visit, void* arg) {
+         Py_VISIT(Py_TYPE(self));
+         return nanobind::inst_ready(self) ? nanobind::inst_ptr<Type>(self)->traverse(visit, arg)
+                                           : 0;
+     })},
+    {Py_tp_clear, reinterpret_cast<void*>(+[](PyObject* self) {
+         if (nanobind::inst_ready(self)) {
+             nanobind::inst_ptr<Type>(self)->clear();
+         }
+         return 0;
+     })},
+    {0, nullptr}};
+
 // Gives Python's lock away while it lives.
 //
 // A thread that asks for the lock back when the interpreter is being shut down is ended by CPython

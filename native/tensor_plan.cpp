@@ -105,6 +105,21 @@ public:
 
     bool is_fast() const { return watch_.is_fast(); }
 
+    int traverse(visitproc visit, void* arg) const {
+        Py_VISIT(increment_version_.ptr());
+        Py_VISIT(changed_.ptr());
+        return watch_.traverse(visit, arg);
+    }
+
+    void clear() {
+        rates_.clear();
+        cohorts_.clear();
+        members_.clear();
+        plan_.emplace(std::vector<Tensor>(), plan_->phase());
+        changed_ = nb::list();
+        watch_.clear();
+    }
+
 private:
     // -- making the plan ---------------------------------------------------------------------
 
@@ -294,7 +309,7 @@ private:
 }  // namespace
 
 void bind_tensor_plan(nb::module_& module) {
-    nb::class_<TensorPlan>(module, "TensorPlan",
+    nb::class_<TensorPlan>(module, "TensorPlan", nb::type_slots(collected<TensorPlan>),
                            "A step over the parameters of a torch.optim.Optimizer.")
         .def(nb::init<nb::type_object, nb::type_object, nb::list, nb::sequence, nb::sequence,
                       nb::sequence, nb::object, nb::object>(),

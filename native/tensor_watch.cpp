@@ -301,6 +301,59 @@ bool TensorWatch::is_plain(PyObject* object) const {
     return type == tensor_type_.ptr() || type == parameter_type_.ptr();
 }
 
+namespace {
+
+int visit_items(const Items& items, visitproc visit, void* arg) {
+    for (auto& [key, value] : items) {
+        Py_VISIT(key.ptr());
+        Py_VISIT(value.ptr());
+    }
+    return 0;
+}
+
+}  // namespace
+
+int TensorWatch::traverse(visitproc visit, void* arg) const {
+    for (const Group& group : groups_) {
+        Py_VISIT(group.options.ptr());
+        Py_VISIT(group.parameters.ptr());
+        if (int stop = visit_items(group.items, visit, arg)) {
+            return stop;
+        }
+    }
+    for (const Member& member : members_) {
+        Py_VISIT(member.parameter.ptr());
+        Py_VISIT(member.state.ptr());
+        if (int stop = visit_items(member.items, visit, arg)) {
+            return stop;
+        }
+        for (const Entry& entry : member.entries) {
+            Py_VISIT(entry.tensor.ptr());
+        }
+    }
+    for (const nb::object& parameter : parameters_) {
+        Py_VISIT(parameter.ptr());
+    }
+    for (const nb::object& parameter : idle_) {
+        Py_VISIT(parameter.ptr());
+    }
+    for (const Gradient& gradient : gradients_) {
+        Py_VISIT(gradient.tensor.ptr());
+    }
+    return 0;
+}
+
+void TensorWatch::clear() {
+    // Moved away first: what goes may look at this watch.
+    auto groups = std::move(groups_);
+    auto members = std::move(members_);
+    auto parameters = std::move(parameters_);
+    auto idle = std::move(idle_);
+    auto gradients = std::move(gradients_);
+    auto references = std::move(references_);
+    stateful_.clear();
+}
+
 // -- whether it is as it was ---------------------------------------------------------------------
 
 TensorWatch::Turn::Turn(TensorWatch& watch) : watch_(watch) {
@@ -421,7 +474,7 @@ bool TensorWatch::gradients(nb::handle groups, nb::handle state, nb::handle addr
 
 void bind_tensor_watch(nb::module_& module) {
     nb::class_<TensorWatch>(
-        module, "TensorWatch",
+        module, "TensorWatch", nb::type_slots(collected<TensorWatch>),
         "Whether the tensors of a torch.optim.Optimizer are those a plan was made for.")
         .def(nb::init<nb::type_object, nb::type_object, nb::list, nb::sequence, nb::sequence>(),
              nb::arg("tensor_type"), nb::arg("parameter_type"), nb::arg("groups"),

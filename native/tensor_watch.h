@@ -135,6 +135,11 @@ public:
     nanobind::handle group(std::size_t i) const { return groups_[i].options; }
     nanobind::handle parameter(std::size_t i) const { return members_[i].parameter; }
 
+    // What Python's garbage collector asks for: hooks and models may hold the optimizer that this
+    // watch belongs to, and are held by its tensors.
+    int traverse(visitproc visit, void* arg) const;
+    void clear();
+
     // -- whether it is as it was: within a Turn ----------------------------------------------
 
     // All but the learning rates, which are free: one may be a tensor on another device.
