@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from adamas.coefficients import Coefficients
-from adamas.rule import Result, rule, smooth
+from adamas.rule import Result, flush, ratio, rule, smooth
 from adamas.statistics import ENLARGE, LANES, SHRINK, SMALLEST_SUM, TILE, Statistics
 
 __all__ = [
@@ -97,33 +97,52 @@ def step_tensor(
 def step_rmsprop(
     tensors: Tensors, state: dict[str, Any], options: dict[str, float], factor: float
 ) -> None:
-    """Make one step of RMSprop with momentum, or centered, as torch defines them, in place.
+    """Make one step of RMSprop with momentum, or centered, in place, by torch's formulas.
+
+    Every operator rounds once, in the order written, as in the rule; what torch has for whole
+    expressions (``addcmul_``, ``lerp_``, ``add`` with alpha) rounds as the processor likes.
 
     ``factor`` multiplies the gradient; ``options`` has lr, alpha, eps, weight_decay, momentum. The
     entries ``momentum_buffer`` and ``grad_avg`` of ``state`` are used where they exist.
     """
-    p, g = _real(tensors.parameter), _real(tensors.gradient)
-    g = g if factor == 1.0 else g * factor
-    if options["weight_decay"] != 0:
-        g = g.add(p, alpha=options["weight_decay"])
     assert tensors.square is not None
-    v = _real(tensors.square)
-    v.mul_(options["alpha"]).addcmul_(g, g, value=1 - options["alpha"])
-    if "grad_avg" in state:
-        mean = _real(state["grad_avg"])
-        mean.lerp_(g, 1 - options["alpha"])
-        root = v.addcmul(mean, mean, value=-1).sqrt_()
-    else:
-        root = v.sqrt()
-    root.add_(options["eps"])
-    if "momentum_buffer" in state:
-        buffer = _real(state["momentum_buffer"])
-        buffer.mul_(options["momentum"]).addcdiv_(g, root)
-        p.add_(buffer, alpha=-options["lr"])
-    else:
-        p.addcdiv_(g, root, value=-options["lr"])
-    if tensors.copy is not None:
-        tensors.copy.copy_(tensors.parameter)
+    dtype = _arithmetic(tensors.parameter)
+    p, g, v, mean, buffer = (
+        None if each is None else _Operand(_real(each).to(dtype))
+        for each in (
+            tensors.parameter,
+            tensors.gradient,
+            tensors.square,
+            state.get("grad_avg"),
+            state.get("momentum_buffer"),
+        )
+    )
+    assert p is not None
+    assert g is not None
+    lr, eps, decay, momentum, scale, keep, take = (
+        _number(each, dtype)
+        for each in (
+            *(options[name] for name in ("lr", "eps", "weight_decay", "momentum")),
+            factor,
+            options["alpha"],
+            1.0 - options["alpha"],
+        )
+    )
+    g = g * scale + decay * p
+    v = smooth(keep, take * g, v, g)
+    square = v
+    if mean is not None:
+        mean = smooth(keep, take, mean, g)
+        square = v - mean * mean
+    u = ratio(g, _sqrt(square) + eps)
+    if buffer is not None:
+        u = buffer = flush(momentum * buffer + u)
+    stored = (p - lr * u).tensor
+    _store(tensors.parameter, stored)
+    _store(tensors.square, v.tensor)
+    _store(state.get("grad_avg"), mean and mean.tensor)
+    _store(state.get("momentum_buffer"), buffer and buffer.tensor)
+    _store(tensors.copy, tensors.parameter)
 
 
 def tile_sums(x: Tensor, scale: float = 1.0) -> list[float]:

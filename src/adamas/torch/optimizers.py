@@ -218,8 +218,8 @@ class NAdam(Optimizer):
 class RMSprop(Optimizer):
     """Gradients over the root of their mean square (Tieleman & Hinton 2012), as torch's RMSprop.
 
-    With ``momentum`` or ``centered`` the arithmetic is not that of the rule: such groups are
-    stepped by torch's operations, without ``ema``, ``copy_to`` and ``statistics``.
+    With ``momentum`` or ``centered`` the formula is not that of the rule: such groups are stepped
+    by torch's operations, one rounding each, without ``ema`` and ``statistics``.
     """
 
     def __init__(
@@ -299,14 +299,14 @@ class RMSprop(Optimizer):
             step=scalar(group["lr"]),
         )
 
-    def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
-        state = super()._new_state(parameter, group)
-        zeros = torch.zeros_like(parameter, memory_format=torch.preserve_format)
-        if group["momentum"] > 0:
-            state["momentum_buffer"] = zeros
-        if group["centered"]:
-            state["grad_avg"] = zeros.clone()
-        return state
+    def _prepare_state(self, member: Member) -> None:
+        super()._prepare_state(member)
+        parameter, group = member.parameter, member.group
+        state = self.state[parameter]
+        wanted = (("momentum_buffer", group["momentum"] > 0), ("grad_avg", group["centered"]))
+        for name, is_wanted in wanted:
+            if is_wanted and state.get(name) is None:  # one may have been set in a run
+                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
 
     def _is_special(self, group: dict[str, Any]) -> bool:
         return bool(group["centered"]) or group["momentum"] > 0
