@@ -364,6 +364,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _step_natively(self, plan: _Plan, scale: float, factor: float = 1.0) -> Any:
         """Make one step of what is native in a plan; NotImplemented where it does not fit."""
+        if not all(map(self._has_numbers, plan.numbered)):
+            return NotImplemented
         try:
             numbers = [self._own_numbers(member) for member in plan.numbered] or None
         except (
@@ -609,6 +611,8 @@ class Optimizer(torch.optim.Optimizer):
         names = self._names()
         for member in members:
             self._refuse(member, names[member.place])
+        if self._fit_states(members, names):
+            members = self._members()  # forms may be told by what is stored
         for member in members:
             self._prepare_state(member)
         native: list[Member] = []
@@ -743,11 +747,37 @@ class Optimizer(torch.optim.Optimizer):
                 f'state["{member.entries.step}"] of this parameter to what it was.'
             )
 
+    def _fit_states(self, members: Sequence[Member], names: Sequence[str]) -> bool:
+        """Bring states into the form that their groups store now; return whether one had another.
+
+        State and groups are anybody's to change between steps. Raises ValueError or TypeError,
+        having changed nothing, where a state is none of its parameter.
+        """
+        changed: list[tuple[dict[str, Any], dict[str, Any]]] = []
+        for member in members:
+            state = self.state.get(member.parameter)
+            if not state:
+                continue
+            kept, parameter = self._kept(member.group), member.parameter
+            found = storage.begun_anew(state, kept)
+            device = None if self._is_offloaded(parameter) else parameter.device
+            storage.check(names[member.place], found, parameter, kept, device=device)
+            fitted = self._fitted(found, parameter, member.group)
+            if fitted is not state:
+                changed.append((state, fitted))
+        for state, fitted in changed:
+            state.update(fitted)
+            for name in state.keys() - fitted.keys():
+                del state[name]
+        return bool(changed)
+
     def _prepare_state(self, member: Member) -> None:
         """Create what the state of a parameter lacks."""
         wanted = {name for name in member.entries if name is not None}
         if not wanted:
             return
+        if member.parameter not in self.state:  # which may be a plain dict that was put there
+            self.state[member.parameter] = {}
         state = self.state[member.parameter]
         is_offloaded = self._is_offloaded(member.parameter)
         if is_offloaded:
@@ -798,7 +828,7 @@ class Optimizer(torch.optim.Optimizer):
         if stored is None or not all(_is_plain(x, (dtype,)) for x, dtype in stored):
             return False
         form = member.form
-        if form is not None and not form.header_is_on(p.device, self._state_of(member)):
+        if form is not None and not form.is_read_on(p.device, self._state_of(member)):
             return False
         if step is not None:
             kept = self._state_of(member)[step]
@@ -832,7 +862,7 @@ class Optimizer(torch.optim.Optimizer):
         form, copy = member.form, self._copies[member.place] if self._copies else None
         return (
             fits
-            and (form is None or form.header_is_on(part.device, self._state_of(member)))
+            and (form is None or form.is_read_on(part.device, self._state_of(member)))
             and (copy is None or (copy.dtype in small.HALF and copy.device == part.device))
             and (not member.draws or distributed.first_element(p) is not None)
         )
@@ -877,6 +907,15 @@ class Optimizer(torch.optim.Optimizer):
         if options is None:
             return self._numbers(member)
         return at_step(options, self._step_number(member), scalar(member.group["lr"]))
+
+    def _has_numbers(self, member: Member) -> bool:
+        """Whether a state has what the numbers of a step are taken from."""
+        state = self.state.get(member.parameter, {})
+        return all(name in state for name in self._counts(member))
+
+    def _counts(self, member: Member) -> tuple[str, ...]:
+        """Return the names of the entries that the numbers of a step are taken from."""
+        return () if member.entries.step is None else (member.entries.step,)
 
     def _own_numbers(self, member: Member) -> tuple[float, ...]:
         """Return the numbers of a method that has no options, and the weights of the average."""
@@ -1036,6 +1075,7 @@ class Optimizer(torch.optim.Optimizer):
                 self._kept,
                 self._fitted,
                 self._is_offloaded,
+                self._phase.ema is not None,
             )
             state, groups = loading.prepared(target, given)
             self.__setstate__({"state": defaultdict(dict, state), "param_groups": groups})
@@ -1074,10 +1114,7 @@ class Optimizer(torch.optim.Optimizer):
             if self._keeps_remainder(parameter, group)
             else None,
         )
-        fitted = state if fitted is None else fitted
-        if self._phase.ema is None:  # an average that is not kept up would be of long ago
-            fitted.pop("ema", None)
-        return fitted
+        return state if fitted is None else fitted
 
     def __getstate__(self) -> dict[str, Any]:
         """Return what torch keeps, and the phase, for pickle and copy."""

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adamas import checks
-from adamas.torch import distributed, storage
+from adamas.torch import arguments, distributed, storage
 from adamas.torch.storage import Kept
 
 __all__ = ["FORMAT", "PACKED", "Loaded", "Target", "prepared"]
@@ -54,6 +54,8 @@ class Target(NamedTuple):
     #: From a checked state to what its group keeps, and where.
     fitted: Callable[[State, Tensor, Group], State]
     is_offloaded: Callable[[Tensor], bool]
+    #: Whether weights are averaged. An average that is not kept up would be of long ago.
+    averages: bool
 
 
 class Loaded(NamedTuple):
@@ -93,13 +95,13 @@ def prepared(target: Target, given: Any) -> Loaded:
         parameter, group = owners[place]
         found.append((place, value, parameter, group, target.kept(group)))
     for place, value, parameter, _, kept in found:
-        storage.check(target.names[place], value, parameter, kept, values=True)
+        storage.check(target.names[place], value, parameter, kept, loading=True)
     for _, value, parameter, group, kept in found:
         is_offloaded = target.is_offloaded(parameter)
         own = {
             entry: _owned(entry, each, parameter, group, kept, is_offloaded=is_offloaded)
             for entry, each in value.items()
-            if each is not None or entry not in kept.names
+            if (each is not None or entry not in kept.names) and (entry != "ema" or target.averages)
         }
         state[parameter] = target.fitted(own, parameter, group) if own else own
     return Loaded(state, groups)
@@ -181,6 +183,7 @@ def _group(i: int, target: Target, own: Group, saved: Mapping[str, Any]) -> Grou
         if name not in _OWN:
             group.setdefault(name, value)
     _check_options(f"In param_groups[{i}] to load", group, target.defaults)
+    arguments.put_pairs(group)
     return group
 
 

@@ -182,6 +182,9 @@ class NAdam(Optimizer):
         step = state.pop("step")
         return {"step": step, "mu_product": torch.ones_like(step), **state}
 
+    def _counts(self, member: Member) -> tuple[str, ...]:
+        return (*super()._counts(member), "mu_product")
+
     def _cohort_key(self, member: Member) -> tuple[Any, ...]:
         return (*super()._cohort_key(member), float(self.state[member.parameter]["mu_product"]))
 

@@ -80,9 +80,13 @@ class Form(NamedTuple):
         """The dtypes of what is stored of m and of v."""
         return _MEANS.get(self.mean, torch.float32), _SQUARES.get(self.square, torch.float32)
 
-    def header_is_on(self, device: torch.device, state: State) -> bool:
-        """Return whether headers, where there are any, are on a device."""
-        return not self.has_header or state["header"].device == device
+    def is_read_on(self, device: torch.device, state: State) -> bool:
+        """Return whether engines read a state on a device: headers are there, and ``top`` is ours.
+
+        Where m is larger than its decay rates allow ``top`` is higher, and each step looks anew.
+        """
+        is_there = not self.has_header or state["header"].device == device
+        return is_there and state.get("top", self.top) == self.top
 
     def decoded(
         self, state: State, mean: str | None, square: str | None

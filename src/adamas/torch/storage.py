@@ -65,11 +65,20 @@ class Kept(NamedTuple):
 # ── whether a state fits ───────────────────────────────────────────────────────────────────────
 
 
-def check(name: str, state: Any, parameter: Tensor, kept: Kept, *, values: bool = False) -> None:
+def check(
+    name: str,
+    state: Any,
+    parameter: Tensor,
+    kept: Kept,
+    *,
+    loading: bool = False,
+    device: torch.device | None = None,
+) -> None:
     """Raise TypeError or ValueError where a state is none of a parameter; nothing is touched.
 
-    ``name`` is the parameter's. With ``values`` what the entries say is looked at, too: squares
-    that are negative, codes that no step leaves. That takes a pass over them.
+    ``name`` is the parameter's. Where it is one for ``loading`` it has to be whole, and what the
+    entries say is looked at, too: squares that are negative, codes that no step leaves. That takes
+    a pass over them. Where it is one in use, running means have to be on ``device``.
     """
     if not isinstance(state, Mapping):
         raise TypeError(
@@ -78,21 +87,28 @@ def check(name: str, state: Any, parameter: Tensor, kept: Kept, *, values: bool 
         )
     if not state:
         return
-    _check_names(name, state, kept)
+    _check_names(name, state, kept, loading=loading)
     for entry in kept.numbers:
-        if entry in state:
+        if entry in state and (loading or not isinstance(state[entry], Tensor)):
             _check_number(name, entry, state[entry])
     for entry in (*kept.tensors, "ema", "remainder"):
-        if state.get(entry) is not None or entry in kept.needed:
+        if state.get(entry) is not None or (loading and entry in kept.needed):
             _check_tensor(name, entry, state[entry], parameter)
-    _check_codes(name, state, parameter, kept.entries, values=values)
-    for entry in _SQUARES.intersection(state) if values else ():
+            if device is not None and state[entry].device != device:
+                raise ValueError(
+                    f"The state of {name} has {entry} on {state[entry].device}, but the parameter "
+                    f"is on {device}. Bring the one to the other before the step."
+                )
+    _check_codes(name, state, parameter, kept.entries, values=loading)
+    for entry in _SQUARES.intersection(state) if loading else ():
         _check_square(name, entry, distributed.local(state[entry].detach()))
 
 
-def _check_names(name: str, state: Mapping[str, Any], kept: Kept) -> None:
-    found = ", ".join(sorted(map(str, state)))
+def _check_names(name: str, state: Mapping[str, Any], kept: Kept, *, loading: bool) -> None:
     foreign = sorted(_OF_METHODS.intersection(state) - kept.names)
+    if not foreign and not loading:
+        return
+    found = ", ".join(sorted(map(str, state)))
     if foreign:
         raise ValueError(
             f"The state of {name} has {', '.join(foreign)}, which {kept.method} does not keep: it "
@@ -255,6 +271,23 @@ def _check_square(name: str, entry: str, value: Tensor) -> None:
             f"The state of {name} has {entry} with negative elements, but it is a mean of squares. "
             "The state was damaged; load another."
         )
+
+
+def begun_anew(state: State, kept: Kept) -> State:
+    """Return a state in use without what cannot go on, ``state`` itself where all of it can.
+
+    A running mean of gradients that was taken out begins at zero while the others go on. Without
+    its squares, or the count of steps that bias correction needs, a parameter begins as a whole.
+    """
+    entries = kept.entries
+    if kept.needed:
+        vital = [name for name in (*kept.numbers, entries.square) if name is not None]
+    else:  # SGD, whose buffer begins with the first gradient
+        vital = [] if entries.mean is None else [entries.mean]
+    own = (*kept.tensors, *kept.numbers, "header", "top")
+    begins = any(state.get(name) is None for name in vital)
+    gone = [name for name in own if name in state and (begins or state[name] is None)]
+    return {name: state[name] for name in state if name not in gone} if gone else state
 
 
 # ── a state as it is kept ──────────────────────────────────────────────────────────────────────
