@@ -13,10 +13,12 @@
 #include <utility>
 #include <vector>
 
+#include "array_watch.h"
 #include "bindings.h"
 #include "buffer.h"
 #include "convert.h"
 #include "float_mode.h"
+#include "strided.h"
 
 namespace nb = nanobind;
 
@@ -28,11 +30,16 @@ class ArrayPlan {
 public:
     ArrayPlan(nb::sequence groups, nb::object phase) {
         std::vector<Tensor> tensors;
+        nb::object ndarray = nb::module_::import_("numpy").attr("ndarray");
         for (nb::handle group : groups) {
             nb::object options = group.attr("options");
             Options own = options_of(options);
             for (nb::handle slot : nb::cast<nb::sequence>(group.attr("slots"))) {
                 Tensor tensor = tensor_of(slot, own, options);
+                nb::object parameter = slot.attr("parameter"), whole = slot.attr("array");
+                bool as_bits = !whole.is_none();
+                watches_.emplace_back(as_bits ? whole : parameter,
+                                      buffers_[parameters_.back()].view(), ndarray, as_bits);
                 tensor.numbers = options_.size();
                 nb::object number = slot.attr("number");
                 tensor.number = number.is_none() ? tensors.size() : nb::cast<std::uint64_t>(number);
@@ -41,26 +48,45 @@ public:
             options_.push_back(own);
         }
         gradients_.resize(tensors.size());
+        found_.reserve(tensors.size());
         std::sort(spans_.begin(), spans_.end());
         plan_.emplace(std::move(tensors), phase_of(phase));
     }
 
     // Returns None, the parts of an Outcome, or NotImplemented where a gradient cannot be read
-    // as it is.
-    nb::object step(nb::object gradients, std::int64_t number, nb::object rates) {
-        return stepped(gradients, 1.0, 1.0, [&]() { number_groups(number, rates); });
+    // as it is, or a parameter is no longer what it was.
+    nb::object step(nb::object gradients, std::int64_t number, nb::object rates,
+                    nb::object record) {
+        auto find = [&]() { return list(gradients); };
+        return stepped(find, 1.0, 1.0, [&]() { number_groups(number, rates); }, number, record);
+    }
+
+    // The same where `gradients` are built as `like`, the containers that hold the parameters;
+    // NotImplemented also where that is not so, or they hold other arrays by now.
+    nb::object step_tree(nb::object gradients, nb::object like, std::int64_t number,
+                         nb::object rates, nb::object record) {
+        auto find = [&]() {
+            found_.clear();
+            return gather(gradients.ptr(), like.ptr(), 0) && found_.size() == gradients_.size();
+        };
+        return stepped(find, 1.0, 1.0, [&]() { number_groups(number, rates); }, number, record);
     }
 
     // The same with the numbers of each group as they are given: those of the rule, the weights
     // of the average, the number of the step.
     nb::object step_with(nb::object gradients, nb::object numbers, double loss_scale,
                          double factor) {
-        return stepped(gradients, loss_scale, factor, [&]() { take_numbers(numbers); });
+        auto find = [&]() { return list(gradients); };
+        return stepped(find, loss_scale, factor, [&]() { take_numbers(numbers); }, 0, nb::none());
     }
 
     int traverse(visitproc visit, void* arg) const {
         for (const Buffer& buffer : buffers_) {
             Py_VISIT(buffer.view().obj);
+        }
+        for (const ArrayWatch& watch : watches_) {
+            Py_VISIT(watch.array());
+            Py_VISIT(watch.dtype());
         }
         return 0;
     }
@@ -71,24 +97,90 @@ public:
         parameters_.clear();
         spans_.clear();
         gradients_.clear();
-        auto buffers = std::move(buffers_);  // what goes may look at this plan
+        twins_.clear();
+        // What goes may look at this plan.
+        auto watches = std::move(watches_);
+        auto buffers = std::move(buffers_);
     }
 
 private:
-    template <class Numbering>
-    nb::object stepped(nb::handle gradients, double loss_scale, double factor,
-                       Numbering put_numbers) {
+    template <class Finding, class Numbering>
+    nb::object stepped(Finding find_gradients, double loss_scale, double factor,
+                       Numbering put_numbers, std::int64_t number, nb::handle record) {
         if (busy_.exchange(true)) {
             throw std::runtime_error("This optimizer is making a step in another thread.");
         }
         Turn turn{*this};
         FloatMode mode;  // for the numbers of the step too, not for the sweep alone
-        if (!borrow(gradients)) {
+        if (!find_gradients() || !borrow()) {
             return nb::borrow(Py_NotImplemented);
         }
         put_numbers();
-        return parts_of(step_released(*plan_, numbers_, loss_scale, factor), plan_->phase());
+        Record counts(record, number, plan_->phase());
+        // Nothing of Python's runs from here on, until the step is made and counted.
+        for (const ArrayWatch& watch : watches_) {
+            if (watch.changed()) {
+                return nb::borrow(Py_NotImplemented);
+            }
+        }
+        for (const StridedTwin& twin : twins_) {
+            twin.read();
+        }
+        Outcome outcome = step_released(*plan_, numbers_, loss_scale, factor);
+        if (outcome.applied) {
+            for (const StridedTwin& twin : twins_) {
+                twin.write();
+            }
+        }
+        counts.put(outcome);
+        nb::object parts = parts_of(outcome, plan_->phase());
+        counts.put_outcome(parts);
+        return parts;
     }
+
+    // A list of a run's steps, steps left out and last outcome, brought up to date.
+    class Record {
+    public:
+        // Makes all that is needed, so that `put` cannot fail.
+        Record(nb::handle record, std::int64_t number, const Phase& phase) : list_(record) {
+            if (record.is_none()) {
+                return;
+            }
+            if (!PyList_CheckExact(record.ptr()) || PyList_GET_SIZE(record.ptr()) != 3) {
+                throw std::invalid_argument("A record is a list of steps, skipped and outcome.");
+            }
+            steps_ = nb::int_(number);
+            if (phase.on_nonfinite == OnNonfinite::skip) {
+                skipped_ = nb::int_(nb::cast<std::int64_t>(record[1]) + 1);
+            }
+        }
+
+        void put(const Outcome& outcome) {
+            if (list_.is_none()) {
+                return;
+            }
+            if (outcome.applied) {
+                set(0, steps_);
+            } else if (skipped_.is_valid()) {
+                set(1, skipped_);
+            }
+            set(2, nb::none());
+        }
+
+        void put_outcome(nb::object parts) {
+            if (!list_.is_none()) {
+                set(2, std::move(parts));
+            }
+        }
+
+    private:
+        void set(Py_ssize_t place, nb::object value) {
+            PyList_SetItem(list_.ptr(), place, value.release().ptr());
+        }
+
+        nb::handle list_;
+        nb::object steps_, skipped_;
+    };
 
     // Gives gradients back at the end of a step, however it ends.
     struct Turn {
@@ -97,14 +189,15 @@ private:
             for (Buffer& gradient : plan.gradients_) {
                 gradient.release();
             }
+            plan.found_.clear();
             plan.busy_.store(false);
         }
     };
 
     Tensor tensor_of(nb::handle slot, const Options& own, nb::handle options) {
         nb::object state = slot.attr("state");
-        const Py_buffer parameter = hold(slot.attr("parameter"));
-        parameters_.push_back(buffers_.size() - 1);
+        void* memory = hold_parameter(slot.attr("parameter"));
+        const Py_buffer parameter = buffers_[parameters_.back()].view();
         Tensor tensor{};
         tensor.layout = {dtype_of(parameter).value(), own.has_mean, own.has_square, own.amsgrad};
         nb::object forms = state.attr("forms");
@@ -121,7 +214,7 @@ private:
                                        : hold_codes(array, width * tensor.count);
         };
         Form mean = tensor.layout.mean_form, square = tensor.layout.square_form;
-        tensor.arrays = {parameter.buf,
+        tensor.arrays = {memory,
                          nullptr,
                          entry("mean", mean, mean == Form::bfloat16 ? 2 : 1),
                          entry("square", square, square == Form::eight_bit ? 1 : 2),
@@ -168,31 +261,105 @@ private:
         return buffers_.back().view().buf;
     }
 
-    const Py_buffer& hold(nb::object array, const Py_buffer* like = nullptr,
-                          DType dtype = DType::float32) {
+    // Holds a parameter; returns its memory, or that of its twin where it is not contiguous.
+    void* hold_parameter(nb::object array) {
         Buffer buffer;
-        if (!buffer.acquire(array.ptr(), PyBUF_RECORDS) || !dtype_of(buffer.view()) ||
-            !PyBuffer_IsContiguous(&buffer.view(), 'C') ||
-            (like != nullptr &&
-             (!same_shape(buffer.view(), *like) || dtype_of(buffer.view()) != dtype))) {
+        if (!buffer.acquire(array.ptr(), PyBUF_RECORDS) || !dtype_of(buffer.view())) {
+            throw std::invalid_argument("A plan needs writeable arrays of a floating dtype.");
+        }
+        void* memory = buffer.view().buf;
+        if (PyBuffer_IsContiguous(&buffer.view(), 'C')) {
+            spans_.emplace_back(start(buffer.view()), end(buffer.view()));
+        } else {
+            memory = twins_.emplace_back(buffer.view()).memory();
+        }
+        parameters_.push_back(buffers_.size());
+        buffers_.push_back(std::move(buffer));
+        return memory;
+    }
+
+    const Py_buffer& hold(nb::object array, const Py_buffer* like, DType dtype) {
+        Buffer buffer;
+        if (!buffer.acquire(array.ptr(), PyBUF_RECORDS) ||
+            !PyBuffer_IsContiguous(&buffer.view(), 'C') || !same_shape(buffer.view(), *like) ||
+            dtype_of(buffer.view()) != dtype) {
             throw std::invalid_argument(
-                "A plan needs writeable C-contiguous arrays of a floating dtype, and state of the "
-                "parameter's shape in the dtype of its arithmetic.");
+                "A plan needs state as writeable C-contiguous arrays of the parameter's shape, in "
+                "the dtype of its arithmetic.");
         }
         spans_.emplace_back(start(buffer.view()), end(buffer.view()));
         buffers_.push_back(std::move(buffer));
         return buffers_.back().view();
     }
 
-    bool borrow(nb::handle gradients) {
+    // Finds gradients that come one after the other.
+    bool list(nb::handle gradients) {
         PyObject* sequence = gradients.ptr();
         if (!(PyList_Check(sequence) || PyTuple_Check(sequence)) ||
             static_cast<std::size_t>(PySequence_Fast_GET_SIZE(sequence)) != gradients_.size()) {
             return false;
         }
+        PyObject** items = PySequence_Fast_ITEMS(sequence);
+        found_.assign(items, items + gradients_.size());
+        return true;
+    }
+
+    // Finds the leaves of `gradients` in the order of those of `like`, which must be the arrays
+    // that are stepped. Takes dicts, lists and tuples, but none of their subclasses: those may run
+    // anything when they are asked.
+    bool gather(PyObject* gradients, PyObject* like, int depth) {
+        if (depth > 100) {
+            return false;
+        }
+        if (PyDict_CheckExact(like)) {
+            if (!PyDict_CheckExact(gradients) ||
+                PyDict_GET_SIZE(gradients) != PyDict_GET_SIZE(like)) {
+                return false;
+            }
+            Py_ssize_t at = 0;
+            PyObject *key, *branch;
+            while (PyDict_Next(like, &at, &key, &branch)) {
+                if (!PyUnicode_CheckExact(key) && !PyLong_CheckExact(key)) {
+                    return false;
+                }
+                PyObject* gradient = PyDict_GetItemWithError(gradients, key);
+                if (gradient == nullptr) {
+                    PyErr_Clear();
+                    return false;
+                }
+                if (!gather(gradient, branch, depth + 1)) {
+                    return false;
+                }
+            }
+            return true;
+        }
+        if (PyList_CheckExact(like) || PyTuple_CheckExact(like)) {
+            Py_ssize_t length = PySequence_Fast_GET_SIZE(like);
+            if (!(PyList_CheckExact(gradients) || PyTuple_CheckExact(gradients)) ||
+                PySequence_Fast_GET_SIZE(gradients) != length) {
+                return false;
+            }
+            for (Py_ssize_t i = 0; i < length; ++i) {
+                if (!gather(PySequence_Fast_GET_ITEM(gradients, i),
+                            PySequence_Fast_GET_ITEM(like, i), depth + 1)) {
+                    return false;
+                }
+            }
+            return true;
+        }
+        std::size_t place = found_.size();
+        if (place == watches_.size() || watches_[place].array() != like) {
+            return false;
+        }
+        found_.push_back(gradients);
+        return true;
+    }
+
+    bool borrow() {
         for (std::size_t i = 0; i < gradients_.size(); ++i) {
             Buffer& buffer = gradients_[i];
-            if (!buffer.acquire(PySequence_Fast_GET_ITEM(sequence, i), PyBUF_RECORDS_RO) ||
+            nb::object gradient = watches_[i].readable(found_[i]);
+            if (!gradient.is_valid() || !buffer.acquire(gradient.ptr(), PyBUF_RECORDS_RO) ||
                 !readable(buffer.view(), i)) {
                 return false;
             }
@@ -244,7 +411,10 @@ private:
     std::vector<Buffer> buffers_;          // parameters and their state
     std::vector<std::size_t> parameters_;  // which of them are the parameters
     std::vector<std::pair<std::uintptr_t, std::uintptr_t>> spans_;  // of the same, sorted
-    std::vector<Buffer> gradients_;                                 // held during a step
+    std::vector<StridedTwin> twins_;                                // of parameters with strides
+    std::vector<ArrayWatch> watches_;                               // of the user's arrays
+    std::vector<PyObject*> found_;                                  // gradients, during a step
+    std::vector<Buffer> gradients_;                                 // their memory, held meanwhile
     std::vector<Options> options_;                                  // of each group
     std::vector<StepNumbers> numbers_;  // of the step under way, for each group
     std::optional<Plan> plan_;
@@ -258,7 +428,11 @@ void bind_array_plan(nb::module_& module) {
                           "A step over fixed arrays: see adamas.engines.")
         .def(nb::init<nb::sequence, nb::object>(), nb::arg("groups"), nb::arg("phase"))
         .def("step", &ArrayPlan::step, nb::arg("gradients"), nb::arg("step"), nb::arg("rates"),
+             nb::arg("record") = nb::none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")
+        .def("step_tree", &ArrayPlan::step_tree, nb::arg("gradients"), nb::arg("like"),
+             nb::arg("step"), nb::arg("rates"), nb::arg("record"),
+             "Make one step with gradients built as the containers of the parameters.")
         .def("step_with", &ArrayPlan::step_with, nb::arg("gradients"), nb::arg("numbers"),
              nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0,
              "Make one step with given numbers: 13 of the rule, 2 of the average, the step's.");

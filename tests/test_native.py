@@ -449,15 +449,12 @@ def test_a_plan_refuses_memory_that_it_cannot_step():
     good = np.ones((4, 6), np.float32)
     fixed = good.copy()
     fixed.flags.writeable = False
-    bad = [good[:, ::2], good.T, good.astype(np.int32), good.astype(">f4"), fixed]
-    for p in bad:
+    for p in (good.astype(np.int32), good.astype(">f4"), fixed):
         slot = Slot(p, states.create(p, options))
-        with pytest.raises(
-            ValueError, match="needs writeable C-contiguous arrays of a floating dtype"
-        ):
+        with pytest.raises(ValueError, match="needs writeable arrays of a floating dtype"):
             native.Plan([Group(options, (slot,))], Phase())
     slot = Slot(good, states.create(good[:2], options))
-    with pytest.raises(ValueError, match="state of the parameter's shape"):
+    with pytest.raises(ValueError, match="arrays of the parameter's shape"):
         native.Plan([Group(options, (slot,))], Phase())
 
 

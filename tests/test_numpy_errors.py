@@ -76,7 +76,7 @@ PARAMETERS = [
     (
         lambda: [{"params": np.ones(1), "learning_rate": 1.0}],
         TypeError,
-        "params[0] has the unknown option 'learning_rate'. Possible are amsgrad, betas,",
+        "params[0] has the unknown option 'learning_rate'. Did you mean 'lr'? Possible are",
     ),
     (
         lambda: [{"params": np.ones(1), "betas": (None, 0.9)}],

@@ -13,7 +13,16 @@ class Plan:
     """A step over fixed arrays."""
 
     def __init__(self, groups: Sequence[Group], phase: Phase) -> None: ...
-    def step(self, gradients: Sequence[Any], step: int, rates: Sequence[float]) -> Any: ...
+    def step(
+        self,
+        gradients: Sequence[Any],
+        step: int,
+        rates: Sequence[float],
+        record: list[Any] | None = None,
+    ) -> Any: ...
+    def step_tree(
+        self, gradients: Any, like: Any, step: int, rates: Sequence[float], record: list[Any]
+    ) -> Any: ...
     def step_with(
         self,
         gradients: Sequence[Any],

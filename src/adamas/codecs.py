@@ -37,6 +37,7 @@ __all__ = [
     "BLOCK",
     "HIGHEST_IN_HEADER",
     "HIGHEST_TOP",
+    "LOWEST_TOP",
     "Bits",
     "Codes",
     "Key",
@@ -70,8 +71,9 @@ _WORD = 0xFFFFFFFF
 _DOUBLE_WORD = 0xFFFFFFFFFFFFFFFF
 _SMALLEST = 0x00800000  # the smallest normal number
 _LARGEST = 0x7F7FFFFF  # the largest finite number
-#: The largest exponent that mean_top gives: of betas whose bound is larger, m is clipped.
-HIGHEST_TOP = 12
+#: The exponents that mean_top gives, since C is at least 1 (m is √v where all gradients are one);
+#: of betas whose bound is beyond the largest, m is clipped.
+LOWEST_TOP, HIGHEST_TOP = 2, 12
 #: The largest of the 10 bits that headers keep of v: of the largest finite number.
 HIGHEST_IN_HEADER = 1019
 

@@ -8,17 +8,18 @@ A state is created as zeros, measured in bytes, and turned to and from a plain m
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adamas import codecs
+from adamas.checks import kind
 from adamas.codecs import Codes
 from adamas.options import Options
 
-__all__ = ["ENTRIES", "State", "create", "from_arrays"]
+__all__ = ["ENTRIES", "State", "converted", "create", "loaded"]
 
 Array = NDArray[Any]
 
@@ -28,6 +29,9 @@ ENTRIES = ("mean", "square", "largest_square", "ema", "header", "remainder")
 _MEAN_CODES = {"bfloat16": np.uint16, "compact": np.uint8, "8bit": np.int8}
 _SQUARE_CODES = {"bfloat16": np.uint16, "compact": np.uint16, "8bit": np.uint8}
 _REMAINDERS = {"remainder": np.int16, "remainder8": np.int8}
+_OTHERS = ("largest_square", "ema", "remainder")
+#: Forms whose codes of m are relative to √v.
+_RELATIVE = ("compact", "8bit")
 
 
 @dataclass
@@ -53,7 +57,7 @@ class State:
     remainder: Array | None = None
     #: The forms of m and v.
     forms: tuple[str, str] = ("float32", "float32")
-    #: The exponent that codes of m are counted from; that of the betas at creation.
+    #: The exponent that codes of m are counted from; that of the betas.
     top: int = 0
 
     @property
@@ -68,18 +72,29 @@ class State:
         m, v = codecs.decode(self.forms, self._codes(), self.top)
         return _shaped(m, self.mean), _shaped(v, self.square)
 
-    def put_means(self, m: Array | None, v: Array | None, r: Any = None) -> None:
-        """Store m and v, encoded with the random bits ``r``, or rounded to nearest."""
-        stored = self._encoded(m, v, r) if self.is_small else Codes(m, v)
-        for target, value in zip((self.mean, self.square, self.header), stored, strict=True):
-            if target is not None and value is not None:
-                np.copyto(target, value.reshape(target.shape))
+    def encoded(
+        self, m: Array | None, v: Array | None, r: Any = None
+    ) -> list[tuple[Array | None, Array | None]]:
+        """Return the entries that store m and v, each with its new values.
+
+        Small forms are rounded by the random bits ``r``, or to nearest.
+        """
+        stored = Codes(m, v)
+        if self.is_small:
+            stored = codecs.encode(self.forms, _flat(m), _flat(v), r, self.top)
+        return list(zip((self.mean, self.square, self.header), stored, strict=True))
+
+    @property
+    def is_relative(self) -> bool:
+        """Whether m is stored relative to √v."""
+        return self.mean is not None and self.forms[0] in _RELATIVE
+
+    def reads(self, top: int) -> bool:
+        """Whether codes of m that are counted from ``top`` are those of this state."""
+        return top == self.top or not self.is_relative
 
     def _codes(self) -> Codes:
         return Codes(_flat(self.mean), _flat(self.square), self.header)
-
-    def _encoded(self, m: Array | None, v: Array | None, r: Any) -> Codes:
-        return codecs.encode(self.forms, _flat(m), _flat(v), r, self.top)
 
     @property
     def nbytes(self) -> int:
@@ -103,27 +118,6 @@ class State:
     def packed(self) -> dict[str, Array]:
         """Return the entries as they are stored, and ``top`` where there are codes."""
         return {**self.arrays(), **({"top": np.array(self.top)} if self.is_small else {})}
-
-    def packed_from(self, dense: Mapping[str, Array]) -> dict[str, Array]:
-        """Return the entries as stored for those of :meth:`dense`.
-
-        Nothing is lost where they were decoded from these forms.
-        """
-        stored = self._encoded(dense.get("mean"), dense.get("square"), None)
-        others = {name: array for name, array in dense.items() if name not in ("mean", "square")}
-        named = zip(("mean", "square", "header"), stored, strict=True)
-        codes = {
-            name: each.reshape(getattr(self, name).shape)
-            for name, each in named
-            if each is not None
-        }
-        return {**others, **codes}
-
-    def assign(self, arrays: Mapping[str, Array]) -> None:
-        """Copy the values of ``arrays`` (as :func:`from_arrays` returns them) into the entries."""
-        for name, array in self.arrays().items():
-            np.copyto(array, arrays[name])
-        self.top = int(arrays.get("top", self.top))
 
 
 def create(parameter: Array, options: Options, *, ema: bool = False) -> State:
@@ -163,31 +157,125 @@ def create(parameter: Array, options: Options, *, ema: bool = False) -> State:
     )
 
 
-def from_arrays(name: str, like: State, arrays: Mapping[str, Any]) -> dict[str, Array]:
-    """Return ``arrays`` checked to be a whole state of the kind of ``like``, changing nothing.
+def converted(name: str, state: State, parameter: Array, options: Options) -> State:
+    """Return ``state`` as it is stored under other options: itself where that is the same.
 
-    ``name`` is the parameter's, for the errors: KeyError where an entry is missing or unknown,
-    ValueError where a shape or dtype differs. A parameter that was saved without a remainder has
-    none: it is zero.
+    m and v are decoded, and encoded anew (to nearest), where their form changes, or the betas so
+    that codes of m reach to another size.
     """
-    is_packed = like.is_small and "top" in arrays
-    wanted = like.packed() if is_packed else like.dense()
-    if "remainder" in wanted and "remainder" not in arrays:
-        arrays = {**arrays, "remainder": np.zeros_like(wanted["remainder"])}
-    if set(arrays) != set(wanted):
+    new = create(parameter, options)
+    if new.forms == state.forms and new.reads(state.top):
+        return replace(state, top=new.top)
+    return loaded(name, parameter, options, state.dense(), ema=state.ema is not None)
+
+
+def loaded(
+    name: str, parameter: Array, options: Options, arrays: Any, *, ema: bool = False
+) -> State:
+    """Return a new state with the values of ``arrays``, those of a dense or of a packed state.
+
+    ``name`` is the parameter's, for the errors: TypeError for what is no dict of arrays, KeyError
+    where an entry is missing or unknown, ValueError where a shape or dtype differs or a value
+    cannot be.  An average that was saved without need is left out; one that is missing starts from
+    the parameter. A remainder that is missing is zero.
+    """
+    if not isinstance(arrays, Mapping):
+        raise TypeError(f"The state of {name} is {kind(arrays)}, but it must be a dict of arrays.")
+    state = create(parameter, options, ema=ema)
+    is_packed = state.is_small and "top" in arrays
+    wanted = state.packed() if is_packed else state.dense()
+    optional = {"remainder", "ema"} & set(wanted)
+    given = {each: array for each, array in arrays.items() if each != "ema" or ema}
+    if not set(wanted) - optional <= set(given) <= set(wanted):
         raise KeyError(
-            f"The state of {name} has the entries {_listed(arrays)}, but this optimizer keeps "
+            f"The state of {name} has the entries {_listed(given)}, but this optimizer keeps "
             f"{_listed(wanted)}. Load it into an optimizer with the options it was saved from."
         )
-    checked = {entry: np.asarray(array) for entry, array in arrays.items()}
-    for entry, array in checked.items():
-        if array.shape != wanted[entry].shape or array.dtype != wanted[entry].dtype:
-            raise ValueError(
-                f"The state of {name} has {entry} of shape {array.shape} and dtype {array.dtype}, "
-                f"but the parameter has shape {wanted[entry].shape} and dtype "
-                f"{wanted[entry].dtype}. Load it into an optimizer over the same parameters."
-            )
-    return checked if is_packed or not like.is_small else like.packed_from(checked)
+    checked = {
+        each: _checked(name, each, given[each], like)
+        for each, like in wanted.items()
+        if each in given and each != "top"
+    }
+    numbers, top = checked, None
+    if is_packed:
+        top = _checked_top(name, state, given["top"])
+        numbers = _unpacked(name, state, checked, top)
+    for each in ("square", "largest_square"):
+        _check_not_negative(name, each, numbers.get(each))
+    if top is not None and state.reads(top):
+        stored = [(getattr(state, each), array) for each, array in checked.items()]
+    else:
+        stored = state.encoded(numbers.get("mean"), numbers.get("square"))
+        stored += [(getattr(state, each), numbers.get(each)) for each in _OTHERS]
+    for target, values in stored:
+        if target is not None and values is not None:
+            np.copyto(target, values.reshape(target.shape))
+    if state.ema is not None and "ema" not in given:
+        np.copyto(state.ema, codecs.decode_parameter(parameter, state.remainder))
+    return state
+
+
+def _checked(name: str, entry: str, given: Any, like: Array) -> Array:
+    try:
+        array = np.asarray(given)
+    except (TypeError, ValueError):
+        raise TypeError(
+            f"The state of {name} has {entry} as {kind(given)}, but it must be an array."
+        ) from None
+    if array.shape != like.shape or array.dtype != like.dtype:
+        raise ValueError(
+            f"The state of {name} has {entry} of shape {array.shape} and dtype {array.dtype}, "
+            f"but the parameter has shape {like.shape} and dtype "
+            f"{like.dtype}. Load it into an optimizer over the same parameters."
+        )
+    return array
+
+
+def _checked_top(name: str, state: State, given: Any) -> int:
+    """Return what the codes of m are counted from, which must be such that betas can give it."""
+    top = np.asarray(given)
+    least = codecs.LOWEST_TOP if state.is_relative else 0
+    if top.shape != () or top.dtype.kind not in "iu" or not least <= top <= codecs.HIGHEST_TOP:
+        raise ValueError(
+            f"The state of {name} has top {given!r}, but codes of m are counted from a whole "
+            f"number from {least} to {codecs.HIGHEST_TOP}. Load a state that is whole."
+        )
+    return int(top)
+
+
+def _unpacked(name: str, state: State, arrays: Mapping[str, Array], top: int) -> dict[str, Array]:
+    """Return the entries of a dense state for those of a packed one, whose codes are checked."""
+    mean_form, square_form = state.forms
+    codes = Codes(_flat(arrays.get("mean")), _flat(arrays.get("square")), arrays.get("header"))
+    if codes.header is not None:
+        meant = 0xF000 * (codes.mean is not None and mean_form == "8bit")
+        meant |= 0x0FFF * (codes.square is not None and square_form == "8bit")
+        if np.any(codes.header & ~np.uint16(meant)):
+            raise _no_codes(name, "header")
+    if codes.square is not None and square_form == "compact" and np.any(codes.square > 0x7F7F):
+        raise _no_codes(name, "square")
+    m, v = codecs.decode(state.forms, codes, top)
+    if v is not None and square_form == "8bit" and not np.all(np.isfinite(v)):
+        raise _no_codes(name, "header")
+    means = {"mean": _shaped(m, state.mean), "square": _shaped(v, state.square)}
+    others = {each: array for each, array in arrays.items() if each not in (*means, "header")}
+    return others | {each: array for each, array in means.items() if array is not None}
+
+
+def _no_codes(name: str, entry: str) -> ValueError:
+    return ValueError(
+        f"The state of {name} has {entry} with bits that stand for no running mean. "
+        "Load a state that is whole."
+    )
+
+
+def _check_not_negative(name: str, entry: str, array: Array | None) -> None:
+    if array is not None and np.any(array < 0):
+        found = array[array < 0].flat[0]
+        raise ValueError(
+            f"The state of {name} has {entry} with an element {found}, but running means of "
+            "squares are at least 0. Load a state that is whole."
+        )
 
 
 def _flat(array: Array | None) -> Array | None:

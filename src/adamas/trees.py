@@ -6,10 +6,10 @@ A tree is an array, or a list, tuple or dict of trees. A leaf is named by the wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-__all__ = ["LONE", "Tree", "leaves", "matching_leaves"]
+__all__ = ["LONE", "Tree", "changed_leaf", "leaves", "matching_leaves"]
 
 Tree = Any  # an array, or a list, tuple or dict of trees; typing cannot say it recursively
 
@@ -24,6 +24,20 @@ def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
             yield from leaves(branch, _joined(path, key))
     else:
         yield path or LONE, tree
+
+
+def changed_leaf(tree: Tree, leaves_before: Sequence[tuple[str, Any]]) -> str | None:
+    """Return the name of the first leaf that is not the one it was, or None.
+
+    ``leaves_before`` are names and leaves that :func:`leaves` gave.
+    """
+    now = list(leaves(tree))
+    for (name, leaf), (old_name, old) in zip(now, leaves_before, strict=False):
+        if name != old_name or leaf is not old:
+            return old_name if any(name == each for each, _ in leaves_before) else name
+    longer = now if len(now) > len(leaves_before) else leaves_before
+    shorter = min(len(now), len(leaves_before))
+    return longer[shorter][0] if len(longer) > shorter else None
 
 
 def matching_leaves(tree: Tree, like: Tree, what: str, path: str = "") -> Iterator[Any]:

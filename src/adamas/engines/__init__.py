@@ -4,13 +4,18 @@ An engine is a module with a class ``Plan``:
 
 ``Plan(groups, phase)``
     takes the groups of slots and the :class:`~adamas.options.Phase` once, when they are known.
-``Plan.step(gradients, step, rates)``
+``Plan.step(gradients, step, rates, record=None)``
     makes one step in place, given one C-contiguous gradient for each slot, the step number
     (1 first) and the learning rate of each group. It returns an
     :class:`~adamas.statistics.Outcome`, or None where the phase asks for nothing but the sweep;
     or NotImplemented, having done nothing, where it cannot read the gradients as they are (not a
     list or tuple of C-contiguous arrays of the parameters' shapes and dtypes, or sharing memory
-    with what the step writes).
+    with what the step writes), or where a parameter is no longer what it was.
+    ``record`` is a list of a run's steps, its steps left out and its last outcome. It is brought
+    up to date together with the arrays: an interrupt leaves the whole step or nothing of it.
+``Plan.step_tree(gradients, like, step, rates, record)``
+    does so with gradients that are built as ``like``, the containers of the parameters. It
+    answers NotImplemented also where these are not plain, or hold other arrays by now.
     With ``on_nonfinite`` other than "propagate" and a gradient that is not finite, nothing is
     touched and the outcome says so.
 """
@@ -28,7 +33,7 @@ __all__ = ["Group", "Slot"]
 
 
 class Slot(NamedTuple):
-    """One parameter with its state, all C-contiguous, of one shape.
+    """One parameter with its state, of one shape; the state is C-contiguous.
 
     The parameter is float32, float64 or float16, or uint16 for the bits of bfloat16, and so is
     its gradient.
@@ -42,6 +47,8 @@ class Slot(NamedTuple):
     #: The number of the tensor among all; None stands for the place of the slot in the plan.
     number: int | None = None
     first: int = 0
+    #: The array that ``parameter`` shows the bits of, where that is not the parameter itself.
+    array: NDArray[Any] | None = None
 
 
 class Group(NamedTuple):

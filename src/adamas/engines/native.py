@@ -50,13 +50,25 @@ class Plan:
         """Keep the memory of ``groups``; nothing is copied."""
         self._plan = _native.Plan(groups, phase)
         if not phase.reads_first and not phase.statistics:
-            self.step = self._plan.step  # returns None: there is nothing to unpack
+            # They return None: there is nothing to unpack.
+            self.step = self._plan.step
+            self.step_tree = self._plan.step_tree
 
     def step(
-        self, gradients: Sequence[NDArray[Any]], step: int, rates: Sequence[float]
+        self,
+        gradients: Sequence[NDArray[Any]],
+        step: int,
+        rates: Sequence[float],
+        record: list[Any] | None = None,
     ) -> Outcome | None:
         """Make one step in place; see :mod:`adamas.engines`."""
-        return outcome_of(self._plan.step(gradients, step, rates))
+        return outcome_of(self._plan.step(gradients, step, rates, record))
+
+    def step_tree(
+        self, gradients: Any, like: Any, step: int, rates: Sequence[float], record: list[Any]
+    ) -> Outcome | None:
+        """Make one step in place; see :mod:`adamas.engines`."""
+        return outcome_of(self._plan.step_tree(gradients, like, step, rates, record))
 
     def step_with(
         self,
@@ -76,8 +88,8 @@ class Plan:
 
 
 def outcome_of(parts: Any) -> Outcome | None:
-    """Return a compiled step's answer as an outcome; NotImplemented and None as they are."""
-    if parts is NotImplemented or parts is None:
+    """Return a compiled step's answer as an outcome; what is none of them as it is."""
+    if not isinstance(parts, tuple):
         return parts
     applied, norm, nonfinite, statistics = parts
     if statistics is not None:

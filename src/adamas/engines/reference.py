@@ -1,19 +1,22 @@
 """The reference engine: slow, obvious, and the judge of every other.
 
 It calls :func:`adamas.rule.rule` on whole arrays and :mod:`adamas.statistics` on whole tensors,
-one thing after another.
+one thing after another, and stores everything in the end.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
+from operator import setitem
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from adamas.assignments import Assignment, all_at_once, values
 from adamas.codecs import decode_parameter, encode_parameter, key_of, random_bits
-from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights
+from adamas.coefficients import at_step, clip_factor, ema_weights
 from adamas.engines import Group, Slot
 from adamas.options import Options, Phase
 from adamas.rule import Result, rule, smooth
@@ -32,12 +35,27 @@ class Plan:
         self._groups = tuple(groups)
         self._phase = phase
 
-    def step(self, gradients: Sequence[Array], step: int, rates: Sequence[float]) -> Outcome | None:
+    def step(
+        self,
+        gradients: Sequence[Array],
+        step: int,
+        rates: Sequence[float],
+        record: list[Any] | None = None,
+    ) -> Outcome | None:
         """Make one step in place; see :mod:`adamas.engines`."""
         if not self._can_read(gradients):
             return NotImplemented
         with np.errstate(all="ignore"):
-            return self._step(gradients, step, rates)
+            outcome, new_values = self._stepped(gradients, step, rates)
+        if record is not None:
+            skips = self._phase.on_nonfinite == "skip"
+            new_values += _noted(record, step, outcome, skips=skips)
+        all_at_once(new_values)
+        return outcome
+
+    def step_tree(self, *_: Any) -> Any:
+        """Leave a close look at everything to the caller."""
+        return NotImplemented
 
     def _can_read(self, gradients: Sequence[Array]) -> bool:
         parameters = [slot.parameter for group in self._groups for slot in group.slots]
@@ -47,19 +65,21 @@ class Plan:
             and all(map(_fits, gradients, parameters))
         )
 
-    def _step(
+    def _stepped(
         self, gradients: Sequence[Array], step: int, rates: Sequence[float]
-    ) -> Outcome | None:
+    ) -> tuple[Outcome | None, list[Assignment]]:
+        """Return the outcome of a step, and what it writes."""
         phase = self._phase
         gradients = [decode_parameter(gradient) for gradient in gradients]
         total = norm(gradients) if phase.reads_first else None
         nonfinite = tuple(map(_count_nonfinite, gradients)) if phase.reads_first else None
         if nonfinite is not None and any(nonfinite) and phase.on_nonfinite != "propagate":
-            return Outcome(applied=False, norm=total, nonfinite=nonfinite, statistics=None)
+            return Outcome(False, total, nonfinite, statistics=None), []
         factor = 1.0
         if phase.clip_norm is not None and total is not None:
             factor = clip_factor(phase.clip_norm, total)
         statistics: list[Statistics] = []
+        new_values: list[Assignment] = []
         remaining = enumerate(gradients)
         for group, rate in zip(self._groups, rates, strict=True):
             numbers = at_step(group.options, step, rate, factor)
@@ -67,16 +87,24 @@ class Plan:
                 place, gradient = next(remaining)
                 number = place if slot.number is None else slot.number
                 random = random_bits(key_of(phase.seed, step, number), slot.first, gradient.size)
-                before = _value(slot).copy()
-                result = _step_slot(slot, gradient, numbers, group.options, random)
+                before = _value(slot)
+                result = rule(
+                    numbers.rounded(before.dtype),
+                    before,
+                    gradient,
+                    *slot.state.means(),
+                    slot.state.largest_square,
+                )
+                after, changed = _stored(slot, result, group.options, random)
+                new_values += changed
                 if phase.ema is not None:
-                    _average(slot, phase.ema, step)
+                    new_values.append(_averaged(slot, after, phase.ema, step))
                 if phase.statistics:
-                    statistics.append(_describe(gradient, before, _value(slot), result))
+                    statistics.append(_describe(gradient, before, after, result))
         if not phase.reads_first and not phase.statistics:
-            return None
+            return None, new_values
         taken = tuple(statistics) if phase.statistics else None
-        return Outcome(applied=True, norm=total, nonfinite=nonfinite, statistics=taken)
+        return Outcome(True, total, nonfinite, statistics=taken), new_values
 
 
 def _fits(gradient: Any, parameter: Array) -> bool:
@@ -93,35 +121,39 @@ def _value(slot: Slot) -> Array:
     return decode_parameter(slot.parameter, slot.state.remainder)
 
 
-def _step_slot(
-    slot: Slot, gradient: Array, numbers: Coefficients, options: Options, random: Any
-) -> Result:
-    p, state = _value(slot), slot.state
-    c = numbers.rounded(p.dtype)
-    result = rule(c, p, gradient, *state.means(), state.largest_square)
-    _put_parameter(slot, result.p, options, random)
-    state.put_means(result.m, result.v, random if options.is_stochastic else None)
-    if state.largest_square is not None and result.w is not None:
-        np.copyto(state.largest_square, result.w)
-    return result
+def _stored(
+    slot: Slot, result: Result, options: Options, random: Any
+) -> tuple[Array, list[Assignment]]:
+    """Return the new parameter as it is computed with, and what is to be stored."""
+    state = slot.state
+    after, code, remainder = result.p, result.p, None
+    if slot.parameter.dtype != result.p.dtype:
+        rounding = options.parameter_rounding
+        code, remainder = encode_parameter(result.p.ravel(), slot.parameter, rounding, random)
+        after = decode_parameter(code, remainder).reshape(result.p.shape)
+    means = state.encoded(result.m, result.v, random if options.is_stochastic else None)
+    kept = [(slot.parameter, code), (state.remainder, remainder)]
+    kept += [(state.largest_square, result.w), *means]
+    return after, [values(old, new) for old, new in kept if old is not None and new is not None]
 
 
-def _put_parameter(slot: Slot, p: Array, options: Options, random: Any) -> None:
-    if slot.parameter.dtype == p.dtype:
-        np.copyto(slot.parameter, p)
-        return
-    rounding = options.parameter_rounding
-    code, remainder = encode_parameter(p.ravel(), slot.parameter, rounding, random)
-    np.copyto(slot.parameter, code.reshape(p.shape))
-    if slot.state.remainder is not None and remainder is not None:
-        np.copyto(slot.state.remainder, remainder.reshape(p.shape))
-
-
-def _average(slot: Slot, beta: float, step: int) -> None:
+def _averaged(slot: Slot, parameter: Array, beta: float, step: int) -> Assignment:
     average = slot.state.ema
     assert average is not None
     keep, take = map(average.dtype.type, ema_weights(beta, step))
-    np.copyto(average, smooth(keep, take, average, _value(slot)))
+    return values(average, smooth(keep, take, average, parameter))
+
+
+def _noted(
+    record: list[Any], step: int, outcome: Outcome | None, *, skips: bool
+) -> list[Assignment]:
+    """Return what brings the record of a run up to date."""
+    noted = [partial(setitem, record, 2, outcome)]
+    if outcome is None or outcome.applied:
+        noted.append(partial(setitem, record, 0, step))
+    elif skips:
+        noted.append(partial(setitem, record, 1, record[1] + 1))
+    return noted
 
 
 def _describe(gradient: Array, before: Array, after: Array, result: Result) -> Statistics:

@@ -37,7 +37,8 @@ def save(path: AnyPath, optimizer: AnyOptimizer) -> None:
     consists of tensors and numbers; CUDA tensors come to the host one by one. Options go with it,
     but not what concerns the step as a whole (``clip_norm`` and on), nor schedules.
 
-    The file is written beside ``path`` under another name, and takes its place once it is safely
+    Steps of NumPy arrays in other threads wait until the file is written. It is written beside
+    ``path`` under another name, and takes its place once it is safely
     stored: whatever happens meanwhile, ``path`` is the old file or the new one. What saves left
     that were killed is removed. Raises OSError where the file cannot be written, and TypeError for
     what cannot be saved, as tensors that are spread over processes.
@@ -45,8 +46,7 @@ def save(path: AnyPath, optimizer: AnyOptimizer) -> None:
     name = text_of(path)
     front_end, optimizer = _front_end(optimizer)
     check_weights(optimizer)
-    sources, about = front_end.contents(optimizer)
-    with replacing(name) as file:
+    with front_end.contents(optimizer) as (sources, about), replacing(name) as file:
         write(file, sources, about)
 
 

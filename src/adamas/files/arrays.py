@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -36,14 +37,15 @@ _DTYPES = {
 _CODES = {name: code for code, name in _DTYPES.items()}
 
 
-def contents(optimizer: Optimizer) -> tuple[dict[str, Source], dict[str, Any]]:
-    """Return the arrays and all else that a file is to hold."""
-    about = optimizer.state_dict(copy=False)
-    arrays = {f"parameters/{name}": p for name, p in optimizer.named_parameters().items()}
-    for name, entries in about.pop("state").items():
-        arrays |= {f"state/{name}/{entry}": array for entry, array in entries.items()}
-    sources = {name: _source(array) for name, array in arrays.items()}
-    return sources, {"kind": KIND, "method": type(optimizer).__name__, **about}
+@contextmanager
+def contents(optimizer: Optimizer) -> Generator[tuple[dict[str, Source], dict[str, Any]]]:
+    """Give the arrays and all else that a file is to hold; no step is made meanwhile."""
+    with optimizer.snapshot() as (parameters, about):
+        arrays = {f"parameters/{name}": p for name, p in parameters.items()}
+        for name, entries in about.pop("state").items():
+            arrays |= {f"state/{name}/{entry}": array for entry, array in entries.items()}
+        sources = {name: _source(array) for name, array in arrays.items()}
+        yield sources, {"kind": KIND, "method": type(optimizer).__name__, **about}
 
 
 def put_back(
@@ -59,20 +61,8 @@ def put_back(
         **{name: about[name] for name in ("step", "skipped", "groups")},
         "state": {**{name: {} for name in parameters}, **state},
     }
-    arrays, values = list(own.values()), [parameters[name] for name in own]
-    before = [array.copy() for array in arrays]
-    try:
-        _put(arrays, values)  # first: an average that starts now starts from them
-        with fitting(path):
-            optimizer.load_state_dict(state_dict)
-    except BaseException:
-        _put(arrays, before)
-        raise
-
-
-def _put(arrays: Sequence[Array], values: Sequence[Array]) -> None:
-    for array, value in zip(arrays, values, strict=True):
-        np.copyto(array, value)
+    with fitting(path):
+        optimizer.load_state_dict(state_dict, parameters=parameters)
 
 
 def _source(array: Array) -> Source:

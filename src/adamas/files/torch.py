@@ -9,7 +9,8 @@ those of torch. Values in JSON that are not JSON's own are dicts of one entry, w
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -49,8 +50,11 @@ _WHENCE = " Names are those of named_parameters(), if it was given that."
 Found = dict[str, Tensor]
 
 
-def contents(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Source], dict[str, Any]]:
-    """Return the tensors and all else that a file is to hold; TypeError for what it cannot."""
+@contextmanager
+def contents(
+    optimizer: torch.optim.Optimizer,
+) -> Generator[tuple[dict[str, Source], dict[str, Any]]]:
+    """Give the tensors and all else that a file is to hold; TypeError for what it cannot."""
     is_ours = isinstance(optimizer, Optimizer)
     saved = optimizer.state_dict(packed=True) if is_ours else optimizer.state_dict()
     names, parameters = _names(optimizer), _parameters(optimizer)
@@ -90,7 +94,7 @@ def contents(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Source], dict[
     about["on_device"] = [
         name for name, tensor in found.items() if tensor.ndim == 0 and not tensor.is_cpu
     ]
-    return {name: _source(name, tensor) for name, tensor in found.items()}, about
+    yield {name: _source(name, tensor) for name, tensor in found.items()}, about
 
 
 def put_back(

@@ -1,0 +1,70 @@
+"""Interrupts at every place where Python handles signals: at calls, and when they return."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+
+def interrupted_at(place: int, work: Callable[[], Any], interrupt: type[BaseException]) -> bool:
+    """Do ``work``, with ``interrupt`` raised at the call or return number ``place``.
+
+    Returns False where the work ended before.
+    """
+    seen = -1
+
+    def look(*_: Any) -> None:
+        nonlocal seen
+        seen += 1
+        if seen == place:
+            sys.setprofile(None)
+            raise interrupt
+
+    sys.setprofile(look)
+    try:
+        work()
+    except interrupt:
+        return True
+    finally:
+        sys.setprofile(None)
+    return False
+
+
+def places(work: Callable[[], Any]) -> int:
+    """How many calls and returns the work has."""
+    count = 0
+
+    def look(*_: Any) -> None:
+        nonlocal count
+        count += 1
+
+    sys.setprofile(look)
+    try:
+        work()
+    finally:
+        sys.setprofile(None)
+    return count
+
+
+def whole_or_nothing(
+    make: Callable[[], tuple[Callable[[], Any], Callable[[], Any]]],
+    interrupt: type[BaseException] = KeyboardInterrupt,
+    most: int = 400,
+) -> set[str]:
+    """Interrupt work at ``most`` places, evenly spread, and say in which ways it was left.
+
+    ``make`` returns the work, and what gives all that it may change, as values that compare.
+    """
+    work, look = make()
+    before = look()
+    work()
+    after = look()
+    found: set[str] = set()
+    total = places(make()[0])
+    for place in range(0, total, max(1, total // most)):
+        work, look = make()
+        if interrupted_at(place, work, interrupt):
+            left = look()
+            found.add("nothing" if left == before else "whole" if left == after else "half")
+    return found
