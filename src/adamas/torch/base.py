@@ -299,8 +299,8 @@ class Optimizer(torch.optim.Optimizer):
         """Make one step; return what ``closure`` returns, or None.
 
         ``closure`` evaluates the model anew, with gradients enabled, and is called once. Raises
-        RuntimeError for sparse gradients and FloatingPointError for ones that are not finite
-        (where ``on_nonfinite="raise"``), before anything is changed.
+        RuntimeError for sparse gradients (SGD takes them) and FloatingPointError for ones that are
+        not finite (where ``on_nonfinite="raise"``), before anything is changed.
         """
         if (
             self._optimizer_step_pre_hooks
@@ -477,6 +477,11 @@ class Optimizer(torch.optim.Optimizer):
         """Make one step of one parameter by torch's own operations."""
         state = self._state_of(member)
         group, entries = member.group, member.entries
+        if member.gradient.is_sparse and self._steps_rows(member):
+            numbers = self._coming_numbers(member)
+            numbers = numbers._replace(grad_scale=numbers.grad_scale * factor)
+            operations.step_rows(member.parameter.detach(), member.gradient, numbers)
+            return None
 
         def entry(name: str | None) -> Tensor | None:
             return None if name is None else distributed.local(state[name])
@@ -520,6 +525,11 @@ class Optimizer(torch.optim.Optimizer):
         if entries.step is not None:
             state[entries.step] += 1
         return record
+
+    def _steps_rows(self, member: Member) -> bool:
+        """Whether a sparse gradient moves nothing but the rows that it has."""
+        is_bare = self._copies is None and not self._phase.statistics
+        return is_bare and not any(member.entries) and not member.draws
 
     def _step_offloaded(
         self, members: Sequence[Member], scale: float, factor: float
@@ -724,9 +734,7 @@ class Optimizer(torch.optim.Optimizer):
             raise ValueError(_NOT_DIFFERENTIABLE)
         arguments.refuse_parameter(member.parameter)
         if member.gradient.is_sparse:
-            own = type(self).__name__
-            advice = ", please consider SparseAdam instead" if own == "Adam" else ""
-            raise RuntimeError(f"{own} does not support sparse gradients{advice}")
+            self._refuse_sparse(member, name)
         gradients.refuse(name, member.parameter, member.gradient)
         self._refuse_step_number(member, name)
         group = member.group
@@ -735,6 +743,12 @@ class Optimizer(torch.optim.Optimizer):
             small.refuse(member.parameter, chosen, group.get("rounding"), self._is_special(group))
         if self._is_offloaded(member.parameter):
             offload.refuse(member.parameter, self._is_special(group), member.gradient)
+
+    def _refuse_sparse(self, member: Member, name: str) -> None:  # noqa: ARG002
+        """Raise RuntimeError where a method, or a group, cannot be stepped by a sparse gradient."""
+        own = type(self).__name__
+        advice = ", please consider SparseAdam instead" if own == "Adam" else ""
+        raise RuntimeError(f"{own} does not support sparse gradients{advice}")
 
     def _refuse_step_number(self, member: Member, name: str) -> None:
         """Raise ValueError where the steps of a parameter cannot be counted on."""

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["has_overflowed", "refuse", "scale_of"]
+__all__ = ["has_overflowed", "refuse", "refuse_sparse", "scale_of"]
 
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -28,7 +28,7 @@ def refuse(name: str, parameter: Tensor, gradient: Tensor) -> None:
             f"The gradient of {name} is on {gradient.device}, but the parameter is on "
             f"{parameter.device}. Move the one or the other, or compute the gradient anew."
         )
-    if gradient.layout != parameter.layout:
+    if gradient.layout != parameter.layout and not gradient.is_sparse:  # see refuse_sparse
         raise TypeError(
             f"The gradient of {name} has layout {gradient.layout}, but the parameter has layout "
             f"{parameter.layout}. Convert the gradient, or compute it anew."
@@ -42,6 +42,20 @@ def refuse(name: str, parameter: Tensor, gradient: Tensor) -> None:
         raise TypeError(
             f"The gradient of {name} is a {type(gradient).__name__}, but the parameter is a "
             f"{type(parameter).__name__}. Distribute both or neither."
+        )
+
+
+def refuse_sparse(name: str, group: dict[str, Any], *, is_offloaded: bool) -> None:
+    """Raise RuntimeError where a sparse gradient cannot be stepped by SGD."""
+    if group["weight_decay"] != 0:
+        raise RuntimeError(
+            f"The gradient of {name} is sparse, but weight_decay is {group['weight_decay']}, which "
+            "shrinks all elements. Give the parameter a group of its own with weight_decay=0."
+        )
+    if is_offloaded:
+        raise RuntimeError(
+            f"The gradient of {name} is sparse, but offload is True, and dense gradients alone are "
+            "offloaded. Give the parameter an optimizer of its own."
         )
 
 

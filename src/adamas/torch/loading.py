@@ -229,6 +229,8 @@ def _owned(
         return _owned_number(value, parameter, group, is_offloaded=is_offloaded)
     if isinstance(value, Tensor):
         device = torch.device("cpu") if is_offloaded else parameter.device
+        if value.is_sparse:  # as torch's SGD keeps what sparse gradients add up to
+            value = value.to_dense()
         return value.detach().to(device=device, copy=True)
     return copy.deepcopy(value)
 

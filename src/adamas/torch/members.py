@@ -41,7 +41,9 @@ class Member(NamedTuple):
 
     @property
     def local_gradient(self) -> Tensor:
-        """This process's part of the gradient, laid out as the parameter is."""
+        """This process's part of the gradient, dense, laid out as the parameter is."""
+        if self.gradient.is_sparse:
+            return self.gradient.coalesce().to_dense()
         return distributed.local(distributed.laid_out_as(self.parameter, self.gradient))
 
     @property

@@ -26,6 +26,7 @@ __all__ = [
     "count_nonfinite",
     "norm_from_tiles",
     "step_rmsprop",
+    "step_rows",
     "step_tensor",
     "tile_sums",
 ]
@@ -92,6 +93,16 @@ def step_tensor(
         _store(tensors.ema, smooth(keep, take, average, now).tensor)
     _store(tensors.copy, stored)
     return record
+
+
+def step_rows(parameter: Tensor, gradient: Tensor, numbers: Coefficients) -> None:
+    """Make one step of those elements alone that a sparse gradient has; nothing else is kept."""
+    gradient = gradient.coalesce()
+    where = tuple(gradient.indices())
+    rows = parameter[where]
+    tensors = Tensors(rows, gradient.values(), None, None, None, None, None)
+    step_tensor(tensors, numbers, None, recorded=False)
+    parameter[where] = rows
 
 
 def step_rmsprop(

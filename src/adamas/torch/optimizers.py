@@ -11,6 +11,7 @@ from adamas.coefficients import Coefficients, one_minus_power
 from adamas.options import Options
 from adamas.torch import arguments
 from adamas.torch.base import Optimizer, Params
+from adamas.torch.gradients import refuse_sparse
 from adamas.torch.members import Entries, Member, scalar
 from adamas.torch.operations import Tensors, step_rmsprop
 from adamas.torch.storage import Kept
@@ -323,7 +324,11 @@ class RMSprop(Optimizer):
 
 
 class SGD(Optimizer):
-    """Gradient descent with torch's momentum (a sum, not a mean), as torch.optim.SGD."""
+    """Gradient descent with torch's momentum (a sum, not a mean), as torch.optim.SGD.
+
+    Takes sparse gradients: without momentum, averages, copies and statistics nothing but their
+    elements is read and written, otherwise they are made dense for the step.
+    """
 
     def __init__(
         self,
@@ -372,6 +377,10 @@ class SGD(Optimizer):
 
     def _options(self, group: dict[str, Any]) -> Options | None:  # noqa: ARG002
         return None
+
+    def _refuse_sparse(self, member: Member, name: str) -> None:
+        is_offloaded = self._is_offloaded(member.parameter)
+        refuse_sparse(name, member.group, is_offloaded=is_offloaded)
 
     def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Any]:
         state = super()._new_state(parameter, group)

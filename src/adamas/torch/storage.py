@@ -176,7 +176,9 @@ def _check_tensor(name: str, entry: str, value: Any, parameter: Tensor) -> None:
             f"The state of {name} has a {type(value).__name__} as {entry}, a tensor of its own "
             "kind, which another library keeps its numbers in. Save them as plain tensors there."
         )
-    if value.layout != torch.strided or (value.is_meta and not parameter.is_meta):
+    # torch's SGD keeps sparse gradients' sums as they are; they are made dense.
+    is_dense = value.layout == torch.strided or (value.is_sparse and entry == "momentum_buffer")
+    if not is_dense or (value.is_meta and not parameter.is_meta):
         raise TypeError(
             f"The state of {name} has a tensor of layout {value.layout} on device {value.device} "
             f"as {entry}, but it must be a dense one that has values."
