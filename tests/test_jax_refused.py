@@ -380,15 +380,15 @@ UNFIT = {
     ),
     "complex": (
         updated(gradients={**G, "a": G["a"] * 1j}),
-        "The gradient at ['a'] is complex, but the state's mu at ['a'] has dtype float32, which "
-        "would lose the imaginary part. Call init with complex parameters, and leave mu_dtype and "
+        "The gradient at ['a'] is complex, but the state's mu has dtype float32, which would "
+        "lose the imaginary part. Call init with complex parameters, and leave mu_dtype and "
         "state out.",
     ),
     "complex-in-codes": (
         updated(
             gradients={**G, "a": G["a"] * 1j}, make=functools.partial(ours.rmsprop, state="8bit")
         ),
-        "The gradient at ['a'] is complex, but the state's nu at ['a'] has dtype uint8, which ",
+        "The gradient at ['a'] is complex, but the state's nu has dtype uint8, which would lose ",
     ),
     "complex-parameter": (
         updated(params={**P, "a": P["a"] * 1j}),

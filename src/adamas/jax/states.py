@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamas.jax.trees import Gradients, place, what
+from adamas.jax.trees import Gradients, number_kind, place, what
 
 __all__ = [
     "check_dtypes",
@@ -123,42 +123,41 @@ def check_dtypes(
     for name, leaves, code in zip(names, kept, wanted, strict=True):
         if leaves is None:
             continue
+        loses = code is not None or name not in ("nu", "nu_max")  # which keep sizes alone
         for path, gradient, leaf in gradients.each(leaves):
-            dtype = jnp.result_type(leaf)
-            where = f"the state's {name} at {place(path)}"
-            if code is not None and dtype != code:
+            if code is None and number_kind(leaf) not in ("floating", "complex"):
                 raise TypeError(
-                    f"{where[:1].upper()}{where[1:]} has dtype {dtype}, but this optimizer keeps "
-                    f"{np.dtype(code)} there. {_FRESH}"
+                    f"{_entry(name, path)} has dtype {jnp.result_type(leaf)}, but a running mean "
+                    "is floating. If the parameter is one of whole numbers, convert it, give None "
+                    "for its gradient, or leave it out with optax.masked; if these are codes, give "
+                    "the options that made them."
                 )
-            if code is None and not jnp.issubdtype(dtype, jnp.inexact):
+            # NumPy's float64 may be float32 for JAX.
+            if code is not None and getattr(leaf, "dtype", None) != code != jnp.result_type(leaf):
                 raise TypeError(
-                    f"{where[:1].upper()}{where[1:]} has dtype {dtype}, but a running mean is "
-                    "floating. If the parameter is one of whole numbers, convert it, give None for "
-                    "its gradient, or leave it out with optax.masked; if these are codes, give the "
-                    "options that made them."
+                    f"{_entry(name, path)} has dtype {jnp.result_type(leaf)}, but this "
+                    f"optimizer keeps {np.dtype(code)} there. {_FRESH}"
                 )
-            is_mean = name != "nu" and name != "nu_max"
-            if (is_mean or code is not None) and _is_complex(gradient) and not _is_complex(leaf):
+            if loses and number_kind(gradient) == "complex" != number_kind(leaf):
                 raise TypeError(
-                    f"The gradient at {place(path)} is complex, but {where} has dtype {dtype}, "
-                    "which would lose the imaginary part. Call init with complex parameters, and "
-                    "leave mu_dtype and state out."
+                    f"The gradient at {place(path)} is complex, but the state's {name} has dtype "
+                    f"{jnp.result_type(leaf)}, which would lose the imaginary part. Call init with "
+                    "complex parameters, and leave mu_dtype and state out."
                 )
+
+
+def _entry(name: str | None, path: Any) -> str:
+    return f"The state's {name} at {place(path)}"
 
 
 def check_imaginary(gradients: Gradients, params: list[Any], means: list[Any] | None) -> None:
     """Raise TypeError where the decay of a complex parameter would lose its imaginary part."""
     for path, gradient, p, m in gradients.each(params, means or [0.0] * len(params)):
-        if _is_complex(p) and not (_is_complex(gradient) or _is_complex(m)):
+        if number_kind(p) == "complex" and "complex" not in map(number_kind, (gradient, m)):
             raise TypeError(
                 f"The parameter at {place(path)} is complex, but its gradient and state are real, "
                 "which would lose the imaginary part of its decay. Call init with these parameters."
             )
-
-
-def _is_complex(array: Any) -> bool:
-    return bool(jnp.issubdtype(jnp.result_type(array), jnp.complexfloating))
 
 
 # -- counts --------------------------------------------------------------------------------------

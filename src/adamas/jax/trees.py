@@ -6,6 +6,7 @@ known when a program is made, so under ``jit`` these checks cost nothing in a st
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -16,7 +17,7 @@ from jax.core import Tracer
 
 from adamas.checks import kind
 
-__all__ = ["Gradients", "check_parameters", "decaying", "flattened", "place", "what"]
+__all__ = ["Gradients", "check_parameters", "decaying", "flattened", "number_kind", "place", "what"]
 
 Array = Any
 Tree = Any
@@ -55,7 +56,7 @@ class Gradients(NamedTuple):
             )
             raise ValueError(f"{difference} {_LIKE_INIT}") from None
         for path, gradient, leaf in zip(self.paths, self.leaves, found, strict=True):
-            if gradient is not None:
+            if gradient is not None and not _is_alike(leaf, gradient, shape):
                 _check_shape(f"{name} at {place(path)}", leaf, shape(gradient))
         return found
 
@@ -84,8 +85,7 @@ def flattened(gradients: Tree) -> Gradients:
     """
     found, structure = jax.tree_util.tree_flatten_with_path(gradients, is_leaf=_is_none)
     for path, leaf in found:
-        is_known = leaf is None or _is_float0(leaf) or (_is_array(leaf) and _is_number(leaf))
-        if not is_known:
+        if leaf is not None and number_kind(leaf) is None:
             kind_of = (
                 f"has dtype {jnp.result_type(leaf)}" if _is_array(leaf) else f"is {kind(leaf)}"
             )
@@ -94,8 +94,8 @@ def flattened(gradients: Tree) -> Gradients:
                 "None where a parameter has none."
             )
     leaves = [leaf for _, leaf in found]
-    whole = {i: leaf for i, leaf in enumerate(leaves) if _is_float0(leaf)}
-    moving = [None if i in whole else leaf for i, leaf in enumerate(leaves)]
+    whole = {i: leaf for i, leaf in enumerate(leaves) if number_kind(leaf) == "float0"}
+    moving = [None if i in whole else leaf for i, leaf in enumerate(leaves)] if whole else leaves
     return Gradients(gradients, moving, structure, [path for path, _ in found], whole)
 
 
@@ -108,6 +108,31 @@ def check_parameters(params: Tree) -> None:
                 "Call init with the arrays alone; of an Equinox module they are "
                 "eqx.filter(model, eqx.is_inexact_array)."
             )
+
+
+def number_kind(x: Any) -> str | None:
+    """Return "floating", "complex", "whole" or "float0" for an array of such numbers, else None."""
+    dtype = getattr(x, "dtype", None)
+    if dtype is not None and hasattr(x, "shape"):
+        return _kind_of(dtype)
+    return _kind_of(jnp.result_type(x)) if _is_array(x) else None
+
+
+@functools.lru_cache(maxsize=64)
+def _kind_of(dtype: Any) -> str | None:
+    if dtype == jax.dtypes.float0:
+        return "float0"
+    kinds = {"floating": jnp.floating, "complex": jnp.complexfloating, "whole": jnp.integer}
+    found = (name for name, each in kinds.items() if jnp.issubdtype(dtype, each))
+    return next(found, "whole" if jnp.issubdtype(dtype, jnp.bool_) else None)
+
+
+def _is_alike(leaf: Any, gradient: Array, shape: Callable[[Array], tuple[int, ...]]) -> bool:
+    """Return soon whether a leaf is an array of the shape that it must have."""
+    found = getattr(leaf, "shape", None)
+    if shape is jnp.shape:
+        return found is not None and found == getattr(gradient, "shape", None)
+    return found == shape(gradient)
 
 
 def _check_shape(where: str, leaf: Any, shape: tuple[int, ...]) -> None:
@@ -162,7 +187,9 @@ def _flag(name: str, path: Any, flag: Any) -> bool:
             f"{_upper(name)} has an array at {place(path)} whose value is known only when the "
             "program runs. Give True or False."
         )
-    is_array = isinstance(flag, (np.ndarray, jax.Array)) and flag.shape == () and _is_bool(flag)
+    is_array = (
+        isinstance(flag, (np.ndarray, jax.Array)) and flag.shape == () and flag.dtype.kind == "b"
+    )
     if not is_array and not isinstance(flag, (bool, int, np.bool_)):
         raise TypeError(
             f"{_upper(name)} has {flag!r} at {place(path)}, but it must be True or False."
@@ -225,16 +252,3 @@ def _is_none(x: Any) -> bool:
 
 def _is_array(x: Any) -> bool:
     return (hasattr(x, "shape") and hasattr(x, "dtype")) or isinstance(x, (int, float, complex))
-
-
-def _is_number(x: Any) -> bool:
-    dtype = getattr(x, "dtype", None)
-    return dtype is None or _is_bool(x) or bool(jnp.issubdtype(dtype, jnp.number))
-
-
-def _is_bool(x: Any) -> bool:
-    return bool(jnp.issubdtype(x.dtype, jnp.bool_))
-
-
-def _is_float0(x: Any) -> bool:
-    return getattr(x, "dtype", None) == jax.dtypes.float0
