@@ -37,15 +37,15 @@ def save(path: AnyPath, optimizer: AnyOptimizer) -> None:
     consists of tensors and numbers; CUDA tensors come to the host one by one. Options go with it,
     but not what concerns the step as a whole (``clip_norm`` and on), nor schedules.
 
-    Steps of NumPy arrays in other threads wait until the file is written. It is written beside
-    ``path`` under another name, and takes its place once it is safely
+    The file is written beside ``path`` under another name, and takes its place once it is safely
     stored: whatever happens meanwhile, ``path`` is the old file or the new one. What saves left
-    that were killed is removed. Raises OSError where the file cannot be written, and TypeError for
-    what cannot be saved, as tensors that are spread over processes.
+    that were killed is removed. Steps of NumPy arrays in other threads wait for it. Raises OSError
+    where the file cannot be written, and TypeError for what cannot be saved, as tensors that are
+    spread over processes.
     """
     name = text_of(path)
     front_end, optimizer = _front_end(optimizer)
-    check_weights(optimizer)
+    check_weights(optimizer, "a checkpoint would hold them twice and lose the weights in training")
     with front_end.contents(optimizer) as (sources, about), replacing(name) as file:
         write(file, sources, about)
 
@@ -60,7 +60,7 @@ def load(path: AnyPath, optimizer: AnyOptimizer) -> None:
     """
     name = text_of(path)
     front_end, optimizer = _front_end(optimizer)
-    check_weights(optimizer)
+    check_weights(optimizer, "what is loaded would be undone on leaving")
     with naming(name), opened(name) as file:
         about, tensors = read(file, name)
     check_method(name, about, front_end.KIND, type(optimizer).__name__)

@@ -29,12 +29,11 @@ def check_method(path: str, about: Mapping[str, Any], kind: str, method: str) ->
         )
 
 
-def check_weights(optimizer: Any) -> None:
-    """Raise RuntimeError while the averaged weights are in place of those in training."""
+def check_weights(optimizer: Any, why: str) -> None:
+    """Raise RuntimeError, saying ``why``, while averages stand in place of the weights."""
     if getattr(optimizer, "_averaged", False):
         raise RuntimeError(
-            "The averaged weights are in place, so a checkpoint would hold them twice and lose "
-            "the weights in training. Leave the ema_weights() context first."
+            f"The averaged weights are in place, so {why}. Leave the ema_weights() context first."
         )
 
 
