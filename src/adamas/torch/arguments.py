@@ -188,7 +188,7 @@ def _copy_to_is(given: str) -> str:
     )
 
 
-def check_group_names(group: Options, known: Iterable[str]) -> None:
+def check_group_names(group: Iterable[Any], known: Iterable[str]) -> None:
     """Raise TypeError for a key of a group that is nearly an option, but none.
 
     Other keys are left alone, as in torch: frameworks keep their own there.

@@ -30,6 +30,7 @@ from adamas.options import OnNonfinite, Options, Phase, Rounding, StateForm
 from adamas.statistics import Outcome, Statistics
 from adamas.torch import (
     arguments,
+    copies,
     cuda,
     distributed,
     gradients,
@@ -39,6 +40,7 @@ from adamas.torch import (
     small,
     storage,
 )
+from adamas.torch.copies import CopyTo
 from adamas.torch.members import Entries, Member, scalar
 from adamas.torch.memory import Memory
 from adamas.torch.on_device import OnDevice, Stepped, planned
@@ -48,7 +50,6 @@ from adamas.torch.storage import Kept
 __all__ = ["Optimizer", "Params"]
 
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
-CopyTo = torch.dtype | Sequence[Tensor]
 
 _PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 _WIDE = (torch.float32, torch.float64)
@@ -131,6 +132,8 @@ class Optimizer(torch.optim.Optimizer):
         self._phase = phase
         self._offloads = offload
         self._copies: list[Tensor] | None = None
+        #: Of copies that are made here; None where tensors were given.
+        self._copy_dtype: torch.dtype | None = None
         self._skipped = 0
         self._skipped_on: dict[torch.device, Tensor] = {}
         #: Launches that a CUDA graph has recorded, whose tables it reads at each replay.
@@ -139,7 +142,9 @@ class Optimizer(torch.optim.Optimizer):
         self._reset()
         super().__init__(cast(Any, params), defaults)
         arguments.check_remainder(self.param_groups)
-        self._copies = self._made_copies(copy_to)
+        if copy_to is not None:
+            self._copies = copies.made(copy_to, self._parameters())
+            self._copy_dtype = copy_to if isinstance(copy_to, torch.dtype) else None
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -200,18 +205,38 @@ class Optimizer(torch.optim.Optimizer):
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; its options, and how it is to be stored, are checked first."""
         self._refuse_averaged("a group cannot be added: its weights have no average to stand for")
+        given = None
         if isinstance(param_group, dict):  # torch refuses others
-            arguments.check_group_names(param_group, self.defaults)
+            given = self._copy_to_of(param_group)
+            named = [name for name in param_group if given is None or name != "copy_to"]
+            arguments.check_group_names(named, self.defaults)
             merged = {**self.defaults, **param_group}
             arguments.check_options(merged, f"param_groups[{len(self.param_groups)}]: ")
             self._storage(merged)
             arguments.put_pairs(param_group)
+        first = len(self._copies or ())
         super().add_param_group(param_group)
+        group = self.param_groups[-1]
         try:
-            self._refuse_group(self.param_groups[-1])
-        except (TypeError, ValueError):
+            self._refuse_group(group)
+            if given is not None:
+                group.pop("copy_to", None)
+                self._copies = [*(self._copies or ()), *copies.made(given, group["params"], first)]
+        except BaseException:
             del self.param_groups[-1]
             raise
+
+    def _copy_to_of(self, group: dict[str, Any]) -> CopyTo | None:
+        """Return what copies of a group that is added are kept in; None where there are none."""
+        if self._copies is None:
+            return None
+        given = group.get("copy_to")
+        if given is None and self._copy_dtype is None:
+            raise ValueError(
+                "copy_to was given as tensors, so a group that is added needs some of its own: "
+                "give it a tensor for each of its parameters under 'copy_to'."
+            )
+        return self._copy_dtype if given is None else arguments.checked_copy_to(given)
 
     def _refuse_group(self, group: dict[str, Any]) -> None:
         """Raise TypeError or ValueError for parameters that ``group`` cannot have."""
@@ -340,6 +365,8 @@ class Optimizer(torch.optim.Optimizer):
             self.__dict__.pop("grad_scale", None)
             self.__dict__.pop("found_inf", None)
             raise
+        if self._copies:
+            self._renew_copies()
         return loss
 
     def _step_as_planned(self, plan: _Plan) -> bool:
@@ -493,7 +520,7 @@ class Optimizer(torch.optim.Optimizer):
             square=entry(entries.square),
             largest_square=entry(entries.largest_square),
             ema=entry(entries.ema),
-            copy=self._copies[member.place] if self._copies else None,
+            copy=distributed.local(self._copies[member.place]) if self._copies else None,
         )
         form = member.form
         if form is not None:
@@ -617,6 +644,8 @@ class Optimizer(torch.optim.Optimizer):
     # -- the plan ----------------------------------------------------------------------------
 
     def _planned(self) -> _Plan:
+        if self._copies:
+            self._copies = copies.fitted(self._copies, self._copy_dtype, self._parameters())
         members = self._members()
         names = self._names()
         for member in members:
@@ -943,7 +972,7 @@ class Optimizer(torch.optim.Optimizer):
         self._plan = plan
         phase = self._phase
         is_whole = plan is not None and plan.is_native and not plan.numbered
-        is_bare = not phase.reads_first and not phase.statistics
+        is_bare = not (phase.reads_first or phase.statistics or self._copies)
         #: The native step where it is all there is to do, and reports nothing.
         self._direct = plan.native.step if plan and plan.native and is_whole and is_bare else None
 
@@ -951,6 +980,8 @@ class Optimizer(torch.optim.Optimizer):
         self._keep(None)
         self._outcome: Outcome | cuda.DeviceOutcome | None = None
         self._averaged = False
+        #: By place: what a parameter was when its copy was renewed outside of a step.
+        self._renewed: dict[int, tuple[int, int]] = {}
         self._pipeline: offload.Offload | None = None
         #: Parameters (by identity) before their first step, where no step is kept.
         self._fresh: set[int] = set()
@@ -1000,8 +1031,31 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def copies(self) -> list[Tensor]:
-        """The low-precision copies of the parameters, in their order; empty without ``copy_to``."""
+        """The low-precision copies of the parameters, in their order; empty without ``copy_to``.
+
+        Reading them brings them up to date with what changed outside of steps. While
+        ``ema_weights()`` is open they are those of the weights in training.
+        """
+        if self._copies and not self._averaged:
+            self._renew_copies(at_reading=True)
         return list(self._copies or ())
+
+    def _renew_copies(self, *, at_reading: bool = False) -> None:
+        """Bring copies up to date: at reading all of them, else those that no step writes."""
+        if at_reading:
+            self._copies = copies.fitted(self._copies or [], self._copy_dtype, self._parameters())
+        place = -1
+        for group in self.param_groups:
+            for p in group["params"]:
+                place += 1
+                if p.grad is not None and not at_reading:
+                    continue
+                now = (p._version, distributed.local(p.detach()).data_ptr())
+                if at_reading or self._renewed.get(place) != now:
+                    keeps = self._keeps_remainder(p, group)
+                    remainder = self.state.get(p, {}).get("remainder") if keeps else None
+                    copies.renew((self._copies or [])[place], p, remainder)
+                    self._renewed[place] = now
 
     def _refuse_averaged(self, why: str) -> None:
         """Raise RuntimeError while the averaged weights are in place of those in training."""
@@ -1026,7 +1080,12 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError("No average of the weights is kept. Create the optimizer with ema=.")
         if self._averaged:
             raise RuntimeError("The averaged weights are in place already.")
-        pairs = [(p, state["ema"]) for p, state in self.state.items() if "ema" in state]
+        _ = self.copies  # up to date while the weights in training are there
+        pairs = [
+            (p, state["ema"])
+            for p, state in self.state.items()
+            if isinstance(p, Tensor) and "ema" in state
+        ]
         kept = [
             offload.in_host(p) if self._is_offloaded(p) else p.detach().clone() for p, _ in pairs
         ]
@@ -1134,7 +1193,7 @@ class Optimizer(torch.optim.Optimizer):
         """Return what torch keeps, and the phase, for pickle and copy."""
         self._refuse_averaged("a copy would hold them twice and lose the weights in training")
         kept = dict(super().__getstate__())
-        own = ("_phase", "_offloads", "_copies", "skipped")
+        own = ("_phase", "_offloads", "_copies", "_copy_dtype", "skipped")
         return {**kept, **{name: getattr(self, name) for name in own}}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -1144,6 +1203,7 @@ class Optimizer(torch.optim.Optimizer):
             "_phase": Phase(),
             "_offloads": False,
             "_copies": None,
+            "_copy_dtype": None,
             "_skipped": self.__dict__.pop("skipped", 0),
             "_skipped_on": {},
             "_captured": [],
@@ -1165,32 +1225,15 @@ class Optimizer(torch.optim.Optimizer):
 
     # -- inside ------------------------------------------------------------------------------
 
+    def _parameters(self) -> list[Tensor]:
+        return [p for group in self.param_groups for p in group["params"]]
+
     def _names(self) -> list[str]:
         names: list[str] = []
         for i, group in enumerate(self.param_groups):
             given = group.get("param_names")
             names.extend(given or (f"{i}.{j}" for j in range(len(group["params"]))))
         return names
-
-    def _made_copies(self, copy_to: CopyTo | None) -> list[Tensor] | None:
-        if copy_to is None:
-            return None
-        parameters = [p for group in self.param_groups for p in group["params"]]
-        if isinstance(copy_to, torch.dtype):
-            return [p.detach().to(copy_to) for p in parameters]
-        copies = [copy.detach() for copy in copy_to]
-        if len(copies) != len(parameters):
-            raise ValueError(
-                f"copy_to has {len(copies)} tensors, but there are {len(parameters)} parameters. "
-                "Give one for each, in the same order."
-            )
-        for i, (copy, p) in enumerate(zip(copies, parameters, strict=True)):
-            if copy.shape != p.shape or not copy.is_floating_point():
-                raise ValueError(
-                    f"copy_to[{i}] has shape {tuple(copy.shape)} and dtype {copy.dtype}, but "
-                    f"the parameter has shape {tuple(p.shape)}. Give a floating tensor like it."
-                )
-        return copies
 
 
 @torch._disable_dynamo  # type: ignore[attr-defined]
