@@ -245,7 +245,7 @@ private:
                 return false;
             }
             rates_[i] = PyFloat_AsDouble(lr);  // takes a tensor of one element, too
-            if (!(rates_[i] >= 0.0)) {
+            if (!(rates_[i] >= -1e-12)) {  // a schedule that ends at 0 may end beside it
                 PyErr_Clear();
                 return false;
             }

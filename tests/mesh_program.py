@@ -13,6 +13,7 @@ import os
 import sys
 from datetime import timedelta
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
@@ -144,6 +145,16 @@ def check_missing_gradients(mesh):
         assert optimizer.gradient_norm == math.sqrt(squares.item())
 
 
+def check_refusal(mesh):
+    """A parameter that is a sum to be made is refused, and no group is added."""
+    optimizer = ours.AdamW([nn.Parameter(torch.ones(2))])
+    share = DTensor.from_local(torch.ones(2), mesh, [Partial()] * mesh.ndim, run_check=False)
+    text = r"^A parameter has the placement P.*Redistribute the parameter first\.$"
+    with pytest.raises(TypeError, match=text):
+        optimizer.add_param_group({"params": [nn.Parameter(share)]})
+    assert len(optimizer.param_groups) == 1
+
+
 def is_replicate(placement):
     return placement.is_replicate()
 
@@ -206,6 +217,7 @@ def main():
         check_steps(mesh, torch.bfloat16, rows, state="8bit", rounding="stochastic")
     check_steps(mesh, torch.bfloat16, cases(mesh), state="compact", rounding="remainder8")
     check_missing_gradients(mesh)
+    check_refusal(mesh)
     if shape == (2, 2):
         check_fsdp_over_tensor_parallel(mesh)
     dist.barrier()

@@ -298,6 +298,18 @@ def test_an_option_set_in_a_run_is_refused_at_the_step_before_anything_is_touche
         group[key] = good
 
 
+@pytest.mark.parametrize("name", KINDS)
+def test_a_schedule_that_ends_beside_zero_ends_the_run_in_peace(name):
+    p = weight()
+    optimizer = getattr(ours, name)([p], lr=0.1)
+    for rate in (0.1, -1e-18):
+        optimizer.param_groups[0]["lr"] = rate
+        before = p.detach().clone()
+        p.grad = torch.ones(2)
+        optimizer.step()
+        assert torch.equal(p, before) is (rate < 0)
+
+
 def test_a_parameter_of_whole_numbers_is_left_alone_until_it_has_a_gradient():
     codes, p = torch.arange(3), weight()
     optimizer = ours.AdamW([p, codes])

@@ -17,6 +17,7 @@ from adamas.checks import check_names, check_number, near
 from adamas.torch import small
 
 __all__ = [
+    "ROUNDING",
     "check_fused",
     "check_group_names",
     "check_groups",
@@ -55,10 +56,13 @@ _OF_THE_STEP = ("clip_norm", "copy_to", "ema", "offload", "on_nonfinite", "seed"
 #: What frameworks write into groups, though it is near to an option.
 _OF_FRAMEWORKS = ("stage",)
 
+#: How far below 0 a learning rate may be in a run: schedules that end at 0 may end beside it.
+ROUNDING = 1e-12
+
 Options = Mapping[str, Any]
 
 
-def check_options(options: Options, where: str = "") -> None:
+def check_options(options: Options, where: str = "", least_lr: float = 0.0) -> None:
     """Raise TypeError or ValueError for torch's options that make no sense.
 
     ``where`` names a group for the text: "param_groups[1]: ".
@@ -66,7 +70,8 @@ def check_options(options: Options, where: str = "") -> None:
     for name, value in options.items():
         if name in _AT_LEAST_ZERO:
             number = _checked_number(where + name, value)
-            if number is not None and not number >= 0.0:
+            least = least_lr if name == "lr" else 0.0
+            if number is not None and not number >= least:
                 raise ValueError(f"{where}Invalid {_AT_LEAST_ZERO[name]}: {value}")
         elif name == "betas":
             _check_betas(value, where)
@@ -241,7 +246,7 @@ def check_remainder(groups: Sequence[Options]) -> None:
 def check_groups(groups: Sequence[Options]) -> None:
     """Check the options that stand in ``param_groups``, where anybody may have set them."""
     for i, group in enumerate(groups):
-        check_options(group, f"param_groups[{i}]: ")
+        check_options(group, f"param_groups[{i}]: ", -ROUNDING)
 
 
 def refuse_parameter(parameter: Tensor) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adamas.engines.native import TensorWatch
 from adamas.options import Options, Phase
-from adamas.torch import cuda, distributed
+from adamas.torch import arguments, cuda, distributed
 from adamas.torch.members import Member, scalar
 
 __all__ = ["OnDevice", "Stepped", "planned"]
@@ -228,7 +228,7 @@ def _is_rate(group: dict[str, Any], known: Tensor | None) -> bool:
     """Return whether the learning rate of a group is still where it was."""
     lr = group["lr"]
     if known is None and not isinstance(lr, Tensor):
-        return not isinstance(lr, str) and lr >= 0
+        return not isinstance(lr, str) and lr >= -arguments.ROUNDING
     if known is None:
         return not cuda.takes(lr.device)
     return isinstance(lr, Tensor) and lr.data_ptr() == known.data_ptr() and lr.dtype == known.dtype
