@@ -178,6 +178,34 @@ def test_an_eager_step_is_compiled_once():
     assert step.stepped._cache_size() == before
 
 
+@pytest.mark.parametrize("name", ["adam", "adamw", "scheduled-decay"])
+def test_an_eager_step_with_a_schedule_of_python_floats_is_compiled_once_and_has_their_bits(name):
+    from adamas.jax import step
+
+    def schedule(count):
+        return 0.1 * 0.7 ** int(count)
+
+    make = {
+        "adam": ours.adam,
+        "adamw": functools.partial(ours.adamw, weight_decay=0.3),
+        "scheduled-decay": functools.partial(ours.adamw, weight_decay=lambda count: 0.3),
+    }[name]
+    optimizer = make(schedule)
+    p = np.linspace(-3, 5, 33, dtype=np.float32)
+    params, state = jnp.asarray(p), optimizer.init(jnp.asarray(p))
+    g = np.cos(p)
+    decay = {} if name == "adam" else {"weight_decay": 0.3}
+    method = adamas.AdamW if decay else adamas.Adam
+    judge = method(p, lambda number: schedule(number - 1), **decay, engine="reference")
+    sizes = []
+    for _ in range(4):
+        params, state = stepper(optimizer)(params, state, jnp.asarray(g))
+        sizes.append(step.stepped._cache_size())
+        judge.step(g)
+    assert sizes[0] == sizes[-1]
+    np.testing.assert_array_equal(bits(params), bits(p))
+
+
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64"])
 @pytest.mark.parametrize("name", NAMES)
 def test_updates_have_the_dtype_of_gradients_and_states_stay_as_they_are(name, dtype):

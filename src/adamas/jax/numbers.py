@@ -14,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -29,7 +29,7 @@ from adamas.jax import binary64
 from adamas.jax.binary64 import Binary64
 from adamas.jax.operands import Operand, constant
 
-__all__ = ["Choices", "Number", "coefficients"]
+__all__ = ["Choices", "Number", "coefficients", "varying"]
 
 Array = Any
 Float64 = NDArray[np.float64]
@@ -53,6 +53,8 @@ class Choices:
     eps: Number = 0.0
     eps_root: Number = 0.0
     weight_decay: Number = 0.0
+    #: lr · weight_decay, where it is known better than its factors.
+    decay: Number = None
     nesterov: bool = False
     #: Whether the bias is taken out of the running means.
     unbias1: bool = False
@@ -72,6 +74,22 @@ class Choices:
         """Return the numbers that are arrays, by name."""
         named = ((field.name, getattr(self, field.name)) for field in fields(self))
         return {name: value for name, value in named if isinstance(value, jax.Array)}
+
+
+def varying(choices: Choices, names: Collection[str]) -> Choices:
+    """Return choices in which what changes from step to step is an array, with the same bits.
+
+    A float is part of the program, which would be compiled anew for each.
+    """
+    dtype = jnp.result_type(float)
+    given = {name: getattr(choices, name) for name in names}
+    changes = {name: jnp.asarray(x, dtype) for name, x in given.items() if isinstance(x, float)}
+    if not changes:
+        return choices
+    has_decay = "weight_decay" in names or not _is_known_zero(choices.weight_decay)
+    if has_decay and all(isinstance(x, float) for x in (choices.lr, choices.weight_decay)):
+        changes["decay"] = jnp.asarray(choices.lr * choices.weight_decay, dtype)
+    return replace(choices, **changes)
 
 
 def coefficients(choices: Choices, count: Array, dtype: Any) -> Coefficients:
@@ -118,7 +136,9 @@ def _known(choices: Choices) -> dict[str, Number | None]:
     return {
         "grad_scale": 1.0,
         "l2": 0.0,
-        "decay": _product(choices.lr, choices.weight_decay),
+        "decay": _product(choices.lr, choices.weight_decay)
+        if choices.decay is None
+        else choices.decay,
         "keep1": 0.0 if b1 is None else b1,
         "take1": take1,
         "keep2": 0.0 if b2 is None else b2,

@@ -19,7 +19,7 @@ import optax
 from adamas.codecs import mean_top
 from adamas.jax import arguments, small, states, step, trees
 from adamas.jax.arguments import known_by
-from adamas.jax.numbers import Choices, Number
+from adamas.jax.numbers import Choices, Number, varying
 from adamas.jax.small import CodedState
 from adamas.jax.trees import Gradients
 from adamas.options import Options, Phase, Rounding, StateForm
@@ -425,7 +425,11 @@ class _Optimizer:
                 amount, others[0] = _now_masked("weight_decay", self._amount, others[0], 1)
         place = 0 if self._decay is None else 1
         rate, others[place] = _now("learning_rate", self._rate, others[place], place + 1)
-        return replace(self._choices, lr=rate, weight_decay=amount), decays
+        choices = replace(self._choices, lr=rate, weight_decay=amount)
+        if gradients.are_values:
+            asked = {"lr": self._rate, "weight_decay": self._amount}
+            choices = varying(choices, [name for name, each in asked.items() if callable(each)])
+        return choices, decays
 
 
 def _adam_choices(b1: Number, b2: Number, eps: Number, eps_root: Number, nesterov: bool) -> Choices:

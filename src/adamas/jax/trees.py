@@ -36,6 +36,11 @@ class Gradients(NamedTuple):
     #: The gradients of whole parameters by their place among the leaves.
     whole: dict[int, Any]
 
+    @property
+    def are_values(self) -> bool:
+        """Whether a step is made now, not a program for it."""
+        return not any(isinstance(each, Tracer) for each in self.leaves)
+
     def updated(self, updates: list[Array | None]) -> Tree:
         """Return the tree of updates, which is 0 for parameters that are whole numbers."""
         zeros = {i: jnp.zeros(jnp.shape(each), bool) for i, each in self.whole.items()}
