@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <cstring>
 #include <iterator>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -42,7 +43,7 @@ public:
                                       buffers_[parameters_.back()].view(), ndarray, as_bits);
                 tensor.numbers = options_.size();
                 nb::object number = slot.attr("number");
-                tensor.number = number.is_none() ? tensors.size() : nb::cast<std::uint64_t>(number);
+                tensor.number = number.is_none() ? tensors.size() : place_of(number, "number");
                 tensors.push_back(tensor);
             }
             options_.push_back(own);
@@ -55,16 +56,17 @@ public:
 
     // Returns None, the parts of an Outcome, or NotImplemented where a gradient cannot be read
     // as it is, or a parameter is no longer what it was.
-    nb::object step(nb::object gradients, std::int64_t number, nb::object rates,
-                    nb::object record) {
+    nb::object step(nb::object gradients, nb::object given, nb::object rates, nb::object record) {
+        std::int64_t number = step_of(given);
         auto find = [&]() { return list(gradients); };
         return stepped(find, 1.0, 1.0, [&]() { number_groups(number, rates); }, number, record);
     }
 
     // The same where `gradients` are built as `like`, the containers that hold the parameters;
     // NotImplemented also where that is not so, or they hold other arrays by now.
-    nb::object step_tree(nb::object gradients, nb::object like, std::int64_t number,
-                         nb::object rates, nb::object record) {
+    nb::object step_tree(nb::object gradients, nb::object like, nb::object given, nb::object rates,
+                         nb::object record) {
+        std::int64_t number = step_of(given);
         auto find = [&]() {
             found_.clear();
             return gather(gradients.ptr(), like.ptr(), 0) && found_.size() == gradients_.size();
@@ -194,6 +196,10 @@ private:
         }
     };
 
+    static std::int64_t place_of(nb::handle given, const char* what) {
+        return whole_number_of(given, what, 0, std::numeric_limits<std::int64_t>::max());
+    }
+
     Tensor tensor_of(nb::handle slot, const Options& own, nb::handle options) {
         nb::object state = slot.attr("state");
         void* memory = hold_parameter(slot.attr("parameter"));
@@ -202,7 +208,7 @@ private:
         tensor.layout = {dtype_of(parameter).value(), own.has_mean, own.has_square, own.amsgrad};
         nb::object forms = state.attr("forms");
         put_storage(tensor.layout, forms[0], forms[1], options.attr("rounding"),
-                    nb::cast<int>(state.attr("top")));
+                    nb::object(state.attr("top")));
         DType arithmetic = tensor.layout.dtype == DType::float64 ? DType::float64 : DType::float32;
         tensor.count = parameter.len / parameter.itemsize;
         auto entry = [&](const char* name, Form form, std::int64_t width = 1) -> void* {
@@ -232,7 +238,7 @@ private:
             std::int64_t width = tensor.layout.rounding == Rounding::remainder ? 2 : 1;
             tensor.arrays.remainder = hold_codes(remainder, width * tensor.count);
         }
-        tensor.arrays.offset = nb::cast<std::int64_t>(slot.attr("first"));
+        tensor.arrays.offset = place_of(nb::object(slot.attr("first")), "first");
         bool wants_m = own.has_mean && tensor.arrays.m == nullptr;
         bool wants_v = own.has_square && tensor.arrays.v == nullptr;
         bool is_8bit = (own.has_mean && tensor.layout.mean_form == Form::eight_bit) ||
@@ -387,8 +393,8 @@ private:
         std::size_t given = 0;
         for (nb::handle rate : rates) {
             if (given < options_.size()) {
-                numbers_.push_back(
-                    numbers_at(options_[given], plan_->phase(), number, nb::cast<double>(rate)));
+                numbers_.push_back(numbers_at(options_[given], plan_->phase(), number,
+                                              number_of(rate, "The learning rate")));
             }
             ++given;
         }
@@ -401,7 +407,7 @@ private:
         numbers_.clear();
         for (nb::handle values : given) {
             nb::object number = values[15];
-            numbers_.push_back(given_numbers(values, nb::cast<std::uint64_t>(number)));
+            numbers_.push_back(given_numbers(values, step_of(number)));
         }
         if (numbers_.size() != options_.size()) {
             throw std::invalid_argument("A step needs the numbers of each group.");
@@ -427,11 +433,11 @@ void bind_array_plan(nb::module_& module) {
     nb::class_<ArrayPlan>(module, "Plan", nb::type_slots(collected<ArrayPlan>),
                           "A step over fixed arrays: see adamas.engines.")
         .def(nb::init<nb::sequence, nb::object>(), nb::arg("groups"), nb::arg("phase"))
-        .def("step", &ArrayPlan::step, nb::arg("gradients"), nb::arg("step"), nb::arg("rates"),
-             nb::arg("record") = nb::none(),
+        .def("step", &ArrayPlan::step, nb::arg("gradients"), nb::arg("step").none(),
+             nb::arg("rates"), nb::arg("record") = nb::none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")
         .def("step_tree", &ArrayPlan::step_tree, nb::arg("gradients"), nb::arg("like"),
-             nb::arg("step"), nb::arg("rates"), nb::arg("record"),
+             nb::arg("step").none(), nb::arg("rates"), nb::arg("record"),
              "Make one step with gradients built as the containers of the parameters.")
         .def("step_with", &ArrayPlan::step_with, nb::arg("gradients"), nb::arg("numbers"),
              nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0,

@@ -31,8 +31,8 @@ std::vector<std::string> target_names(bool only_here) {
     return names;
 }
 
-nb::tuple numbers_of(nb::handle options, std::int64_t step, double lr, double grad_scale) {
-    Numbers<double> c = at_step(options_of(options), step, lr, grad_scale);
+nb::tuple numbers_of(nb::handle options, nb::handle step, double lr, double grad_scale) {
+    Numbers<double> c = at_step(options_of(options), step_of(step), lr, grad_scale);
     return nb::make_tuple(c.grad_scale, c.l2, c.decay, c.keep1, c.take1, c.keep2, c.take2, c.from_m,
                           c.from_g, c.root, c.inner, c.eps, c.step);
 }
@@ -90,7 +90,7 @@ NB_MODULE(_native, module) {
     module.def("set_thread_count", &set_thread_count, nb::arg("count"),
                "Change it; 0 stands for one per processor.");
     module.def("processor_count", &processor_count, "Processors this process may run on.");
-    module.def("numbers", &numbers_of, nb::arg("options"), nb::arg("step"), nb::arg("lr"),
+    module.def("numbers", &numbers_of, nb::arg("options"), nb::arg("step").none(), nb::arg("lr"),
                nb::arg("grad_scale"), "The numbers of the rule, as adamas.coefficients.at_step.");
     module.def("exact_sum", &exact_sum, nb::arg("numbers"),
                "The sum of non-negative numbers, rounded once.");

@@ -39,7 +39,8 @@ inline bool is_count(double done) {
     return 0 <= done && done < last_step && done == std::floor(done);
 }
 
-inline double one_minus_power(double beta, std::int64_t exponent) {
+// The exponent is at least 0. Taken as a number without a sign, whatever it is ends after 64 turns.
+inline double one_minus_power(double beta, std::uint64_t exponent) {
     double total = 0.0;
     double q = 1.0 - beta;
     for (;;) {
@@ -62,7 +63,8 @@ inline double unbias(const Options& options, double beta, std::int64_t step) {
     if (options.bias_correction == BiasCorrection::none) {
         return 1.0;
     }
-    return one_minus_power(beta, options.bias_correction == BiasCorrection::paper ? step : 1);
+    bool grows = options.bias_correction == BiasCorrection::paper;
+    return one_minus_power(beta, grows ? static_cast<std::uint64_t>(step) : 1);
 }
 
 inline Numbers<double> at_step(const Options& options, std::int64_t step, double lr,

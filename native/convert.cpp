@@ -13,6 +13,8 @@ namespace nb = nanobind;
 namespace adamas {
 namespace {
 
+constexpr std::int64_t highest_top = 12;  // adamas.codecs.HIGHEST_TOP
+
 template <class Choice>
 Choice choice_of(nb::handle value, std::initializer_list<std::pair<const char*, Choice>> choices) {
     auto given = nb::cast<std::string>(value);
@@ -24,28 +26,74 @@ Choice choice_of(nb::handle value, std::initializer_list<std::pair<const char*, 
     throw std::invalid_argument("unknown choice: " + given);
 }
 
+// Where Python could not convert: takes the error back, unless it is about something else.
+void forget_conversion() {
+    if (!PyErr_ExceptionMatches(PyExc_TypeError) && !PyErr_ExceptionMatches(PyExc_ValueError) &&
+        !PyErr_ExceptionMatches(PyExc_OverflowError)) {
+        throw nb::python_error();
+    }
+    PyErr_Clear();
+}
+
+[[noreturn]] void refuse(PyObject* error, const char* what, nb::handle given,
+                         const std::string& possible) {
+    PyErr_Format(error, "%s is %R, but it must be %s.", what, given.ptr(), possible.c_str());
+    throw nb::python_error();
+}
+
 }  // namespace
+
+double number_of(nb::handle given, const char* what) {
+    double number = PyFloat_AsDouble(given.ptr());
+    if (number == -1.0 && PyErr_Occurred()) {
+        forget_conversion();
+        refuse(PyExc_TypeError, what, given, "a number");
+    }
+    return number;
+}
+
+std::int64_t whole_number_of(nb::handle given, const char* what, std::int64_t least,
+                             std::int64_t most) {
+    auto number = PyLong_Check(given.ptr()) ? nb::borrow(given)
+                                            : nb::steal<nb::object>(PyNumber_Index(given.ptr()));
+    if (!number.is_valid()) {
+        forget_conversion();
+        refuse(PyExc_TypeError, what, given, "a whole number");
+    }
+    int beyond = 0;
+    std::int64_t found = PyLong_AsLongLongAndOverflow(number.ptr(), &beyond);
+    if (beyond != 0 || found < least || found > most) {
+        refuse(PyExc_ValueError, what, given,
+               "from " + std::to_string(least) + " to " + std::to_string(most));
+    }
+    return found;
+}
+
+std::int64_t step_of(nb::handle given) {
+    return whole_number_of(given, "The number of the step", 1,
+                           static_cast<std::int64_t>(last_step));
+}
 
 Options options_of(nb::handle given) {
     Options options;
     nb::object betas = given.attr("betas");
     options.has_mean = !betas[0].is_none();
     options.has_square = !betas[1].is_none();
-    options.beta1 = options.has_mean ? nb::cast<double>(betas[0]) : 0.0;
-    options.beta2 = options.has_square ? nb::cast<double>(betas[1]) : 0.0;
-    options.eps = nb::cast<double>(given.attr("eps"));
+    options.beta1 = options.has_mean ? number_of(nb::object(betas[0]), "betas[0]") : 0.0;
+    options.beta2 = options.has_square ? number_of(nb::object(betas[1]), "betas[1]") : 0.0;
+    options.eps = number_of(nb::object(given.attr("eps")), "eps");
     options.eps_place =
         choice_of<EpsPlace>(given.attr("eps_place"), {{"corrected", EpsPlace::corrected},
                                                       {"uncorrected", EpsPlace::uncorrected},
                                                       {"inside", EpsPlace::inside}});
-    options.eps_root = nb::cast<double>(given.attr("eps_root"));
-    options.weight_decay = nb::cast<double>(given.attr("weight_decay"));
+    options.eps_root = number_of(nb::object(given.attr("eps_root")), "eps_root");
+    options.weight_decay = number_of(nb::object(given.attr("weight_decay")), "weight_decay");
     options.decay =
         choice_of<Decay>(given.attr("decay"), {{"l2", Decay::l2},
                                                {"decoupled", Decay::decoupled},
                                                {"fully-decoupled", Decay::fully_decoupled}});
     if (options.decay == Decay::fully_decoupled) {
-        options.lr_max = nb::cast<double>(given.attr("lr_max"));
+        options.lr_max = number_of(nb::object(given.attr("lr_max")), "lr_max");
     }
     options.bias_correction = choice_of<BiasCorrection>(given.attr("bias_correction"),
                                                         {{"paper", BiasCorrection::paper},
@@ -61,20 +109,21 @@ Phase phase_of(nb::handle given) {
     Phase phase;
     nb::object clip_norm = given.attr("clip_norm");
     phase.clips = !clip_norm.is_none();
-    phase.clip_norm = phase.clips ? nb::cast<double>(clip_norm) : 0.0;
+    phase.clip_norm = phase.clips ? number_of(clip_norm, "clip_norm") : 0.0;
     phase.on_nonfinite =
         choice_of<OnNonfinite>(given.attr("on_nonfinite"), {{"propagate", OnNonfinite::propagate},
                                                             {"skip", OnNonfinite::skip},
                                                             {"raise", OnNonfinite::raise}});
     nb::object ema = given.attr("ema");
     phase.averages = !ema.is_none();
-    phase.ema = phase.averages ? nb::cast<double>(ema) : 0.0;
+    phase.ema = phase.averages ? number_of(ema, "ema") : 0.0;
     phase.statistics = nb::cast<bool>(given.attr("statistics"));
     phase.seed = nb::cast<std::uint64_t>(given.attr("seed"));
     return phase;
 }
 
-void put_storage(Layout& layout, nb::handle mean, nb::handle square, nb::handle rounding, int top) {
+void put_storage(Layout& layout, nb::handle mean, nb::handle square, nb::handle rounding,
+                 nb::handle top) {
     auto form_of = [](nb::handle form) {
         return choice_of<Form>(form, {{"float32", Form::plain},
                                       {"bfloat16", Form::bfloat16},
@@ -90,7 +139,7 @@ void put_storage(Layout& layout, nb::handle mean, nb::handle square, nb::handle 
                                                            {"remainder", Rounding::remainder},
                                                            {"remainder8", Rounding::remainder8}});
     layout.stochastic = rounding.is_none() || layout.rounding != Rounding::nearest;
-    layout.top = top;
+    layout.top = static_cast<int>(whole_number_of(top, "top", 0, highest_top));
 }
 
 StepNumbers given_numbers(nb::handle given, std::uint64_t step) {
@@ -103,7 +152,7 @@ StepNumbers given_numbers(nb::handle given, std::uint64_t step) {
     int i = 0;
     for (double* each : into) {
         nb::object value = given[i++];
-        *each = nb::cast<double>(value);
+        *each = number_of(value, "A number of the step");
     }
     return own;
 }

@@ -143,7 +143,7 @@ private:
         };
         nb::object stored = given[5];
         Layout layout{*dtype, !names[1].is_none(), !names[2].is_none(), !names[3].is_none()};
-        put_storage(layout, stored[0], stored[1], stored[2], nb::cast<int>(stored[3]));
+        put_storage(layout, stored[0], stored[1], stored[2], nb::object(stored[3]));
         tensor.number = nb::cast<std::uint64_t>(stored[4]);
         void* m = layout.mean_form == Form::plain
                       ? entry(1)

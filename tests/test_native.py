@@ -300,7 +300,7 @@ some_phases = st.builds(
     dtype=st.sampled_from(FLOATS),
     values=st.sampled_from([ordinary, wide, special]),
     sizes=st.lists(st.integers(0, 2 * TILE), min_size=1, max_size=3),
-    first=st.integers(1, 100) | st.integers(1, 2**53),
+    first=st.integers(1, 100) | st.integers(1, 2**53 - 1),  # two steps are made
     seed=st.integers(0, 2**32 - 1),
 )
 def test_any_options_and_values_give_the_bits_of_the_reference(
@@ -466,6 +466,64 @@ def test_a_step_needs_a_rate_for_each_group():
         with pytest.raises(ValueError, match="one learning rate for each group"):
             plan.step([np.ones(3, np.float32)], 1, wrong)
     assert (p == 1).all()
+
+
+@pytest.mark.parametrize("number", [0, -1, -5, 2**53 + 1, 2**63, 2**64, -(2**63), 10**30])
+def test_a_number_that_no_step_has_is_refused_before_anything_is_touched(number):
+    p, options = np.ones(3, np.float32), Options(nesterov=True)
+    state = states.create(p, options)
+    plan = native.Plan([Group(options, (Slot(p, state),))], Phase())
+    gradients = [np.ones(3, np.float32)]
+    numbers = [(*numbers_of(options, Phase(), 1, 0.1)[:-1], number)]
+    message = f"^The number of the step is {number}, but it must be from 1 to 9007199254740992.$"
+    with pytest.raises(ValueError, match=message):
+        plan.step(gradients, number, [0.1])
+    with pytest.raises(ValueError, match=message):
+        plan.step_with(gradients, numbers)
+    with pytest.raises(ValueError, match=message):
+        _native.numbers(options, number, 0.1, 1.0)
+    assert (p == 1).all()
+    assert not any(entry.any() for entry in state.arrays().values())
+    plan.step(gradients, 2**53, [0.1])
+    assert (p < 1).all()
+
+
+@pytest.mark.parametrize("wrong", ["0.1", None, [0.1], np.ones(2)], ids=repr)
+def test_what_is_no_number_is_refused_before_anything_is_touched(wrong):
+    p, options = np.ones(3, np.float32), Options()
+    plan = native.Plan([Group(options, (Slot(p, states.create(p, options)),))], Phase())
+    gradients = [np.ones(3, np.float32)]
+    own = numbers_of(options, Phase(), 1, 0.1)
+    said = f" is {wrong!r}, but it must be a {{}}."
+    with pytest.raises(TypeError) as caught:
+        plan.step(gradients, 1, [wrong])
+    assert str(caught.value) == "The learning rate" + said.format("number")
+    with pytest.raises(TypeError) as caught:
+        plan.step(gradients, wrong, [0.1])
+    assert str(caught.value) == "The number of the step" + said.format("whole number")
+    with pytest.raises(TypeError) as caught:
+        plan.step_with(gradients, [(wrong, *own[1:])])
+    assert str(caught.value) == "A number of the step" + said.format("number")
+    assert (p == 1).all()
+
+
+@pytest.mark.parametrize("top", [-1, 13, 10**6, 2**40, 2**70])
+def test_a_plan_refuses_codes_that_are_counted_from_where_none_can_be(top):
+    p, options = np.ones(3, np.float32), Options(state="8bit")
+    state = states.create(p, options)
+    state.top = top
+    with pytest.raises(ValueError, match=f"^top is {top}, but it must be from 0 to 12.$"):
+        native.Plan([Group(options, (Slot(p, state),))], Phase())
+
+
+def test_steps_whose_numbers_are_refused_leave_the_plan_to_the_next_one():
+    p, options = np.ones(3, np.float32), Options()
+    plan = native.Plan([Group(options, (Slot(p, states.create(p, options)),))], Phase())
+    for wrong in ("1", 0, 2**70):
+        with pytest.raises((TypeError, ValueError), match="The number of the step"):
+            plan.step([np.ones(3, np.float32)], wrong, [0.1])
+    plan.step([np.ones(3, np.float32)], np.int64(1), [np.float32(0.1)])
+    assert (p < 1).all()
 
 
 # ── numbers that are given ─────────────────────────────────────────────────────────────────────
