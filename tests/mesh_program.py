@@ -82,7 +82,7 @@ def check_indices(mesh):
 
 
 def check_steps(mesh, dtype, chosen, **options):
-    """Step tensors cut in every way, with gradients cut in every way."""
+    """Step tensors cut in every way, with gradients cut in every way; compare copies, too."""
     whole, parts = [], []
     for i, (shape, placements) in enumerate(chosen):
         value = drawn(shape, i, dtype) / 8
@@ -99,6 +99,8 @@ def check_steps(mesh, dtype, chosen, **options):
         for one, other in zip(whole, parts, strict=True):
             about = (tuple(one.shape), other.placements, dtype, options, step)
             assert torch.equal(here(other), own_part(one, other)), about
+        for one, other in zip(*(each.copies for each in optimizers), strict=True):
+            assert torch.equal(here(other), own_part(one, other)), options
 
 
 def spread(whole, parameter, way):
@@ -213,6 +215,7 @@ def main():
     check_indices(mesh)
     if mesh.ndim < 3:
         check_steps(mesh, torch.float32, cases(mesh))
+        check_steps(mesh, torch.bfloat16, cases(mesh), rounding="remainder", copy_to=torch.float16)
         rows = cases(mesh, WIDE_SHAPES, ROWS)
         check_steps(mesh, torch.bfloat16, rows, state="8bit", rounding="stochastic")
     check_steps(mesh, torch.bfloat16, cases(mesh), state="compact", rounding="remainder8")

@@ -284,7 +284,7 @@ class Optimizer(torch.optim.Optimizer):
             parameter.dtype != torch.bfloat16
             or options.amsgrad
             or self._is_special(group)
-            or distributed.is_distributed(parameter)
+            or (distributed.is_distributed(parameter) and rounding in (None, "nearest"))
         ):
             return None
         entries = self._entries(group)
