@@ -4,6 +4,7 @@
 #include <nanobind/nanobind.h>
 
 #include <cstdint>
+#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <utility>
@@ -48,8 +49,14 @@ struct Cohort {
     bool step_is_double = false;
 };
 
+// The steps that were made; NaN, which is no number of a step, where float32 cannot count on: the
+// front-end goes on in float64.
 double number_at(const void* step, bool is_double) {
-    return is_double ? *static_cast<const double*>(step) : *static_cast<const float*>(step);
+    if (is_double) {
+        return *static_cast<const double*>(step);
+    }
+    float done = *static_cast<const float*>(step);
+    return done < 0x1p24f ? done : std::numeric_limits<double>::quiet_NaN();
 }
 
 class TensorPlan {

@@ -31,6 +31,7 @@ from adamas.statistics import Outcome, Statistics
 from adamas.torch import (
     arguments,
     copies,
+    counting,
     cuda,
     distributed,
     gradients,
@@ -138,6 +139,7 @@ class Optimizer(torch.optim.Optimizer):
         self._skipped_on: dict[torch.device, Tensor] = {}
         #: Launches that a CUDA graph has recorded, whose tables it reads at each replay.
         self._captured: list[cuda.Launches] = []
+        self._device_counts = counting.DeviceCounts()
         self._plan: _Plan | None = None
         self._reset()
         super().__init__(cast(Any, params), defaults)
@@ -374,7 +376,7 @@ class Optimizer(torch.optim.Optimizer):
         if plan.is_on_device:
             on = plan.on_device
             assert on is not None
-            fits = on.fits(self.param_groups, self.state)
+            fits = self._device_counts.go_on and on.fits(self.param_groups, self.state)
             if fits:
                 self._step_on_device(plan, on)
             return fits
@@ -451,6 +453,7 @@ class Optimizer(torch.optim.Optimizer):
             fresh=bool(self._fresh),
             waits=self._phase.on_nonfinite == "raise",
         )
+        self._device_counts.step()
         given = [self._own_numbers(member) for member in on.given]
         for device in on.devices - self._skipped_on.keys():
             self._skipped_on[device] = torch.zeros((), dtype=torch.int64, device=device)
@@ -682,6 +685,8 @@ class Optimizer(torch.optim.Optimizer):
         stepped = {id(member.parameter) for member in members}
         idle = [p for group in self.param_groups for p in group["params"] if id(p) not in stepped]
         launched = self._planned_on_device(on_device, idle, phase) if on_device else None
+        steps = [self._state_of(m)[m.entries.step] for m in on_device if m.entries.step is not None]
+        self._device_counts.planned(steps)
         if not native:
             return _Plan(None, (), launched, tuple(other), (), looks_first)
         cohorts: list[tuple[int, Options | None]] = []
@@ -806,6 +811,10 @@ class Optimizer(torch.optim.Optimizer):
             device = None if self._is_offloaded(parameter) else parameter.device
             storage.check(names[member.place], found, parameter, kept, device=device)
             fitted = self._fitted(found, parameter, member.group)
+            step = fitted.get("step")
+            if isinstance(step, Tensor) and cuda.takes(parameter.device):
+                counted = self._device_counts.counting(step)
+                fitted = fitted if counted is step else {**fitted, "step": counted}
             if fitted is not state:
                 changed.append((state, fitted))
         for state, fitted in changed:
@@ -833,6 +842,8 @@ class Optimizer(torch.optim.Optimizer):
         if not (wanted - {"ema"}) <= state.keys():  # a remainder that was not saved is zero, too
             for name, entry in self._new_state(member.parameter, member.group).items():
                 state.setdefault(name, entry)
+            if is_new and "step" in state and cuda.takes(member.parameter.device):
+                self._device_counts.created(state["step"])
         if "step" in wanted and "step" not in state:  # a method that counts none by itself
             state["step"] = torch.full((), 0.0 if is_new else 1.0, dtype=_step_dtype())
         if "ema" in wanted and "ema" not in state:
@@ -1207,6 +1218,7 @@ class Optimizer(torch.optim.Optimizer):
             "_skipped": self.__dict__.pop("skipped", 0),
             "_skipped_on": {},
             "_captured": [],
+            "_device_counts": counting.DeviceCounts(),
             "_plan": None,
         }
         for name, value in defaults.items():
@@ -1220,7 +1232,7 @@ class Optimizer(torch.optim.Optimizer):
                 kept = self.state.get(p)
                 if kept and step in kept and not isinstance(kept[step], Tensor):
                     on_device = group.get("capturable") or group.get("fused")
-                    kept[step] = storage.step_tensor(kept[step], p.device if on_device else None)
+                    kept[step] = counting.step_tensor(kept[step], p.device if on_device else None)
         self._settle()
 
     # -- inside ------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adamas import checks
-from adamas.torch import arguments, distributed, storage
+from adamas.torch import arguments, counting, distributed, storage
 from adamas.torch.storage import Kept
 
 __all__ = ["FORMAT", "PACKED", "Loaded", "Target", "prepared"]
@@ -246,4 +246,4 @@ def _owned_number(value: Any, parameter: Tensor, group: Group, *, is_offloaded: 
         device, dtype = parameter.device, torch.float32
     if is_offloaded:
         device = torch.device("cpu")
-    return storage.step_tensor(float(value), device, dtype)
+    return counting.step_tensor(float(value), device, dtype)

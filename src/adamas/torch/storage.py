@@ -18,15 +18,13 @@ import torch
 from torch import Tensor
 
 from adamas import checks, codecs
-from adamas.torch import distributed, small
+from adamas.torch import counting, distributed, small
 from adamas.torch.members import Entries
 
-__all__ = ["WIDE_FROM", "Kept", "check", "fitted", "step_number", "step_tensor"]
+__all__ = ["Kept", "begun_anew", "check", "fitted", "step_number"]
 
 State = dict[str, Any]
 
-#: The first step number that float32 cannot count beyond.
-WIDE_FROM = 2**24
 
 _FLOATS = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _COMPLEX = (torch.complex64, torch.complex128, torch.complex32)
@@ -329,7 +327,7 @@ def fitted(
     elif "remainder" in found:
         found["remainder"] = small.converted_remainder(found["remainder"], remainder)
     if "step" in found:
-        found["step"] = _counting(found["step"])
+        found["step"] = counting.counting(found["step"])
     is_same = found.keys() == state.keys() and all(found[each] is state[each] for each in found)
     return None if is_same else found
 
@@ -363,32 +361,6 @@ def _widen(
 def _convert(state: State, name: str, dtypes: tuple[torch.dtype, ...]) -> None:
     if state[name].dtype not in dtypes:
         state[name] = state[name].detach().to(dtypes[0])
-
-
-def _counting(step: Any) -> Tensor:
-    """Return a count of steps as a tensor that can count on: in float64 where float32 ends."""
-    if not isinstance(step, Tensor):
-        return step_tensor(float(step))
-    is_short = step.dtype not in (torch.float32, torch.float64)
-    if not is_short and (step.dtype == torch.float64 or not _is_read_freely(step)):
-        return step
-    dtype = torch.float64 if float(step) >= WIDE_FROM else torch.float32
-    return step if step.dtype == dtype else step.detach().to(dtype)
-
-
-def _is_read_freely(step: Tensor) -> bool:
-    return step.is_cpu
-
-
-def step_tensor(
-    number: float, device: torch.device | None = None, dtype: torch.dtype | None = None
-) -> Tensor:
-    """Return a count of steps as torch keeps it, or in float64 where float32 cannot count on."""
-    if dtype is None:
-        is_wide = torch.get_default_dtype() == torch.float64
-        dtype = torch.float64 if is_wide else torch.float32
-    dtype = torch.float64 if number >= WIDE_FROM else dtype
-    return torch.full((), number, dtype=dtype, device=device or torch.device("cpu"))
 
 
 def _described(value: Any) -> str:
