@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamas.checking.prediction import Settings
-from adamas.checking.subjects import Arguments, Subject, roles_of
+from adamas.checking.subjects import Arguments, Subject, is_setting, roles_of
 from adamas.checking.trials import Convention, Stepped, Trial, quiet
 
 __all__ = [
@@ -106,7 +106,7 @@ class _Call:
                 given[name] = state
             elif role == "t":
                 given[name] = memory.get(name, t)
-            else:
+            elif role == "memory" or name in memory:
                 given[name] = memory[name]
         return given
 
@@ -123,6 +123,7 @@ class _NumPyTrial(Trial):
         *,
         owner: Any = None,
         state: Any = None,
+        fed: Mapping[str, Any] | None = None,
         keywords: Callable[[int], dict[str, Any]] | None = None,
         before: Callable[[int], None] | None = None,
     ) -> None:
@@ -139,7 +140,13 @@ class _NumPyTrial(Trial):
             for name, role in call.roles.items()
             if role == "memory"
         }
+        self._memory |= fed or {}
         self._t = 0
+
+    @property
+    def fed(self) -> dict[str, Any]:
+        """What the last step returned beside the parameters, by the arguments it is fed back to."""
+        return {n: v for n, v in self._memory.items() if self._call.roles[n] == "fed"}
 
     def step(self, gradients: list[Array]) -> Stepped:
         self._t += 1
@@ -161,9 +168,11 @@ class _NumPyTrial(Trial):
         alone = unpacked(returned, self._like, self._call.container)
         if alone is not None and not self._is_pair(returned):
             return alone, ()
-        if isinstance(returned, tuple) and returned:
-            first = unpacked(returned[0], self._like, self._call.container)
-            return first, returned[1:]
+        several = tuple if self._call.container.endswith("list") else (tuple, list)
+        if isinstance(returned, several) and returned:
+            found = [unpacked(each, self._like, self._call.container) for each in returned]
+            place = next((i for i, each in enumerate(found) if each is not None), 0)
+            return found[place], (*returned[:place], *returned[place + 1 :])
         return None, ()
 
     def _is_pair(self, returned: Any) -> bool:
@@ -174,7 +183,12 @@ class _NumPyTrial(Trial):
         if not rest:
             return
         kept = [name for name, role in self._call.roles.items() if role in ("memory", "t")]
-        if "state" in self._call.roles.values():
+        fed = [name for name, role in self._call.roles.items() if role == "fed"]
+        if fed:
+            # As many as come back, in the order of the signature; one takes all.
+            parts = rest if len(fed) > 1 or len(rest) == 1 else (rest,)
+            self._memory.update(zip(fed, parts, strict=False))
+        elif "state" in self._call.roles.values():
             self._state = rest[0] if len(rest) == 1 else rest
         elif len(rest) <= len(kept):
             memories = [n for n in kept if self._call.roles[n] == "memory"]
@@ -183,19 +197,22 @@ class _NumPyTrial(Trial):
 
     def _parameters(self, old: list[Array], new: list[Array] | None) -> list[Array]:
         call = self._call
-        if call.place is None:
-            call.place = self._find(old, new)
-        if call.place == "in place":
+        place = call.place or self._find(old, new)
+        finite = new is None or all(np.isfinite(each).all() for each in new)
+        if finite or "params" in call.roles.values():
+            call.place = place  # an update alone that is not finite shows no sign
+        if place == "in place":
             return unpacked(self._held, self._like, call.container) or old
-        if call.place == "returned" and new is not None:
+        if place == "returned" and new is not None:
             if "params" in call.roles.values():
                 self._held = packed([each.copy() for each in new], call.container)
             return new
-        if call.place == "updates" and new is not None:
-            added = [a + b for a, b in zip(old, new, strict=True)]
+        if place in ("updates", "subtracted") and new is not None:
+            sign = 1 if place == "updates" else -1
+            added = [a + sign * b for a, b in zip(old, new, strict=True)]
             self._held = packed([each.copy() for each in added], call.container)
             return added
-        found = unpacked(getattr(self._owner, call.place, None), self._like, call.container)
+        found = unpacked(getattr(self._owner, place, None), self._like, call.container)
         if found is None:
             raise TypeError("the new parameters are nowhere to be found after the step")
         return found
@@ -207,7 +224,13 @@ class _NumPyTrial(Trial):
         if new is not None:
             name = getattr(self._function, "__name__", "")
             size = max(float(np.max(np.abs(each), initial=0.0)) for each in new)
-            return "updates" if size < 50.0 or "get_updates" in name else "returned"
+            if not size < 50.0 and "get_update" not in name:
+                return "returned"
+            # Who gives no parameters applies the update, with the sign that goes downhill: the
+            # first gradients are positive.
+            open_sign = "params" not in self._call.roles.values() or name.endswith("update")
+            uphill = all((each > 0).all() for each in new)
+            return "subtracted" if open_sign and uphill and "get_updates" not in name else "updates"
         for name in ("params", "parameters", "weights", "theta", "w", "x", "values"):
             value = getattr(self._owner, name, None)
             if unpacked(value, self._like, self._call.container) is not None:
@@ -217,7 +240,9 @@ class _NumPyTrial(Trial):
     def put(self, parameters: list[Array]) -> bool:
         place = self._call.place
         tree = self._held if place != "returned" else None
-        if place == "updates" or (place == "returned" and "params" in self._call.roles.values()):
+        if place in ("updates", "subtracted") or (
+            place == "returned" and "params" in self._call.roles.values()
+        ):
             self._held = packed([p.copy() for p in parameters], self._call.container)
             return True
         if place not in ("in place", "returned", None):
@@ -249,7 +274,15 @@ class Function(Convention):
         self.mixes_shapes = container != "even list"
         self._first = first
         self._call = _Call(roles, container)
+        self.takes = frozenset(roles)
         self.name = f"a function ({', '.join(roles)}) of {CONTAINERS[container]}"
+        fed = [name for name, role in roles.items() if role == "fed"]
+        if fed:
+            self.name += f", {' and '.join(fed)} fed back from what it returns"
+
+    def first_fed(self, settings: Settings) -> dict[str, Any]:  # noqa: ARG002 - of those who need it
+        """Return what is fed to the first step; nothing leaves the defaults."""
+        return {}
 
     def start(self, arrays: list[Array], settings: Settings, rates: Array | None = None) -> Trial:
         """Return a trial whose state is new."""
@@ -267,7 +300,10 @@ class Function(Convention):
                 return fixed
             return {**fixed, rate: float(rates[t - 1])}
 
-        return _NumPyTrial(self._call, function, arrays, held, state=state, keywords=keywords)
+        fed = self.first_fed(settings)
+        return _NumPyTrial(
+            self._call, function, arrays, held, state=state, fed=fed, keywords=keywords
+        )
 
 
 WAYS = {
@@ -356,15 +392,28 @@ class Object(Convention):
 def roles_of_function(signature: inspect.Signature) -> dict[str, str] | None:
     """Return the role of each argument of a function that makes a step; None where it makes none.
 
-    Where the names say nothing, three arguments that are needed are params, grads and state.
+    Where the names say nothing, three arguments that are needed are params, grads and state. Where
+    none is for the state, those that begin as None or empty are fed with what a step returns.
     """
     roles = roles_of(signature)
     if roles is not None and {"params", "pairs"} & set(roles.values()):
+        if not {"state", "memory"} & set(roles.values()):
+            roles |= {name: "fed" for name in _begin_empty(signature) if name not in roles}
         return roles
     needed = _needed(signature)
     if roles is None and len(needed) == 3:
         return dict(zip(needed, ("params", "grads", "state"), strict=True))
     return None
+
+
+def _begin_empty(signature: inspect.Signature) -> list[str]:
+    """Return the arguments that may hold a state: those that are None or empty by default."""
+    return [
+        name
+        for name, p in signature.parameters.items()
+        if (p.default is None or (isinstance(p.default, (dict, list)) and not p.default))
+        and not is_setting(name)
+    ]
 
 
 def roles_of_method(signature: inspect.Signature) -> dict[str, str] | None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,9 @@ from adamas.checking.callables import (
     roles_of_method,
     way_of_making,
 )
-from adamas.checking.frameworks import Keras, Optax, Torch, is_of_keras
+from adamas.checking.configured import configured
+from adamas.checking.frameworks import Keras, Optax, Torch, Triple, is_of_keras
+from adamas.checking.loops import Loop, roles_of_loop
 from adamas.checking.prediction import Settings
 from adamas.checking.subjects import (
     Arguments,
@@ -59,7 +62,8 @@ def detect(subject: Subject) -> Convention:
         + "; ".join(dict.fromkeys(tried) or ["nothing, as its arguments have unknown names"])
         + ". Possible are: a torch.optim.Optimizer; an optax transformation; an object with "
         "step(grads), update(params, grads), apply_gradients or get_updates; a function "
-        "(params, grads, state). Arguments that it needs besides are given by --set name=value."
+        "(params, grads, state) or (w, dw, config=None); a loop (gradient_function, x); a triple "
+        "(init, update, get_params). Arguments that it needs besides are given by --set name=value."
     )
 
 
@@ -75,9 +79,17 @@ def _candidates(
     if roles is not None:
         for container in CONTAINERS:
             for first in ("none", "empty"):
-                yield Function(subject, arguments, roles, container, first)
+                plain = Function(subject, arguments, roles, container, first)
+                by_dict = configured(plain, subject, roles, container)
+                if by_dict is not None:
+                    yield by_dict
+                yield plain
                 if "state" not in roles.values():
                     break
+    loop = None if isinstance(make, type) else roles_of_loop(signature)
+    if loop is not None:
+        yield from (Loop(subject, arguments, loop, container) for container in CONTAINERS)
+    if roles is not None or loop is not None:
         return
     if is_of_keras(make):
         yield Keras(subject, arguments)
@@ -129,6 +141,9 @@ def _made(
         if is_of_keras(type(made)):
             yield Keras(subject, arguments)
             return
+        if isinstance(made, tuple) and len(made) == 3 and all(map(callable, made)):
+            yield Triple(subject, arguments)
+            return
         if callable(getattr(made, "init", None)) and callable(getattr(made, "update", None)):
             yield Optax(subject, arguments)
             return
@@ -163,8 +178,9 @@ def _methods(convention: Object, made: Any, tried: list[str]) -> Iterator[Conven
 #: What detection is done with: parameters of size 100, so that values and updates differ.
 _FIRST = Settings(lr=0.125, beta1=0.625, beta2=0.75, eps=0.05)
 _METHODS = (
-    *("step", "update", "update_params", "apply_gradients", "apply", "get_updates"),
-    *("_get_updates", "__call__"),
+    *("step", "update", "update_params", "update_parameters", "update_weights", "apply_gradients"),
+    *("apply", "get_updates", "_get_updates", "get_update", "_get_update", "compute_update"),
+    *("compute_updates", "optimize", "__call__"),
 )
 
 
@@ -179,8 +195,9 @@ def _problem(convention: Convention, dtype: Any) -> str | None:
     """Return why a convention does not work, after one step; None where it does."""
     arrays = _first_arrays(convention, dtype)
     try:
-        trial = convention.start(arrays, _FIRST)
-        stepped = trial.step([np.full(a.shape, 0.5, dtype=dtype) for a in arrays])
+        with _restored(convention.subject.make):
+            trial = convention.start(arrays, _FIRST)
+            stepped = trial.step([np.full(a.shape, 0.5, dtype=dtype) for a in arrays])
     except Exception as error:
         return _told(error)
     found = stepped.parameters
@@ -189,6 +206,20 @@ def _problem(convention: Convention, dtype: Any) -> str | None:
     if all(np.array_equal(each, given) for each, given in zip(found, arrays, strict=True)):
         return "the parameters did not change"
     return None
+
+
+@contextmanager
+def _restored(make: Any) -> Generator[None]:
+    """Put back what is in dicts and lists that are defaults, so that the next attempt can do."""
+    signature = signature_of(make)
+    held = [p.default for p in signature.parameters.values()] if signature else []
+    before = [(each, each.copy()) for each in held if type(each) in (dict, list)]
+    try:
+        yield
+    finally:
+        for each, content in before:
+            each.clear()
+            each.update(content) if isinstance(each, dict) else each.extend(content)
 
 
 def _outlives(convention: Convention, dtype: Any) -> bool:

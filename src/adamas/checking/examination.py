@@ -259,6 +259,9 @@ class _Judgement:
     def _remarks(self) -> list[str]:
         convention = self._convention
         found: list[str] = []
+        left = convention.left_alone()
+        if left:
+            found.append(f"left at their defaults: {', '.join(left)}")
         if self._form.storage != "as is" and not self._few_bits():
             found += forms.remarks(self._form.but(float32="nowhere"))
         if self._fixed:

@@ -15,7 +15,7 @@ from adamas.checking.prediction import Settings
 from adamas.checking.trials import Convention, Stepped, Trial, quiet
 from adamas.extras import require
 
-__all__ = ["Keras", "Optax", "Torch", "is_of_keras"]
+__all__ = ["Keras", "Optax", "Torch", "Triple", "is_of_keras"]
 
 Array = NDArray[Any]
 
@@ -126,6 +126,69 @@ class _OptaxTrial(Trial):
         with _width(self._jax, wide=self._wide):
             self._params = [self._jax.numpy.asarray(p) for p in parameters]
         return True
+
+
+class Triple(Convention):
+    """Three functions, as in jax.example_libraries: init, update of (i, grads, state), params."""
+
+    name = "a triple (init, update, get_params): update(i, grads, state), i from 0"
+
+    def start(self, arrays: list[Array], settings: Settings, rates: Array | None = None) -> Trial:
+        """Return a trial of new functions, with float64 where ``arrays`` have it."""
+        jax = require("jax", "this subject", "jax", "JAX")
+        keywords = self.keywords(settings)
+        rate = self.arguments.names.get("lr")
+        wide = any(a.dtype == np.float64 for a in arrays)
+        with quiet(), _width(jax, wide=wide):
+            if rates is not None and rate is not None:
+                table = jax.numpy.asarray(rates)
+                keywords[rate] = lambda i: table[i]
+            made = self.subject.make(**keywords)
+            return _TripleTrial(jax, made, [jax.numpy.asarray(a) for a in arrays], wide=wide)
+
+
+class _TripleTrial(Trial):
+    def __init__(self, jax: Any, made: Any, params: list[Any], *, wide: bool) -> None:
+        self._jax = jax
+        init, self._update, self._params = made
+        self._wide = wide
+        self._state = init(params)
+        self._i = 0
+        leaves = jax.tree.leaves(self._state)
+        #: Under jit the number of the step is an array as all else. It is one here, too, where JAX
+        #: would compile anew for every number.
+        self._number = jax.numpy.asarray if all(isinstance(x, jax.Array) for x in leaves) else int
+
+    def step(self, gradients: list[Array]) -> Stepped:
+        with quiet(), _width(self._jax, wide=self._wide):
+            given = [self._jax.numpy.asarray(g) for g in gradients]
+            number = self._number(self._i)
+            began = time.perf_counter()
+            self._state = self._update(number, given, self._state)
+            found = self._jax.block_until_ready(self._params(self._state))
+            self.seconds = time.perf_counter() - began
+            self._i += 1
+            return Stepped([np.array(p) for p in found], [np.array(g) for g in given])
+
+    def put(self, parameters: list[Array]) -> bool:
+        """Put values in place of those entries of the state that are the parameters now."""
+        with _width(self._jax, wide=self._wide):
+            leaves, built = self._jax.tree.flatten(self._state)
+            for now, value in zip(self._params(self._state), parameters, strict=True):
+                place = next((i for i, x in enumerate(leaves) if _is_same(x, now)), None)
+                if place is None:
+                    return False
+                leaves[place] = self._jax.numpy.asarray(value)
+            state = self._jax.tree.unflatten(built, leaves)
+            found = self._params(state)
+            if not all(map(_is_same, found, parameters)):
+                return False
+            self._state = state
+        return True
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    return np.shape(one) == np.shape(other) and np.array_equal(one, other, equal_nan=True)
 
 
 def _width(jax: Any, *, wide: bool) -> AbstractContextManager[Any]:

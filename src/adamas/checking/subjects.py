@@ -18,7 +18,9 @@ __all__ = [
     "Subject",
     "arguments_of",
     "find",
+    "is_setting",
     "roles_of",
+    "settings_in",
     "signature_of",
 ]
 
@@ -182,6 +184,19 @@ def arguments_of(signature: inspect.Signature, options: Mapping[str, Any]) -> Ar
     )
 
 
+def settings_in(values: Mapping[str, Any]) -> Arguments:
+    """Return what the entries of a dict mean that has settings among other things."""
+    names = {
+        ours: next(each for each in theirs if each in values)
+        for ours, theirs in _NAMES.items()
+        if any(_is_number(values.get(each)) for each in theirs)
+    }
+    if "betas" in values:
+        names["betas"] = "betas"
+    settings = _settings_of({ours: values[theirs] for ours, theirs in names.items()})
+    return Arguments(names, settings, ())
+
+
 def _settings_of(defaults: Mapping[str, Any]) -> Settings:
     """Return what stands where nothing is given: the paper's numbers where there is no default."""
     paper = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
@@ -248,9 +263,14 @@ def roles_of(signature: inspect.Signature) -> dict[str, str] | None:
     return found if {"grads", "pairs"} & set(found.values()) else None
 
 
-def _role(name: str, taken: set[str]) -> str | None:
+def is_setting(name: str) -> bool:
+    """Return whether an argument of this name is taken for a setting, such as lr or eps."""
     known = {each for names in _NAMES.values() for each in names} | {"betas", *_LONE_RATES}
-    if name in known:
+    return name in known
+
+
+def _role(name: str, taken: set[str]) -> str | None:
+    if is_setting(name):
         return None
     for role, pattern in (("pairs", _PAIRS), ("grads", _GRADIENT), ("params", _PARAMETER)):
         if role not in taken and pattern.fullmatch(name):

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamas.checking.prediction import Settings
-from adamas.checking.subjects import Arguments, Subject
+from adamas.checking.subjects import Arguments, Subject, signature_of
 
 __all__ = ["Convention", "Stepped", "Trial", "quiet"]
 
@@ -52,6 +52,8 @@ class Convention:
     mixes_shapes: bool = True
     #: Whether state outlives the optimizer: a second one does not start anew.
     outlives: bool = False
+    #: The arguments of the subject that are given besides its settings.
+    takes: frozenset[str] = frozenset()
 
     def __init__(self, subject: Subject, arguments: Arguments) -> None:
         """Keep what is called, and what its arguments mean."""
@@ -82,6 +84,15 @@ class Convention:
             kept["beta1"] = settings.beta2  # One rate stands for both.
         eps_root = self.arguments.defaults.eps_root
         return dataclasses.replace(settings, **kept, eps_root=eps_root)
+
+    def left_alone(self) -> list[str]:
+        """Return the arguments that have defaults and were left at them."""
+        signature = signature_of(self.subject.make)
+        given = {*self.takes, *self.arguments.known, *self.subject.options}
+        parameters = {} if signature is None else signature.parameters
+        return [
+            name for name, p in parameters.items() if p.default is not p.empty and name not in given
+        ]
 
     def keywords(self, settings: Settings) -> dict[str, Any]:
         """Return all keyword arguments for ``settings``."""
