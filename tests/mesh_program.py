@@ -157,6 +157,17 @@ def check_refusal(mesh):
     assert len(optimizer.param_groups) == 1
 
 
+def check_other_mesh(mesh):
+    """A gradient that is spread over other processes is refused before anything is touched."""
+    flat = init_device_mesh("cpu", (mesh.size(),))
+    parts = [nn.Parameter(cut(drawn((8,), i), mesh, [Replicate()] * mesh.ndim)) for i in range(2)]
+    parts[0].grad = cut(drawn((8,), 2), mesh, [Replicate()] * mesh.ndim)
+    parts[1].grad = cut(drawn((8,), 3), flat, [Replicate()])
+    with pytest.raises(ValueError, match=r"^The gradient of 0\.1 is spread over .* same processes"):
+        ours.AdamW(parts).step()
+    assert torch.equal(here(parts[0]), drawn((8,), 0))
+
+
 def is_replicate(placement):
     return placement.is_replicate()
 
@@ -221,6 +232,8 @@ def main():
     check_steps(mesh, torch.bfloat16, cases(mesh), state="compact", rounding="remainder8")
     check_missing_gradients(mesh)
     check_refusal(mesh)
+    if mesh.ndim > 1:
+        check_other_mesh(mesh)
     if shape == (2, 2):
         check_fsdp_over_tensor_parallel(mesh)
     dist.barrier()

@@ -150,6 +150,7 @@ TEXTS = [
     ("RMSprop", {"eps": torch.ones(2)}, ValueError, "Tensor eps must be 1-element"),
     ("Adam", {"amsgrad": "false"}, TypeError, f"amsgrad is 'false', {NOT_BOOL}"),
     ("SGD", {"nesterov": "no"}, TypeError, f"nesterov is 'no', {NOT_BOOL}"),
+    ("NAdam", {"lr": torch.ones(2)}, ValueError, "Tensor lr must be 1-element"),
     ("AdamW", {"offload": 1}, TypeError, f"offload is 1, {NOT_BOOL}"),
     ("AdamW", {"statistics": "yes"}, TypeError, f"statistics is 'yes', {NOT_BOOL}"),
     ("AdamW", {"clip_norm": "1.0"}, TypeError,
@@ -211,6 +212,15 @@ def test_an_unknown_option_names_the_class_that_was_called():
         Mine([weight()], lrr=1)
 
 
+def test_a_model_in_the_place_of_its_parameters_is_told_from_them():
+    with pytest.raises(TypeError) as raised:
+        ours.SGD(nn.Linear(2, 2), lr=0.1)
+    assert str(raised.value) == (
+        "SGD() got a Linear as params, but it needs its parameters. "
+        "Give for example SGD(model.parameters())."
+    )
+
+
 def test_pairs_may_be_lists_as_yaml_gives_them():
     p, q = (nn.Parameter(torch.linspace(-1, 1, 64)) for _ in range(2))
     one = ours.AdamW([p], betas=[0.8, 0.9], state=["8bit", "float32"])
@@ -243,6 +253,8 @@ MEANT = "A group has the unknown option {!r}. Did you mean {!r}?"
         ("maximise", True, MEANT.format("maximise", "maximize")),
         ("clip_norm", 1.0, "A group has clip_norm, which concerns the whole step. "),
         ("lr", "0.1", "param_groups[1]: lr is '0.1', but it must be a number. It is text:"),
+        ("lr", torch.ones(2), "param_groups[1]: Tensor lr must be 1-element"),
+        ("param", (), MEANT.format("param", "params")),
         ("lr", -1, "param_groups[1]: Invalid learning rate: -1"),
         ("betas", (0.9, 1.0), "param_groups[1]: Invalid beta parameter at index 1: 1.0"),
         ("betas", 0.9, f"param_groups[1]: betas is 0.9, {PAIR}"),

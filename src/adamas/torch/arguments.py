@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamas.checks import check_names, check_number, near
+from adamas.checks import check_names, check_number, kind, near
 from adamas.torch import small
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "checked_betas_alike",
     "checked_copy_to",
     "put_pairs",
+    "refuse_model",
     "refuse_parameter",
     "refuse_unknown",
 ]
@@ -69,33 +70,33 @@ def check_options(options: Options, where: str = "", least_lr: float = 0.0) -> N
     """
     for name, value in options.items():
         if name in _AT_LEAST_ZERO:
-            number = _checked_number(where + name, value)
+            number = _checked_number(name, value, where)
             least = least_lr if name == "lr" else 0.0
             if number is not None and not number >= least:
                 raise ValueError(f"{where}Invalid {_AT_LEAST_ZERO[name]}: {value}")
         elif name == "betas":
             _check_betas(value, where)
         elif name == "dampening":
-            number = _checked_number(where + name, value)
+            number = _checked_number(name, value, where)
             if number != number:
                 raise ValueError(f"{where}Invalid dampening value: {value}")
         elif name in _FLAGS and isinstance(value, str):
             raise TypeError(f"{where}{name} is {value!r}, but it must be True or False.")
 
 
-def _checked_number(name: str, value: Any) -> float | None:
+def _checked_number(name: str, value: Any, where: str) -> float | None:
     """Return a number, or None where reading it would wait for a device."""
     if isinstance(value, Tensor):
         if value.numel() != 1:
-            raise ValueError(f"Tensor {name} must be 1-element")
+            raise ValueError(f"{where}Tensor {name} must be 1-element")
         return float(value.item()) if value.is_cpu else None
     # torch counts True as 1.
-    return float(value) if isinstance(value, bool) else check_number(name, value)
+    return float(value) if isinstance(value, bool) else check_number(where + name, value)
 
 
 def _check_betas(betas: Any, where: str) -> None:
     for i, beta in enumerate(_pair(betas, where)):
-        number = _checked_number(f"{where}betas[{i}]", beta)
+        number = _checked_number(f"betas[{i}]", beta, where)
         if number is not None and not 0.0 <= number < 1.0:
             raise ValueError(f"{where}Invalid beta parameter at index {i}: {beta}")
 
@@ -154,6 +155,15 @@ def check_fused(fused: bool | None, foreach: bool | None, differentiable: bool) 
 
 
 # -- what torch has not ------------------------------------------------------------------------
+
+
+def refuse_model(kind_of: type, params: Any) -> None:
+    """Raise TypeError for a model in the place of its parameters."""
+    if isinstance(params, torch.nn.Module):
+        raise TypeError(
+            f"{kind_of.__name__}() got {kind(params)} as params, but it needs its parameters. "
+            f"Give for example {kind_of.__name__}(model.parameters())."
+        )
 
 
 def refuse_unknown(kind_of: type, unknown: Collection[str]) -> None:

@@ -116,6 +116,7 @@ class Optimizer(torch.optim.Optimizer):
         stepped by the processor; raises TypeError or ValueError for parameters that cannot be.
         """
         arguments.refuse_unknown(type(self), unknown)
+        arguments.refuse_model(type(self), params)
         check_flag("offload", offload)
         copy_to = arguments.checked_copy_to(copy_to)
         phase = Phase(

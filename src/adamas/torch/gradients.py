@@ -43,6 +43,12 @@ def refuse(name: str, parameter: Tensor, gradient: Tensor) -> None:
             f"The gradient of {name} is a {type(gradient).__name__}, but the parameter is a "
             f"{type(parameter).__name__}. Distribute both or neither."
         )
+    meshes = (getattr(gradient, "device_mesh", None), getattr(parameter, "device_mesh", None))
+    if meshes[0] != meshes[1]:
+        raise ValueError(
+            f"The gradient of {name} is spread over {meshes[0]}, but the parameter over "
+            f"{meshes[1]}. Spread both over the same processes."
+        )
 
 
 def refuse_sparse(name: str, group: dict[str, Any], *, is_offloaded: bool) -> None:
