@@ -40,20 +40,11 @@ struct Version {
     std::uint32_t minor;
 };
 
-// A tensor that its maker keeps alive until `deleter` is called.
-struct ManagedTensor {
-    Version version;
-    void* manager;
-    void (*deleter)(ManagedTensor*);
-    std::uint64_t flags;
-    Tensor tensor;
-};
-
 struct ExchangeApi {
     Version version;
     ExchangeApi* older;  // other major versions
     void (*managed_tensor_allocator)();
-    int (*managed_tensor_from_py_object_no_sync)(void* object, ManagedTensor** out);
+    void (*managed_tensor_from_py_object_no_sync)();
     void (*managed_tensor_to_py_object_no_sync)();
     // Returns 0, or -1 with a Python error set. The description is valid while the object is.
     int (*tensor_from_py_object_no_sync)(void* object, Tensor* out);

@@ -78,8 +78,14 @@ Key key_of(std::uint64_t seed, std::uint64_t step, std::uint64_t tensor) {
 }
 
 Plan::Plan(std::vector<Tensor> tensors, Phase phase) : tensors_(std::move(tensors)), phase_(phase) {
+    cut();
+}
+
+void Plan::cut() {
+    elements_ = 0;
+    chunks_.clear();
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
-        std::int64_t count = tensors_[i].count;
+        std::int64_t count = tensors_[i].is_present ? tensors_[i].count : 0;
         elements_ += count;
         for (std::int64_t first = 0; first < count; first += chunk_size) {
             chunks_.push_back({i, first, std::min(first + chunk_size, count)});
@@ -123,6 +129,13 @@ void Plan::read_gradients(Outcome& outcome) {
     outcome.norm = norm_from([&](int which) {
         return sum_of_squares(scales[which], which == 0 ? &outcome.nonfinite : nullptr).value();
     });
+    std::size_t kept = 0;
+    for (std::size_t i = 0; i < tensors_.size(); ++i) {
+        if (tensors_[i].is_present) {
+            outcome.nonfinite[kept++] = outcome.nonfinite[i];
+        }
+    }
+    outcome.nonfinite.resize(kept);
     bool finite = std::all_of(outcome.nonfinite.begin(), outcome.nonfinite.end(),
                               [](std::int64_t count) { return count == 0; });
     outcome.applied = finite || phase_.on_nonfinite == OnNonfinite::propagate;
@@ -169,7 +182,7 @@ std::vector<TensorStatistics> Plan::sweep_recorded(const std::vector<StepNumbers
     std::int64_t tiles = 0;
     for (const Tensor& tensor : tensors_) {
         starts.push_back(tiles);
-        tiles += tiles_of(tensor.count);
+        tiles += tensor.is_present ? tiles_of(tensor.count) : 0;
     }
     std::vector<TileReport> reports(tiles);
     auto step = [&](std::int64_t i) {
@@ -183,7 +196,9 @@ std::vector<TensorStatistics> Plan::sweep_recorded(const std::vector<StepNumbers
     for_each(static_cast<std::int64_t>(chunks_.size()), is_threaded(), step);
     std::vector<TensorStatistics> result;
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
-        result.push_back(described(reports.data() + starts[i], tensors_[i].count));
+        if (tensors_[i].is_present) {
+            result.push_back(described(reports.data() + starts[i], tensors_[i].count));
+        }
     }
     return result;
 }

@@ -31,6 +31,7 @@ struct Tensor {
     std::int64_t count;
     std::size_t numbers;       // which of the step's numbers are its own
     std::uint64_t number = 0;  // of the tensor among all, for random bits
+    bool is_present = true;    // whether it has a gradient; see Plan::cut
 };
 
 // adamas.codecs.key_of.
@@ -57,12 +58,16 @@ public:
     Plan(std::vector<Tensor> tensors, Phase phase);
 
     std::vector<Tensor>& tensors() { return tensors_; }
+
+    // Takes notice of which tensors are present: a step leaves out the others, and reports the
+    // present ones alone.
+    void cut();
     const Phase& phase() const { return phase_; }
 
     // Whether a step is long enough that others should run meanwhile.
     bool is_long() const { return elements_ >= 16 * tile_size; }
 
-    // Makes one step; every tensor's gradient must be set. Gradients are `loss_scale` times what
+    // Makes one step; the gradient of every present tensor must be set. Gradients are `loss_scale` times what
     // they stand for. What undoes this, the clip factor and `factor` are put into `numbers`.
     Outcome step(std::vector<StepNumbers>& numbers, double loss_scale = 1.0, double factor = 1.0);
 

@@ -41,12 +41,15 @@ struct Member {
     std::size_t cohort = 0;
 };
 
-// Parameters of one group that are at the same step.
+// Parameters of one group. Where the numbers of their steps are given, all are at the same step.
 struct Cohort {
     std::size_t group;
     std::optional<Options> options;  // where the numbers come from options
     void* step = nullptr;            // of its first member
     bool step_is_double = false;
+    // Of the step under way: which numbers a member had last, and how many steps it had made.
+    std::size_t numbers = 0;
+    double done = -1;
 };
 
 // The steps that were made; NaN, which is no number of a step, where float32 cannot count on: the
@@ -64,8 +67,9 @@ public:
     // `groups` are the optimizer's own dicts. `members` are tuples (parameter, its state dict,
     // names of the entries for step, m, v, w, average, header and remainder or None, copy or None,
     // index of the cohort, and how it is stored: forms of m and of v, rounding, top, number of the
-    // tensor). `cohorts` are tuples (index of the group, Options or None). `idle` are
-    // parameters that have no gradient.
+    // tensor). They are stepped where they have a gradient, and left as they are where they have
+    // none. `cohorts` are tuples (index of the group, Options or None). `idle` are parameters that
+    // must not have a gradient.
     TensorPlan(nb::type_object tensor_type, nb::type_object parameter_type, nb::list groups,
                nb::sequence members, nb::sequence cohorts, nb::sequence idle, nb::object phase,
                nb::object increment_version)
@@ -83,10 +87,8 @@ public:
         for (nb::handle member : members) {
             tensors.push_back(joined(member));
         }
-        for (std::size_t i = 0; i < members_.size(); ++i) {
-            changed_.append(watch_.parameter(i));
-        }
         plan_.emplace(std::move(tensors), phase_of(phase));
+        list_changed();
     }
 
     // Makes a step; returns None or the parts of an Outcome, or NotImplemented, having changed
@@ -97,12 +99,10 @@ public:
         TensorWatch::Turn turn(watch_);
         FloatMode mode;  // for the numbers of the step too, not for the sweep alone
         if (!watch_.same_groups(groups) || !read_rates() || !watch_.same_state(state) ||
-            !watch_.same_members() || !number(numbers) || !watch_.borrow_gradients()) {
+            !watch_.same_tensors() || !number(numbers)) {
             return nb::borrow(Py_NotImplemented);
         }
-        for (std::size_t i = 0; i < members_.size(); ++i) {
-            plan_->tensors()[i].arrays.g = watch_.gradient(i);
-        }
+        take_gradients();
         Outcome outcome = step_released(*plan_, numbers_, loss_scale, factor);
         if (outcome.applied) {
             count_step();
@@ -260,42 +260,103 @@ private:
         return true;
     }
 
-    // Computes the numbers of each cohort; false where its members are no longer in step.
+    // Computes the numbers of all members; false where those of a cohort whose numbers are given
+    // are no longer in step, or none can be at such a step.
     bool number(nb::handle given) {
         numbers_.clear();
+        owners_.clear();
         std::size_t next = 0;
-        for (const Cohort& cohort : cohorts_) {
-            double done =
-                cohort.step == nullptr ? 0 : number_at(cohort.step, cohort.step_is_double);
-            if (!is_count(done)) {
-                return false;  // the front-end says whose it is
+        for (Cohort& cohort : cohorts_) {
+            cohort.done = -1;
+            if (!cohort.options) {
+                double done =
+                    cohort.step == nullptr ? 0 : number_at(cohort.step, cohort.step_is_double);
+                if (!is_count(done)) {
+                    return false;
+                }
+                nb::object values = given[next++];
+                add_numbers(cohort, done,
+                            given_numbers(values, static_cast<std::uint64_t>(done) + 1));
             }
-            auto step = static_cast<std::int64_t>(done) + 1;
-            const Phase& phase = plan_->phase();
-            if (cohort.options) {
-                numbers_.push_back(numbers_at(*cohort.options, phase, step, rates_[cohort.group]));
+        }
+        for (std::size_t i = 0; i < members_.size(); ++i) {
+            if (!watch_.has_gradient(i)) {
                 continue;
             }
-            nb::object values = given[next++];
-            numbers_.push_back(given_numbers(values, static_cast<std::uint64_t>(step)));
-        }
-        for (const Member& member : members_) {
-            const Cohort& cohort = cohorts_[member.cohort];
-            if (member.step != nullptr && number_at(member.step, member.step_is_double) !=
-                                              number_at(cohort.step, cohort.step_is_double)) {
+            const Member& member = members_[i];
+            Cohort& cohort = cohorts_[member.cohort];
+            double done =
+                member.step == nullptr ? 0 : number_at(member.step, member.step_is_double);
+            if (done != cohort.done && (member.step != nullptr || cohort.options) &&
+                !renumber(cohort, done)) {
                 return false;
             }
+            plan_->tensors()[i].numbers = cohort.numbers;
         }
         return true;
+    }
+
+    // Lets a cohort go on with the numbers of members that have made `done` steps.
+    bool renumber(Cohort& cohort, double done) {
+        if (!cohort.options || !is_count(done)) {
+            return false;  // the front-end says whose it is
+        }
+        constexpr std::size_t looked_at = 16;
+        for (std::size_t i = numbers_.size(); i-- > 0 && i + looked_at >= numbers_.size();) {
+            if (owners_[i] == &cohort && numbers_[i].number == static_cast<std::uint64_t>(done) + 1) {
+                cohort.numbers = i;
+                cohort.done = done;
+                return true;
+            }
+        }
+        auto step = static_cast<std::int64_t>(done) + 1;
+        add_numbers(cohort, done,
+                    numbers_at(*cohort.options, plan_->phase(), step, rates_[cohort.group]));
+        return true;
+    }
+
+    void add_numbers(Cohort& cohort, double done, const StepNumbers& numbers) {
+        cohort.numbers = numbers_.size();
+        cohort.done = done;
+        numbers_.push_back(numbers);
+        owners_.push_back(&cohort);
+    }
+
+    void take_gradients() {
+        bool as_before = true;
+        for (std::size_t i = 0; i < members_.size(); ++i) {
+            adamas::Tensor& tensor = plan_->tensors()[i];
+            bool is_present = watch_.has_gradient(i);
+            as_before = as_before && tensor.is_present == is_present;
+            tensor.is_present = is_present;
+            tensor.arrays.g = is_present ? watch_.gradient(i) : nullptr;
+        }
+        if (!as_before) {
+            plan_->cut();
+            list_changed();
+        }
+    }
+
+    void list_changed() {
+        changed_ = nb::list();
+        for (std::size_t i = 0; i < members_.size(); ++i) {
+            if (plan_->tensors()[i].is_present) {
+                changed_.append(watch_.parameter(i));
+            }
+        }
     }
 
     // -- after the sweep ---------------------------------------------------------------------
 
     void count_step() {
-        for (const Member& member : members_) {
-            if (member.step != nullptr && member.step_is_double) {
+        for (std::size_t i = 0; i < members_.size(); ++i) {
+            const Member& member = members_[i];
+            if (member.step == nullptr || !plan_->tensors()[i].is_present) {
+                continue;
+            }
+            if (member.step_is_double) {
                 *static_cast<double*>(member.step) += 1;
-            } else if (member.step != nullptr) {
+            } else {
                 *static_cast<float*>(member.step) += 1;
             }
         }
@@ -308,8 +369,9 @@ private:
     std::vector<double> rates_;  // of the groups, at the step under way
     std::vector<Cohort> cohorts_;
     std::vector<Member> members_;
-    nb::list changed_;                  // the parameters of the members
-    std::vector<StepNumbers> numbers_;  // of the step under way, for each cohort
+    nb::list changed_;                  // the parameters of the members that had gradients last
+    std::vector<StepNumbers> numbers_;  // of the step under way
+    std::vector<const Cohort*> owners_;  // of these, whose they are
     std::optional<Plan> plan_;
 };
 

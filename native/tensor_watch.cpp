@@ -1,5 +1,10 @@
 #include "tensor_watch.h"
 
+#if !defined(_WIN32)
+#include <dlfcn.h>
+#endif
+
+#include <algorithm>
 #include <stdexcept>
 #include <string>
 
@@ -29,20 +34,27 @@ std::uint64_t hash_of(std::int32_t rank, const std::int64_t* sizes, const std::i
     return hash | 1;
 }
 
-// Sets the count and the layout. Without strides a tensor is contiguous.
+// Sets counts, shape and layout. Without strides a tensor is contiguous.
 inline void lay_out(View& view, std::int32_t rank, const std::int64_t* sizes,
                     const std::int64_t* strides) {
     bool contiguous = true;
     std::int64_t count = 1;
+    std::uint64_t shape = static_cast<std::uint64_t>(rank);
     for (std::int32_t i = rank - 1; i >= 0; --i) {
         bool in_place = strides == nullptr || strides[i] == count;
         contiguous = contiguous && (sizes[i] == 1 || in_place);
         count *= sizes[i];
+        shape = shape * 0x9e3779b97f4a7c15u + static_cast<std::uint64_t>(sizes[i]);
     }
-    view.count = count;
+    view.count = view.reach = count;
+    view.shape = shape;
     view.layout = 0;
     if (!contiguous && count != 0) [[unlikely]] {
         view.layout = hash_of(rank, sizes, strides);
+        view.reach = 1;
+        for (std::int32_t i = 0; i < rank; ++i) {
+            view.reach += (sizes[i] - 1) * strides[i];
+        }
     }
 }
 
@@ -121,15 +133,6 @@ Reader::Reader(nb::handle tensor_type) : tensor_type_(nb::borrow<nb::object>(ten
     }
 }
 
-Reference Reader::refer(PyObject* tensor) const {
-    dlpack::ManagedTensor* managed = nullptr;
-    if (api_ != nullptr && api_->managed_tensor_from_py_object_no_sync(tensor, &managed) != 0) {
-        PyErr_Clear();
-        managed = nullptr;
-    }
-    return Reference(managed);
-}
-
 inline bool Reader::describe(PyObject* tensor, dlpack::Tensor& found) const {
     if (api_->tensor_from_py_object_no_sync(tensor, &found) != 0) {
         PyErr_Clear();
@@ -157,13 +160,123 @@ inline bool Reader::read(PyObject* tensor, View& view) {
     return true;
 }
 
-inline bool Reader::is_at(PyObject* tensor, const void* data) {
-    if (api_ == nullptr) {
-        View view;
-        return read_attributes(tensor, view) && view.data == data;
+inline bool Reader::look(PyObject* tensor, View& view) {
+    if (handle_ == 0) [[unlikely]] {
+        find_handles(tensor);
+        if (handle_ == 0) {
+            return read(tensor, view);
+        }
     }
-    dlpack::Tensor found;
-    return describe(tensor, found) && start(found) == data;
+    void* handle = reinterpret_cast<char*>(tensor) + handle_;
+    Kind found{};
+    if ((shim_->dtype(handle, &found.dtype) | shim_->layout(handle, &found.layout) |
+         shim_->device_type(handle, &found.device_type) |
+         shim_->device_index(handle, &found.device_index)) != 0) {
+        return false;
+    }
+    const Kind* kind = kind_of(tensor, found);
+    if (kind == nullptr) {
+        return false;
+    }
+    std::int64_t rank;
+    std::int64_t *sizes, *strides;
+    if ((shim_->data(handle, &view.data) | shim_->rank(handle, &rank) |
+         shim_->sizes(handle, &sizes) | shim_->strides(handle, &strides)) != 0) {
+        return false;
+    }
+    view.device = kind->device;
+    view.code = kind->code;
+    view.bits = kind->bits;
+    lay_out(view, static_cast<std::int32_t>(rank), sizes, strides);
+    return true;
+}
+
+inline bool Reader::is_at(PyObject* tensor, const void* data) {
+    if (handle_ != 0) [[likely]] {
+        void* found = nullptr;
+        return shim_->data(reinterpret_cast<char*>(tensor) + handle_, &found) == 0 && found == data;
+    }
+    View view;
+    return read(tensor, view) && view.data == data;
+}
+
+// Finds the at::Tensor in a Python object: right behind its head, with a flag before it in older
+// versions. What stands there is the address that the object gives for its tensor.
+void Reader::find_handles(PyObject* tensor) {
+    if (has_looked_for_handles_) {
+        return;
+    }
+    has_looked_for_handles_ = true;
+    const Shim* shim = api_ == nullptr ? nullptr : Shim::find();
+    nb::object address = nb::getattr(nb::handle(tensor), "_cdata", nb::none());
+    std::uintptr_t wanted = 0;
+    if (shim == nullptr || !nb::try_cast(address, wanted) || wanted == 0) {
+        return;
+    }
+    for (std::size_t place : {sizeof(PyObject), sizeof(PyObject) + sizeof(void*)}) {
+        const char* stands = reinterpret_cast<const char*>(tensor) + place;
+        if (place + sizeof(void*) <= static_cast<std::size_t>(Py_TYPE(tensor)->tp_basicsize) &&
+            *reinterpret_cast<const std::uintptr_t*>(stands) == wanted) {
+            shim_ = shim;
+            handle_ = place;
+            return;
+        }
+    }
+}
+
+// Returns what is known of a kind of tensors, of which `tensor` is one; null where it is no plain
+// one.
+inline const Reader::Kind* Reader::kind_of(PyObject* tensor, const Kind& wanted) {
+    for (const Kind& known : kinds_) {
+        if (known.dtype == wanted.dtype && known.layout == wanted.layout &&
+            known.device_type == wanted.device_type && known.device_index == wanted.device_index) {
+            return &known;
+        }
+    }
+    View view;
+    if (!read(tensor, view)) {
+        return nullptr;
+    }
+    Kind kind = wanted;
+    kind.device = view.device;
+    kind.code = view.code;
+    kind.bits = view.bits;
+    kinds_.push_back(kind);
+    return &kinds_.back();
+}
+
+const Shim* Shim::find() {
+#if defined(_WIN32)
+    return nullptr;
+#else
+    static const Shim found = [] {
+        Shim shim;
+#if defined(__APPLE__)
+        void* library = dlopen("@rpath/libtorch_cpu.dylib", RTLD_LAZY | RTLD_NOLOAD);
+#else
+        void* library = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+#endif
+        if (library == nullptr) {
+            return shim;
+        }
+        bool all = true;
+        auto take = [&](auto& function, const char* name) {
+            function = reinterpret_cast<std::decay_t<decltype(function)>>(dlsym(library, name));
+            all = all && function != nullptr;
+        };
+        take(shim.rank, "aoti_torch_get_dim");
+        take(shim.sizes, "aoti_torch_get_sizes");
+        take(shim.strides, "aoti_torch_get_strides");
+        take(shim.dtype, "aoti_torch_get_dtype");
+        take(shim.layout, "aoti_torch_get_layout");
+        take(shim.device_type, "aoti_torch_get_device_type");
+        take(shim.device_index, "aoti_torch_get_device_index");
+        take(shim.data, "aoti_torch_get_data_ptr");
+        shim.data = all ? shim.data : nullptr;
+        return shim;
+    }();
+    return found.data == nullptr ? nullptr : &found;
+#endif
 }
 
 bool Reader::read_attributes(PyObject* object, View& view) {
@@ -256,7 +369,7 @@ TensorWatch::TensorWatch(nb::type_object tensor_type, nb::type_object parameter_
         for (auto& [key, value] : members_.back().items) {
             View view;
             if (is_plain(value.ptr()) && reader_.read(value.ptr(), view)) {
-                keep(value, view.data);
+                keep(value, view);
             }
         }
         for (nb::handle tensor : nb::object(member[2])) {
@@ -267,7 +380,7 @@ TensorWatch::TensorWatch(nb::type_object tensor_type, nb::type_object parameter_
 
 View TensorWatch::add(nb::object parameter, nb::dict state) {
     View view = read(parameter);
-    references_.push_back(reader_.refer(parameter.ptr()));
+    written_.push_back({view.start(), view.end()});
     Items items = items_of(state);
     if (!items.empty()) {
         stateful_.push_back(members_.size());
@@ -279,13 +392,13 @@ View TensorWatch::add(nb::object parameter, nb::dict state) {
 
 View TensorWatch::keep(nb::object tensor) {
     View view = read(tensor);
-    keep(tensor, view.data);
+    keep(tensor, view);
     return view;
 }
 
-void TensorWatch::keep(nb::handle tensor, const void* data) {
-    members_.back().entries.push_back({nb::borrow<nb::object>(tensor), data});
-    references_.push_back(reader_.refer(tensor.ptr()));
+void TensorWatch::keep(nb::handle tensor, const View& view) {
+    members_.back().entries.push_back({nb::borrow<nb::object>(tensor), view.data});
+    written_.push_back({view.start(), view.end()});
 }
 
 View TensorWatch::read(nb::handle tensor) {
@@ -413,23 +526,22 @@ bool TensorWatch::same_state(nb::handle state) const {
     return found == stateful_.size();
 }
 
-bool TensorWatch::same_members() {
-    for (const Member& member : members_) {
-        View view;
-        if (!reader_.read(member.parameter.ptr(), view) || view.data != member.view.data ||
-            !view.is_like(member.view) || !same_items(member.items, member.state.ptr())) {
+inline bool TensorWatch::same_member(const Member& member) {
+    View view;
+    if (!is_plain(member.parameter.ptr()) || !reader_.look(member.parameter.ptr(), view) ||
+        view.data != member.view.data || !view.is_like(member.view) ||
+        !same_items(member.items, member.state.ptr())) {
+        return false;
+    }
+    for (const Entry& entry : member.entries) {
+        if (!is_plain(entry.tensor.ptr()) || !reader_.is_at(entry.tensor.ptr(), entry.data)) {
             return false;
-        }
-        for (const Entry& entry : member.entries) {
-            if (!reader_.is_at(entry.tensor.ptr(), entry.data)) {
-                return false;
-            }
         }
     }
     return true;
 }
 
-bool TensorWatch::borrow_gradients() {
+bool TensorWatch::same_tensors() {
     for (const nb::object& parameter : idle_) {
         if (!attribute(parameter, grad_).is_none()) {
             return false;
@@ -437,19 +549,63 @@ bool TensorWatch::borrow_gradients() {
     }
     for (std::size_t i = 0; i < members_.size(); ++i) {
         const Member& member = members_[i];
-        Gradient& gradient = gradients_[i];
-        gradient.tensor = attribute(member.parameter, grad_);
-        if (!is_plain(gradient.tensor.ptr())) {
+        // Those without a gradient, too: they are in step with others, and have it again soon.
+        if (!same_member(member)) {
             return false;
         }
+        Gradient& gradient = gradients_[i];
+        gradient.tensor = attribute(member.parameter, grad_);
+        if (gradient.tensor.is_none()) {
+            gradient.tensor.reset();
+            continue;
+        }
         View view;
-        if (!reader_.read(gradient.tensor.ptr(), view) || !view.is_like(member.view) ||
-            (view.data == member.view.data && view.count > 0)) {
+        if (!is_plain(gradient.tensor.ptr()) || !reader_.look(gradient.tensor.ptr(), view) ||
+            !view.is_like(member.view) || !is_apart(gradient, view)) {
             return false;
         }
         gradient.data = view.data;
     }
     return true;
+}
+
+// Whether a gradient shares nothing with what a step writes. Most stay where they were, or near.
+inline bool TensorWatch::is_apart(Gradient& gradient, const View& view) {
+    std::uintptr_t start = view.start(), end = view.end();
+    if ((gradient.free_from <= start && end <= gradient.free_to) || view.count == 0) [[likely]] {
+        return true;
+    }
+    sort_written();
+    auto after = std::partition_point(written_.begin(), written_.end(),
+                                      [&](const Span& span) { return span.end <= start; });
+    if (after != written_.end() && after->start < end) {
+        return false;
+    }
+    gradient.free_from = after == written_.begin() ? 0 : std::prev(after)->end;
+    gradient.free_to = after == written_.end() ? UINTPTR_MAX : after->start;
+    return true;
+}
+
+// Puts what is written in order, and what meets together.
+void TensorWatch::sort_written() {
+    if (is_sorted_) {
+        return;
+    }
+    std::sort(written_.begin(), written_.end(),
+              [](const Span& a, const Span& b) { return a.start < b.start; });
+    std::vector<Span> apart;
+    for (const Span& span : written_) {
+        if (span.start == span.end) {
+            continue;
+        }
+        if (!apart.empty() && span.start <= apart.back().end) {
+            apart.back().end = std::max(apart.back().end, span.end);
+        } else {
+            apart.push_back(span);
+        }
+    }
+    written_ = std::move(apart);
+    is_sorted_ = true;
 }
 
 bool TensorWatch::gradients(nb::handle groups, nb::handle state, nb::handle addresses) {
@@ -462,8 +618,13 @@ bool TensorWatch::gradients(nb::handle groups, nb::handle state, nb::handle addr
                                     std::to_string(members_.size()) +
                                     " elements, one for each member.");
     }
-    if (!same_groups(groups) || !same_state(state) || !same_members() || !borrow_gradients()) {
+    if (!same_groups(groups) || !same_state(state) || !same_tensors()) {
         return false;
+    }
+    for (const Gradient& gradient : gradients_) {
+        if (!gradient.tensor.is_valid()) {
+            return false;
+        }
     }
     auto* into = static_cast<std::int64_t*>(memory.view().buf);
     for (const Gradient& gradient : gradients_) {

@@ -7,8 +7,12 @@
 //
 // No tensor's values are read, so tensors of all devices are watched alike, and none is waited for.
 //
-// No link against libtorch: addresses come through the DLPack exchange API of the tensor type, or
-// from data_ptr() where an older PyTorch has none.
+// No link against libtorch: what a plan is made of comes through the DLPack exchange API of the
+// tensor type, or from attributes where an older PyTorch has none. Each step looks again through
+// functions of torch's stable C ABI, where the process has them, and else in the same way.
+//
+// Nothing that is watched is held by more than its Python object: torch.utils.swap_tensors, and
+// with it module.to() where it swaps, refuse tensors that others hold a use count of.
 #pragma once
 
 #include <nanobind/nanobind.h>
@@ -16,7 +20,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <memory>
 #include <utility>
 #include <vector>
 
@@ -30,6 +33,8 @@ struct View {
     std::int64_t count = 0;
     // 0 where it is contiguous; otherwise a hash of its sizes and strides, but those of size 1.
     std::uint64_t layout = 0;
+    std::uint64_t shape = 0;          // a hash of its sizes
+    std::int64_t reach = 0;           // in elements, from the first to the last
     std::int64_t device = 0;          // type and index, as DLPack has them
     std::uint8_t code = 0, bits = 0;  // of the dtype, as DLPack has them
 
@@ -41,19 +46,35 @@ struct View {
 
     // Whether it differs in its address at most.
     bool is_like(const View& other) const {
-        return code == other.code && bits == other.bits && count == other.count &&
-               layout == other.layout && device == other.device;
+        return code == other.code && bits == other.bits && shape == other.shape &&
+               count == other.count && layout == other.layout && device == other.device;
+    }
+
+    std::uintptr_t start() const { return reinterpret_cast<std::uintptr_t>(data); }
+    std::uintptr_t end() const {
+        return start() + static_cast<std::uintptr_t>(reach) * ((bits + 7) / 8);
     }
 };
 
-struct Release {
-    void operator()(dlpack::ManagedTensor* managed) const {
-        if (managed->deleter != nullptr) {
-            managed->deleter(managed);
-        }
-    }
+// Functions that read a tensor, from torch's stable C ABI (aoti_torch/c/shim.h). A `tensor` is the
+// address of an at::Tensor, which stands in the Python object. They return 0 where all is well.
+//
+// The exchange API makes a second reference to a tensor and drops it at every reading. While the
+// Python object alone holds the tensor, each of the two hands that object on, which takes longer
+// than the reading; these functions make no reference.
+struct Shim {
+    std::int32_t (*data)(void* tensor, void** out) = nullptr;
+    std::int32_t (*rank)(void* tensor, std::int64_t* out) = nullptr;
+    std::int32_t (*sizes)(void* tensor, std::int64_t** out) = nullptr;
+    std::int32_t (*strides)(void* tensor, std::int64_t** out) = nullptr;
+    std::int32_t (*dtype)(void* tensor, std::int32_t* out) = nullptr;
+    std::int32_t (*layout)(void* tensor, std::int32_t* out) = nullptr;
+    std::int32_t (*device_type)(void* tensor, std::int32_t* out) = nullptr;
+    std::int32_t (*device_index)(void* tensor, std::int32_t* out) = nullptr;
+
+    // The functions of this process; null where one of them is missing.
+    static const Shim* find();
 };
-using Reference = std::unique_ptr<dlpack::ManagedTensor, Release>;
 
 // Reads tensors of one framework.
 class Reader {
@@ -62,15 +83,14 @@ public:
 
     bool is_fast() const { return api_ != nullptr; }
 
-    // Returns a second reference to a tensor, or null. While a tensor has but one, PyTorch hands
-    // its Python object back and forth at every reading, which takes as long as the reading.
-    Reference refer(PyObject* tensor) const;
-
     // Returns false, with no Python error set, where the object is no plain tensor. Fills a View in
     // place: copying one whose parts were just written would take as long as reading it.
     bool read(PyObject* tensor, View& view);
 
-    // Whether a plain tensor is at an address.
+    // The same of an object whose type is known to be that of a plain tensor, in less time.
+    bool look(PyObject* tensor, View& view);
+
+    // Whether such a tensor is at an address.
     bool is_at(PyObject* tensor, const void* data);
 
 private:
@@ -80,6 +100,15 @@ private:
         std::uint8_t code, bits;
     };
 
+    // The numbers that torch has for what a View says of a tensor's kind.
+    struct Kind {
+        std::int32_t dtype, layout, device_type, device_index;
+        std::int64_t device;
+        std::uint8_t code, bits;
+    };
+
+    void find_handles(PyObject* tensor);
+    const Kind* kind_of(PyObject* tensor, const Kind& wanted);
     bool describe(PyObject* tensor, dlpack::Tensor& found) const;
     bool read_attributes(PyObject* object, View& view);
     const Type& type_of(nanobind::object dtype);
@@ -87,6 +116,10 @@ private:
 
     nanobind::object tensor_type_;
     const dlpack::ExchangeApi* api_ = nullptr;
+    const Shim* shim_ = nullptr;  // null where handles cannot be found, or are not yet
+    std::size_t handle_ = 0;      // where in a Python object
+    bool has_looked_for_handles_ = false;
+    std::vector<Kind> kinds_;  // seen so far
     std::vector<Type> types_;                // seen so far by read_attributes()
     std::vector<nanobind::object> devices_;  // the same, but for the CPU
 };
@@ -109,7 +142,7 @@ public:
         TensorWatch& watch_;
     };
 
-    // `groups` are the optimizer's own dicts, `idle` parameters that have no gradient.
+    // `groups` are the optimizer's own dicts, `idle` parameters that must not have a gradient.
     TensorWatch(nanobind::handle tensor_type, nanobind::handle parameter_type,
                 nanobind::list groups, nanobind::sequence idle);
 
@@ -120,7 +153,7 @@ public:
 
     // -- what is watched ---------------------------------------------------------------------
 
-    // Adds a parameter that is stepped, with its state. Members stand in the order of the
+    // Adds a parameter that is stepped where it has a gradient, with its state. Members stand in the order of the
     // optimizer's state.
     View add(nanobind::object parameter, nanobind::dict state);
 
@@ -145,13 +178,15 @@ public:
     // All but the learning rates, which are free: one may be a tensor on another device.
     bool same_groups(nanobind::handle groups) const;
     bool same_state(nanobind::handle state) const;
-    bool same_members();
 
-    // Takes hold of the gradients; false where one does not fit its parameter.
-    bool borrow_gradients();
+    // Looks at all tensors and takes hold of the gradients. False where one does not fit its
+    // parameter, or is not apart from all that a step writes.
+    bool same_tensors();
+    bool has_gradient(std::size_t i) const { return gradients_[i].tensor.is_valid(); }
     void* gradient(std::size_t i) const { return gradients_[i].data; }
 
-    // All of it, in a Turn of its own; writes the addresses of the gradients into an array.
+    // All of it, in a Turn of its own; writes the addresses of the gradients into an array. False
+    // where a member has none.
     bool gradients(nanobind::handle groups, nanobind::handle state, nanobind::handle addresses);
 
 private:
@@ -176,12 +211,22 @@ private:
     };
 
     struct Gradient {
-        nanobind::object tensor;  // null but during a step
+        nanobind::object tensor;  // null but during a step, and where there is none
         void* data = nullptr;
+        // Where it was, or might have been, without meeting what is written.
+        std::uintptr_t free_from = 0, free_to = 0;
+    };
+
+    // Memory that a step writes.
+    struct Span {
+        std::uintptr_t start, end;
     };
 
     bool is_plain(PyObject* object) const;
-    void keep(nanobind::handle tensor, const void* data);
+    void keep(nanobind::handle tensor, const View& view);
+    bool same_member(const Member& member);
+    bool is_apart(Gradient& gradient, const View& view);
+    void sort_written();
 
     Reader reader_;
     nanobind::object tensor_type_, parameter_type_;
@@ -189,10 +234,11 @@ private:
     std::vector<Group> groups_;
     std::vector<nanobind::object> parameters_;  // of all groups, in order
     std::vector<Member> members_;
-    std::vector<Reference> references_;  // to all tensors of the members
     std::vector<std::size_t> stateful_;  // members that keep a state
     std::vector<nanobind::object> idle_;
     std::vector<Gradient> gradients_;  // of the members
+    std::vector<Span> written_;        // apart and in order once it is sorted
+    bool is_sorted_ = false;
     std::atomic<bool> busy_{false};
 };
 

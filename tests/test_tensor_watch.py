@@ -237,6 +237,32 @@ def give_a_gradient_of_another_shape(w):
     w.parameters[0].grad.data = torch.zeros(3, 5)
 
 
+def give_a_gradient_of_another_shape_with_as_many_elements(w):
+    w.parameters[0].grad.data = torch.zeros(4, 3)
+
+
+def give_a_parameter_that_is_not_contiguous_another_shape(w):
+    w.parameters[1].data = w.parameters[1].data.permute(1, 0, 2, 3)
+
+
+def give_a_gradient_that_meets_an_entry_of_another_parameter(w):
+    w.parameters[0].grad = w.state[w.parameters[1]]["exp_avg"].as_strided((3, 4), (4, 1), 108)
+
+
+def give_a_gradient_that_meets_a_further_tensor(w):
+    w.parameters[3].grad.data = w.copies[0].view(torch.bfloat16).view(-1)[:6].view(2, 3)
+
+
+def swap_a_parameter(w):
+    torch.utils.swap_tensors(w.parameters[0], nn.Parameter(torch.zeros(3, 4)))
+
+
+def swap_an_entry(w):
+    entry = w.state[w.parameters[0]]["exp_avg"]
+    entry.requires_grad_()  # or torch swaps none
+    torch.utils.swap_tensors(entry, torch.zeros(3, 4).requires_grad_())
+
+
 def give_a_strided_gradient(w):
     w.parameters[0].grad = torch.zeros(3, 4, 2)[..., 0]
 
@@ -281,6 +307,10 @@ CHANGES = [
     *(swap_the_data_of_an_entry, swap_the_data_of_a_step, swap_the_data_of_a_further_tensor),
     *(take_a_gradient_away, give_an_idle_parameter_a_gradient, give_a_gradient_of_another_dtype),
     *(give_a_gradient_of_another_dtype_of_the_same_size, give_a_gradient_of_another_shape),
+    give_a_gradient_of_another_shape_with_as_many_elements,
+    give_a_parameter_that_is_not_contiguous_another_shape,
+    give_a_gradient_that_meets_an_entry_of_another_parameter,
+    *(give_a_gradient_that_meets_a_further_tensor, swap_a_parameter, swap_an_entry),
     *(give_a_strided_gradient, give_a_transposed_gradient),
     give_a_contiguous_gradient_to_a_channels_last_parameter,
     give_a_gradient_of_other_strides_to_a_channels_last_parameter,
@@ -506,6 +536,20 @@ def test_a_parameter_that_moves_to_another_device_under_its_address_is_seen(fake
     assert watch.gradients(groups, {}, np.zeros(1, np.int64)) is False
 
 
+def test_a_gradient_may_touch_what_is_written(watched):
+    room = torch.zeros(36)
+    watched.parameters[0].data = room[12:24].view(3, 4)
+    watched.watch = watched.made()
+    for first in (0, 24):
+        watched.parameters[0].grad = room[first : first + 12].view(3, 4)
+        assert watched.is_as_it_was()
+    for first in (1, 11, 12, 13, 23):
+        watched.parameters[0].grad = room[first : first + 12].view(3, 4)
+        assert not watched.is_as_it_was()
+    watched.parameters[0].grad = room[24:].view(3, 4)
+    assert watched.is_as_it_was()
+
+
 # ── references ─────────────────────────────────────────────────────────────────────────────────
 
 
@@ -585,7 +629,7 @@ def test_an_error_of_a_parameter_is_passed_on(idle):
             pass
 
     p = Broken(0x1000)
-    watch = TensorWatch(Fake, Fake, [], [] if idle else [(p, {}, [])], [p] if idle else [])
+    watch = TensorWatch(Fake, Broken, [], [] if idle else [(p, {}, [])], [p] if idle else [])
     for _ in range(2):
         with pytest.raises(KeyError, match="no gradient today"):
             watch.gradients([], {}, np.zeros(0 if idle else 1, np.int64))
@@ -611,7 +655,7 @@ def test_two_threads_in_one_watch_are_refused():
         seen.found = watch.gradients(groups, {}, addresses)
 
     other = threading.Thread(target=look)
-    watch = TensorWatch(Fake, Fake, groups, [(p, {}, [])], [])
+    watch = TensorWatch(Fake, Slow, groups, [(p, {}, [])], [])
     other.start()
     try:
         assert inside.wait(60)
