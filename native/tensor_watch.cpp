@@ -463,7 +463,6 @@ void TensorWatch::clear() {
     auto parameters = std::move(parameters_);
     auto idle = std::move(idle_);
     auto gradients = std::move(gradients_);
-    auto references = std::move(references_);
     stateful_.clear();
 }
 

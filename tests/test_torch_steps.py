@@ -197,3 +197,353 @@ def test_a_step_that_raises_leaves_no_scale_behind(route):
     optimizer.step()
     plain.step()
     assert same(everything(optimizer), everything(plain))
+
+
+def test_a_gradient_of_another_shape_with_as_many_elements_is_refused(route):
+    parameters = made(route)
+    optimizer = ours.AdamW(parameters)
+    optimizer.step()
+    before = everything(optimizer)
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    parameters[2].grad.data = torch.ones(2, 3)
+    with pytest.raises(ValueError, match="shape") as error:
+        optimizer.step()
+    assert str(error.value) == (
+        "The gradient of 0.2 has shape (2, 3), but the parameter has shape (3, 2). "
+        "Compute the gradient anew, or set it to None."
+    )
+    assert same(everything(optimizer), before)
+
+
+# ── gradients that come and go ─────────────────────────────────────────────────────────────────
+
+#: Which of three parameters have gradients, step by step.
+TURNS = [(0, 1), (0, 2), (0, 1), (0, 2), (2,), (), (1,), (0, 1, 2), (1, 2), (0, 2), (0, 1, 2)]
+
+METHODS = [
+    ("AdamW", {}),
+    ("Adam", {"amsgrad": True, "ema": 0.9, "statistics": True}),
+    ("AdamW", {"clip_norm": 0.5, "copy_to": torch.bfloat16}),
+    ("AdamW", {"state": "8bit", "seed": 3}),
+    ("AdamW", {"on_nonfinite": "skip"}),
+    ("NAdam", {}),
+    ("RMSprop", {}),
+    ("SGD", {"lr": 0.1}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}),
+    ("SGD", {"lr": 0.1, "momentum": 0.9, "ema": 0.9}),
+]
+
+
+def give_some(parameters, step, turn):
+    generator = torch.Generator().manual_seed(step)
+    for i, p in enumerate(parameters):
+        gradient = torch.randn(p.shape, generator=generator)
+        p.grad = gradient if i in turn else None
+
+
+@pytest.mark.parametrize(("name", "options"), METHODS)
+def test_gradients_that_come_and_go_give_the_bits_of_steps_that_are_looked_at(name, options):
+    routes = [made("native"), made("native")]
+    planned, close = (getattr(ours, name)(each, **options) for each in routes)
+    for step, turn in enumerate(TURNS):
+        for parameters in routes:
+            give_some(parameters, step, turn)
+        planned.step()
+        close._keep(None)
+        close.step()
+        assert same(everything(planned), everything(close)), step
+        assert same(planned.copies, close.copies)
+        assert planned.gradient_norm == close.gradient_norm
+        if options.get("statistics"):
+            assert planned.statistics() == close.statistics()
+            assert {tag.split("/")[0] for tag in planned.statistics()} == {f"0.{i}" for i in turn}
+    assert all(planned.state[p] for p in routes[0]) or name == "SGD"
+
+
+@pytest.mark.parametrize(("name", "options"), METHODS)
+def test_parameters_without_a_gradient_are_left_as_they_are(name, options):
+    parameters = made("native")
+    optimizer = getattr(ours, name)(parameters, **options)
+    for step, turn in enumerate(TURNS):
+        give_some(parameters, step, turn)
+        before = everything(optimizer)
+        versions = [p._version for p in parameters]
+        optimizer.step()
+        after = everything(optimizer)
+        for i, p in enumerate(parameters):
+            is_left = all(same(a[i], b[i]) for a, b in zip(before, after, strict=True))
+            assert is_left == (i not in turn)
+            assert p._version - versions[i] == (i in turn)
+
+
+def test_a_parameter_has_no_state_before_its_first_gradient():
+    parameters = made("native")
+    optimizer = ours.AdamW(parameters)
+    for step in range(3):
+        give_some(parameters, step, (0, 1))
+        optimizer.step()
+        assert parameters[2] not in optimizer.state
+    give_some(parameters, 3, (2,))
+    optimizer.step()
+    assert [float(optimizer.state[p]["step"]) for p in parameters] == [3, 3, 1]
+
+
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"state": "compact"}])
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "SGD"])
+def test_whether_a_parameter_has_a_gradient_is_no_part_of_a_plan(name, options):
+    parameters = made("native")
+    optimizer = getattr(ours, name)(parameters, lr=0.1, **options)
+    plans = set()
+    for step, turn in enumerate(TURNS * 3):
+        give_some(parameters, step, turn)
+        optimizer.step()
+        if step >= len(TURNS):
+            plans.add(id(optimizer._plan))
+    assert len(plans) <= (4 if name == "NAdam" else 1)
+
+
+def test_a_message_names_those_whose_gradients_are_not_finite():
+    parameters = made("native")
+    optimizer = ours.AdamW(parameters, on_nonfinite="raise")
+    optimizer.step()
+    give_some(parameters, 1, (0, 2))
+    parameters[2].grad[0, 0] = float("nan")
+    with pytest.raises(FloatingPointError, match=r": 0\.2 \(1 of 6 elements\)\."):
+        optimizer.step()
+
+
+def test_a_step_where_none_has_a_gradient_changes_nothing():
+    parameters = made("native")
+    optimizer = ours.AdamW(parameters)
+    optimizer.step()
+    before, versions = everything(optimizer), [p._version for p in parameters]
+    for p in parameters:
+        p.grad = None
+    optimizer.step()
+    assert same(everything(optimizer), before)
+    assert [p._version for p in parameters] == versions
+
+
+# ── tensors that are swapped ───────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(("name", "options"), METHODS)
+def test_nobody_holds_a_tensor_after_a_step(route, name, options):
+    parameters = made(route)
+    optimizer = getattr(ours, name)(parameters, **options)
+    for _ in range(2):
+        optimizer.step()
+    everyone = [x for state in optimizer.state.values() for x in state.values()]
+    everyone += [*parameters, *(p.grad for p in parameters), *optimizer.copies]
+    counts = {p.grad: 2 for p in parameters}  # that of its parameter, too
+    for x in everyone:
+        if isinstance(x, torch.Tensor):
+            assert x._use_count() == counts.get(x, 1)
+
+
+def test_parameters_may_be_swapped_between_steps(route):
+    one, other = made(route), made(route)
+    swapped, plain = ours.AdamW(one), ours.AdamW(other)
+    for optimizer in (swapped, plain):
+        optimizer.step()
+    for p, q in zip(one, other, strict=True):
+        generator = torch.Generator().manual_seed(1)
+        value = nn.Parameter(torch.randn(p.shape, generator=generator))
+        gradient = torch.randn(p.shape, generator=generator)
+        q.data = value.detach().clone()
+        p.grad, q.grad = None, gradient
+        torch.utils.swap_tensors(p, value)
+        p.grad = gradient
+    for optimizer in (swapped, plain):
+        optimizer.step()
+    assert same(everything(swapped), everything(plain))
+
+
+def test_a_model_may_be_converted_by_swapping_after_steps():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+    twin = copy.deepcopy(model)
+    x = torch.randn(8, 3)
+
+    def train(net, optimizer, dtype):
+        optimizer.zero_grad()
+        net(x.to(dtype)).square().mean().backward()
+        optimizer.step()
+
+    optimizer, other = ours.SGD(model.parameters()), ours.SGD(twin.parameters())
+    for _ in range(2):
+        train(model, optimizer, torch.float32)
+        train(twin, other, torch.float32)
+    model(x).square().mean().backward()  # also between a backward pass and its step
+    twin(x).square().mean().backward()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        model.double()
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+    twin.double()
+    for _ in range(2):
+        optimizer.step()
+        other.step()
+        train(model, optimizer, torch.float64)
+        train(twin, other, torch.float64)
+    assert same([*model.parameters()], [*twin.parameters()])
+    assert {p.dtype for p in model.parameters()} == {torch.float64}
+
+
+# ── gradients that share memory ────────────────────────────────────────────────────────────────
+
+
+def alias_its_parameter(parameters, optimizer):
+    for p in parameters:
+        p.grad = p.detach()
+
+
+def overlap_its_parameter(parameters, optimizer):
+    room = torch.arange(40.0)
+    parameters[0].data = room[:24].view(4, 6)
+    parameters[0].grad = room[7:31].view(4, 6)
+
+
+def overlap_another_parameter(parameters, optimizer):
+    parameters[2].grad = parameters[0].detach().as_strided((3, 2), (2, 1))
+
+
+def overlap_the_state_of_another(parameters, optimizer):
+    entry = next(iter(optimizer.state[parameters[0]].values()))
+    for name in ("exp_avg", "exp_avg_sq"):
+        entry = optimizer.state[parameters[0]].get(name, entry)
+    parameters[2].grad = entry.detach().as_strided((3, 2), (2, 1))
+
+
+def overlap_a_copy(parameters, optimizer):
+    if optimizer.copies:
+        parameters[2].grad = optimizer.copies[0].view(-1)[:12].view(torch.float32).view(3, 2)
+
+
+def share_one_gradient(parameters, optimizer):
+    room = torch.arange(30.0)
+    parameters[0].grad, parameters[2].grad = room[:24].view(4, 6), room[20:26].view(3, 2)
+
+
+def expand_a_number(parameters, optimizer):
+    for p in parameters:
+        p.grad = torch.full((), 0.3).expand(p.shape)
+
+
+def expand_an_element_of_its_parameter(parameters, optimizer):
+    for p in parameters:
+        p.grad = p.detach().view(-1)[1].expand(p.shape) if p.is_contiguous() else p.detach()
+
+
+SHARED = [
+    *(alias_its_parameter, overlap_its_parameter, overlap_another_parameter),
+    *(overlap_the_state_of_another, overlap_a_copy, share_one_gradient, expand_a_number),
+    expand_an_element_of_its_parameter,
+]
+
+
+@pytest.mark.parametrize("share", SHARED, ids=lambda share: share.__name__)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("AdamW", {}),
+        ("Adam", {"clip_norm": 0.5, "copy_to": torch.bfloat16, "ema": 0.9}),
+        ("SGD", {"lr": 0.5, "momentum": 0.9}),
+    ],
+)
+def test_a_gradient_is_what_it_was_before_the_step_whatever_it_shares(route, share, name, options):
+    one, other = made(route), made(route)
+    optimizer, plain = (getattr(ours, name)(each, **options) for each in (one, other))
+    for each in (optimizer, plain):
+        each.step()
+    share(one, optimizer)
+    for _ in range(3):
+        for p, q in zip(one, other, strict=True):
+            with torch.no_grad():
+                q.copy_(p)
+            q.grad = p.grad.clone()
+        kept = [p.grad for p in one]
+        for each in (optimizer, plain):
+            each.step()
+        assert same(everything(optimizer)[0], everything(plain)[0])
+        assert optimizer.gradient_norm == plain.gradient_norm
+        assert all(p.grad is gradient for p, gradient in zip(one, kept, strict=True))
+        for p, q in zip(one, other, strict=True):  # states may have been shared, too
+            for x, y in zip(optimizer.state[p].values(), plain.state[q].values(), strict=True):
+                if isinstance(x, torch.Tensor):
+                    y.copy_(x)
+
+
+def test_the_gradient_of_half_the_sum_of_squares_may_be_the_parameter(route):
+    parameters = made(route)
+    before = [p.detach().clone() for p in parameters]
+    optimizer = ours.SGD(parameters, lr=0.25)
+    for p in parameters:
+        p.grad = p.detach()
+    for _ in range(3):
+        optimizer.step()
+    for p, value in zip(parameters, before, strict=True):
+        for _ in range(3):
+            value.sub_(value * 0.25)
+        assert torch.equal(p.detach(), value)
+
+
+# ── what a scaler leaves in gradients ──────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("options", [{"fused": True}, {"clip_norm": 1e-3}])
+@pytest.mark.parametrize("on_nonfinite", ["propagate", "skip", "raise"])
+def test_gradients_are_left_unscaled_as_by_the_fused_step_of_torch(route, options, on_nonfinite):
+    one, other = made(route), made(route)
+    optimizer = ours.AdamW(one, on_nonfinite=on_nonfinite, **options)
+    theirs = torch.optim.AdamW(other, fused=True)
+    for found in (0.0, 1.0, 0.0):
+        for p, q in zip(one, other, strict=True):
+            p.grad, q.grad = (torch.full(p.shape, 0.1) * 3.0 for _ in range(2))
+        objects = [p.grad for p in one]
+        for each in (optimizer, theirs):
+            each.grad_scale, each.found_inf = torch.tensor(3.0), torch.tensor(found)
+            each.step()
+        assert same([p.grad for p in one], [q.grad for q in other])
+        assert all(p.grad is kept for p, kept in zip(one, objects, strict=True))
+
+
+def test_gradients_of_a_step_that_is_left_out_stay_scaled(route):
+    parameters = made(route)
+    optimizer = ours.AdamW(parameters, fused=True, on_nonfinite="skip")
+    parameters[0].grad[0, 0] = float("inf")
+    before = [p.grad.clone() for p in parameters]
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(0.0)
+    optimizer.step()
+    assert optimizer.skipped == 1
+    assert same([p.grad for p in parameters], before)
+
+
+@pytest.mark.parametrize("share", SHARED, ids=lambda share: share.__name__)
+def test_unscaling_writes_into_nothing_that_gradients_share(route, share):
+    one, other = made(route), made(route)
+    optimizers = [ours.AdamW(each, fused=True, copy_to=torch.bfloat16) for each in (one, other)]
+    for optimizer in optimizers:
+        optimizer.step()
+    share(one, optimizers[0])
+    wanted = [p.grad / 4.0 for p in one]
+    for p, q in zip(one, other, strict=True):
+        with torch.no_grad():
+            q.copy_(p)
+        q.grad = p.grad / 4.0
+    optimizers[0].grad_scale, optimizers[0].found_inf = torch.tensor(4.0), torch.tensor(0.0)
+    for optimizer in optimizers:
+        optimizer.step()
+    assert same(everything(optimizers[0])[0], everything(optimizers[1])[0])
+    assert same([p.grad for p in one], wanted)
+
+
+def test_gradients_are_not_written_without_a_scaler(route):
+    parameters = made(route)
+    before = [p.grad.clone() for p in parameters]
+    versions = [p.grad._version for p in parameters]
+    ours.AdamW(parameters, fused=True, clip_norm=1e-3).step()
+    assert same([p.grad for p in parameters], before)
+    assert [p.grad._version for p in parameters] == versions

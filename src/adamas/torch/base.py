@@ -60,6 +60,7 @@ class _Plan(NamedTuple):
     """How to make the next step, as long as nothing changes."""
 
     native: Any  # a TensorPlan, or None where no tensor takes it
+    #: Those without a gradient among them are left out of a step.
     native_members: tuple[Member, ...]
     on_device: OnDevice | None
     other_members: tuple[Member, ...]
@@ -71,9 +72,10 @@ class _Plan(NamedTuple):
 
     @property
     def members(self) -> tuple[Member, ...]:
-        """All parameters that are stepped, in the order in which outcomes report them."""
+        """All parameters that have gradients now, in the order in which outcomes report them."""
         device_members = () if self.on_device is None else self.on_device.members
-        return (*self.native_members, *device_members, *self.other_members)
+        native_members = (m for m in self.native_members if m.has_gradient)
+        return (*native_members, *device_members, *self.other_members)
 
     @property
     def is_native(self) -> bool:
@@ -415,9 +417,12 @@ class Optimizer(torch.optim.Optimizer):
         """Make one step after a close look at every parameter, with a plan for the next."""
         self._refuse_averaged("no step can be made")
         arguments.check_groups(self.param_groups)
-        self._keep(self._planned())
-        plan = self._plan
-        assert plan is not None
+        with gradients.kept_apart(*self._read_and_written()):
+            self._step_by(self._planned())
+
+    def _step_by(self, plan: _Plan) -> None:
+        """Make one step by a plan that was made for it."""
+        self._keep(plan)
         if plan.is_on_device:
             assert plan.on_device is not None
             self._step_on_device(plan, plan.on_device)
@@ -467,7 +472,7 @@ class Optimizer(torch.optim.Optimizer):
         norm = nonfinite = None
         factor = 1.0
         if phase.reads_first:
-            gradients = [member.local_gradient for member in members]
+            read = [member.local_gradient for member in members]
             parameters = [p for group in self.param_groups for p in group["params"]]
             groups = [distributed.shard_groups(p) for p in parameters]
 
@@ -478,8 +483,8 @@ class Optimizer(torch.optim.Optimizer):
                     [own.get(place, []) for place in range(len(parameters))], groups
                 )
 
-            norm = operations.norm_from_tiles(gradients, of_all) / scale
-            counts = of_all([[operations.count_nonfinite(each)] for each in gradients])
+            norm = operations.norm_from_tiles(read, of_all) / scale
+            counts = of_all([[operations.count_nonfinite(each)] for each in read])
             nonfinite = tuple(sum(counts[member.place]) for member in members)
             if any(map(sum, counts)) and phase.on_nonfinite != "propagate":
                 return Outcome(applied=False, norm=norm, nonfinite=nonfinite, statistics=None)
@@ -617,6 +622,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _finish(self, plan: _Plan, outcome: Outcome | cuda.DeviceOutcome | None) -> None:
         self._outcome = outcome
+        self._leave_unscaled(plan, outcome)
+        self._reported = plan.members if self._phase.statistics else ()
         on_nonfinite = self._phase.on_nonfinite
         is_on_device = isinstance(outcome, cuda.DeviceOutcome)
         if is_on_device and on_nonfinite != "raise" and not (self._has_more_state or self._fresh):
@@ -626,7 +633,7 @@ class Optimizer(torch.optim.Optimizer):
                 for member in plan.members:
                     self._after_step(member)
             if self._fresh:  # from now on these go with the others
-                self._fresh.clear()
+                self._fresh.difference_update(id(m.parameter) for m in plan.members)
                 self._keep(plan if plan.is_on_device or outcome is not None else None)
             return
         if on_nonfinite == "skip" and not is_on_device:
@@ -646,6 +653,15 @@ class Optimizer(torch.optim.Optimizer):
         )
 
     # -- the plan ----------------------------------------------------------------------------
+
+    def _read_and_written(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the parameters that have gradients, and all that their step writes."""
+        places = [(p, place) for _, p, place in self._places() if p.grad is not None]
+        written: list[Tensor] = []
+        for p, place in places:
+            entries = (x for x in self.state.get(p, {}).values() if isinstance(x, Tensor))
+            written += (p, *entries, *((self._copies[place],) if self._copies else ()))
+        return [p for p, _ in places], written
 
     def _planned(self) -> _Plan:
         if self._copies:
@@ -671,6 +687,10 @@ class Optimizer(torch.optim.Optimizer):
             is_apart = kind is other or not taken.add(self._parts(member))
             (other if is_apart else kind).append(member)
         other.sort(key=lambda member: self._is_offloaded(member.parameter))
+        if native and not on_device and not other:
+            # Whether they have gradients is no part of a plan for the processor.
+            absent = filter(self._takes_native, self._absent_members())
+            native.extend(m for m in absent if taken.add(self._parts(m)))
         # Plans walk the state in its own order, which is that of the first gradients.
         order = {id(p): i for i, p in enumerate(self.state)}
         for chosen in (native, on_device):
@@ -683,7 +703,7 @@ class Optimizer(torch.optim.Optimizer):
         looks_first = phase.reads_first and (kinds > 1 or bool(other) or is_spread)
         if looks_first:
             phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
-        stepped = {id(member.parameter) for member in members}
+        stepped = {id(member.parameter) for member in (*members, *native)}
         idle = [p for group in self.param_groups for p in group["params"] if id(p) not in stepped]
         launched = self._planned_on_device(on_device, idle, phase) if on_device else None
         steps = [self._state_of(m)[m.entries.step] for m in on_device if m.entries.step is not None]
@@ -694,12 +714,14 @@ class Optimizer(torch.optim.Optimizer):
         numbered: list[Member] = []
         known: dict[tuple[Any, ...], int] = {}
         tuples: list[tuple[Any, ...]] = []
+        groups = {id(member.group): member.group for member in native}
+        of_groups = {key: self._options(group) for key, group in groups.items()}
         for member in native:
             state = self._state_of(member)
-            key = self._cohort_key(member)
+            options = of_groups[id(member.group)]
+            key = self._cohort_key(member) if options is None else (id(member.group),)
             if key not in known:
                 known[key] = len(cohorts)
-                options = self._options(member.group)
                 cohorts.append((self._group_index(member.group), options))
                 if options is None:
                     numbered.append(member)
@@ -742,27 +764,62 @@ class Optimizer(torch.optim.Optimizer):
 
     def _members(self) -> list[Member]:
         """Return the parameters that have gradients."""
-        members: list[Member] = []
-        index = 0
+        return [
+            self._member(group, parameter, place)
+            for group, parameter, place in self._places()
+            if parameter.grad is not None
+        ]
+
+    def _absent_members(self) -> list[Member]:
+        """Return parameters without a gradient that could be stepped at once if they had one."""
+        members = (
+            self._member(group, parameter, place)
+            for group, parameter, place in self._places()
+            if parameter.grad is None and (parameter in self.state or not any(self._entries(group)))
+        )
+        return [member for member in members if self._has_state(member)]
+
+    def _has_state(self, member: Member) -> bool:
+        """Return whether nothing is to be created, converted or refused for a parameter."""
+        wanted = {name for name in member.entries if name is not None}
+        if not wanted:
+            return True
+        state, parameter = self.state.get(member.parameter, {}), member.parameter
+        if not wanted <= state.keys():
+            return False
+        kept = self._kept(member.group)
+        device = None if self._is_offloaded(parameter) else parameter.device
+        try:
+            storage.check("", state, parameter, kept, device=device)
+            self._refuse_step_number(member, "")
+        except (TypeError, ValueError):
+            return False  # and who gives it a gradient is told why
+        found = storage.begun_anew(state, kept)
+        return found is state and self._fitted(found, parameter, member.group) is state
+
+    def _places(self) -> Iterable[tuple[dict[str, Any], Tensor, int]]:
+        """Yield all parameters with their groups and places."""
+        place = 0
         for group in self.param_groups:
-            entries = self._entries(group)
-            if self._phase.ema is not None:
-                entries = entries._replace(ema="ema")
             for parameter in group["params"]:
-                if parameter.grad is not None:
-                    form = self._form(group, parameter)
-                    own = entries
-                    if form is not None and form.has_header:
-                        own = own._replace(header="header")
-                    if self._keeps_remainder(parameter, group):
-                        own = own._replace(remainder="remainder")
-                    member = Member(parameter, group, own, index, form)
-                    if own.step is None and member.draws:
-                        # Random bits are those of a step, so steps have to be counted.
-                        member = member._replace(entries=own._replace(step="step"))
-                    members.append(member)
-                index += 1
-        return members
+                yield group, parameter, place
+                place += 1
+
+    def _member(self, group: dict[str, Any], parameter: Tensor, place: int) -> Member:
+        """Return a parameter with what belongs to it."""
+        entries = self._entries(group)
+        if self._phase.ema is not None:
+            entries = entries._replace(ema="ema")
+        form = self._form(group, parameter)
+        if form is not None and form.has_header:
+            entries = entries._replace(header="header")
+        if self._keeps_remainder(parameter, group):
+            entries = entries._replace(remainder="remainder")
+        member = Member(parameter, group, entries, place, form)
+        if entries.step is None and member.draws:
+            # Random bits are those of a step, so steps have to be counted.
+            return member._replace(entries=entries._replace(step="step"))
+        return member
 
     def _refuse(self, member: Member, name: str) -> None:
         if member.group.get("differentiable"):
@@ -941,7 +998,9 @@ class Optimizer(torch.optim.Optimizer):
             (entries.largest_square, wide),
             (entries.ema, wide),
         )
-        stored = [(p, p.dtype), (member.gradient, p.dtype)]
+        stored = [(p, p.dtype)]
+        if member.has_gradient:
+            stored.append((member.gradient, p.dtype))
         stored += [(state[name], dtype) for name, dtype in wanted if name is not None]
         if entries.remainder is not None:
             stored.append((state[entries.remainder], small.REMAINDERS[member.group["rounding"]]))
@@ -991,6 +1050,8 @@ class Optimizer(torch.optim.Optimizer):
     def _reset(self) -> None:
         self._keep(None)
         self._outcome: Outcome | cuda.DeviceOutcome | None = None
+        #: The parameters that its statistics are of.
+        self._reported: tuple[Member, ...] = ()
         self._averaged = False
         #: By place: what a parameter was when its copy was renewed outside of a step.
         self._renewed: dict[int, tuple[int, int]] = {}
@@ -1006,6 +1067,18 @@ class Optimizer(torch.optim.Optimizer):
             return None
         return gradients.scale_of(self.__dict__.get("grad_scale"))
 
+    def _leave_unscaled(self, plan: _Plan, outcome: Outcome | cuda.DeviceOutcome | None) -> None:
+        """Divide gradients by the loss scale where a step was made, as torch's fused step does."""
+        scale = self.__dict__.get("grad_scale")
+        if scale is None:
+            return
+        is_made = None
+        if isinstance(outcome, cuda.DeviceOutcome) and self._phase.on_nonfinite != "raise":
+            is_made = outcome.launches.verdict
+        elif outcome is not None and not outcome.applied:
+            return
+        gradients.unscale((m.parameter for m in plan.members), scale, is_made)
+
     # -- what the step leaves ----------------------------------------------------------------
 
     def statistics(self) -> dict[str, Tensor]:
@@ -1020,14 +1093,14 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError(
                 "No statistics were taken. Create the optimizer with statistics=True."
             )
-        outcome, plan = self._outcome, self._plan
+        outcome = self._outcome
         taken_of_all = None if outcome is None else outcome.statistics
-        if taken_of_all is None or plan is None:
+        if taken_of_all is None:
             raise RuntimeError("There are no statistics: the last step was left out, or none made.")
         names = self._names()
         return {
             f"{names[member.place]}/{field}": torch.tensor(value, dtype=torch.float64)
-            for member, taken in zip(plan.members, taken_of_all, strict=True)
+            for member, taken in zip(self._reported, taken_of_all, strict=True)
             for field, value in vars(taken).items()
         }
 

@@ -270,6 +270,11 @@ class Launches:
 
     # -- what a step has left on the device; each waits for it ----------------------------------
 
+    @property
+    def verdict(self) -> Tensor:
+        """Not 0 where the last step was made, on the device; nothing waits for it."""
+        return self._parts[0].verdict[0]
+
     def applied(self) -> bool:
         """Return whether the last step was made."""
         return not self._is_guarded or bool(self._parts[0].verdict[0].item())

@@ -1,13 +1,18 @@
-"""Gradients that a step is given: whether each fits, and what a GradScaler says of them."""
+"""Gradients that a step is given: whether each fits, what they share, what a GradScaler says."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Generator, Iterable, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["has_overflowed", "refuse", "refuse_sparse", "scale_of"]
+from adamas.torch import cuda, distributed
+from adamas.torch.memory import Memory, meeting
+
+__all__ = ["has_overflowed", "kept_apart", "refuse", "refuse_sparse", "scale_of", "unscale"]
 
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -83,3 +88,76 @@ def scale_of(grad_scale: Any) -> float:
     if grad_scale is None:
         return 1.0
     return float(grad_scale.item() if isinstance(grad_scale, Tensor) else grad_scale)
+
+
+@contextmanager
+def kept_apart(parameters: Sequence[Tensor], written: Iterable[Tensor]) -> Generator[None]:
+    """Put copies in place of gradients that share memory with what is ``written``.
+
+    So a step along them reads what they were when it began. Afterwards they are in their place
+    again, but for those that were unscaled meanwhile: writing into what they share would be wrong.
+    """
+    usual = [p for p in parameters if _can_be_copied(p)]
+    found = meeting(
+        [distributed.local(_gradient(p)) for p in usual], map(distributed.local, written)
+    )
+    shared = [p for p, meets in zip(usual, found, strict=True) if meets]
+    originals = [_gradient(p) for p in shared]
+    copies = [each.detach().clone() for each in originals]
+    for p, each in zip(shared, copies, strict=True):
+        p.grad = each
+    versions = [each._version for each in copies]
+    try:
+        yield
+    finally:
+        for p, original, each, version in zip(shared, originals, copies, versions, strict=True):
+            if p.grad is each and each._version == version:
+                p.grad = original
+
+
+def _can_be_copied(parameter: Tensor) -> bool:
+    """Whether a gradient is there, and one that torch would take; others are refused."""
+    gradient = parameter.grad
+    return (
+        gradient is not None
+        and gradient.layout == torch.strided
+        and gradient.shape == parameter.shape
+        and gradient.device == parameter.device
+    )
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    gradient = parameter.grad
+    assert gradient is not None
+    return gradient
+
+
+@torch.no_grad()
+def unscale(parameters: Iterable[Tensor], grad_scale: Any, is_made: Tensor | None = None) -> None:
+    """Divide gradients by a loss scale, as torch's fused step leaves them.
+
+    ``is_made`` is not 0 where the step was made, for a device to find out: else they stay.
+    Gradients that share memory with each other, or with themselves, are replaced.
+    """
+    free = Memory()
+    alone: dict[torch.device, list[Tensor]] = {}
+    replaced: list[tuple[Tensor, Tensor]] = []
+    for p in parameters:
+        gradient = _gradient(p)
+        part = distributed.local(gradient)
+        if part.layout == torch.strided and cuda.is_dense(part) and free.add((part,)):
+            alone.setdefault(part.device, []).append(part)
+        else:
+            replaced.append((p, gradient / _divisor(grad_scale, part.device, is_made)))
+    for device, parts in alone.items():
+        cast(Any, torch)._foreach_div_(parts, _divisor(grad_scale, device, is_made))
+    for p, gradient in replaced:
+        p.grad = gradient
+
+
+def _divisor(grad_scale: Any, device: torch.device, is_made: Tensor | None) -> Any:
+    if isinstance(grad_scale, Tensor):
+        grad_scale = grad_scale.detach().reshape(()).to(device, non_blocking=True)
+    if is_made is None:
+        return grad_scale
+    return torch.where(is_made.to(device, non_blocking=True) != 0, grad_scale, 1.0)

@@ -24,13 +24,18 @@ class Entries(NamedTuple):
 
 
 class Member(NamedTuple):
-    """A parameter with a gradient."""
+    """A parameter with what belongs to it; most often it has a gradient."""
 
     parameter: Tensor
     group: dict[str, Any]
     entries: Entries
     place: int  # among all parameters of all groups
     form: small.Form | None  # None: as torch stores it
+
+    @property
+    def has_gradient(self) -> bool:
+        """Whether there is a gradient now."""
+        return self.parameter.grad is not None
 
     @property
     def gradient(self) -> Tensor:

@@ -1,14 +1,14 @@
-"""Which tensors share memory: those are stepped one after another, as torch does."""
+"""Which tensors share memory: parameters that do are stepped one after another, as torch does."""
 
 from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-__all__ = ["Memory"]
+__all__ = ["Memory", "meeting"]
 
 
 class Memory:
@@ -37,8 +37,23 @@ class Memory:
         return True
 
 
+def meeting(tensors: Sequence[Tensor], others: Iterable[Tensor]) -> list[bool]:
+    """Return of each of ``tensors`` whether its memory meets that of any of ``others``."""
+    spans = sorted(_span(each) for each in others if each.numel())
+    starts = [start for start, _ in spans]
+    #: The furthest end of all that begin no later.
+    reached = list(itertools.accumulate((end for _, end in spans), max))
+    found: list[bool] = []
+    for start, end in map(_span, tensors):
+        before = bisect.bisect_left(starts, end)
+        found.append(before > 0 and reached[before - 1] > start)
+    return found
+
+
 def _span(tensor: Tensor) -> tuple[int, int]:
     """Return where a tensor's first element begins and its last ends."""
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     start = tensor.data_ptr()
+    if not tensor.numel():
+        return start, start
+    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
     return start, start + (reach + 1) * tensor.itemsize
