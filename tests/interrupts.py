@@ -1,4 +1,9 @@
-"""Interrupts at every place where Python handles signals: at calls, and when they return."""
+"""Interrupts at every place where Python handles signals.
+
+That is where a function of Python is entered (a generator: again), and before and after a function
+of C; never where one of Python returns or yields: what is raised there by a profiler leaves a
+frame without its ``finally``.
+"""
 
 from __future__ import annotations
 
@@ -8,16 +13,16 @@ from typing import Any
 
 
 def interrupted_at(place: int, work: Callable[[], Any], interrupt: type[BaseException]) -> bool:
-    """Do ``work``, with ``interrupt`` raised at the call or return number ``place``.
+    """Do ``work``, with ``interrupt`` raised at the place of number ``place``.
 
     Returns False where the work ended before.
     """
-    seen = -1
+    seen, over = -1, False
 
-    def look(*_: Any) -> None:
+    def look(_: Any, event: str, __: Any) -> None:
         nonlocal seen
-        seen += 1
-        if seen == place:
+        seen += not over and event != "return"
+        if seen == place and not over and event != "return":
             sys.setprofile(None)
             raise interrupt
 
@@ -27,17 +32,18 @@ def interrupted_at(place: int, work: Callable[[], Any], interrupt: type[BaseExce
     except interrupt:
         return True
     finally:
+        over = True
         sys.setprofile(None)
     return False
 
 
 def places(work: Callable[[], Any]) -> int:
-    """How many calls and returns the work has."""
+    """How many such places the work has."""
     count = 0
 
-    def look(*_: Any) -> None:
+    def look(_: Any, event: str, __: Any) -> None:
         nonlocal count
-        count += 1
+        count += event != "return"
 
     sys.setprofile(look)
     try:
