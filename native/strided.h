@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <cstddef>
 #include <cstdint>
+#include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <vector>
@@ -67,24 +68,30 @@ private:
         }
     }
 
-    // In squares, so that cache lines are used whole whichever axis is dense in memory.
+    // Row by row; in squares where columns are denser in memory, so that cache lines are used whole.
     template <bool reads, class Word>
     static void copy_plane(char* strided, Py_ssize_t along_column, Py_ssize_t along_row,
                            Word* dense, Py_ssize_t rows, Py_ssize_t columns) {
-        constexpr Py_ssize_t square = 16;
-        for (Py_ssize_t top = 0; top < rows; top += square) {
-            for (Py_ssize_t left = 0; left < columns; left += square) {
-                for (Py_ssize_t i = top; i < std::min(top + square, rows); ++i) {
-                    for (Py_ssize_t j = left; j < std::min(left + square, columns); ++j) {
-                        char* there = strided + i * along_column + j * along_row;
-                        Word* here = dense + i * columns + j;
-                        if constexpr (reads) {
-                            std::memcpy(here, there, sizeof(Word));
-                        } else {
-                            std::memcpy(there, here, sizeof(Word));
-                        }
-                    }
+        bool in_squares = rows > 1 && std::abs(along_column) < std::abs(along_row);
+        Py_ssize_t high = in_squares ? 16 : 1, wide = in_squares ? 16 : columns;
+        for (Py_ssize_t top = 0; top < rows; top += high) {
+            for (Py_ssize_t left = 0; left < columns; left += wide) {
+                Py_ssize_t length = std::min(wide, columns - left);
+                for (Py_ssize_t i = top; i < std::min(top + high, rows); ++i) {
+                    copy_row<reads>(strided + i * along_column + left * along_row, along_row,
+                                    dense + i * columns + left, length);
                 }
+            }
+        }
+    }
+
+    template <bool reads, class Word>
+    static void copy_row(char* strided, Py_ssize_t stride, Word* dense, Py_ssize_t length) {
+        for (Py_ssize_t j = 0; j < length; ++j) {
+            if constexpr (reads) {
+                std::memcpy(dense + j, strided + j * stride, sizeof(Word));
+            } else {
+                std::memcpy(strided + j * stride, dense + j, sizeof(Word));
             }
         }
     }

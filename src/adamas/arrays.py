@@ -90,7 +90,7 @@ def check_same_layout(name: str, parameter: Array, old: Layout) -> None:
 
 
 def checked_gradient(name: str, parameter: Array, gradient: Any) -> Array:
-    """Return a copy of a gradient that the engines can read, or say what is wrong with it."""
+    """Return a C-contiguous copy of a gradient, or say what is wrong with it."""
     if isinstance(gradient, np.generic):
         gradient = np.asarray(gradient)
     if not isinstance(gradient, np.ndarray):
@@ -108,7 +108,7 @@ def checked_gradient(name: str, parameter: Array, gradient: Any) -> Array:
             f"The gradient of {name} has dtype {gradient.dtype}, but the parameter has dtype "
             f"{parameter.dtype}. Convert it with .astype({parameter.dtype.name!r})."
         )
-    return as_bits(np.array(gradient, order="C", subok=False))
+    return np.array(gradient, order="C", subok=False)
 
 
 def _is_bfloat16(array: Array) -> bool:

@@ -43,10 +43,11 @@ class Plan:
         record: list[Any] | None = None,
     ) -> Outcome | None:
         """Make one step in place; see :mod:`adamas.engines`."""
-        if not self._can_read(gradients):
+        readable = self._readable(gradients)
+        if readable is None:
             return NotImplemented
         with np.errstate(all="ignore"):
-            outcome, new_values = self._stepped(gradients, step, rates)
+            outcome, new_values = self._stepped(readable, step, rates)
         if record is not None:
             skips = self._phase.on_nonfinite == "skip"
             new_values += _noted(record, step, outcome, skips=skips)
@@ -57,20 +58,23 @@ class Plan:
         """Leave a close look at everything to the caller."""
         return NotImplemented
 
-    def _can_read(self, gradients: Sequence[Array]) -> bool:
-        parameters = [slot.parameter for group in self._groups for slot in group.slots]
-        return (
-            isinstance(gradients, (list, tuple))
-            and len(gradients) == len(parameters)
-            and all(map(_fits, gradients, parameters))
-        )
+    def _readable(self, gradients: Any) -> list[Array] | None:
+        """Return the gradients as they are computed with, or None where they do not fit."""
+        slots = [slot for group in self._groups for slot in group.slots]
+        if not isinstance(gradients, (list, tuple)) or len(gradients) != len(slots):
+            return None
+        if not all(map(_fits, gradients, slots)):
+            return None
+        return [
+            decode_parameter(gradient.view(slot.parameter.dtype))
+            for gradient, slot in zip(gradients, slots, strict=True)
+        ]
 
     def _stepped(
         self, gradients: Sequence[Array], step: int, rates: Sequence[float]
     ) -> tuple[Outcome | None, list[Assignment]]:
         """Return the outcome of a step, and what it writes."""
         phase = self._phase
-        gradients = [decode_parameter(gradient) for gradient in gradients]
         total = norm(gradients) if phase.reads_first else None
         nonfinite = tuple(map(_count_nonfinite, gradients)) if phase.reads_first else None
         if nonfinite is not None and any(nonfinite) and phase.on_nonfinite != "propagate":
@@ -107,7 +111,8 @@ class Plan:
         return Outcome(True, total, nonfinite, statistics=taken), new_values
 
 
-def _fits(gradient: Any, parameter: Array) -> bool:
+def _fits(gradient: Any, slot: Slot) -> bool:
+    parameter = slot.parameter if slot.array is None else slot.array
     return (
         isinstance(gradient, np.ndarray)
         and gradient.shape == parameter.shape
