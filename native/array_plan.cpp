@@ -119,25 +119,31 @@ private:
         }
         put_numbers();
         Record counts(record, number, plan_->phase());
-        // Nothing of Python's runs from here on, until the step is made and counted.
+        // No signal is handled from here on, until the step is made and counted.
         for (const ArrayWatch& watch : watches_) {
             if (watch.changed()) {
                 return nb::borrow(Py_NotImplemented);
             }
         }
-        for (const StridedTwin& twin : twins_) {
-            twin.read();
-        }
+        copy_twins(&StridedTwin::read);
         Outcome outcome = step_released(*plan_, numbers_, loss_scale, factor);
         if (outcome.applied) {
-            for (const StridedTwin& twin : twins_) {
-                twin.write();
-            }
+            copy_twins(&StridedTwin::write);
         }
         counts.put(outcome);
         nb::object parts = parts_of(outcome, plan_->phase());
         counts.put_outcome(parts);
         return parts;
+    }
+
+    void copy_twins(void (StridedTwin::*copy)() const) {
+        std::optional<LockReleased> others_run;
+        if (!twins_.empty() && plan_->is_long()) {
+            others_run.emplace();
+        }
+        for (const StridedTwin& twin : twins_) {
+            (twin.*copy)();
+        }
     }
 
     // A list of a run's steps, steps left out and last outcome, brought up to date.

@@ -304,3 +304,57 @@ def test_methods_say_which_means_they_need():
         adamas.Momentum(np.ones(3), beta=None)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="engine is 'fast', but it must be"):
         adamas.Adam(np.ones(3), engine="fast")  # type: ignore[arg-type]
+
+
+MISTAKES = [
+    (lambda p: adamas.AdamW(p, weigth_decay=0.1), TypeError,  # type: ignore[call-arg]
+     "AdamW() has the unknown option 'weigth_decay'. Did you mean 'weight_decay'? Possible are "),
+    (lambda p: adamas.Adam(p, learning_rate=0.1), TypeError,  # type: ignore[call-arg]
+     "Adam() has the unknown option 'learning_rate'. Did you mean 'lr'? Possible are amsgrad,"),
+    (lambda p: adamas.Momentum(p, betas=0.9), TypeError,  # type: ignore[call-arg]
+     "Momentum() has the unknown option 'betas'. Did you mean 'beta'? Possible are beta,"),
+    (lambda p: adamas.RMSProp(p, clip_nrom=1.0), TypeError,  # type: ignore[call-arg]
+     "RMSProp() has the unknown option 'clip_nrom'. Did you mean 'clip_norm'?"),
+    (lambda p: adamas.Adam([{"params": p, "weigth_decay": 0.1}]), TypeError,
+     "params[0] has the unknown option 'weigth_decay'. Did you mean 'weight_decay'? Possible are"),
+    (lambda p: adamas.Adam(p).set_options(wieght_decay=1), TypeError,
+     "set_options has the unknown option 'wieght_decay'. Did you mean 'weight_decay'?"),
+    (lambda p: adamas.Adam(p, betas=0.9), TypeError,  # type: ignore[arg-type]
+     "betas is 0.9, but it must be a pair of decay rates (β1, β2). Give for example (0.9, 0.999)."),
+    (lambda p: adamas.Adam(p, lr="1e-3"), TypeError,  # type: ignore[arg-type]
+     "lr is '1e-3', but it must be a number. It is text: give float('1e-3')."),
+    (lambda p: adamas.Adam(p, state="8-bit"), ValueError,  # type: ignore[arg-type]
+     "state is '8-bit', but it must be one of \"float32\", \"bfloat16\", \"compact\", \"8bit\". "
+     "Did you mean '8bit'?"),
+    (lambda p: adamas.Adam(p, state=8), TypeError,  # type: ignore[arg-type]
+     "state is 8, but it must be a form, or a pair of forms (m, v). Forms are \"float32\","),
+    (lambda p: adamas.Adam(p, rounding="remainder"), ValueError,
+     'rounding is "remainder", which keeps what rounding takes away from parameters in bfloat16, '
+     "but they have dtype float32. Leave rounding out, or convert the parameters to ml_dtypes' "
+     "bfloat16."),
+    (lambda p: adamas.Adam(p).set_options(group=1, lr=0.1), IndexError,
+     "group is 1, but it must be the index of a group, from 0 to 0, or None for all."),
+    (lambda p: adamas.Adam(p).set_options(group="0", lr=0.1), IndexError,  # type: ignore[arg-type]
+     "group is '0', but it must be the index of a group"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("mistake", "error", "message"), MISTAKES)
+def test_a_mistake_is_told_with_a_way_out(mistake, error, message):
+    with pytest.raises(error, match=f"^{re.escape(message)}"):
+        mistake(np.ones(3, np.float32))
+
+
+def test_a_pair_of_forms_may_be_a_list_as_files_have_it():
+    optimizer = adamas.Adam(np.ones(32, np.float32), state=["8bit", "float32"])  # type: ignore[arg-type]
+    assert optimizer.groups[0].options.forms == ("8bit", "float32")
+
+
+def test_a_remainder_may_be_asked_for_where_some_parameters_can_have_one():
+    ml_dtypes = pytest.importorskip("ml_dtypes")
+    params = [np.ones(3, ml_dtypes.bfloat16), np.ones(3, np.float32)]
+    optimizer = adamas.Adam(params, rounding="remainder")
+    assert [sorted(state.arrays()) for state in optimizer.groups[0].states] == [
+        ["mean", "remainder", "square"],
+        ["mean", "square"],
+    ]
