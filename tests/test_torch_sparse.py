@@ -51,7 +51,7 @@ OPTIONS = [
 CASES = [
     (options, dtype)
     for options in OPTIONS
-    for dtype in (torch.float32, torch.float64, torch.bfloat16)
+    for dtype in (torch.float32, torch.float64, torch.bfloat16, torch.float16)
     if "state" not in options or dtype != torch.float64  # small forms are for the narrower ones
 ]
 
@@ -165,3 +165,33 @@ def test_a_state_of_torchs_sparse_momentum_goes_on_and_back():
             each.step()
     torch.testing.assert_close(own.weight, theirs.weight)
     torch.optim.SGD(theirs.parameters(), **options).load_state_dict(optimizer.state_dict())
+
+
+@pytest.mark.parametrize("momentum", [0, 0.9])
+def test_sparse_and_dense_gradients_are_stepped_together(momentum):
+    models = [
+        nn.Sequential(embedding(sparse=sparse), nn.Flatten(), nn.Linear(WIDTH * 2, 3))
+        for sparse in (True, False)
+    ]
+    models[1].load_state_dict(models[0].state_dict())
+    optimizers = [ours.SGD(each.parameters(), lr=0.1, momentum=momentum) for each in models]
+    for step in range(4):
+        index = torch.tensor([[step, 3], [7, 9], [3, 30]])[: 3 * (step != 2)]  # none at all, once
+        for model, optimizer in zip(models, optimizers, strict=True):
+            optimizer.zero_grad()
+            model(index).square().sum().backward()
+            optimizer.step()
+        for one, other in zip(*(each.parameters() for each in models), strict=True):
+            assert torch.equal(one, other)
+
+
+def test_a_scaler_unscales_sparse_gradients():
+    net, plain = embedding(sparse=True), embedding(sparse=True)
+    scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+    optimizer, other = (ours.SGD(each.parameters(), lr=0.1) for each in (net, plain))
+    backward(plain, 0)
+    other.step()
+    scaler.scale(torch.ones(()))
+    backward(net, 0, scale=1024.0)
+    scaler.step(optimizer)
+    assert torch.equal(net.weight, plain.weight)
