@@ -58,7 +58,9 @@ def whole_or_nothing(
     interrupt: type[BaseException] = KeyboardInterrupt,
     most: int = 400,
 ) -> set[str]:
-    """Interrupt work at ``most`` places, evenly spread, and say in which ways it was left.
+    """Interrupt work at about ``most`` places, and say in which ways it was left.
+
+    They are spread evenly, but for the last ones, at which things are changed: those are all taken.
 
     ``make`` returns the work, and what gives all that it may change, as values that compare.
     """
@@ -68,7 +70,8 @@ def whole_or_nothing(
     after = look()
     found: set[str] = set()
     total = places(make()[0])
-    for place in range(0, total, max(1, total // most)):
+    spread = range(0, total, max(1, total // most))
+    for place in sorted({*spread, *range(max(0, total - 50), total)}):
         work, look = make()
         if interrupted_at(place, work, interrupt):
             left = look()
