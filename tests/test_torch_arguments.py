@@ -311,6 +311,24 @@ def test_an_option_set_in_a_run_is_refused_at_the_step_before_anything_is_touche
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_an_option_that_was_taken_out_is_missed_before_anything_is_touched(name):
+    p = weight()
+    optimizer = getattr(ours, name)([p], lr=0.1)
+    p.grad = torch.ones(2)
+    for key in ("lr", "weight_decay"):
+        value = optimizer.param_groups[0].pop(key)
+        with pytest.raises(KeyError) as raised:
+            optimizer.step()
+        assert raised.value.args == (
+            f"param_groups[0] has no {key!r} any more. "
+            f"Set it to what it was, for example {value!r}.",
+        )
+        assert p.tolist() == [1, 1]
+        assert not optimizer.state
+        optimizer.param_groups[0][key] = value
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_a_schedule_that_ends_beside_zero_ends_the_run_in_peace(name):
     p = weight()
     optimizer = getattr(ours, name)([p], lr=0.1)

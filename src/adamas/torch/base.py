@@ -405,7 +405,7 @@ class Optimizer(torch.optim.Optimizer):
             ValueError,
             ArithmeticError,
         ):  # of a wrong option: a close look says which
-            arguments.check_groups(self.param_groups)
+            arguments.check_groups(self.param_groups, self.defaults)
             raise
         step = plan.native.step
         return outcome_of(step(self.param_groups, self.state, scale, factor, numbers))
@@ -416,7 +416,7 @@ class Optimizer(torch.optim.Optimizer):
     def _step_closely(self) -> None:
         """Make one step after a close look at every parameter, with a plan for the next."""
         self._refuse_averaged("no step can be made")
-        arguments.check_groups(self.param_groups)
+        arguments.check_groups(self.param_groups, self.defaults)
         with gradients.kept_apart(*self._read_and_written()):
             self._step_by(self._planned())
 
