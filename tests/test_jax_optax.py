@@ -440,15 +440,41 @@ def test_in_half_precision_the_rule_is_computed_in_float32_and_results_are_round
         return params, state
 
     params, state = wrapped(three)(jnp.asarray(p), [jnp.asarray(g) for g in gs])
-    m = v = np.zeros(64, dtype)
+    stored = np.float32 if dtype is np.float16 else dtype
+    m = v = np.zeros(64, stored)
     for number, g in enumerate(gs, 1):
         c = at_step(CASES["adamw"].options, number, LR).rounded(np.dtype(np.float32))
         result = rule(c, *(x.astype(np.float32) for x in (p, g, m, v)))
-        m, v, update = (x.astype(dtype) for x in (result.m, result.v, -result.change))
+        m, v = result.m.astype(stored), result.v.astype(stored)
+        update = (-result.change).astype(dtype)
         p = (p.astype(np.float32) + update.astype(np.float32)).astype(dtype)
     np.testing.assert_array_equal(bits(params), bits(p))
     np.testing.assert_array_equal(bits(state[0].mu), bits(m))
     np.testing.assert_array_equal(bits(state[0].nu), bits(v))
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw", "amsgrad", "nadam", "rmsprop"])
+def test_small_gradients_of_float16_parameters_move_them_as_far_as_those_of_float32(name):
+    """In float16 the squares of these gradients are 0."""
+    ends = []
+    for dtype in ("float16", "float32"):
+        p, g = jnp.zeros(1, dtype), jnp.full(1, 2.0**-12, dtype)
+        optimizer = getattr(ours, name)(2.0**-6)
+        state = optimizer.init(p)
+        for _ in range(20):
+            p, state = jax.jit(stepper(optimizer))(p, state, g)
+        ends.append((np.asarray(p, np.float32), state))
+    np.testing.assert_allclose(*(end[0] for end in ends), rtol=2e-2)
+    same(*(end[1] for end in ends))
+
+
+def test_a_mean_in_float16_is_had_for_the_asking_and_one_of_optax_goes_on_as_it_is():
+    p = jnp.ones(2, jnp.float16)
+    state = ours.adam(0.1, mu_dtype=jnp.float16).init(p)[0]
+    assert (state.mu.dtype, state.nu.dtype) == (jnp.float16, jnp.float32)
+    theirs = optax.adam(0.1).init(p)
+    _, after = ours.adam(0.1).update(p, theirs, p)
+    assert types(after) == types(theirs)
 
 
 def test_complex_numbers_are_stepped_along_themselves_by_the_size_of_their_squares():

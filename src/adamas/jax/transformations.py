@@ -20,6 +20,7 @@ from adamas.codecs import mean_top
 from adamas.jax import arguments, small, states, step, trees
 from adamas.jax.arguments import known_by
 from adamas.jax.numbers import Choices, Number, varying
+from adamas.jax.operands import pinned
 from adamas.jax.small import CodedState
 from adamas.jax.trees import Gradients
 from adamas.options import Options, Phase, Rounding, StateForm
@@ -54,7 +55,7 @@ def adam(
     """
     choices = _adam_choices(b1, b2, eps, eps_root, nesterov)
     storage = _stored(choices, state, rounding, seed, mu_dtype=mu_dtype)
-    moments = _Kept(optax.scale_by_adam(mu_dtype=mu_dtype), mean="mu", square="nu")
+    moments = _Kept(optax.scale_by_adam(mu_dtype=mu_dtype), "mu", "nu", dtype=mu_dtype)
     return _Optimizer(choices, storage, moments, learning_rate).transformation()
 
 
@@ -81,7 +82,7 @@ def adamw(
     """
     choices = _adam_choices(b1, b2, eps, eps_root, nesterov)
     storage = _stored(choices, state, rounding, seed, mu_dtype=mu_dtype)
-    moments = _Kept(optax.scale_by_adam(mu_dtype=mu_dtype), mean="mu", square="nu")
+    moments = _Kept(optax.scale_by_adam(mu_dtype=mu_dtype), "mu", "nu", dtype=mu_dtype)
     numbers = (learning_rate, b1, b2, eps, eps_root, weight_decay)
     arguments.check_mask(mask, any(isinstance(each, jax.Array) for each in numbers))
     decay = _Decay(weight_decay, mask)
@@ -110,7 +111,7 @@ def amsgrad(
         unbias2=bias_correction_nu,
     )
     amsgrad = optax.scale_by_amsgrad(mu_dtype=mu_dtype)
-    moments = _Kept(amsgrad, mean="mu", square="nu", largest="nu_max")
+    moments = _Kept(amsgrad, "mu", "nu", "nu_max", dtype=mu_dtype)
     return _Optimizer(choices, None, moments, learning_rate).transformation()
 
 
@@ -241,12 +242,25 @@ class _Kept:
     largest: str | None = None
     #: Whether steps are counted.
     counts: bool = True
+    #: Of the mean, if one was asked for.
+    dtype: Any = None
 
     @property
     def fields(self) -> tuple[str, ...]:
         """The names of all that the state has."""
         count = ("count",) if self.counts else ()
         return count + tuple(filter(None, (self.mean, self.square, self.largest)))
+
+    def init(self, params: Tree) -> Any:
+        """Return optax's state, in float32 where it would be in float16.
+
+        There the squares of gradients below 0.005 are 0.
+        """
+        state = self.transformation.init(params)
+        mean = self.mean if self.dtype is None else None
+        names = [] if self.square is None else [mean, self.square, self.largest]
+        wide = {name: jax.tree.map(_widened, getattr(state, name)) for name in names if name}
+        return state._replace(**wide)
 
 
 class _Optimizer:
@@ -273,7 +287,8 @@ class _Optimizer:
         self._trace = trace
         self._names = names
         # Only their init is ever called.
-        parts = [moments.transformation, optax.scale_by_learning_rate(learning_rate)]
+        first = optax.GradientTransformation(moments.init, moments.transformation.update)
+        parts = [first, optax.scale_by_learning_rate(learning_rate)]
         self._fields = moments.fields
         self._kept = step.Moments(moments.mean, moments.square, moments.largest)
         if self._storage is not None:
@@ -365,7 +380,10 @@ class _Optimizer:
                 self._trace.nesterov, self._trace.decay, stepped, gradients.only(old)
             )
             others[-1] = others[-1]._replace(trace=gradients.kept(old, new))
-        return gradients.updated(stepped), (moments._replace(**changed), *others)
+        return gradients.updated(_as_parameters(stepped, gradients, params)), (
+            moments._replace(**changed),
+            *others,
+        )
 
     def _read(self, gradients: Gradients, moments: Any) -> tuple[step.Moments, Any, Any]:
         """Return moments beside the gradients, the count and the exponent of codes, all checked."""
@@ -430,6 +448,31 @@ class _Optimizer:
             asked = {"lr": self._rate, "weight_decay": self._amount}
             choices = varying(choices, [name for name, each in asked.items() if callable(each)])
         return choices, decays
+
+
+def _widened(array: Array) -> Array:
+    return array.astype(jnp.float32) if _is_float16(array) else array
+
+
+def _as_parameters(
+    updates: list[Array | None], gradients: Gradients, params: Tree
+) -> list[Array | None]:
+    """Return updates in float16 where parameter and gradient are, though the state is wider."""
+    if not any(_is_float16(each) for each in gradients.leaves):
+        return updates
+    try:
+        beside = gradients.structure.flatten_up_to(params)
+    except (TypeError, ValueError):  # a method that does not read them takes anything
+        return updates
+    rows = zip(updates, gradients.leaves, beside, strict=True)
+    return [
+        pinned(u.astype(jnp.float16)) if u is not None and _is_float16(g) and _is_float16(p) else u
+        for u, g, p in rows
+    ]
+
+
+def _is_float16(array: Any) -> bool:
+    return getattr(array, "dtype", None) == jnp.float16
 
 
 def _adam_choices(b1: Number, b2: Number, eps: Number, eps_root: Number, nesterov: bool) -> Choices:
