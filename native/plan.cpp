@@ -185,6 +185,8 @@ std::vector<TensorStatistics> Plan::sweep_recorded(const std::vector<StepNumbers
         tiles += tensor.is_present ? tiles_of(tensor.count) : 0;
     }
     std::vector<TileReport> reports(tiles);
+    std::vector<TensorStatistics> result;
+    result.reserve(tensors_.size());  // before the step: it must not fail after it
     auto step = [&](std::int64_t i) {
         const Chunk& chunk = chunks_[i];
         const Tensor& tensor = tensors_[chunk.tensor];
@@ -194,7 +196,6 @@ std::vector<TensorStatistics> Plan::sweep_recorded(const std::vector<StepNumbers
         kernels.sweep(tensor.layout, tensor.arrays, own, key, chunk.first, chunk.last, report);
     };
     for_each(static_cast<std::int64_t>(chunks_.size()), is_threaded(), step);
-    std::vector<TensorStatistics> result;
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
         if (tensors_[i].is_present) {
             result.push_back(described(reports.data() + starts[i], tensors_[i].count));
