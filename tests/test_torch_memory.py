@@ -26,6 +26,10 @@ def stepped(**options: Any) -> tuple[torch.nn.Parameter, ours.AdamW]:
     return p, optimizer
 
 
+def held_by_its_parameter(p: torch.nn.Parameter, optimizer: ours.AdamW) -> None:
+    p.optimizer = optimizer  # type: ignore[attr-defined]
+
+
 def held_by_a_group(p: torch.nn.Parameter, optimizer: ours.AdamW) -> None:
     optimizer.param_groups[0]["tell"] = lambda: optimizer
 
@@ -38,7 +42,7 @@ def held_by_a_hook_of_its_own(p: torch.nn.Parameter, optimizer: ours.AdamW) -> N
     optimizer.register_step_post_hook(lambda *_: optimizer.param_groups)
 
 
-HOLDERS = [held_by_a_group, held_by_a_state, held_by_a_hook_of_its_own]
+HOLDERS = [held_by_its_parameter, held_by_a_group, held_by_a_state, held_by_a_hook_of_its_own]
 
 
 @pytest.mark.parametrize("hold", HOLDERS)
