@@ -312,7 +312,10 @@ private:
             return false;
         }
         PyObject** items = PySequence_Fast_ITEMS(sequence);
-        found_.assign(items, items + gradients_.size());
+        found_.clear();
+        for (std::size_t i = 0; i < gradients_.size(); ++i) {
+            found_.push_back(nb::borrow(items[i]));
+        }
         return true;
     }
 
@@ -363,14 +366,14 @@ private:
         if (place == watches_.size() || watches_[place].array() != like) {
             return false;
         }
-        found_.push_back(gradients);
+        found_.push_back(nb::borrow(gradients));
         return true;
     }
 
     bool borrow() {
         for (std::size_t i = 0; i < gradients_.size(); ++i) {
             Buffer& buffer = gradients_[i];
-            nb::object gradient = watches_[i].readable(found_[i]);
+            nb::object gradient = watches_[i].readable(found_[i].ptr());
             if (!gradient.is_valid() || !buffer.acquire(gradient.ptr(), PyBUF_RECORDS_RO) ||
                 !readable(buffer.view(), i)) {
                 return false;
@@ -425,7 +428,7 @@ private:
     std::vector<std::pair<std::uintptr_t, std::uintptr_t>> spans_;  // of the same, sorted
     std::vector<StridedTwin> twins_;                                // of parameters with strides
     std::vector<ArrayWatch> watches_;                               // of the user's arrays
-    std::vector<PyObject*> found_;                                  // gradients, during a step
+    std::vector<nb::object> found_;                                 // gradients, during a step
     std::vector<Buffer> gradients_;                                 // their memory, held meanwhile
     std::vector<Options> options_;                                  // of each group
     std::vector<StepNumbers> numbers_;  // of the step under way, for each group

@@ -511,7 +511,7 @@ def test_what_is_no_number_is_refused_before_anything_is_touched(wrong):
 def test_a_plan_refuses_codes_that_are_counted_from_where_none_can_be(top):
     p, options = np.ones(3, np.float32), Options(state="8bit")
     state = states.create(p, options)
-    state.top = top
+    state = dataclasses.replace(state, top=top)
     with pytest.raises(ValueError, match=f"^top is {top}, but it must be from 0 to 12.$"):
         native.Plan([Group(options, (Slot(p, state),))], Phase())
 

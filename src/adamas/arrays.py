@@ -113,7 +113,7 @@ def checked_gradient(name: str, parameter: Array, gradient: Any) -> Array:
 
 def _is_bfloat16(array: Array) -> bool:
     """Return whether the dtype is that of ml_dtypes, which NumPy itself lacks."""
-    return array.dtype.name == "bfloat16" and array.dtype.itemsize == 2
+    return array.dtype.itemsize == 2 and array.dtype.name == "bfloat16"  # the name takes long
 
 
 def as_bits(array: Array) -> Array:

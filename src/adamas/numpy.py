@@ -70,11 +70,11 @@ Engine = Literal["native", "reference"]
 _ENGINES = {"native": native.Plan, "reference": reference.Plan}
 
 #: What is made anew where an optimizer is copied or pickled, or stored in another form.
-_OWN = ("_averaged", "_busy", "_fixed_rates", "_plan", "_record", "_tree", "_turn", "groups")
+_OWN = ("_averaged", "_busy", "_fixed_rates", "_groups", "_plan", "_record", "_tree", "_turn")
 
 
 class Snapshot(NamedTuple):
-    """Parameters by name, and the state_dict that belongs to them: the optimizer's own arrays."""
+    """Parameters by name, and their state_dict: the optimizer's own arrays."""
 
     parameters: dict[str, Array]
     state_dict: dict[str, Any]
@@ -89,8 +89,7 @@ class Optimizer:
     interrupted by Ctrl-C is made and counted, or neither.
     """
 
-    #: Their options, parameters and states.
-    groups: tuple[ParameterGroup, ...]
+    _groups: tuple[ParameterGroup, ...]
     _plan: Any
     _fixed_rates: tuple[float, ...] | None
     #: Steps, steps left out, last outcome: engines bring it up to date with the arrays.
@@ -119,10 +118,9 @@ class Optimizer:
         """Make one step in place.
 
         ``gradients`` is built like ``params``, each array of its parameter's shape and dtype;
-        they are not changed. Errors, all before anything is touched: ValueError or TypeError for
-        gradients that do not fit, or for parameters that were replaced in ``params`` or changed
-        their shape or dtype; FloatingPointError for gradients that are not finite where
-        ``on_nonfinite="raise"``; RuntimeError within another call.
+        they are not changed. Errors, before anything is touched: ValueError or TypeError for
+        gradients that do not fit and parameters that were replaced in ``params`` or changed shape
+        or dtype; FloatingPointError where ``on_nonfinite="raise"``; RuntimeError within a call.
         """
         with self._turn:
             if self._busy:
@@ -141,6 +139,11 @@ class Optimizer:
                     self._report(outcome)
             finally:
                 self._busy = False
+
+    @property
+    def groups(self) -> tuple[ParameterGroup, ...]:
+        """Options, parameters and states, group by group; ``set_options`` changes them."""
+        return self._groups
 
     @property
     def steps(self) -> int:
@@ -212,7 +215,7 @@ class Optimizer:
         """
         if self._phase.ema is None:
             raise RuntimeError("No average of the weights is kept. Create the optimizer with ema=.")
-        put_back: Callable[[], object] = _nothing
+        put_back: Callable[[], object] | None = None
         try:
             with self._in_turn():
                 if self._averaged:
@@ -226,7 +229,8 @@ class Optimizer:
                 all_at_once([attribute(self, "_averaged", True), *put])
             yield
         finally:
-            put_back()
+            if put_back is not None:
+                put_back()
 
     # -- state -------------------------------------------------------------------------------
 
@@ -292,10 +296,10 @@ class Optimizer:
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         """Make the rest anew."""
-        own = {"tree", "groups", "record", "still"}
+        own = {"lone", "groups", "record", "still"}
         self.__dict__.update({name: value for name, value in kept.items() if name not in own})
         groups = tuple(with_parameters(group) for group in kept["groups"])
-        tree = [group.tree for group in groups] if kept["tree"] == "groups" else groups[0].tree
+        tree = groups[0].tree if kept["lone"] else [group.tree for group in groups]
         self._begin(tree, groups, kept["record"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
@@ -345,7 +349,7 @@ class Optimizer:
         plan = _ENGINES[self._engine](slots, self._phase)
         scheduled = any(callable(group.options.lr) for group in groups)
         changes: dict[str, Any] = {
-            "groups": groups,
+            "_groups": groups,
             "_plan": plan,
             "_fixed_rates": None if scheduled else tuple(group.options.lr for group in groups),
         }
@@ -410,8 +414,8 @@ class Optimizer:
         """Return what a copy needs; parameters are those in the user's containers alone."""
         kept = {name: value for name, value in self.__dict__.items() if name not in _OWN}
         groups = [replace(group, parameters=(), layouts=()) for group in self.groups]
-        shape = "one" if self._tree is self.groups[0].tree else "groups"
-        return {**kept, "tree": shape, "groups": groups, "record": list(self._record)}
+        lone = self._tree is self.groups[0].tree
+        return {**kept, "lone": lone, "groups": groups, "record": list(self._record)}
 
 
 class _Still:
@@ -433,10 +437,6 @@ class _Still:
     def _now(self) -> list[Any]:
         optimizer = self._optimizer
         return [optimizer.steps, optimizer.skipped, *map(id, optimizer.groups)]
-
-
-def _nothing() -> None:
-    """Do nothing."""
 
 
 _WITHIN = (

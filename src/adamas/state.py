@@ -34,7 +34,7 @@ _OTHERS = ("largest_square", "ema", "remainder")
 _RELATIVE = ("compact", "8bit")
 
 
-@dataclass
+@dataclass(frozen=True, eq=False)
 class State:
     """The running means that belong to one parameter; None where the method keeps none.
 
@@ -142,7 +142,6 @@ def create(parameter: Array, options: Options, *, ema: bool = False) -> State:
     has_header = (options.has_mean and forms[0] == "8bit") or (
         options.has_square and forms[1] == "8bit"
     )
-    beta1, beta2 = options.betas
     return State(
         mean=zeros(options.has_mean, _MEAN_CODES.get(forms[0], start.dtype)),
         square=zeros(options.has_square, _SQUARE_CODES.get(forms[1], start.dtype)),
@@ -153,7 +152,7 @@ def create(parameter: Array, options: Options, *, ema: bool = False) -> State:
         if parameter.dtype != np.uint16 or not options.keeps_remainder
         else np.zeros(parameter.shape, _REMAINDERS[options.parameter_rounding]),
         forms=forms,
-        top=0 if beta1 is None or beta2 is None else codecs.mean_top(beta1, beta2),
+        top=_top(options),
     )
 
 
@@ -163,9 +162,9 @@ def converted(name: str, state: State, parameter: Array, options: Options) -> St
     m and v are decoded, and encoded anew (to nearest), where their form changes, or the betas so
     that codes of m reach to another size.
     """
-    new = create(parameter, options)
-    if new.forms == state.forms and new.reads(state.top):
-        return replace(state, top=new.top)
+    top = _top(options)
+    if options.forms == state.forms and state.reads(top):
+        return state if top == state.top else replace(state, top=top)
     return loaded(name, parameter, options, state.dense(), ema=state.ema is not None)
 
 
@@ -213,6 +212,11 @@ def loaded(
     if state.ema is not None and "ema" not in given:
         np.copyto(state.ema, codecs.decode_parameter(parameter, state.remainder))
     return state
+
+
+def _top(options: Options) -> int:
+    beta1, beta2 = options.betas
+    return 0 if beta1 is None or beta2 is None else codecs.mean_top(beta1, beta2)
 
 
 def _checked(name: str, entry: str, given: Any, like: Array) -> Array:
