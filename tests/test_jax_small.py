@@ -292,9 +292,9 @@ REFUSED = [
     ),
     (
         lambda: ours.adam(LR, state="8bit").init(jnp.ones(2, jnp.complex64)),
-        r"state is \('8bit', '8bit'\), but a parameter has dtype complex64: small forms are for "
-        r"float32 and half precision. Convert the parameter, or use state=\"float32\", which keeps "
-        "its dtype.",
+        r"state is \('8bit', '8bit'\), but the parameter at the root has dtype complex64: "
+        r"small forms are for float32 and half precision. Convert the parameter, or use "
+        r"state=\"float32\", which keeps its dtype.",
     ),
     (
         lambda: ours.rmsprop(LR, initial_scale=1.0, state="8bit"),

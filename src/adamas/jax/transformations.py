@@ -211,6 +211,8 @@ def momentum(
 
 nadam = known_by("nadam", nesterov=True)(adam)
 nadamw = known_by("nadamw", nesterov=True)(adamw)
+nadam.__doc__ = "Return Adam that looks ahead (Dozat 2016), as optax.nadam; the rest is as in adam."
+nadamw.__doc__ = "Return nadam with decoupled decay, as optax.nadamw; the rest is as in adamw."
 
 
 # -- what the functions are made of --------------------------------------------------------------
@@ -327,13 +329,13 @@ class _Optimizer:
 
     def _init_coded(self, params: Tree) -> CodedState:
         assert self._storage is not None
-        for leaf in jax.tree.leaves(params):
+        for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
             dtype = jnp.result_type(leaf)
             if jnp.issubdtype(dtype, jnp.complexfloating) or dtype == jnp.float64:
                 raise ValueError(
-                    f"state is {self._storage.forms!r}, but a parameter has dtype {dtype}: "
-                    "small forms are for float32 and half precision. Convert the parameter, or use "
-                    'state="float32", which keeps its dtype.'
+                    f"state is {self._storage.forms!r}, but the parameter at {trees.place(path)} "
+                    f"has dtype {dtype}: small forms are for float32 and half precision. Convert "
+                    'the parameter, or use state="float32", which keeps its dtype.'
                 )
         return small.zeros(
             self._storage.forms,
