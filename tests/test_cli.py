@@ -98,6 +98,54 @@ def test_on_a_terminal_bars_are_drawn_and_NO_COLOR_takes_the_colours_away(tmp_pa
     assert coloured != no_color
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals in Python")
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_check_tells_how_far_it_is_where_standard_error_is_a_terminal(tmp_path, is_terminal):
+    import pty
+
+    from adamas.checking.examination import STAGES
+
+    command = [sys.executable, "-m", "adamas", "check", "adamas:Adam"]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        environment.pop(name, None)
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path[1:])
+    ours, theirs = pty.openpty() if is_terminal else os.pipe()
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=theirs
+    )
+    os.close(theirs)
+    seen = bytearray()
+    try:
+        while data := os.read(ours, 1024):
+            seen.extend(data)
+    except OSError:  # Linux' way of saying that the other side has closed
+        pass
+    finally:
+        os.close(ours)
+        printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 0
+    assert printed.decode().startswith("paper, ε outside the root, ")
+    assert ESCAPE not in printed.decode()
+    if is_terminal:
+        # A stage that is quicker than the bar is drawn anew need not be seen.
+        assert any(stage in seen.decode() for stage in STAGES)
+    else:
+        assert seen == b""
+
+
+def test_a_command_that_is_nearly_right_is_answered_with_the_right_one():
+    done = run("rce")
+    assert done.exit_code == 2
+    assert done.output.count("Did you mean 'race'?") == 1
+
+
+def test_a_count_may_be_written_as_a_power_of_ten(tmp_path):
+    for steps, code in (("1e1", 0), ("20", 0), ("1.5", 2), ("0", 2), ("many", 2)):
+        done = run("race", "beale", "--steps", steps, "--output", tmp_path / "race.png")
+        assert done.exit_code == code, done.output
+
+
 def test_a_picture_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setattr(demo, "load_digits", lambda seed: pytest.fail("work was done"))
     done = run("demo", "--output", tmp_path / "missing" / "picture.png")

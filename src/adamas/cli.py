@@ -7,16 +7,20 @@ import importlib.metadata
 import json
 import platform
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import adamas
+from adamas.checks import check_count, near
 from adamas.engines import native
 from adamas.extras import MissingExtraError, require
 
 if TYPE_CHECKING:
     import click
     from rich.console import Console
+
+    from adamas.checking import Report
 else:
     try:
         import click
@@ -39,8 +43,31 @@ _PACKAGES = (
 _HELP = {"help_option_names": ["-h", "--help"], "max_content_width": 100}
 
 
+class _WholeNumber(click.IntRange):
+    """A whole number in a range, which may be written as 1e4."""
+
+    def convert(self, value: Any, param: Any, ctx: Any) -> Any:
+        with suppress(TypeError, ValueError, OverflowError):  # click says what is wrong with it
+            value = check_count("value", float(value))
+        return super().convert(value, param, ctx)
+
+
 class _Commands(click.Group):
-    """Commands whose foreseeable failures are one line on standard error, and exit code 1."""
+    """Commands whose foreseeable failures are one line on standard error, and exit code 1.
+
+    A name that is nearly right is answered with the right one.
+    """
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            meant = near(args[0], self.commands)
+            if not meant or "Did you mean" in error.message:  # as later versions of click offer it
+                raise
+            raise click.UsageError(error.message + meant, ctx) from None
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
@@ -64,11 +91,11 @@ def main() -> None:
     help="Where to write the picture of the loss curves (PNG).",
 )
 @click.option(
-    "--epochs", type=click.IntRange(1), default=None, help="How often each method sees all images."
+    "--epochs", type=_WholeNumber(1), default=None, help="How often each method sees all images."
 )
 @click.option(
     "--seed",
-    type=click.IntRange(0),
+    type=_WholeNumber(0),
     default=0,
     show_default=True,
     help="Chooses the held-out images, the start and the batches.",
@@ -125,7 +152,7 @@ def demo(output: Path, epochs: int | None, seed: int, quiet: bool) -> None:
     default=None,
     help="Where to write the race as an animated GIF, too.",
 )
-@click.option("--steps", type=click.IntRange(1), default=300, show_default=True)
+@click.option("--steps", type=_WholeNumber(1), default=300, show_default=True)
 @click.option(
     "--start", type=(float, float), default=None, metavar="X Y", help="Where to start from."
 )
@@ -248,7 +275,7 @@ def _check(
         return True
     if json_path is not None:
         _check_writable(json_path, "--json")
-    report = adamas.check(subject, **dict(map(_option, settings)))
+    report = _examined(subject, dict(map(_option, settings)))
     first, *rest = report.lines()
     console.print(first, style="bold", markup=False, soft_wrap=True)
     for line in rest:
@@ -258,6 +285,31 @@ def _check(
         json_path.write_text(text + "\n", encoding="utf-8")
         _say_where(console, json_path)
     return report.faithful
+
+
+def _examined(subject: str, options: dict[str, Any]) -> Report:
+    """Return the report on a subject; on a terminal, show on standard error how far it is."""
+    from adamas.checking.examination import STAGES, examine
+
+    console = require("rich.console", "adamas check", "cli", "rich").Console(stderr=True)
+    progress = require("rich.progress", "adamas check", "cli", "rich")
+    with progress.Progress(
+        progress.TextColumn("{task.description:<28}"),
+        progress.BarColumn(),
+        progress.TimeElapsedColumn(),
+        console=console,
+        disable=not sys.stderr.isatty(),
+        transient=True,
+        # What the subject prints goes where it would go without a bar.
+        redirect_stdout=False,
+        redirect_stderr=False,
+    ) as bars:
+        bar = bars.add_task("", total=len(STAGES))
+
+        def tell(stage: str) -> None:
+            bars.update(bar, description=stage, completed=STAGES.index(stage))
+
+        return examine(subject, options, tell)
 
 
 def _option(text: str) -> tuple[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -24,7 +24,18 @@ from adamas.checking.report import Line, Miss, Report
 from adamas.checking.subjects import CannotCheckError, find
 from adamas.checking.trials import Convention
 
-__all__ = ["Diagnosis", "check", "diagnose"]
+__all__ = ["STAGES", "Diagnosis", "check", "diagnose", "examine"]
+
+#: What a check does, in order.
+STAGES = (
+    "finding out how it is called",
+    "probing",
+    "searching for its form",
+    "running longer",
+    "measuring distances",
+    "trying edges",
+)
+Tell = Callable[[str], object]
 
 #: Mean error below which everything is explained, by the dtype that is probed. In float64 a form
 #: that is right leaves about 1e-16; in float32 about 1e-7. Forms that differ differ by more.
@@ -46,10 +57,18 @@ def check(subject: object, **options: Any) -> Report:
     Takes some seconds. Raises :class:`adamas.checking.CannotCheckError` (a ValueError) where the
     subject cannot be found, or called in any known way.
     """
+    return examine(subject, options)
+
+
+def examine(subject: object, options: Mapping[str, Any], tell: Tell = lambda _: None) -> Report:
+    """Return what :func:`check` returns; call ``tell`` with each of ``STAGES`` as it begins."""
+    tell(STAGES[0])
     convention = detect(find(subject, options))
     if convention.outlives:
         return _outliving(convention)
-    return _Judgement(_probed(convention)).report()
+    diagnosis = _probed(convention, tell)
+    tell(STAGES[3])
+    return _Judgement(diagnosis).report(tell)
 
 
 def _outliving(convention: Convention) -> Report:
@@ -82,7 +101,8 @@ def diagnose(subject: object, **options: Any) -> Diagnosis:
     return _probed(detect(find(subject, options)))
 
 
-def _probed(convention: Convention) -> Diagnosis:
+def _probed(convention: Convention, tell: Tell = lambda _: None) -> Diagnosis:
+    tell(STAGES[1])
     kind = _widest(convention)
     arrays = 2 if convention.several else 1
     default = convention.default
@@ -100,6 +120,7 @@ def _probed(convention: Convention) -> Diagnosis:
         *(convention.arguments.settable, default.lr, default.beta1, default.beta2, default.eps),
         convention.several,
     )
+    tell(STAGES[2])
     found = fit(plain, decaying, constants, _TOLERANCES[kind.name], scheduled)
     return Diagnosis(convention, found, tuple(plain), tuple(decaying))
 
@@ -146,8 +167,10 @@ class _Judgement:
         self._form = _settled(self._fit.form, [self._usual, self._long])
         self._large, self._spread = _spread(convention)
 
-    def report(self) -> Report:
+    def report(self, tell: Tell) -> Report:
+        """Return all that was found."""
         convention, form = self._convention, self._form
+        tell(STAGES[4])
         deviations = self._deviations()
         rule = self._rule()
         faithful = not deviations
@@ -156,16 +179,18 @@ class _Judgement:
         miss = None
         if formula or not self._known or self._few_bits():
             miss = Miss(*max(relative_error(o, rule) for o in self._runs(large=True)))
+        sentence, distances = self._sentence(deviations), tuple(self._distances)
+        tell(STAGES[5])
         return Report(
             subject=convention.subject.name,
             convention=convention.name,
-            sentence=self._sentence(deviations),
+            sentence=sentence,
             faithful=faithful,
             deviations=deviations,
             remarks=tuple(self._remarks()),
             rivals=tuple(_difference(rival, form) for rival in rivals),
             formula=formula,
-            distances=tuple(self._distances),
+            distances=distances,
             miss=miss,
             cost=cost(convention),
             edges=edges(convention, self._form if self._known else None),
