@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 import re
 
 import numpy as np
 import pytest
 
 from adamas import checks
+from adamas.options import Phase
 
 OPTIONS = ("lr", "betas", "eps", "weight_decay", "decay", "clip_norm", "on_nonfinite")
 
@@ -74,6 +76,19 @@ def test_an_unknown_option_is_refused_by_the_name_of_the_class_that_is_made():
 def test_what_is_no_such_value_is_refused_with_a_way_out(check, value, error, message):
     with pytest.raises(error, match=f"^{re.escape(message)}$"):
         check("x", value)
+
+
+@pytest.mark.parametrize("value", [10_000, 1e4, np.int64(10_000), np.float32(1e4)])
+def test_a_whole_number_of_any_kind_is_taken_as_int(value):
+    assert checks.check_count("x", value) == 10_000
+    assert type(checks.check_count("x", value)) is int
+    assert Phase(seed=value) == Phase(seed=10_000)
+
+
+@pytest.mark.parametrize("value", [True, np.True_, "4", 1.5, math.inf, math.nan, None, -1, 2**64])
+def test_what_is_no_whole_number_is_no_seed(value):
+    with pytest.raises(ValueError, match=r"^seed is .*, but it must be a whole number, at least 0"):
+        Phase(seed=value)
 
 
 @pytest.mark.parametrize("value", [np.float32(0.5), np.array(0.5), np.int64(2), 1, 0.0])

@@ -29,6 +29,7 @@ __all__ = [
     "check_rate",
     "kind",
     "near",
+    "whole_number",
     "with_known_options",
 ]
 
@@ -176,16 +177,23 @@ def check_flag(name: str, value: Any) -> bool:
 
 def check_count(name: str, value: Any, most: int = MOST_STEPS, least: int = 0) -> int:
     """Return a whole number from ``least`` to ``most``, as an int; 1e4 is one, too."""
-    whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
-    if isinstance(value, (float, np.floating)):
-        whole = bool(np.isfinite(value)) and value == int(value)
-    if not whole or not least <= value <= most:
-        limit = "2^53" if most == MOST_STEPS else most
+    whole = whole_number(value)
+    if whole is None or not least <= whole <= most:
+        limit = {MOST_STEPS: "2^53", 2**64 - 1: "2^64 - 1"}.get(most, most)
         raise ValueError(
             f"{name} is {value!r}, but it must be a whole number, at least {least} and at most "
             f"{limit}."
         )
-    return int(value)
+    return whole
+
+
+def whole_number(value: Any) -> int | None:
+    """Return what is a whole number as an int, NumPy's and 1e4 among them; None for all else."""
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
+        return int(value)
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return int(value)
+    return None
 
 
 def kind(value: object) -> str:

@@ -16,6 +16,7 @@ from adamas.checks import (
     check_amount,
     check_betas,
     check_choice,
+    check_count,
     check_flag,
     check_forms,
     check_rate,
@@ -206,10 +207,7 @@ class Phase:
         """Check every choice."""
         check_choice("on_nonfinite", self.on_nonfinite, get_args(OnNonfinite))
         check_flag("statistics", self.statistics)
-        if isinstance(self.seed, bool) or not isinstance(self.seed, int) or self.seed < 0:
-            raise ValueError(f"seed is {self.seed!r}, but it must be a whole number, at least 0.")
-        if self.seed >= 2**64:
-            raise ValueError(f"seed is {self.seed}, but it must be less than 2^64.")
+        object.__setattr__(self, "seed", check_count("seed", self.seed, most=2**64 - 1))
         if self.clip_norm is not None:
             norm = check_amount("clip_norm", self.clip_norm)
             if norm == 0:

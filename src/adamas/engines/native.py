@@ -15,6 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from adamas import _native
+from adamas.checks import whole_number
 from adamas.engines import Group
 from adamas.options import Phase
 from adamas.statistics import Outcome, Statistics
@@ -136,9 +137,10 @@ def set_num_threads(count: int) -> None:
 
     Raises ValueError or TypeError where ``count`` is no whole number from 1 to 1024.
     """
-    if isinstance(count, bool) or not isinstance(count, int):
+    whole = whole_number(count)
+    if whole is None:
         raise TypeError(f"The number of threads is {count!r}, but it must be a whole number.")
-    _set_num_threads("The number of threads", count)
+    _set_num_threads("The number of threads", whole)
 
 
 def _set_num_threads(what: str, count: int) -> None:

@@ -504,7 +504,7 @@ def _stored(
     if isinstance(seed, jax.Array):
         arguments.check_seed(seed)
     else:
-        Phase(seed=seed)  # checks it
+        seed = Phase(seed=seed).seed
     if options.forms == ("float32", "float32"):
         return None
     for name, dtype in dtypes.items():
