@@ -8,9 +8,9 @@ under ``checksums``, and ``checksum`` is that of the header without itself, in t
 :func:`_plain` gives it.
 
 CRC-32 finds every change of up to 32 bits in a row, wherever it is, and others but for one in four
-billion. That is what disks and cables do; it is no protection against people. It costs 0.25 s for a
-GB on a core of Zen 4, where SHA-256 costs 0.6 s with the processor's instructions for it (2 to 3 s
-without) and BLAKE2b 1.3 s, and it is in every Python.
+billion. That is what disks and cables do; it is no protection against people. It is in every Python
+and costs 0.3 s for a GB on a core of Zen 4, where SHA-256 costs 0.6 s with the processor's own
+instructions for it, and BLAKE2b 1.2 s (benchmarks/results/checkpoints.md).
 """
 
 from __future__ import annotations
