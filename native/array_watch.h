@@ -15,7 +15,7 @@ namespace adamas {
 // What every NumPy array begins with, as its binary interface has it since NumPy 1.0. A look at it
 // costs a nanosecond, the buffer protocol fifty.
 struct ArrayHead {
-    PyObject_HEAD
+    PyObject object;
     char* data;
     int nd;
     Py_ssize_t* dimensions;

@@ -68,7 +68,8 @@ private:
         }
     }
 
-    // Row by row; in squares where columns are denser in memory, so that cache lines are used whole.
+    // Row by row; in squares where columns are denser in memory, so that lines of the cache are
+    // used whole.
     template <bool reads, class Word>
     static void copy_plane(char* strided, Py_ssize_t along_column, Py_ssize_t along_row,
                            Word* dense, Py_ssize_t rows, Py_ssize_t columns) {

@@ -7,7 +7,6 @@ to do. ``name`` is that of the option in these texts.
 
 from __future__ import annotations
 
-import difflib
 import functools
 import inspect
 import math
@@ -72,7 +71,9 @@ def near(name: object, possible: Iterable[str]) -> str:
     plain = _plain(name)
     meant = next((known[each] for each in _ELSEWHERE.get(plain, ()) if each in known), None)
     if meant is None:
-        found = difflib.get_close_matches(plain, known, n=1)
+        from difflib import get_close_matches  # which nothing else needs
+
+        found = get_close_matches(plain, known, n=1)
         meant = known[found[0]] if found else None
     return "" if meant is None else f" Did you mean {meant!r}?"
 
