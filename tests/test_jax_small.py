@@ -300,7 +300,10 @@ REFUSED = [
         lambda: ours.rmsprop(LR, initial_scale=1.0, state="8bit"),
         "initial_scale is 1.0, but a small state starts from 0. Leave initial_scale or state out.",
     ),
-    (lambda: ours.adam(LR, seed=-1), "seed is -1, but it must be a whole number, at least 0."),
+    (
+        lambda: ours.adam(LR, seed=-1),
+        "seed is -1, but it must be a whole number, at least 0 and at most 2^64 - 1.",
+    ),
 ]
 
 

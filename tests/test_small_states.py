@@ -358,7 +358,8 @@ REFUSED = [
      "rounding is 'up', but it must be one of \"nearest\", \"stochastic\", \"remainder\", "),
     ({"state": "8bit", "amsgrad": True}, ValueError,
      'amsgrad keeps the largest square so far, which the rounding of "8bit" would drive up.'),
-    ({"seed": -1}, ValueError, "seed is -1, but it must be a whole number, at least 0."),
+    ({"seed": -1}, ValueError,
+     "seed is -1, but it must be a whole number, at least 0 and at most 2^64 - 1."),
 ]  # fmt: skip
 
 
