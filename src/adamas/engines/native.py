@@ -123,7 +123,7 @@ def set_target(name: str) -> None:
 
 
 def get_num_threads() -> int:
-    """Return how many threads a large step uses, the calling one included."""
+    """Return how many threads a large step uses where the system grants them, this one included."""
     return _native.thread_count()
 
 
