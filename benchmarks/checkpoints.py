@@ -80,12 +80,11 @@ def measured() -> dict[str, tuple[float, float]]:
                 run()
                 end = os.times()
                 taken[name].append((end.user - start.user, end.system - start.system))
-    return {
-        name: (_median(own, size), _median(system, size))
-        for name, (own, system) in (
-            (name, zip(*times, strict=True)) for name, times in taken.items()
-        )
-    }
+    figures: dict[str, tuple[float, float]] = {}
+    for name, times in taken.items():
+        own, system = zip(*times, strict=True)
+        figures[name] = _median(own, size), _median(system, size)
+    return figures
 
 
 def _median(times: tuple[float, ...], size: int) -> float:
