@@ -177,6 +177,28 @@ def test_float16_trains_by_default_as_with_a_state_in_float32(name, size):
         assert torch.equal(found[0], torch.full_like(found[0], 1 - 10 * 2.0**-9))
 
 
+@pytest.mark.parametrize("dtype", [FLOAT16, BFLOAT16])
+@pytest.mark.parametrize("options", [{"momentum": 0.9}, {"centered": True}], ids=str)
+def test_rmsprops_own_formulas_keep_a_state_in_float32_in_float32(options, dtype):
+    """A step is that of a parameter in float32 with the same value, rounded."""
+    state = {"state": "float32"} if dtype == BFLOAT16 else {}
+    p = nn.Parameter(torch.linspace(0.5, 1, 9, dtype=dtype))
+    q = nn.Parameter(p.detach().float())
+    optimizer, other = (
+        ours.RMSprop([x], lr=2.0**-6, **options, **own) for x, own in ((p, state), (q, {}))
+    )
+    for _ in range(4):
+        with torch.no_grad():
+            q.copy_(p)
+        p.grad, q.grad = torch.full_like(p, 2.0**-13), torch.full_like(q, 2.0**-13)
+        optimizer.step()
+        other.step()
+        assert torch.equal(p, q.to(dtype))
+    for name, entry in other.state[q].items():
+        assert torch.equal(optimizer.state[p][name], entry)
+        assert optimizer.state[p][name].dtype == torch.float32
+
+
 @pytest.mark.parametrize("direction", ["to ours", "to torch's"])
 def test_checkpoints_of_float16_parameters_go_both_ways(direction):
     values, gradients = drawn(FLOAT16)

@@ -283,7 +283,7 @@ class Optimizer(torch.optim.Optimizer):
             if is_usual and parameter.dtype not in small.HALF:
                 return None
             return small.form_of(options, rounding)
-        if parameter.dtype == torch.float16 and not self._is_special(group):
+        if parameter.dtype == torch.float16:
             return small.form_of(options, rounding)
         if (
             parameter.dtype != torch.bfloat16
@@ -531,16 +531,16 @@ class Optimizer(torch.optim.Optimizer):
             ema=entry(entries.ema),
             copy=distributed.local(self._copies[member.place]) if self._copies else None,
         )
+        if self._is_special(group):
+            parts = {name: distributed.local(each) for name, each in state.items()}
+            self._step_specially(tensors, parts, group, factor)
+            return None
         form = member.form
         if form is not None:
             decoded = form.decoded(state, entries.mean, entries.square)
             tensors.mean, tensors.square = (
                 None if each is None else distributed.local(each) for each in decoded
             )
-        if self._is_special(group):
-            parts = {name: distributed.local(each) for name, each in state.items()}
-            self._step_specially(tensors, parts, group, factor)
-            return None
         rounding = group.get("rounding") or "nearest"
         by_chance = member.parameter.dtype in small.HALF and rounding != "nearest"
         random = np.zeros(0, np.uint32)
@@ -1267,7 +1267,6 @@ class Optimizer(torch.optim.Optimizer):
             parameter,
             self._entries(group),
             self._form(group, parameter) if is_asked_for else None,
-            is_special=self._is_special(group),
             remainder=small.REMAINDERS[group["rounding"]]
             if self._keeps_remainder(parameter, group)
             else None,

@@ -310,7 +310,8 @@ class RMSprop(Optimizer):
         wanted = (("momentum_buffer", group["momentum"] > 0), ("grad_avg", group["centered"]))
         for name, is_wanted in wanted:
             if is_wanted and state.get(name) is None:  # one may have been set in a run
-                state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+                like = state["square_avg"]  # in float32 where the parameter is too narrow for it
+                state[name] = torch.zeros_like(like, memory_format=torch.preserve_format)
 
     def _is_special(self, group: dict[str, Any]) -> bool:
         return bool(group["centered"]) or group["momentum"] > 0

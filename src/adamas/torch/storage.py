@@ -299,7 +299,6 @@ def fitted(
     entries: Entries,
     form: small.Form | None,
     *,
-    is_special: bool,
     remainder: torch.dtype | None,
 ) -> State | None:
     """Return a checked state as its group keeps it, in a new dict; None where it is kept so.
@@ -313,13 +312,14 @@ def fitted(
         for name in (entries.mean, entries.square)
     )
     if form is None:
-        _widen(found, parameter, (mean, square), is_special=is_special)
+        _widen(found, parameter, (mean, square))
     else:
         form.pack(found, mean, square)
     wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     if not parameter.is_complex():
-        if form is not None and found.get("max_exp_avg_sq") is not None:
-            _convert(found, "max_exp_avg_sq", (wide,))
+        for name in ("max_exp_avg_sq", "momentum_buffer", "grad_avg"):
+            if form is not None and name != mean and found.get(name) is not None:
+                _convert(found, name, (wide,))
         if found.get("ema") is not None:
             _convert(found, "ema", (wide,))
     if remainder is None:
@@ -332,13 +332,7 @@ def fitted(
     return None if is_same else found
 
 
-def _widen(
-    state: State,
-    parameter: Tensor,
-    means: tuple[str | None, str | None],
-    *,
-    is_special: bool,
-) -> None:
+def _widen(state: State, parameter: Tensor, means: tuple[str | None, str | None]) -> None:
     """Turn codes and numbers of other dtypes into those that a parameter's state may have."""
     forms = small.forms_in(state, *means)
     if not {"float32", "bfloat16"}.issuperset(forms):
@@ -349,7 +343,7 @@ def _widen(
         state.pop(name, None)
     if parameter.is_complex() or parameter.dtype not in _FLOATS:
         dtypes = (parameter.dtype,)
-    elif parameter.dtype == torch.bfloat16 or (parameter.dtype == torch.float16 and is_special):
+    elif parameter.dtype == torch.bfloat16:
         dtypes = (torch.float32, parameter.dtype)
     else:
         dtypes = (torch.float64 if parameter.dtype == torch.float64 else torch.float32,)
