@@ -112,6 +112,8 @@ public:
 
     bool is_fast() const { return watch_.is_fast(); }
 
+    std::size_t stepped() const { return changed_.size(); }
+
     int traverse(visitproc visit, void* arg) const {
         Py_VISIT(increment_version_.ptr());
         Py_VISIT(changed_.ptr());
@@ -388,6 +390,8 @@ void bind_tensor_plan(nb::module_& module) {
         .def("step", &TensorPlan::step, nb::arg("groups"), nb::arg("state"),
              nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0, nb::arg("numbers") = nb::none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")
+        .def_prop_ro("stepped", &TensorPlan::stepped,
+                     "How many parameters the last step was about: those with a gradient.")
         .def_prop_ro("is_fast", &TensorPlan::is_fast,
                      "Whether addresses come through the DLPack exchange API.");
 }

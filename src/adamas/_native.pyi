@@ -54,6 +54,9 @@ class TensorPlan:
         numbers: Sequence[tuple[float, ...]] | None = None,
     ) -> Any: ...
     @property
+    def stepped(self) -> int:
+        """How many parameters the last step was about: those with a gradient."""
+    @property
     def is_fast(self) -> bool: ...
 
 class TensorWatch:

@@ -371,7 +371,10 @@ class Optimizer(torch.optim.Optimizer):
             self.__dict__.pop("found_inf", None)
             raise
         if self._copies:
-            self._renew_copies()
+            plan = self._plan
+            stepped = plan.native.stepped if plan is not None and plan.is_native else 0
+            if stepped < len(self._copies):
+                self._renew_copies()
         return loss
 
     def _step_as_planned(self, plan: _Plan) -> bool:
@@ -416,6 +419,8 @@ class Optimizer(torch.optim.Optimizer):
     def _step_closely(self) -> None:
         """Make one step after a close look at every parameter, with a plan for the next."""
         self._refuse_averaged("no step can be made")
+        if self._copies:
+            self._copies = copies.fitted(self._copies, self._copy_dtype, self._parameters())
         arguments.check_groups(self.param_groups, self.defaults)
         with gradients.kept_apart(*self._read_and_written()):
             self._step_by(self._planned())
@@ -664,8 +669,6 @@ class Optimizer(torch.optim.Optimizer):
         return [p for p, _ in places], written
 
     def _planned(self) -> _Plan:
-        if self._copies:
-            self._copies = copies.fitted(self._copies, self._copy_dtype, self._parameters())
         members = self._members()
         names = self._names()
         for member in members:
@@ -1043,9 +1046,11 @@ class Optimizer(torch.optim.Optimizer):
         self._plan = plan
         phase = self._phase
         is_whole = plan is not None and plan.is_native and not plan.numbered
-        is_bare = not (phase.reads_first or phase.statistics or self._copies)
+        is_bare = not phase.reads_first and not phase.statistics
         #: The native step where it is all there is to do, and reports nothing.
         self._direct = plan.native.step if plan and plan.native and is_whole and is_bare else None
+        if self._direct is not None and self._copies:
+            self._direct = self._step_with_copies
 
     def _reset(self) -> None:
         self._keep(None)
@@ -1124,6 +1129,15 @@ class Optimizer(torch.optim.Optimizer):
         if self._copies and not self._averaged:
             self._renew_copies(at_reading=True)
         return list(self._copies or ())
+
+    def _step_with_copies(self, groups: list[dict[str, Any]], state: Any) -> Any:
+        """Make a native step that is all there is to do, but for copies that it does not write."""
+        plan = self._plan
+        assert plan is not None
+        outcome = plan.native.step(groups, state)
+        if outcome is None and plan.native.stepped < len(self._copies or ()):
+            self._renew_copies()
+        return outcome
 
     def _renew_copies(self, *, at_reading: bool = False) -> None:
         """Bring copies up to date: at reading all of them, else those that no step writes."""
