@@ -67,8 +67,9 @@ public:
     // Whether a step is long enough that others should run meanwhile.
     bool is_long() const { return elements_ >= 16 * tile_size; }
 
-    // Makes one step; the gradient of every present tensor must be set. Gradients are `loss_scale` times what
-    // they stand for. What undoes this, the clip factor and `factor` are put into `numbers`.
+    // Makes one step; the gradient of every present tensor must be set. Gradients are `loss_scale`
+    // times what they stand for. What undoes this, the clip factor and `factor` are put into
+    // `numbers`.
     Outcome step(std::vector<StepNumbers>& numbers, double loss_scale = 1.0, double factor = 1.0);
 
 private:

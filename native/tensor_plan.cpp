@@ -137,7 +137,8 @@ private:
         auto state = nb::cast<nb::dict>(given[1]);
         member.cohort = nb::cast<std::size_t>(given[4]);
         Cohort& cohort = cohorts_.at(member.cohort);
-        View parameter = watch_.add(given[0], state);
+        // A cohort without options looks at the steps of its first member, come what may.
+        View parameter = watch_.add(given[0], state, !cohort.options);
         std::optional<DType> dtype = dtype_of(parameter);
         if (!dtype) {
             throw std::invalid_argument("A plan needs contiguous floating CPU tensors.");
@@ -254,7 +255,7 @@ private:
                 return false;
             }
             rates_[i] = PyFloat_AsDouble(lr);  // takes a tensor of one element, too
-            if (!(rates_[i] >= -1e-12)) {  // a schedule that ends at 0 may end beside it
+            if (!(rates_[i] >= -1e-12)) {      // a schedule that ends at 0 may end beside it
                 PyErr_Clear();
                 return false;
             }
@@ -305,7 +306,8 @@ private:
         }
         constexpr std::size_t looked_at = 16;
         for (std::size_t i = numbers_.size(); i-- > 0 && i + looked_at >= numbers_.size();) {
-            if (owners_[i] == &cohort && numbers_[i].number == static_cast<std::uint64_t>(done) + 1) {
+            if (owners_[i] == &cohort &&
+                numbers_[i].number == static_cast<std::uint64_t>(done) + 1) {
                 cohort.numbers = i;
                 cohort.done = done;
                 return true;
@@ -371,8 +373,8 @@ private:
     std::vector<double> rates_;  // of the groups, at the step under way
     std::vector<Cohort> cohorts_;
     std::vector<Member> members_;
-    nb::list changed_;                  // the parameters of the members that had gradients last
-    std::vector<StepNumbers> numbers_;  // of the step under way
+    nb::list changed_;                   // the parameters of the members that had gradients last
+    std::vector<StepNumbers> numbers_;   // of the step under way
     std::vector<const Cohort*> owners_;  // of these, whose they are
     std::optional<Plan> plan_;
 };

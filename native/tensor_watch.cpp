@@ -378,14 +378,15 @@ TensorWatch::TensorWatch(nb::type_object tensor_type, nb::type_object parameter_
     }
 }
 
-View TensorWatch::add(nb::object parameter, nb::dict state) {
+View TensorWatch::add(nb::object parameter, nb::dict state, bool is_always_read) {
     View view = read(parameter);
     written_.push_back({view.start(), view.end()});
     Items items = items_of(state);
     if (!items.empty()) {
         stateful_.push_back(members_.size());
     }
-    members_.push_back({std::move(parameter), view, std::move(state), std::move(items), {}});
+    members_.push_back(
+        {std::move(parameter), view, std::move(state), std::move(items), {}, is_always_read});
     gradients_.emplace_back();
     return view;
 }
@@ -548,14 +549,16 @@ bool TensorWatch::same_tensors() {
     }
     for (std::size_t i = 0; i < members_.size(); ++i) {
         const Member& member = members_[i];
-        // Those without a gradient, too: they are in step with others, and have it again soon.
-        if (!same_member(member)) {
-            return false;
-        }
         Gradient& gradient = gradients_[i];
         gradient.tensor = attribute(member.parameter, grad_);
-        if (gradient.tensor.is_none()) {
+        bool is_absent = gradient.tensor.is_none();
+        if (is_absent) {
             gradient.tensor.reset();
+        }
+        if ((!is_absent || member.is_always_read) && !same_member(member)) {
+            return false;
+        }
+        if (is_absent) {
             continue;
         }
         View view;

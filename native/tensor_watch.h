@@ -119,7 +119,7 @@ private:
     const Shim* shim_ = nullptr;  // null where handles cannot be found, or are not yet
     std::size_t handle_ = 0;      // where in a Python object
     bool has_looked_for_handles_ = false;
-    std::vector<Kind> kinds_;  // seen so far
+    std::vector<Kind> kinds_;                // seen so far
     std::vector<Type> types_;                // seen so far by read_attributes()
     std::vector<nanobind::object> devices_;  // the same, but for the CPU
 };
@@ -153,9 +153,10 @@ public:
 
     // -- what is watched ---------------------------------------------------------------------
 
-    // Adds a parameter that is stepped where it has a gradient, with its state. Members stand in the order of the
-    // optimizer's state.
-    View add(nanobind::object parameter, nanobind::dict state);
+    // Adds a parameter that is stepped where it has a gradient, with its state. Members stand in
+    // the order of the optimizer's state. One that is not always read may be anything while it has
+    // no gradient.
+    View add(nanobind::object parameter, nanobind::dict state, bool is_always_read = false);
 
     // Adds a tensor that must stay where it is, of the member added last.
     View keep(nanobind::object tensor);
@@ -208,6 +209,7 @@ private:
         nanobind::dict state;
         Items items;  // of `state`
         std::vector<Entry> entries;
+        bool is_always_read;
     };
 
     struct Gradient {
