@@ -11,7 +11,7 @@ from adamas import bench
 RESULTS = Path(__file__).parent / "results"
 README = Path(__file__).parent.parent / "README.md"
 GUIDE = Path(__file__).parent.parent / "docs" / "guides" / "small-states.md"
-KINDS = ("step", "torch_step", "torch_phase", "small_states", "jax_step")
+KINDS = ("step", "torch_step", "torch_heads", "torch_phase", "small_states", "jax_step")
 CUDA_KINDS = ("cuda_step", "cuda_phase")
 NO_FIGURES = "No figures have been taken yet: no machine with such a device was at hand.\n"
 

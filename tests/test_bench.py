@@ -96,7 +96,7 @@ def test_small_sizes_are_marked_as_no_figures_to_quote():
     assert "no figures to quote" not in bench.markdown(example())
 
 
-KINDS = ["step", "torch_step", "torch_phase", "small_states", "jax_step"]
+KINDS = ["step", "torch_step", "torch_heads", "torch_phase", "small_states", "jax_step"]
 RESULTS = [ROOT / "benchmarks" / "results" / f"{kind}.json" for kind in KINDS]
 #: Measured where there is a device for it.
 RESULTS += (ROOT / "benchmarks" / "results").glob("cuda_*.json")
