@@ -364,3 +364,33 @@ def test_amsgrad_and_centered_may_be_turned_on_in_a_run():
         optimizer.param_groups[0][option] = True
         stepped(optimizer, 1, 3)
         assert {float(entries["step"]) for entries in optimizer.state.values()} == {4.0}
+
+
+# ── on a device ────────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize(
+    ("before", "change"),
+    [
+        ("compact", {"state": "8bit"}),
+        ("8bit", {"state": "float32"}),
+        ("float32", {"state": "compact"}),
+        ("compact", {"betas": (0.5, 0.999)}),
+        ("8bit", {"betas": (0.0, 0.9999)}),
+    ],
+)
+def test_what_changes_in_a_run_on_a_device_has_the_bits_of_the_native_engine(before, change):
+    pytest.importorskip("triton")
+    from adamas.torch import cuda
+
+    found = []
+    for taken in ((), ("cpu",)):
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(cuda, "DEVICE_TYPES", taken)
+            optimizer = ours.Adam(parameters(), lr=0.02, state=before, betas=(0.95, 0.999))
+            stepped(optimizer, 3)
+            optimizer.param_groups[0].update(change)
+            stepped(optimizer, 3, 3)
+            assert (optimizer._plan.on_device is not None) == bool(taken)
+            found.append(everything(optimizer))
+    assert found[0] == found[1]
