@@ -262,8 +262,14 @@ def test_a_subject_that_raises_later_is_refused_with_its_error():
     assert message.endswith("Mend that first, or give options with --set under which it runs.")
 
 
-def test_an_option_that_is_not_known_is_told_by_the_subject_itself():
-    assert "unexpected keyword argument 'amsgrd'" in refusal(planted(), amsgrd=True)
+def test_an_option_that_is_not_known_is_refused_with_the_near_one():
+    assert refusal(planted(), weigth_decay=0.1) == (
+        "planted:Adam has no argument 'weigth_decay'. Did you mean 'weight_decay'? Possible are "
+        "params, lr, betas, eps, weight_decay."
+    )
+    assert "has no argument 'amsgrd'. Did you mean 'amsgrad'?" in refusal(
+        "torch.optim:Adam", amsgrd=True
+    )
 
 
 def test_a_first_step_that_divides_by_zero_is_told_with_the_usual_cause():

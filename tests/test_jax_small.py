@@ -302,7 +302,7 @@ REFUSED = [
     ),
     (
         lambda: ours.adam(LR, seed=-1),
-        "seed is -1, but it must be a whole number, at least 0 and at most 2^64 - 1.",
+        r"seed is -1, but it must be a whole number, at least 0 and at most 2\^64 - 1\.",
     ),
 ]
 

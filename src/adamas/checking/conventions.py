@@ -34,6 +34,7 @@ from adamas.checking.subjects import (
     signature_of,
 )
 from adamas.checking.trials import Convention, quiet
+from adamas.checks import near
 
 __all__ = ["detect"]
 
@@ -48,6 +49,7 @@ def detect(subject: Subject) -> Convention:
             f"{subject.name} has no signature that Python can tell, so what its arguments mean is "
             "unknown. Give a function around it, with params, lr, betas and eps as arguments."
         )
+    _check_options(subject, signature)
     arguments = arguments_of(signature, subject.options)
     tried: list[str] = []
     for dtype in (np.float64, np.float32):
@@ -65,6 +67,16 @@ def detect(subject: Subject) -> Convention:
         "(params, grads, state) or (w, dw, config=None); a loop (gradient_function, x); a triple "
         "(init, update, get_params). Arguments that it needs besides are given by --set name=value."
     )
+
+
+def _check_options(subject: Subject, signature: inspect.Signature) -> None:
+    parameters = signature.parameters
+    unknown = [name for name in subject.options if name not in parameters]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        raise CannotCheckError(
+            f"{subject.name} has no argument {unknown[0]!r}.{near(unknown[0], parameters)} "
+            f"Possible are {', '.join(parameters)}."
+        )
 
 
 def _candidates(
