@@ -381,6 +381,8 @@ def test_amsgrad_and_centered_may_be_turned_on_in_a_run():
 )
 def test_what_changes_in_a_run_on_a_device_has_the_bits_of_the_native_engine(before, change):
     pytest.importorskip("triton")
+    if torch.cuda.is_available():
+        pytest.skip("Triton's interpreter, which takes CPU tensors, stands in for a card.")
     from adamas.torch import cuda
 
     found = []
