@@ -159,6 +159,7 @@ REFUSED = {
     "amsgrad that is no flag": (with_option("amsgrad", "yes"), "amsgrad is 'yes', but it must be"),
     "amsgrad without its entry": (with_option("amsgrad", True), "has no max_exp_avg_sq"),
     "differentiable": (with_option("differentiable", True), "differentiable is True, which asks"),
+    "names for some": (with_option("param_names", ["a"]), r"param_names is \['a'\], but"),
     "one parameter less": (with_one_parameter_less, r"has 2 parameters, but here it has 3"),
     "one number for two": (with_twice_the_number, "Two parameters .* have the number 0"),
     "no groups": (lambda saved: saved.pop("param_groups"), "has no 'param_groups'"),

@@ -175,6 +175,12 @@ def _group(i: int, target: Target, own: Group, saved: Mapping[str, Any]) -> Grou
     group["params"] = own["params"]
     if "param_names" in own:
         group.setdefault("param_names", own["param_names"])
+    names = group.get("param_names", own["params"])
+    if not isinstance(names, (list, tuple)) or len(names) != len(own["params"]):
+        raise ValueError(
+            f"In param_groups[{i}] to load: param_names is {names!r}, but it must be a list of "
+            f"{len(own['params'])} names, one for each parameter."
+        )
     for name in _OWN:
         group.pop(name, None)
         if name in own:
