@@ -320,15 +320,14 @@ private:
     }
 
     // Finds the leaves of `gradients` in the order of those of `like`, which must be the arrays
-    // that are stepped. Takes dicts, lists and tuples, but none of their subclasses: those may run
-    // anything when they are asked.
+    // that are stepped. Takes lists and tuples, and dicts that are asked as dicts are (OrderedDict
+    // too: gradients are found by their keys, in whatever order); others may run anything.
     bool gather(PyObject* gradients, PyObject* like, int depth) {
         if (depth > 100) {
             return false;
         }
-        if (PyDict_CheckExact(like)) {
-            if (!PyDict_CheckExact(gradients) ||
-                PyDict_GET_SIZE(gradients) != PyDict_GET_SIZE(like)) {
+        if (is_plain_dict(like)) {
+            if (!is_plain_dict(gradients) || PyDict_GET_SIZE(gradients) != PyDict_GET_SIZE(like)) {
                 return false;
             }
             Py_ssize_t at = 0;
@@ -368,6 +367,12 @@ private:
         }
         found_.push_back(nb::borrow(gradients));
         return true;
+    }
+
+    static bool is_plain_dict(PyObject* object) {
+        return PyDict_CheckExact(object) ||
+               (PyDict_Check(object) && Py_TYPE(object)->tp_as_mapping->mp_subscript ==
+                                            PyDict_Type.tp_as_mapping->mp_subscript);
     }
 
     bool borrow() {

@@ -124,10 +124,14 @@ def planned(group: ParameterGroup) -> Group:
     return Group(group.options, tuple(slots))
 
 
-def with_parameters(group: ParameterGroup) -> ParameterGroup:
-    """Return the group with the arrays of its tree, as they lie in memory now."""
-    parameters = tuple(p for _, p in leaves(group.tree))
-    return replace(group, parameters=parameters, layouts=tuple(map(layout_of, parameters)))
+def with_parameters(tree: Tree, groups: Sequence[ParameterGroup]) -> tuple[ParameterGroup, ...]:
+    """Return the groups with the arrays of the tree, as they lie in memory now."""
+    named = dict(leaves(tree))
+    found = [tuple(named[name] for name in group.names) for group in groups]
+    return tuple(
+        replace(group, parameters=own, layouts=tuple(map(layout_of, own)))
+        for group, own in zip(groups, found, strict=True)
+    )
 
 
 def chosen_groups(group: int | None, count: int) -> range:

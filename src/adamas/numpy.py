@@ -60,7 +60,7 @@ from adamas.options import (
     learning_rate_at,
 )
 from adamas.statistics import Outcome, Statistics
-from adamas.trees import Tree, matching_leaves
+from adamas.trees import Tree, leaves, matching_leaves
 
 __all__ = ["Adam", "AdamW", "Momentum", "Optimizer", "ParameterGroup", "RMSProp", "Snapshot"]
 
@@ -173,8 +173,7 @@ class Optimizer:
     @property
     def gradient_norm(self) -> float | None:
         """Norm of all gradients of the last step as given; None where no option needed it."""
-        outcome = self._outcome
-        return None if outcome is None else outcome.norm
+        return getattr(self._outcome, "norm", None)
 
     # -- options -----------------------------------------------------------------------------
 
@@ -298,9 +297,9 @@ class Optimizer:
         """Make the rest anew."""
         own = {"lone", "groups", "record", "still"}
         self.__dict__.update({name: value for name, value in kept.items() if name not in own})
-        groups = tuple(with_parameters(group) for group in kept["groups"])
-        tree = groups[0].tree if kept["lone"] else [group.tree for group in groups]
-        self._begin(tree, groups, kept["record"])
+        trees = [group.tree for group in kept["groups"]]
+        tree = trees[0] if kept["lone"] else trees
+        self._begin(tree, with_parameters(tree, kept["groups"]), kept["record"])
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return a copy with parameters, state and counts of its own."""
@@ -360,11 +359,13 @@ class Optimizer:
     def _step_closely(self, gradients: Tree, number: int, rates: tuple[float, ...]) -> Any:
         """Make a step the engine could not make at once, or say what is wrong."""
         if not check_unchanged(self._tree, self.groups):
-            self._install(tuple(with_parameters(group) for group in self.groups))
-        flat = list(matching_leaves(gradients, self._tree, "gradients"))
+            self._install(with_parameters(self._tree, self.groups))
+        given = matching_leaves(gradients, self._tree, "gradients")
+        by_name = dict(zip((name for name, _ in leaves(self._tree)), given, strict=True))
+        named = named_parameters(self.groups)
+        flat = [by_name[name] for name, _ in named]
         outcome = self._plan.step(flat, number, rates, self._record)
         if outcome is NotImplemented:
-            named = named_parameters(self.groups)
             flat = [checked_gradient(*pair, g) for pair, g in zip(named, flat, strict=True)]
             outcome = self._plan.step(flat, number, rates, self._record)
         if outcome is NotImplemented:
@@ -379,11 +380,10 @@ class Optimizer:
         if self._phase.on_nonfinite == "skip":
             return
         assert outcome.nonfinite is not None
+        named = named_parameters(self.groups)
         found = [
             f"{name} ({count} of {p.size} elements)"
-            for (name, p), count in zip(
-                named_parameters(self.groups), outcome.nonfinite, strict=True
-            )
+            for (name, p), count in zip(named, outcome.nonfinite, strict=True)
             if count
         ]
         raise FloatingPointError(

@@ -27,17 +27,16 @@ def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def changed_leaf(tree: Tree, leaves_before: Sequence[tuple[str, Any]]) -> str | None:
-    """Return the name of the first leaf that is not the one it was, or None.
+    """Return the name of a leaf that is not the one it was, or None; the order is no matter.
 
     ``leaves_before`` are names and leaves that :func:`leaves` gave.
     """
-    now = list(leaves(tree))
-    for (name, leaf), (old_name, old) in zip(now, leaves_before, strict=False):
-        if name != old_name or leaf is not old:
-            return old_name if any(name == each for each, _ in leaves_before) else name
-    longer = now if len(now) > len(leaves_before) else leaves_before
-    shorter = min(len(now), len(leaves_before))
-    return longer[shorter][0] if len(longer) > shorter else None
+    found = list(leaves(tree))
+    before, now = dict(leaves_before), dict(found)
+    for name, leaf in leaves_before:
+        if now.get(name) is not leaf:
+            return name
+    return next((name for name, leaf in found if before.get(name) is not leaf), None)
 
 
 def matching_leaves(tree: Tree, like: Tree, what: str, path: str = "") -> Iterator[Any]:
