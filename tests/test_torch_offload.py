@@ -828,3 +828,71 @@ def test_a_card_that_is_busy_is_waited_for():
             weight.grad.fill_(1.0)
             optimizer.step()
             assert bool((weight == -(step + 1.0)).all())
+
+
+# ── gradients that come and go, and what they share ────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "SGD"])
+def test_gradients_that_come_and_go_give_the_same_bits(device, name):
+    one, other = both(name, {"clip_norm": 0.5})
+    for step, absent in enumerate((0, 1, 0, 1, 2, 3, 0, 1)):
+        for optimizer, params in (one, other):
+            give_gradients(params, step)
+            params[absent].grad = None
+            optimizer.step()
+        assert_same(one, other)
+
+
+def test_sets_of_gradients_that_come_back_are_still_prepared(device):
+    (optimizer, params), _ = both("AdamW", {})
+    rounds = []
+    for step in range(8):
+        give_gradients(params, step)
+        params[step % 2].grad = None
+        optimizer.step()
+        rounds.append(optimizer._pipeline._rounds)
+    assert rounds[4] is rounds[6]
+    assert rounds[5] is rounds[7]
+    assert rounds[4] is not rounds[5]
+
+
+def test_nothing_is_prepared_for_memory_that_has_been_replaced(device):
+    (optimizer, params), _ = both("AdamW", {})
+    for step in range(4):
+        give_gradients(params, step)
+        params[step % 2].grad = None
+        optimizer.step()
+    state = optimizer.state[params[2]]
+    state["exp_avg"] = state["exp_avg"].clone()
+    optimizer.step()
+    assert len(optimizer._pipeline._prepared) == 1
+
+
+def test_a_gradient_may_be_its_parameter(device):
+    one, other = both("AdamW", {"fused": True})
+    trained(*one)
+    trained(*other)
+    for _ in range(2):
+        for p, q in zip(one[1], other[1], strict=True):
+            p.grad, q.grad = p.detach(), q.detach().clone()
+        for optimizer, _ in (one, other):
+            optimizer.step()
+        assert_same(one, other)
+
+
+def test_gradients_are_left_unscaled(device):
+    (optimizer, params), _ = both("AdamW", {"fused": True})
+    give_gradients(params, 0, 8.0)
+    wanted = [p.grad / 8.0 for p in params]
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(8.0), torch.tensor(0.0)
+    optimizer.step()
+    assert same([p.grad for p in params], wanted)
+
+
+def test_parameters_may_be_swapped_after_steps(device):
+    (optimizer, params), _ = both("AdamW", {})
+    trained(optimizer, params)
+    assert [p._use_count() for p in params] == [1] * len(params)
+    states = [x for state in optimizer.state.values() for x in state.values()]
+    assert {x._use_count() for x in states if isinstance(x, torch.Tensor)} == {1}

@@ -53,6 +53,10 @@ BUFFERS = 3
 
 _DTYPES = (torch.float32, torch.float64, *small.HALF)
 _ALIGNMENT = 64
+#: Sets of items that are kept ready for the next time.
+_MOST_PREPARED = 8
+#: How much of what describes an item says where it is: parameter, copy and six entries.
+_PLACES = 8
 
 #: Of one cohort: 13 numbers of the rule, 2 weights of the average, the number of the step.
 Numbers = tuple[float, ...]
@@ -252,7 +256,8 @@ class Offload:
     def __init__(self, phase: Phase) -> None:
         """Take ``phase``; its norm, guard and clipping are over when a step begins."""
         self._phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
-        self._known: list[tuple[Any, ...]] | None = None
+        #: What the last sets of items were cut into: gradients may come and go.
+        self._prepared: dict[tuple[Any, ...], list[_Round]] = {}
         self._rounds: list[_Round] = []
         self._buffers: list[_Room] = []
         self._streams: dict[torch.device, Streams] = {}
@@ -267,12 +272,15 @@ class Offload:
         ``numbers`` are those of the cohorts. Raises TypeError or ValueError before anything is
         touched where a state does not fit its parameter.
         """
-        known = [_described(item) for item in items]
-        if known != self._known:
-            self._prepare(items)
-            self._known = known
+        known = tuple(_described(item) for item in items)
+        rounds = self._prepared.pop(known, None)
+        if rounds is None:
+            self._rounds = []
+            self._forget(known)
+            rounds = self._prepare(items)
+        self._prepared[known] = self._rounds = rounds
         records: list[Statistics | None] = [None] * len(items)
-        for each in self._rounds:
+        for each in rounds:
             for item, record in self._run(each, items, numbers, loss_scale, factor):
                 records[item] = record
         return records
@@ -327,10 +335,17 @@ class Offload:
 
     # -- the plan ----------------------------------------------------------------------------
 
-    def _prepare(self, items: Sequence[Item]) -> None:
-        """Cut items into chunks, each bound to a buffer."""
-        self._known = None  # should something be refused on the way
-        self._rounds = []
+    def _forget(self, known: tuple[Any, ...]) -> None:
+        """Let go of what was prepared longest ago, or for memory that is not in use any more."""
+        used = {each[0]: each[:_PLACES] for each in known}
+        for before in list(self._prepared):
+            if any(used.get(each[0], each[:_PLACES]) != each[:_PLACES] for each in before):
+                del self._prepared[before]
+        while len(self._prepared) >= _MOST_PREPARED:
+            del self._prepared[next(iter(self._prepared))]
+
+    def _prepare(self, items: Sequence[Item]) -> list[_Round]:
+        """Return items cut into chunks, each bound to a buffer."""
         for item in items:
             _refuse_state(item)
         rounds = [
@@ -340,9 +355,11 @@ class Offload:
         pieces = [each for _, cut in rounds for each in cut]
         needed = max((_staging_bytes(items, each) for each in pieces), default=0)
         count = min(BUFFERS, max((len(cut) for _, cut in rounds), default=0))
-        if len(self._buffers) != count or any(room.nbytes < needed for room in self._buffers):
+        if len(self._buffers) < count or any(room.nbytes < needed for room in self._buffers):
+            self._prepared.clear()  # they are bound to buffers that go
             self._buffers = []
             self._buffers = [_Room(needed, pinned=True) for _ in range(count)]
+        made: list[_Round] = []
         wide = _Room(max((_wide_bytes(items, each) for each in pieces), default=0), pinned=False)
         for indices, cut in rounds:
             chunks: list[_Chunk] = []
@@ -350,7 +367,8 @@ class Offload:
                 room.clear()
                 wide.clear()
                 chunks.append(_bound(items, own, room, wide, self._phase))
-            self._rounds.append(_Round(indices, chunks))
+            made.append(_Round(indices, chunks))
+        return made
 
 
 def _stepped(
