@@ -841,3 +841,72 @@ def test_tensors_of_more_than_2_to_the_31_elements_are_stepped_to_the_end():
     ours.Adam([p], lr=0.5, state="8bit").step()
     for start in range(0, count, 2**28):
         assert bool((p[start : start + 2**28] == -0.5).all())
+
+
+# ── gradients that come and go, and what they share ────────────────────────────────────────────
+
+TURNS = ((0, 1, 3), (0, 2, 4), (0, 1, 3), (0, 2, 4), (4,), (0, 1, 3), (0, 1, 2, 3, 4), (0, 2, 4))
+
+
+@pytest.mark.parametrize("method", ["AdamW", "NAdam", "SGD"])
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5, "statistics": True}])
+def test_gradients_that_come_and_go_give_the_same_bits(method, options, on_device):
+    def trained(device):
+        training = Training(method, device=device, **options)
+        plans = []
+        for turn in TURNS:
+            training.gradients()
+            for i, p in enumerate(training.params):
+                p.grad = p.grad if i in turn else None
+            training.optimizer.step()
+            plans.append(training.optimizer._plan)
+        return training, plans
+
+    one, plans = trained(DEVICE)
+    on_device(False)
+    other, _ = trained(torch.device("cpu"))
+    assert differences(one, other) == []
+    assert one.optimizer.gradient_norm == other.optimizer.gradient_norm
+    assert plans[2] is plans[0] or method == "SGD"  # whose first step is another
+    assert plans[7] is plans[3]
+
+
+def test_no_plan_is_kept_for_a_state_that_was_replaced():
+    training = Training("AdamW")
+    for turn in TURNS[:4]:
+        training.gradients()
+        for i, p in enumerate(training.params):
+            p.grad = p.grad if i in turn else None
+        training.optimizer.step()
+    state = training.optimizer.state[training.params[0]]
+    state["exp_avg"] = state["exp_avg"].clone()
+    training.optimizer.step()
+    assert training.optimizer._earlier == []
+
+
+def test_a_gradient_may_be_its_parameter_and_ends_unscaled():
+    one, other = (Training("AdamW", fused=True).step() for _ in range(2))
+    for p, q in zip(one.params, other.params, strict=True):
+        p.grad, q.grad = p.detach(), q.detach() / 4.0
+    wanted = [q.grad.clone() for q in other.params]
+    one.optimizer.grad_scale = torch.tensor(4.0, device=DEVICE)
+    one.optimizer.found_inf = torch.tensor(0.0, device=DEVICE)
+    one.optimizer.step()
+    other.optimizer.step()
+    assert differences(one, other) == []
+    assert all(torch.equal(p.grad, x) for p, x in zip(one.params, wanted, strict=True))
+
+
+def test_gradients_of_a_step_that_is_left_out_stay_scaled():
+    training = Training("AdamW", fused=True)
+    training.gradients()
+    before = [p.grad.clone() for p in training.params]
+    training.optimizer.grad_scale = torch.tensor(4.0, device=DEVICE)
+    training.optimizer.found_inf = torch.tensor(1.0, device=DEVICE)
+    training.optimizer.step()
+    assert all(torch.equal(p.grad, x) for p, x in zip(training.params, before, strict=True))
+
+
+def test_no_use_count_is_left_on_a_device():
+    training = Training("AdamW").step(2)
+    assert [p._use_count() for p in training.params] == [1] * len(training.params)

@@ -363,7 +363,8 @@ class Optimizer(torch.optim.Optimizer):
                 loss = closure()
         plan = self._plan
         try:
-            if plan is None or not self._step_as_planned(plan):
+            is_made = plan is not None and self._step_as_planned(plan)
+            if not is_made and not self._step_as_earlier():
                 self._step_closely()
         except BaseException:
             # A GradScaler takes these back after a step that went well, and only then.
@@ -397,6 +398,17 @@ class Optimizer(torch.optim.Optimizer):
         self._finish(plan, outcome)
         return True
 
+    def _step_as_earlier(self) -> bool:
+        """Make one step by a plan of before on devices; False, having done nothing, without one."""
+        for i, (plan, last) in enumerate(self._earlier):
+            on = plan.on_device
+            if on is not None and on.fits(self.param_groups, self.state):
+                del self._earlier[i]
+                self._keep(plan)
+                self._device_counts.last = last
+                return self._step_as_planned(plan)
+        return False
+
     def _step_natively(self, plan: _Plan, scale: float, factor: float = 1.0) -> Any:
         """Make one step of what is native in a plan; NotImplemented where it does not fit."""
         if not all(map(self._has_numbers, plan.numbered)):
@@ -428,6 +440,11 @@ class Optimizer(torch.optim.Optimizer):
     def _step_by(self, plan: _Plan) -> None:
         """Make one step by a plan that was made for it."""
         self._keep(plan)
+        self._earlier = [
+            each
+            for each in self._earlier[-_MOST_EARLIER:]
+            if each[0].on_device is not None and each[0].on_device.is_current(self.state)
+        ]
         if plan.is_on_device:
             assert plan.on_device is not None
             self._step_on_device(plan, plan.on_device)
@@ -1040,6 +1057,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _keep(self, plan: _Plan | None) -> None:
         """Take over a plan for the next step."""
+        if self._plan is not None and self._plan.is_on_device and plan is not self._plan:
+            self._earlier.append((self._plan, self._device_counts.last))
         before = self._plan.on_device if self._plan is not None else None
         if before is not None and before.launches.is_captured:
             self._captured[:] = {id(x): x for x in (*self._captured, before.launches)}.values()
@@ -1053,7 +1072,10 @@ class Optimizer(torch.optim.Optimizer):
             self._direct = self._step_with_copies
 
     def _reset(self) -> None:
+        #: Plans for devices whose gradients may come back, and how far their counts may come.
+        self._earlier: list[tuple[_Plan, float]] = []
         self._keep(None)
+        self._earlier.clear()
         self._outcome: Outcome | cuda.DeviceOutcome | None = None
         #: The parameters that its statistics are of.
         self._reported: tuple[Member, ...] = ()
@@ -1340,6 +1362,8 @@ def _uncompiled_step(optimizer: Optimizer, closure: Callable[[], Any] | None) ->
     return optimizer._step(closure)  # pyright: ignore[reportPrivateUsage]
 
 
+#: Plans for devices that are kept for the next time.
+_MOST_EARLIER = 8
 _CHANGED = "The parameters changed while the step was being prepared."
 _NOT_DIFFERENTIABLE = (
     "differentiable=True asks for a step that autograd can see through, but adamas steps in place "

@@ -70,6 +70,18 @@ class DeviceCounts:
         """Whether no count that was planned with can have come to the end of float32."""
         return self._made < self._last
 
+    @property
+    def last(self) -> float:
+        """How many steps may have been made when a count that was planned with may be at its end.
+
+        May be set to what it was, when the plan of then is taken up again.
+        """
+        return self._last
+
+    @last.setter
+    def last(self, last: float) -> None:
+        self._last = last
+
     def step(self) -> None:
         """Take notice of a step."""
         self._made += 1

@@ -75,6 +75,15 @@ class OnDevice(NamedTuple):
             and self.watch.gradients(groups, state, self.gradients)
         )
 
+    def is_current(self, state: Any) -> bool:
+        """Return whether what it steps is still what belongs to its parameters."""
+        for member, job in zip(self.members, self.jobs, strict=True):
+            kept, entries = state.get(member.parameter, {}), member.entries
+            pairs = ((entries.mean, job.mean), (entries.square, job.square))
+            if any(name is not None and kept.get(name) is not entry for name, entry in pairs):
+                return False
+        return True
+
     def launch(
         self, given: list[tuple[float, ...]], skipped: dict[torch.device, Tensor], **inputs: Any
     ) -> cuda.DeviceOutcome | None:
