@@ -18,6 +18,8 @@ from adamas.engines import Group, Slot, native
 from adamas.options import Options, Phase
 from adamas.statistics import TILE, Outcome
 
+#: Seconds until a process counts as hanging: machines are shared, and slow at times.
+PATIENCE = 900
 ROOT = Path(__file__).resolve().parent.parent
 FLOATS = (np.float32, np.float64)
 
@@ -256,7 +258,7 @@ def each_machine(names: Sequence[str] = MACHINES) -> Iterator[str]:
 
 
 def python(
-    code: str, *arguments: str, timeout: float = 120, **environment: str
+    code: str, *arguments: str, timeout: float = PATIENCE, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     """Run Python code in a process of its own, where adamas and these cases can be imported."""
     return subprocess.run(

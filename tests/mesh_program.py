@@ -31,7 +31,7 @@ import adamas.torch as ours
 from adamas.torch import distributed
 
 #: Longer than all of it takes: where processes wait for one another in vain, they fail.
-LIMIT = timedelta(seconds=120)
+LIMIT = timedelta(seconds=300)
 ROWS = (Shard(0), Replicate(), _StridedShard(0, split_factor=2))
 ALL = (*ROWS, Shard(1))
 #: Even, uneven, fewer rows than processes, empty; one, two and three dimensions.

@@ -13,7 +13,7 @@ import pytest
 
 from adamas import bench
 from adamas.bench import hardware, measuring
-from cases import ROOT
+from cases import PATIENCE, ROOT
 
 torch = pytest.importorskip("torch")
 
@@ -371,7 +371,7 @@ def test_a_script_says_in_one_line_that_it_needs_a_device(script, options):
         [sys.executable, ROOT / "benchmarks" / f"{script}.py", *options],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 1
     assert done.stdout == ""

@@ -17,7 +17,7 @@ from click.testing import CliRunner
 import adamas
 from adamas.checking import vectors
 from adamas.cli import main
-from cases import ROOT
+from cases import PATIENCE, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -131,7 +131,7 @@ def compiled(source, program):
         [compiler, *flags, str(source), "-o", str(program), "-lm"],
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return program
@@ -139,7 +139,7 @@ def compiled(source, program):
 
 def checked(program, *paths):
     return subprocess.run(
-        [str(program), *map(str, paths)], capture_output=True, text=True, timeout=60
+        [str(program), *map(str, paths)], capture_output=True, text=True, timeout=PATIENCE
     )
 
 
@@ -159,7 +159,7 @@ def test_the_commands_at_the_head_of_the_example_in_c_run_as_they_stand(tmp_path
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stdout + done.stderr
     told = dict(line.split(": ", 1) for line in done.stdout.splitlines()[1:])

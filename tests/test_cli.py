@@ -16,7 +16,7 @@ from PIL import Image
 import adamas
 from adamas import demo
 from adamas.cli import main
-from cases import ROOT
+from cases import PATIENCE, ROOT
 
 ESCAPE = "\x1b"
 
@@ -34,7 +34,7 @@ def adamas_in_a_process(*arguments, cwd, **environment):
         capture_output=True,
         text=True,
         stdin=subprocess.DEVNULL,
-        timeout=120,
+        timeout=PATIENCE,
     )
 
 
@@ -90,7 +90,7 @@ def test_on_a_terminal_bars_are_drawn_and_NO_COLOR_takes_the_colours_away(tmp_pa
         pass
     finally:
         os.close(ours)
-        status = process.wait(timeout=120)
+        status = process.wait(timeout=PATIENCE)
     text = seen.decode()
     assert status == 0, text
     assert "66/66" in text  # 3 epochs of 22 batches
@@ -123,7 +123,7 @@ def test_a_check_tells_how_far_it_is_where_standard_error_is_a_terminal(tmp_path
         pass
     finally:
         os.close(ours)
-        printed, _ = process.communicate(timeout=120)
+        printed, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert printed.decode().startswith("paper, ε outside the root, ")
     assert ESCAPE not in printed.decode()

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 import pytest
 
-from cases import ROOT
+from cases import PATIENCE, ROOT
 
 #: Lightning 2.6 itself calls what PyTorch 2.13 deprecates.
 WARNS = {"lightning_training.py"}
@@ -29,7 +29,7 @@ def test_the_example_runs_without_warnings_and_its_checks_hold(path, tmp_path):
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip(), "an example shows something"

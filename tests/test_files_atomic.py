@@ -18,6 +18,7 @@ import pytest
 
 import adamas
 from adamas.files import atomic
+from cases import PATIENCE
 from runs import advance, made
 
 ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -34,7 +35,7 @@ def run(program, *arguments, **options):
         env=ENVIRONMENT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
         **options,
     )
 

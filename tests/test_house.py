@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import adamas
+from cases import PATIENCE
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -47,7 +48,10 @@ sys.meta_path.insert(0, Blocked())
 
 def run(code: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, timeout=120
+        [sys.executable, "-W", "error", "-c", code],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
     )
 
 
@@ -110,7 +114,7 @@ def test_the_import_contracts_are_kept():
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE,
     )
     assert result.returncode == 0, result.stdout + result.stderr
 

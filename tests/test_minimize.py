@@ -915,7 +915,7 @@ def test_functions_that_return_something_else_are_told_what_is_wanted(fun, jac, 
 def test_a_missing_package_is_named_with_the_way_to_get_it(blocked, code, message):
     script = f"import sys\nsys.modules[{blocked!r}] = None\nimport adamas\n{code}"
     result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", script], capture_output=True, text=True, timeout=900
     )
     assert result.stderr.strip().splitlines()[-1] == f"ModuleNotFoundError: {message}"
 

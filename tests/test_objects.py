@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from adamas.engines import native
-from cases import ROOT
+from cases import PATIENCE, ROOT
 
 pytestmark = pytest.mark.skipif(
     sys.platform == "win32", reason="nm and objdump do not read what Microsoft's compiler writes"
@@ -38,7 +38,7 @@ def output_of(*command: str | Path) -> str:
         [str(part) for part in command],
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
         env={
             **os.environ,
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]),

@@ -19,7 +19,7 @@ from adamas import state as states
 from adamas.engines import Group, Slot, native
 from adamas.options import Options, Phase
 from adamas.statistics import TILE
-from cases import LARGE, PHASES, ROOT, Run, differences, ordinary, python, run
+from cases import LARGE, PATIENCE, PHASES, ROOT, Run, differences, ordinary, python, run
 
 linux = pytest.mark.skipif(
     sys.platform != "linux", reason="the threads of a process are listed in /proc, on Linux only"
@@ -372,7 +372,7 @@ print("end")
 """
     preamble = COUNT_THREADS.replace("before = tasks()", "")
     for _ in range(8):  # the end meets the other thread at another place each time
-        done = python(preamble + code, timeout=60)
+        done = python(preamble + code, timeout=PATIENCE)
         assert (done.returncode, done.stdout) == (0, "end\n"), done.stderr
 
 

@@ -12,7 +12,7 @@ from adamas.engines import triton as engine
 from adamas.engines.triton import codecs, kernels, numbers, rule, sums
 from adamas.options import Rounding, StateForm
 from adamas.torch import cuda
-from cases import python
+from cases import PATIENCE, python
 
 CAPABILITIES = (80, 90, 100)
 #: The constants of the sweep that say how a tensor is stored.
@@ -26,7 +26,7 @@ def everything(tmp_path_factory):
     result = python(
         "import sys, compiled_kernels; compiled_kernels.main(sys.argv[1])",
         str(folder / "found.json"),
-        timeout=600,
+        timeout=PATIENCE,
         TRITON_INTERPRET="0",
         TRITON_CACHE_DIR=str(folder / "cache"),
         CUDA_VISIBLE_DEVICES="",

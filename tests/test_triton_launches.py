@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from cases import ROOT
+from cases import PATIENCE, ROOT
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +22,7 @@ def launches(tmp_path_factory):
         env=environment,
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=PATIENCE,
     )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
