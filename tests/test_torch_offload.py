@@ -614,23 +614,21 @@ def test_a_checkpoint_of_torch_loads(device):
     assert_same(*found)
 
 
-@pytest.mark.parametrize(
-    "wrong", [torch.zeros(10), torch.zeros(4000), torch.zeros(3000, dtype=torch.float64)]
-)
-def test_a_state_that_does_not_fit_is_refused_and_nothing_is_touched(device, wrong):
+@pytest.mark.parametrize("count", [10, 4000])
+def test_a_state_that_does_not_fit_is_refused_and_nothing_is_touched(device, count):
     params = parameters(shapes=[(2000,), (3000,)])
     optimizer = trained(ours.AdamW(params, offload=True), params)
-    optimizer.state[params[1]]["exp_avg"] = wrong
-    before = copy.deepcopy(params), copy.deepcopy(tensors_of(optimizer))
-    with pytest.raises(ValueError, match="an entry") as error:
+    optimizer.state[params[1]]["exp_avg"] = torch.zeros(count)
+    before = copy.deepcopy(params), copy.deepcopy([dict(optimizer.state[p]) for p in params])
+    with pytest.raises(ValueError, match="exp_avg") as error:
         trained(optimizer, params)
     assert str(error.value) == (
-        "A parameter has 3000 elements of dtype torch.float32, but an entry of its state has "
-        f"{wrong.numel()} of dtype {wrong.dtype}. Load the state of this parameter, or leave its "
-        "state out."
+        f"The state of 0.1 has exp_avg of shape ({count},), but the parameter has shape (3000,). "
+        "Load a state of the same parameters."
     )
     assert same(params, before[0])
-    assert same(tensors_of(optimizer), before[1])
+    for p, kept in zip(params, before[1], strict=True):
+        assert same([*optimizer.state[p].values()], [*kept.values()])
 
 
 def test_a_refused_state_leaves_parameters_of_the_processor_alone(device, monkeypatch):
@@ -639,7 +637,7 @@ def test_a_refused_state_leaves_parameters_of_the_processor_alone(device, monkey
     optimizer = trained(ours.AdamW([here, there], offload=True), [here, there])
     optimizer.state[there]["exp_avg"] = torch.zeros(10)
     before = here.detach().clone()
-    with pytest.raises(ValueError, match="an entry of its state has 10"):
+    with pytest.raises(ValueError, match=r"has exp_avg of shape \(10,\)"):
         trained(optimizer, [here, there])
     assert same([here], [before])
     assert float(optimizer.state[here]["step"]) == 4
