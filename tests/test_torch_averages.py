@@ -74,6 +74,15 @@ def test_with_averages_in_place_it_is_refused_and_training_goes_on(name, state, 
     assert torch.equal(optimizer.state[p]["ema"], other.state[twin]["ema"])
 
 
+def test_with_averages_in_place_a_closure_is_not_called():
+    _, optimizer = made()
+    stepped(optimizer)
+    called = []
+    with optimizer.ema_weights(), pytest.raises(RuntimeError, match="no step can be made"):
+        optimizer.step(lambda: called.append(1))
+    assert called == []
+
+
 def test_a_models_state_has_the_averages_while_they_are_in_place():
     net = nn.Linear(3, 2)
     optimizer = stepped(ours.Adam(net.parameters(), lr=0.1, ema=0.5))

@@ -871,6 +871,31 @@ def test_gradients_that_come_and_go_give_the_same_bits(method, options, on_devic
     assert plans[7] is plans[3]
 
 
+@pytest.mark.parametrize("turn", [TURNS[0], TURNS[1]])
+def test_with_averages_in_place_no_plan_makes_a_step(turn):
+    """Neither the last plan nor one of before: the averages would be trained, and lost."""
+    training = Training("AdamW", ema=0.5)
+
+    def step(turn):
+        training.gradients()
+        for i, p in enumerate(training.params):
+            p.grad = p.grad if i in turn else None
+        training.optimizer.step()
+
+    for each in TURNS[:4]:
+        step(each)
+    before = training.values()
+    with training.optimizer.ema_weights():
+        averages = [p.detach().clone() for p in training.params]
+        with pytest.raises(RuntimeError, match="no step can be made"):
+            step(turn)
+        assert all(map(torch.equal, training.params, averages))
+    after = training.values()
+    assert after.keys() == before.keys()
+    assert all(torch.equal(torch.as_tensor(after[name]), torch.as_tensor(before[name]))
+               for name in before)  # fmt: skip
+
+
 def test_no_plan_is_kept_for_a_state_that_was_replaced():
     training = Training("AdamW")
     for turn in TURNS[:4]:

@@ -358,11 +358,13 @@ class Optimizer(torch.optim.Optimizer):
         if torch.compiler.is_compiling():  # of a training step: this is not for its graph
             return _uncompiled_step(self, closure)
         loss = None
-        if closure is not None:
-            with torch.enable_grad():
-                loss = closure()
-        plan = self._plan
         try:
+            if self._averaged:  # which no plan looks at
+                self._refuse_averaged("no step can be made")
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+            plan = self._plan
             is_made = plan is not None and self._step_as_planned(plan)
             if not is_made and not self._step_as_earlier():
                 self._step_closely()
@@ -430,7 +432,6 @@ class Optimizer(torch.optim.Optimizer):
     @torch.no_grad()
     def _step_closely(self) -> None:
         """Make one step after a close look at every parameter, with a plan for the next."""
-        self._refuse_averaged("no step can be made")
         if self._copies:
             self._copies = copies.fitted(self._copies, self._copy_dtype, self._parameters())
         arguments.check_groups(self.param_groups, self.defaults)
@@ -1210,8 +1211,7 @@ class Optimizer(torch.optim.Optimizer):
         kept = [
             offload.in_host(p) if self._is_offloaded(p) else p.detach().clone() for p, _ in pairs
         ]
-        plan = self._plan
-        self._keep(None)
+        self._direct = None  # each step asks first whether the averages are in place
         self._averaged = True
         try:
             with torch.no_grad():
@@ -1222,7 +1222,7 @@ class Optimizer(torch.optim.Optimizer):
             with torch.no_grad():
                 for (p, _), value in zip(pairs, kept, strict=True):
                     p.copy_(value)
-            self._keep(plan)
+            self._keep(self._plan)
             self._averaged = False
 
     # -- saving, loading, copying ------------------------------------------------------------
