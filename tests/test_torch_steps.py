@@ -476,6 +476,26 @@ def test_a_gradient_is_what_it_was_before_the_step_whatever_it_shares(route, sha
                     y.copy_(x)
 
 
+@pytest.mark.parametrize("name", ["AdamW", "NAdam", "SGD"])
+@pytest.mark.parametrize("shared", ["the parameter", "its state"])
+def test_a_gradient_may_share_with_a_parameter_that_has_none_now(route, shared, name):
+    options = {"lr": 0.5, "momentum": 0.9} if name == "SGD" else {}
+    one, other = made(route), made(route)
+    optimizer, plain = (getattr(ours, name)(each, **options) for each in (one, other))
+    for each in (optimizer, plain):
+        each.step()
+    source = one[0].detach()
+    if shared == "its state":
+        source = optimizer.state[one[0]]["momentum_buffer" if options else "exp_avg"]
+    one[0].grad = other[0].grad = None
+    one[2].grad = source.as_strided((3, 2), (2, 1))
+    other[2].grad = one[2].grad.clone()
+    for _ in range(2):
+        for each in (optimizer, plain):
+            each.step()
+        assert same(everything(optimizer), everything(plain))
+
+
 def test_the_gradient_of_half_the_sum_of_squares_may_be_the_parameter(route):
     parameters = made(route)
     before = [p.detach().clone() for p in parameters]

@@ -678,13 +678,16 @@ class Optimizer(torch.optim.Optimizer):
     # -- the plan ----------------------------------------------------------------------------
 
     def _read_and_written(self) -> tuple[list[Tensor], list[Tensor]]:
-        """Return the parameters that have gradients, and all that their step writes."""
-        places = [(p, place) for _, p, place in self._places() if p.grad is not None]
-        written: list[Tensor] = []
-        for p, place in places:
-            entries = (x for x in self.state.get(p, {}).values() if isinstance(x, Tensor))
-            written += (p, *entries, *((self._copies[place],) if self._copies else ()))
-        return [p for p, _ in places], written
+        """Return the parameters that have gradients, and all that a step along them may write.
+
+        A plan for the processor is for parameters without a gradient, too.
+        """
+        written: list[Tensor] = list(self._copies or ())
+        for group, p, _ in self._places():
+            if p.grad is not None or (_is_plain(p, (p.dtype,)) and self._may_return(group, p)):
+                entries = (x for x in self.state.get(p, {}).values() if isinstance(x, Tensor))
+                written += (p, *entries)
+        return [p for p in self._parameters() if p.grad is not None], written
 
     def _planned(self) -> _Plan:
         members = self._members()
@@ -796,9 +799,13 @@ class Optimizer(torch.optim.Optimizer):
         members = (
             self._member(group, parameter, place)
             for group, parameter, place in self._places()
-            if parameter.grad is None and (parameter in self.state or not any(self._entries(group)))
+            if parameter.grad is None and self._may_return(group, parameter)
         )
         return [member for member in members if self._has_state(member)]
+
+    def _may_return(self, group: dict[str, Any], parameter: Tensor) -> bool:
+        """Whether a gradient would find all that the parameter keeps, if it keeps anything."""
+        return parameter in self.state or not any(self._entries(group))
 
     def _has_state(self, member: Member) -> bool:
         """Return whether nothing is to be created, converted or refused for a parameter."""
