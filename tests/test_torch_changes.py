@@ -202,6 +202,20 @@ def test_an_entry_that_does_not_fit_is_refused_before_any_parameter_moves(case, 
         stepped(optimizer, 1, 2)
 
 
+@pytest.mark.parametrize("clip_norm", [None, 1.0])
+@pytest.mark.parametrize(("state", "given"), [(None, "None"), ("x", "a str"), ([1], "a list")])
+def test_a_state_that_is_no_dict_is_refused_before_any_parameter_moves(state, given, clip_norm):
+    optimizer = stepped(ours.Adam(parameters(), clip_norm=clip_norm), 2)
+    p = optimizer.param_groups[0]["params"][1]
+    kept = optimizer.state[p]
+    before = everything(optimizer)
+    optimizer.state[p] = state
+    with pytest.raises(TypeError, match=rf"^The state of 0\.1 is {given}, but it must be a dict"):
+        stepped(optimizer, 1, 2)
+    optimizer.state[p] = kept
+    assert everything(optimizer) == before
+
+
 # ── betas ──────────────────────────────────────────────────────────────────────────────────────
 
 

@@ -435,6 +435,9 @@ class Optimizer(torch.optim.Optimizer):
         if self._copies:
             self._copies = copies.fitted(self._copies, self._copy_dtype, self._parameters())
         arguments.check_groups(self.param_groups, self.defaults)
+        names = self._names()
+        for _, parameter, place in self._places():
+            storage.check_kind(names[place], self.state.get(parameter, {}))
         with gradients.kept_apart(*self._read_and_written()):
             self._step_by(self._planned())
 

@@ -21,7 +21,7 @@ from adamas import checks, codecs
 from adamas.torch import counting, distributed, small
 from adamas.torch.members import Entries
 
-__all__ = ["Kept", "begun_anew", "check", "fitted", "step_number"]
+__all__ = ["Kept", "begun_anew", "check", "check_kind", "fitted", "step_number"]
 
 State = dict[str, Any]
 
@@ -78,11 +78,7 @@ def check(
     entries say is looked at, too: squares that are negative, codes that no step leaves. That takes
     a pass over them. Where it is one in use, running means have to be on ``device``.
     """
-    if not isinstance(state, Mapping):
-        raise TypeError(
-            f"The state of {name} is {checks.kind(state)}, but it must be a dict of entries. Leave "
-            "the parameter out of the state where there is none."
-        )
+    check_kind(name, state)
     if not state:
         return
     _check_names(name, state, kept, loading=loading)
@@ -100,6 +96,15 @@ def check(
     _check_codes(name, state, parameter, kept.entries, values=loading)
     for entry in _SQUARES.intersection(state) if loading else ():
         _check_square(name, entry, distributed.local(state[entry].detach()))
+
+
+def check_kind(name: str, state: Any) -> None:
+    """Raise TypeError where a state is no dict."""
+    if not isinstance(state, Mapping):
+        raise TypeError(
+            f"The state of {name} is {checks.kind(state)}, but it must be a dict of entries. Leave "
+            "the parameter out of the state where there is none."
+        )
 
 
 def _check_names(name: str, state: Mapping[str, Any], kept: Kept, *, loading: bool) -> None:
