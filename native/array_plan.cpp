@@ -94,7 +94,8 @@ public:
     }
 
     void clear() {
-        plan_.emplace(std::vector<Tensor>(), plan_->phase());
+        Phase phase = plan_->phase();  // emplace() ends the old plan before it makes the new one
+        plan_.emplace(std::vector<Tensor>(), phase);
         options_.clear();
         parameters_.clear();
         spans_.clear();

@@ -124,7 +124,8 @@ public:
         rates_.clear();
         cohorts_.clear();
         members_.clear();
-        plan_.emplace(std::vector<Tensor>(), plan_->phase());
+        Phase phase = plan_->phase();  // emplace() ends the old plan before it makes the new one
+        plan_.emplace(std::vector<Tensor>(), phase);
         changed_ = nb::list();
         watch_.clear();
     }
