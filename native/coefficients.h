@@ -48,7 +48,7 @@ inline double one_minus_power(double beta, std::uint64_t exponent) {
             total = total + q * (1.0 - total);
         }
         exponent >>= 1;
-        if (exponent <= 0) {
+        if (exponent == 0) {
             return total;
         }
         q = q * (2.0 - q);
