@@ -31,12 +31,12 @@ struct Options {
     bool maximize = false;
 };
 
-// Up to here binary64 counts one by one.
-constexpr double last_step = 9007199254740992.0;
+// adamas.checks.MOST_STEPS: up to here binary64 counts one by one.
+constexpr double most_steps = 9007199254740992.0;
 
 // Whether a number can be that of the steps made so far, with another to come.
 inline bool is_count(double done) {
-    return 0 <= done && done < last_step && done == std::floor(done);
+    return 0 <= done && done < most_steps && done == std::floor(done);
 }
 
 // The exponent is at least 0. Taken as a number without a sign, whatever it is ends after 64 turns.

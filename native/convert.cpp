@@ -71,7 +71,7 @@ std::int64_t whole_number_of(nb::handle given, const char* what, std::int64_t le
 
 std::int64_t step_of(nb::handle given) {
     return whole_number_of(given, "The number of the step", 1,
-                           static_cast<std::int64_t>(last_step));
+                           static_cast<std::int64_t>(most_steps));
 }
 
 Options options_of(nb::handle given) {

@@ -32,7 +32,7 @@ __all__ = [
     "with_known_options",
 ]
 
-#: How many steps a run may have: float64 and float32's counters beside it tell no more apart.
+#: How many steps a run may have: up to here float64 counts one by one.
 MOST_STEPS = 2**53
 
 #: What other libraries call options of ours, and our own front-ends each other's.

@@ -13,10 +13,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from adamas.checks import MOST_STEPS
 from adamas.options import Options
 
 __all__ = [
-    "LAST_STEP",
     "Coefficients",
     "at_step",
     "clip_factor",
@@ -24,9 +24,6 @@ __all__ = [
     "is_count",
     "one_minus_power",
 ]
-
-#: Up to here float64 counts one by one.
-LAST_STEP = 2**53
 
 
 class Coefficients(NamedTuple):
@@ -57,7 +54,7 @@ def at_step(options: Options, step: int, lr: float, grad_scale: float = 1.0) -> 
     ``grad_scale`` multiplies the gradients: the clip factor over the loss scale. Raises ValueError
     where ``step`` is no number of a step.
     """
-    if not 1 <= step <= LAST_STEP:
+    if not 1 <= step <= MOST_STEPS:
         raise ValueError(f"step is {step}, but it must be a whole number from 1 to 2**53.")
     beta1, beta2 = options.betas
     weight_decay = options.weight_decay
@@ -116,7 +113,7 @@ def one_minus_power(beta: float, exponent: int) -> float:
 
 def is_count(done: float) -> bool:
     """Return whether a number can be that of the steps made so far, with another to come."""
-    return 0 <= done < LAST_STEP and done == int(done)
+    return 0 <= done < MOST_STEPS and done == int(done)
 
 
 def clip_factor(clip_norm: float, norm: float) -> float:
