@@ -376,7 +376,7 @@ UNFIT = {
             state=of_moments(top=np.int64(10**6)),
             make=functools.partial(ours.adam, state="compact"),
         ),
-        "The state's top is 1000000, but it must be at least -64 and at most 12.",
+        "The state's top is 1000000, but it must be at least 2 and at most 12.",
     ),
     "complex": (
         updated(gradients={**G, "a": G["a"] * 1j}),

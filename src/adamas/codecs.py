@@ -38,6 +38,8 @@ __all__ = [
     "HIGHEST_IN_HEADER",
     "HIGHEST_TOP",
     "LOWEST_TOP",
+    "MEAN_CODES",
+    "SQUARE_CODES",
     "Bits",
     "Codes",
     "Key",
@@ -71,6 +73,17 @@ _WORD = 0xFFFFFFFF
 _DOUBLE_WORD = 0xFFFFFFFFFFFFFFFF
 _SMALLEST = 0x00800000  # the smallest normal number
 _LARGEST = 0x7F7FFFFF  # the largest finite number
+#: What codes of m and of v are stored in; codes of bfloat16 are its bits.
+MEAN_CODES = {
+    "bfloat16": np.dtype(np.uint16),
+    "compact": np.dtype(np.uint8),
+    "8bit": np.dtype(np.int8),
+}
+SQUARE_CODES = {
+    "bfloat16": np.dtype(np.uint16),
+    "compact": np.dtype(np.uint16),
+    "8bit": np.dtype(np.uint8),
+}
 #: The exponents that mean_top gives, since C is at least 1 (m is √v where all gradients are one);
 #: of betas whose bound is beyond the largest, m is clipped.
 LOWEST_TOP, HIGHEST_TOP = 2, 12

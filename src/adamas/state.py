@@ -26,8 +26,6 @@ Array = NDArray[Any]
 #: Names of the entries, in the order of the rule's letters m, v, w, then the averaged parameter.
 ENTRIES = ("mean", "square", "largest_square", "ema", "header", "remainder")
 
-_MEAN_CODES = {"bfloat16": np.uint16, "compact": np.uint8, "8bit": np.int8}
-_SQUARE_CODES = {"bfloat16": np.uint16, "compact": np.uint16, "8bit": np.uint8}
 _REMAINDERS = {"remainder": np.int16, "remainder8": np.int8}
 _OTHERS = ("largest_square", "ema", "remainder")
 #: Forms whose codes of m are relative to √v.
@@ -143,8 +141,8 @@ def create(parameter: Array, options: Options, *, ema: bool = False) -> State:
         options.has_square and forms[1] == "8bit"
     )
     return State(
-        mean=zeros(options.has_mean, _MEAN_CODES.get(forms[0], start.dtype)),
-        square=zeros(options.has_square, _SQUARE_CODES.get(forms[1], start.dtype)),
+        mean=zeros(options.has_mean, codecs.MEAN_CODES.get(forms[0], start.dtype)),
+        square=zeros(options.has_square, codecs.SQUARE_CODES.get(forms[1], start.dtype)),
         largest_square=zeros(options.amsgrad),
         ema=np.array(start, order="C") if ema else None,
         header=np.zeros(-(-parameter.size // codecs.BLOCK), np.uint16) if has_header else None,

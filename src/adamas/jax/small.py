@@ -15,12 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from adamas.codecs import BLOCK
+from adamas import codecs
 from adamas.jax import words
 from adamas.jax.words import Word
 
 __all__ = [
-    "TOPS",
     "CodedState",
     "Codes",
     "decode",
@@ -39,19 +38,6 @@ _U = np.uint32
 _F = np.float32
 _SIGN, _SIZE = _U(0x80000000), _U(0x7FFFFFFF)
 _SMALLEST, _LARGEST = _U(0x00800000), _U(0x7F7FFFFF)  # the smallest normal, the largest finite
-
-_MEANS = {
-    form: np.dtype(d)
-    for form, d in {"bfloat16": "uint16", "compact": "uint8", "8bit": "int8"}.items()
-}
-_SQUARES = {
-    form: np.dtype(d)
-    for form, d in {"bfloat16": "uint16", "compact": "uint16", "8bit": "uint8"}.items()
-}
-
-
-#: The exponents that codes of m may be counted from.
-TOPS = (-64, 12)
 
 
 class CodedState(NamedTuple):
@@ -79,12 +65,13 @@ class Codes(NamedTuple):
 def dtypes(forms: tuple[str, str]) -> tuple[Any, Any]:
     """Return the dtypes that m and v are stored in."""
     mean, square = forms
-    return _MEANS.get(mean, np.dtype(np.float32)), _SQUARES.get(square, np.dtype(np.float32))
+    plain = np.dtype(np.float32)
+    return codecs.MEAN_CODES.get(mean, plain), codecs.SQUARE_CODES.get(square, plain)
 
 
 def header_shape(array: Any) -> tuple[int]:
     """Return the shape of the header of an array."""
-    return (-(-math.prod(jnp.shape(array)) // BLOCK),)
+    return (-(-math.prod(jnp.shape(array)) // codecs.BLOCK),)
 
 
 def zeros(
@@ -335,7 +322,7 @@ def _base(highest: Word, finer: Word) -> Array:
 
 def _blocks(x: Array) -> Array:
     """Return ``x`` in rows of one block, filled up with zeros."""
-    return jnp.pad(x.ravel(), (0, -x.size % BLOCK)).reshape(-1, BLOCK)
+    return jnp.pad(x.ravel(), (0, -x.size % codecs.BLOCK)).reshape(-1, codecs.BLOCK)
 
 
 def _unblocked(rows: Array, shape: tuple[int, ...]) -> Array:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamas.codecs import HIGHEST_TOP, LOWEST_TOP
 from adamas.coefficients import Coefficients
 from adamas.jax import small, states
 from adamas.jax.numbers import Choices, Number, coefficients
@@ -51,7 +52,7 @@ class Storage:
         states.check_kept("top", moments.top, self.top is not None)
         if self.top is None:
             return None
-        states.check_scalar("The state's top", moments.top, *small.TOPS)
+        states.check_scalar("The state's top", moments.top, LOWEST_TOP, HIGHEST_TOP)
         return jnp.asarray(moments.top)
 
 
