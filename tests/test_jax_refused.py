@@ -109,7 +109,12 @@ MASKS = [
         "The tree of arrays has an array at ['a'], where the mask has ",
     ),
     ({"a": "no", "b": True}, "The mask has 'no' at ['a'], but it must be True or False."),
-    ({"a": np.ones(2, bool), "b": True}, "at ['a'], but it must be True or False."),
+    (
+        {"a": np.ones(2, bool), "b": True},
+        "The mask has an array of shape (2,) and dtype bool at ['a'], but it must be True or ",
+    ),
+    ({"a": None, "b": True}, "The tree of arrays has an array at ['a'], where the mask has None."),
+    ({}, "The tree of arrays has ['a'], ['b'] besides at the root, compared with the mask."),
     ({"a": lambda x: True, "b": True}, "at ['a'], but it must be True or False."),
 ]
 
@@ -205,6 +210,14 @@ UNFIT = {
     "gradients-missing": (
         updated(gradients={"a": G["a"]}, make=ours.adam),
         "The state's mu has ['b'] besides at the root, compared with the tree of gradients.",
+    ),
+    "gradients-empty": (
+        updated(gradients={**G, "b": {}}, make=ours.adam),
+        "The state's mu has ['c'] besides at ['b'], compared with the tree of gradients.",
+    ),
+    "header-of-another-form": (
+        updated(state=small("compact"), make=functools.partial(ours.adam, state="8bit")),
+        "The state has no header, but this optimizer keeps one. Go on with the method and ",
     ),
     "gradients-shape": (
         updated(gradients={**G, "a": np.float32(1)}, make=ours.adam),
@@ -432,12 +445,47 @@ def test_what_has_no_gradient_may_be_anything_in_the_parameters_and_stays_as_it_
 
 def test_init_refuses_what_is_no_array():
     message = (
-        "The parameter at ['f'] is a builtin_function_or_method, but state is kept for arrays. "
-        "Call init with the arrays alone; of an Equinox module they are eqx.filter(model, "
+        "The parameter at ['f'] is a builtin_function_or_method, but state is kept for arrays of "
+        "numbers. Call init with these alone; of an Equinox module they are eqx.filter(model, "
         "eqx.is_inexact_array)."
     )
     with pytest.raises(TypeError, match=re.escape(message)):
         ours.adam(LR).init({**tree(), "f": len})
+
+
+class Foreign:
+    """An array of another library, whose dtypes NumPy does not know."""
+
+    dtype, shape, ndim = object(), (2,), 1
+
+
+@pytest.mark.parametrize(
+    ("leaf", "words"),
+    [
+        (np.array([None, 1.0]), "has dtype object"),
+        (np.array(["a", "b"]), "has dtype <U1"),
+        (np.zeros(2, "M8[D]"), "has dtype datetime64[D]"),
+        (Foreign(), "is a Foreign"),
+    ],
+    ids=["object", "text", "date", "foreign"],
+)
+@pytest.mark.parametrize("form", ["float32", "8bit"])
+def test_arrays_that_jax_does_not_know_are_refused_by_path(form, leaf, words):
+    optimizer = ours.adamw(LR, state=form)
+    state = optimizer.init(tree())
+    tampered = state[0]._replace(mu={**state[0].mu, "a": leaf})
+    calls = {
+        "The parameter": lambda: optimizer.init({**P, "a": leaf}),
+        "The gradient": lambda: optimizer.update({**G, "a": leaf}, state, P),
+        "The tree of parameters|The parameter": lambda: optimizer.update(
+            G, state, {**P, "a": leaf}
+        ),
+        "The state's mu": lambda: optimizer.update(G, (tampered, *state[1:]), P),
+    }
+    for subject, call in calls.items():
+        with pytest.raises((TypeError, ValueError), match=rf"({subject}) at \['a'\]") as caught:
+            call()
+        assert words in str(caught.value)
 
 
 # ── states that come from elsewhere ────────────────────────────────────────────────────────────
@@ -646,6 +694,19 @@ NUMBERS = [
     (
         lambda: ours.amsgrad(1e-3, mu_dtype="int8"),
         "mu_dtype is 'int8', but running means are floating numbers. Give for example ",
+    ),
+    (
+        lambda: ours.adam(1e-3, mu_dtype="bf16"),
+        "mu_dtype is 'bf16', which is no dtype of JAX. Give for example \"bfloat16\"; ",
+    ),
+    (lambda: ours.sgd(1e-3, 0.9, accumulator_dtype=np.longdouble), "which is no dtype of JAX."),
+    (
+        lambda: ours.rmsprop(1e-3, initial_scale=-1.0),
+        "initial_scale is -1.0, but it must be finite and at least 0.",
+    ),
+    (
+        lambda: optax.inject_hyperparams(ours.rmsprop)(1e-3, initial_scale=-1.0).init(tree()),
+        "initial_scale is -1.0, but it must be finite and at least 0.",
     ),
     (
         lambda: ours.sgd(1e-3, 0.9, accumulator_dtype=jnp.int32),

@@ -107,7 +107,7 @@ def check_values(arrays: Mapping[str, Array], names: Mapping[str, str]) -> None:
     """
     checks: dict[str, Callable[[str, Any], float]]
     checks = dict.fromkeys(("b1", "b2", "momentum"), check_rate)
-    checks |= dict.fromkeys(("eps", "eps_root"), check_amount)
+    checks |= dict.fromkeys(("eps", "eps_root", "initial_scale"), check_amount)
     for name, array in arrays.items():
         if not isinstance(array, Tracer) and array.is_fully_addressable:
             checks.get(name, _finite)(names.get(name, name), float(array))
@@ -134,9 +134,17 @@ def check_mask(mask: Any, is_injected: bool) -> None:
 
 def _check_floating(name: str, dtype: Any) -> None:
     """Raise TypeError where ``dtype`` is given and cannot hold a running mean."""
-    if dtype is not None and not jnp.issubdtype(jnp.dtype(dtype), jnp.inexact):
+    if dtype is None:
+        return
+    try:
+        is_floating = jnp.issubdtype(jnp.result_type(jnp.dtype(dtype)), jnp.inexact)
+    except TypeError:
+        known, is_floating = "which is no dtype of JAX", False
+    else:
+        known = "but running means are floating numbers"
+    if not is_floating:
         raise TypeError(
-            f"{name} is {dtype!r}, but running means are floating numbers. Give for example "
+            f"{name} is {dtype!r}, {known}. Give for example "
             '"bfloat16"; small codes are made with state="8bit".'
         )
 

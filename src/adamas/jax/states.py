@@ -14,12 +14,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamas.jax.trees import Gradients, number_kind, place, what
+from adamas.jax.trees import Gradients, described, is_known, number_kind, place, what
 
 __all__ = [
+    "check_decaying",
     "check_dtypes",
     "check_fields",
-    "check_imaginary",
     "check_kept",
     "check_scalar",
     "following",
@@ -127,16 +127,16 @@ def check_dtypes(
         for path, gradient, leaf in gradients.each(leaves):
             if code is None and number_kind(leaf) not in ("floating", "complex"):
                 raise TypeError(
-                    f"{_entry(name, path)} has dtype {jnp.result_type(leaf)}, but a running mean "
+                    f"{_entry(name, path)} {described(leaf)}, but a running mean "
                     "is floating. If the parameter is one of whole numbers, convert it, give None "
                     "for its gradient, or leave it out with optax.masked; if these are codes, give "
                     "the options that made them."
                 )
             # NumPy's float64 may be float32 for JAX.
-            if code is not None and getattr(leaf, "dtype", None) != code != jnp.result_type(leaf):
+            if code is not None and getattr(leaf, "dtype", None) != code != _dtype(leaf):
                 raise TypeError(
-                    f"{_entry(name, path)} has dtype {jnp.result_type(leaf)}, but this "
-                    f"optimizer keeps {np.dtype(code)} there. {_FRESH}"
+                    f"{_entry(name, path)} {described(leaf)}, but this optimizer keeps "
+                    f"{np.dtype(code)} there. {_FRESH}"
                 )
             if loses and number_kind(gradient) == "complex" != number_kind(leaf):
                 raise TypeError(
@@ -146,13 +146,23 @@ def check_dtypes(
                 )
 
 
+def _dtype(leaf: Any) -> Any:
+    """Return the dtype that JAX has for a leaf; None where it has none."""
+    return jnp.result_type(leaf) if is_known(getattr(leaf, "dtype", None) or type(leaf)) else None
+
+
 def _entry(name: str | None, path: Any) -> str:
     return f"The state's {name} at {place(path)}"
 
 
-def check_imaginary(gradients: Gradients, params: list[Any], means: list[Any] | None) -> None:
-    """Raise TypeError where the decay of a complex parameter would lose its imaginary part."""
+def check_decaying(gradients: Gradients, params: list[Any], means: list[Any] | None) -> None:
+    """Raise TypeError where a parameter cannot decay, or would lose its imaginary part in it."""
     for path, gradient, p, m in gradients.each(params, means or [0.0] * len(params)):
+        if number_kind(p) is None:
+            raise TypeError(
+                f"The parameter at {place(path)} {described(p)}, but what decays must be an array "
+                "of numbers."
+            )
         if number_kind(p) == "complex" and "complex" not in map(number_kind, (gradient, m)):
             raise TypeError(
                 f"The parameter at {place(path)} is complex, but its gradient and state are real, "

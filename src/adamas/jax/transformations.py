@@ -150,7 +150,7 @@ def rmsprop(
         unbias2=bias_correction,
     )
     storage = _stored(choices, state, rounding, seed)
-    scale = arguments.number("initial_scale", initial_scale)
+    scale = arguments.amount("initial_scale", initial_scale)
     if storage is not None and not (isinstance(scale, float) and scale == 0.0):
         raise ValueError(
             f"initial_scale is {initial_scale!r}, but a small state starts from 0. Leave "
@@ -158,7 +158,7 @@ def rmsprop(
         )
     more = {"bias_correction": True} if bias_correction else {}
     rms = optax.scale_by_rms(initial_scale=initial_scale, **more)
-    moments = _Kept(rms, square="nu", counts=bias_correction)
+    moments = _Kept(rms, square="nu", counts=bias_correction, initial=scale)
     trace = None if momentum is None else _Trace(arguments.rate("momentum", momentum), nesterov)
     names = {"b2": "decay", "eps": "eps", "eps_root": "eps"}
     optimizer = _Optimizer(
@@ -246,6 +246,8 @@ class _Kept:
     counts: bool = True
     #: Of the mean, if one was asked for.
     dtype: Any = None
+    #: What the mean of squares begins at.
+    initial: Number = 0.0
 
     @property
     def fields(self) -> tuple[str, ...]:
@@ -292,6 +294,7 @@ class _Optimizer:
         first = optax.GradientTransformation(moments.init, moments.transformation.update)
         parts = [first, optax.scale_by_learning_rate(learning_rate)]
         self._fields = moments.fields
+        self._initial = moments.initial
         self._kept = step.Moments(moments.mean, moments.square, moments.largest)
         if self._storage is not None:
             parts[0] = optax.GradientTransformation(self._init_coded, parts[0].update)
@@ -318,6 +321,7 @@ class _Optimizer:
         }
         if self._trace is not None:
             given["momentum"] = self._trace.decay
+        given["initial_scale"] = self._initial
         arrays = {name: each for name, each in given.items() if isinstance(each, jax.Array)}
         arguments.check_values(arrays, self._names)
         if self._fields:
@@ -394,6 +398,11 @@ class _Optimizer:
         if "count" in self._fields:
             states.check_scalar("The state's count", moments.count)
             count = moments.count
+        if self._storage is not None:
+            top = self._storage.checked_top(moments)
+            if gradients.leaves:
+                for name in ("mu", "nu", "header"):
+                    states.check_kept(name, getattr(moments, name), name in self._kept)
         flat = []
         for name in self._kept:
             shape = small.header_shape if name == "header" else jnp.shape
@@ -404,10 +413,6 @@ class _Optimizer:
             )
         codes = None
         if self._storage is not None:
-            top = self._storage.checked_top(moments)
-            if gradients.leaves:
-                for name in ("mu", "nu", "header"):
-                    states.check_kept(name, getattr(moments, name), name in self._kept)
             codes = (*small.dtypes(self._storage.forms), None, np.dtype(np.uint16))
         states.check_dtypes(gradients, self._kept, flat, codes)
         return step.Moments(*flat), count, top
@@ -419,7 +424,7 @@ class _Optimizer:
         if self._decay is None:
             return None
         found = gradients.beside("the tree of parameters", params)
-        states.check_imaginary(gradients, found, means)
+        states.check_decaying(gradients, found, means)
         return gradients.only(found)
 
     def _choices_now(

@@ -17,7 +17,17 @@ from jax.core import Tracer
 
 from adamas.checks import kind
 
-__all__ = ["Gradients", "check_parameters", "decaying", "flattened", "number_kind", "place", "what"]
+__all__ = [
+    "Gradients",
+    "check_parameters",
+    "decaying",
+    "described",
+    "flattened",
+    "is_known",
+    "number_kind",
+    "place",
+    "what",
+]
 
 Array = Any
 Tree = Any
@@ -91,12 +101,9 @@ def flattened(gradients: Tree) -> Gradients:
     found, structure = jax.tree_util.tree_flatten_with_path(gradients, is_leaf=_is_none)
     for path, leaf in found:
         if leaf is not None and number_kind(leaf) is None:
-            kind_of = (
-                f"has dtype {jnp.result_type(leaf)}" if _is_array(leaf) else f"is {kind(leaf)}"
-            )
             raise TypeError(
-                f"The gradient at {place(path)} {kind_of}, but it must be an array of numbers, or "
-                "None where a parameter has none."
+                f"The gradient at {place(path)} {described(leaf)}, but it must be an array of "
+                "numbers, or None where a parameter has none."
             )
     leaves = [leaf for _, leaf in found]
     whole = {i: leaf for i, leaf in enumerate(leaves) if number_kind(leaf) == "float0"}
@@ -109,8 +116,8 @@ def check_parameters(params: Tree) -> None:
     for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
         if not _is_array(leaf):
             raise TypeError(
-                f"The parameter at {place(path)} is {kind(leaf)}, but state is kept for arrays. "
-                "Call init with the arrays alone; of an Equinox module they are "
+                f"The parameter at {place(path)} {described(leaf)}, but state is kept for arrays "
+                "of numbers. Call init with these alone; of an Equinox module they are "
                 "eqx.filter(model, eqx.is_inexact_array)."
             )
 
@@ -127,9 +134,21 @@ def number_kind(x: Any) -> str | None:
 def _kind_of(dtype: Any) -> str | None:
     if dtype == jax.dtypes.float0:
         return "float0"
+    if not is_known(dtype):
+        return None
     kinds = {"floating": jnp.floating, "complex": jnp.complexfloating, "whole": jnp.integer}
     found = (name for name, each in kinds.items() if jnp.issubdtype(dtype, each))
     return next(found, "whole" if jnp.issubdtype(dtype, jnp.bool_) else None)
+
+
+@functools.lru_cache(maxsize=64)
+def is_known(dtype: Any) -> bool:
+    """Return whether JAX has arrays of a dtype: not of objects, nor of other libraries' dtypes."""
+    try:
+        jnp.result_type(dtype)
+    except TypeError:
+        return False
+    return True
 
 
 def _is_alike(leaf: Any, gradient: Array, shape: Callable[[Array], tuple[int, ...]]) -> bool:
@@ -148,7 +167,7 @@ def _check_shape(where: str, leaf: Any, shape: tuple[int, ...]) -> None:
         )
     if not _is_array(leaf):
         raise ValueError(
-            f"{_upper(where)} is {kind(leaf)}, but the gradient is an array. {_LIKE_INIT}"
+            f"{_upper(where)} {described(leaf)}, but the gradient is an array. {_LIKE_INIT}"
         )
     if jnp.shape(leaf) != shape:
         raise ValueError(
@@ -196,8 +215,10 @@ def _flag(name: str, path: Any, flag: Any) -> bool:
         isinstance(flag, (np.ndarray, jax.Array)) and flag.shape == () and flag.dtype.kind == "b"
     )
     if not is_array and not isinstance(flag, (bool, int, np.bool_)):
+        is_many = hasattr(flag, "shape") and hasattr(flag, "dtype")
+        found = f"an array of shape {flag.shape} and dtype {flag.dtype}" if is_many else repr(flag)
         raise TypeError(
-            f"{_upper(name)} has {flag!r} at {place(path)}, but it must be True or False."
+            f"{_upper(name)} has {found} at {place(path)}, but it must be True or False."
         )
     return bool(flag)
 
@@ -211,7 +232,8 @@ def _difference(
     """Return the first place where ``b`` has not the nodes of ``a``, or "" where it has all."""
     inner_a, node_a = _level(a)
     inner_b, node_b = _level(b)
-    if jax.tree_util.treedef_is_leaf(node_a) or (a is None and none_is_leaf):
+    is_leaf = jax.tree_util.treedef_is_leaf(node_a) and node_a.num_leaves == 1  # None has none
+    if is_leaf or (a is None and none_is_leaf):
         return ""
     if node_a == node_b:
         pairs = zip(inner_a, inner_b, strict=True)
@@ -242,6 +264,12 @@ def what(x: Any) -> str:
     return "an array" if _is_array(x) else kind(x)
 
 
+def described(x: Any) -> str:
+    """Return what is said of a part of a tree that is not what it must be."""
+    is_array = isinstance(x, (np.ndarray, np.generic, jax.Array))
+    return f"has dtype {x.dtype}" if is_array else f"is {kind(x)}"
+
+
 def place(path: Sequence[Any]) -> str:
     """Return a path as text."""
     return jax.tree_util.keystr(tuple(path)) or "the root"
@@ -256,4 +284,6 @@ def _is_none(x: Any) -> bool:
 
 
 def _is_array(x: Any) -> bool:
-    return (hasattr(x, "shape") and hasattr(x, "dtype")) or isinstance(x, (int, float, complex))
+    if hasattr(x, "shape") and hasattr(x, "dtype"):
+        return is_known(x.dtype)
+    return isinstance(x, (int, float, complex))
