@@ -75,7 +75,9 @@ VECTORS: tuple[Vector, ...] = (
         scheduled=True,
     ),
     Vector(
-        *("adam-efficient", Form(epsilon="outside before"), _LARGE),
+        "adam-efficient",
+        Form(epsilon="outside before"),
+        _LARGE,
         options={"eps_place": "uncorrected"},
     ),
     Vector("amsgrad", Form(largest="then corrected"), _LARGE, {"amsgrad": True}),
