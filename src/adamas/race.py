@@ -356,9 +356,8 @@ def _numbers(value: Any) -> Array | None:
 
 def _number(name: str, value: Any) -> float:
     array = _numbers(value)
-    if array is None and isinstance(
-        value, numbers.Real
-    ):  # a fraction, or a whole number of 400 digits
+    # A fraction, or a whole number of 400 digits.
+    if array is None and isinstance(value, numbers.Real):
         return float(value)
     if array is None or array.size != 1:
         raise WrongFunctionError(
