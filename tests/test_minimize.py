@@ -740,6 +740,19 @@ REFUSED = [
         "bounds[1] is 2, but it must be a pair (lower, upper).",
     ),
     (
+        {"bounds": 5},
+        TypeError,
+        (
+            "bounds is 5, but it must be SciPy's Bounds, or one pair (lower, upper) for each "
+            "element of x."
+        ),
+    ),
+    (
+        {"bounds": [(0, 1), ("0", 1), (0, 1)]},
+        TypeError,
+        "bounds[1] is '0', but it must be a number. It is text: give float('0').",
+    ),
+    (
         {"bounds": [(0, 1), (2, 1), (0, 1)]},
         ValueError,
         (

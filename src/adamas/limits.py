@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from scipy.optimize import Bounds
+
+from adamas.checks import check_number
 
 __all__ = ["Limits"]
 
@@ -48,6 +51,11 @@ class Limits(NamedTuple):
 
 
 def _edges(bounds: Any, size: int) -> tuple[Vector, Vector]:
+    if isinstance(bounds, str) or not isinstance(bounds, Iterable):
+        raise TypeError(
+            f"bounds is {bounds!r}, but it must be SciPy's Bounds, or one pair (lower, upper) for "
+            "each element of x."
+        )
     pairs = list(bounds)
     if len(pairs) != size:
         raise ValueError(
@@ -59,7 +67,7 @@ def _edges(bounds: Any, size: int) -> tuple[Vector, Vector]:
         if isinstance(pair, str) or np.ndim(pair) != 1 or len(pair) != 2:
             raise ValueError(f"bounds[{i}] is {pair!r}, but it must be a pair (lower, upper).")
         for row, (edge, none) in enumerate(zip(pair, (-np.inf, np.inf), strict=True)):
-            edges[row, i] = none if edge is None else edge
+            edges[row, i] = none if edge is None else check_number(f"bounds[{i}]", edge)
     return edges[0], edges[1]
 
 
