@@ -314,3 +314,16 @@ def test_a_missing_package_is_named_with_the_way_to_it(
     done = run(command)
     assert done.exit_code == 1
     assert message in done.output
+
+
+@pytest.mark.parametrize("text", ["1e2", "100", "9007199254740993"])
+def test_a_whole_number_on_the_command_line_is_taken_to_the_last_digit(text, monkeypatch):
+    seeds = []
+
+    def noted(seed):
+        seeds.append(seed)
+        raise ValueError
+
+    monkeypatch.setattr(demo, "load_digits", noted)
+    CliRunner().invoke(main, ["demo", "--seed", text])
+    assert seeds == [100 if text == "1e2" else int(text)]

@@ -47,8 +47,10 @@ class _WholeNumber(click.IntRange):
     """A whole number in a range, which may be written as 1e4."""
 
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
-        with suppress(TypeError, ValueError, OverflowError):  # click says what is wrong with it
-            value = check_count("value", float(value))
+        # As digits it may have more of them than float64; else click says what is wrong with it.
+        if not str(value).isdecimal():
+            with suppress(TypeError, ValueError, OverflowError):
+                value = check_count("value", float(value))
         return super().convert(value, param, ctx)
 
 
