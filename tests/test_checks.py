@@ -8,8 +8,9 @@ import re
 import numpy as np
 import pytest
 
+import adamas
 from adamas import checks
-from adamas.options import Phase
+from adamas.options import Options, Phase
 
 OPTIONS = ("lr", "betas", "eps", "weight_decay", "decay", "clip_norm", "on_nonfinite")
 
@@ -78,7 +79,19 @@ def test_what_is_no_such_value_is_refused_with_a_way_out(check, value, error, me
         check("x", value)
 
 
-@pytest.mark.parametrize("value", [10_000, 1e4, np.int64(10_000), np.float32(1e4)])
+@pytest.mark.parametrize("value", [True, np.True_])
+def test_a_truth_value_of_numpy_is_a_flag(value):
+    options, phase = Options(amsgrad=value), Phase(statistics=value)
+    assert options.amsgrad is True
+    assert phase.statistics is True
+    array = np.ones(3, np.float32)
+    adamas.Adam(array, amsgrad=value, statistics=value).step(np.ones(3, np.float32))
+    assert (array < 1).all()
+
+
+@pytest.mark.parametrize(
+    "value", [10_000, 1e4, np.int64(10_000), np.float32(1e4), np.array(10_000), np.array(1e4)]
+)
 def test_a_whole_number_of_any_kind_is_taken_as_int(value):
     assert checks.check_count("x", value) == 10_000
     assert type(checks.check_count("x", value)) is int

@@ -170,10 +170,10 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
 
 
 def check_flag(name: str, value: Any) -> bool:
-    """Return True or False."""
-    if not isinstance(value, bool):
+    """Return True or False, as NumPy's comparisons give them, too."""
+    if not isinstance(value, (bool, np.bool_)):
         raise TypeError(f"{name} is {value!r}, but it must be True or False.")
-    return value
+    return bool(value)
 
 
 def check_count(name: str, value: Any, most: int = MOST_STEPS, least: int = 0) -> int:
@@ -190,6 +190,8 @@ def check_count(name: str, value: Any, most: int = MOST_STEPS, least: int = 0) -
 
 def whole_number(value: Any) -> int | None:
     """Return what is a whole number as an int, NumPy's and 1e4 among them; None for all else."""
+    if isinstance(value, np.ndarray) and value.ndim == 0:
+        value = value[()]  # as numpy.savez gives back what was a number
     if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return int(value)
     if isinstance(value, (float, np.floating)) and float(value).is_integer():

@@ -90,7 +90,7 @@ class Options:
     def __post_init__(self) -> None:
         """Check every option; fill in ``lr_max`` where a fixed learning rate gives it."""
         for name in ("amsgrad", "nesterov", "maximize"):
-            check_flag(name, getattr(self, name))
+            object.__setattr__(self, name, check_flag(name, getattr(self, name)))
         check_choice("bias_correction", self.bias_correction, get_args(BiasCorrection))
         check_choice("decay", self.decay, get_args(Decay))
         check_choice("eps_place", self.eps_place, get_args(EpsPlace))
@@ -206,7 +206,7 @@ class Phase:
     def __post_init__(self) -> None:
         """Check every choice."""
         check_choice("on_nonfinite", self.on_nonfinite, get_args(OnNonfinite))
-        check_flag("statistics", self.statistics)
+        object.__setattr__(self, "statistics", check_flag("statistics", self.statistics))
         object.__setattr__(self, "seed", check_count("seed", self.seed, most=2**64 - 1))
         if self.clip_norm is not None:
             norm = check_amount("clip_norm", self.clip_norm)

@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from adamas.checks import check_choice, check_count, check_rate, near
+from adamas.checks import check_choice, check_count, check_flag, check_rate, near
 from adamas.coefficients import ema_weights
 from adamas.numpy import Adam, Momentum, Optimizer, RMSProp
 from adamas.options import LearningRate, Options, Schedule
@@ -126,7 +126,7 @@ class Settings:
                 f"finite_diff_rel_step is {step!r}, but it must be a finite number above 0."
             )
         for name in ("noisy", "progress"):
-            _check_flag(name, getattr(self, name))
+            object.__setattr__(self, name, check_flag(name, getattr(self, name)))
         object.__setattr__(self, "workers", check_workers(self.workers))
         if self.noisy:
             self._check_noisy()
@@ -600,11 +600,6 @@ def _as_gradient(value: Any, x: Vector) -> Vector:
             "one real number for each element of x."
         )
     return np.array(gradient, dtype=np.float64, order="C")
-
-
-def _check_flag(name: str, value: Any) -> None:
-    if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} is {value!r}, but it must be True or False.")
 
 
 def _check_tolerance(name: str, value: Any) -> None:
