@@ -329,6 +329,23 @@ def test_an_option_that_was_taken_out_is_missed_before_anything_is_touched(name)
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_a_group_that_cannot_be_stepped_is_refused_when_its_gradients_come(name):
+    p, q = weight(), weight()
+    optimizer = getattr(ours, name)([{"params": [p]}, {"params": [q]}])
+    for _ in range(2):
+        p.grad, q.grad = torch.ones(2), torch.ones(2)
+        optimizer.step()
+    optimizer.param_groups[1]["differentiable"] = True
+    before = q.detach().clone()
+    q.grad = None
+    optimizer.step()
+    q.grad = torch.ones(2)
+    with pytest.raises(ValueError, match="differentiable=True asks for a step that"):
+        optimizer.step()
+    assert torch.equal(q, before)
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_a_schedule_that_ends_beside_zero_ends_the_run_in_peace(name):
     p = weight()
     optimizer = getattr(ours, name)([p], lr=0.1)

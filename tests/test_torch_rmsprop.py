@@ -132,3 +132,26 @@ def test_momentum_set_in_a_run_counts_from_then_on():
         u = number(1) / (np.sqrt(square) + number(1e-8))
         buffer = number(0.5) * buffer + u if step else buffer
     assert state["momentum_buffer"].tolist() == [buffer] * 4
+
+
+@pytest.mark.parametrize("phase", [{"ema": 0.9}, {"statistics": True}])
+@pytest.mark.parametrize("option", [{"momentum": 0.9}, {"centered": True}])
+def test_what_its_own_formula_has_not_is_refused_wherever_it_is_asked_for(option, phase):
+    text = "^ema and statistics belong to the rule"
+    p, q = (nn.Parameter(torch.ones(4)) for _ in range(2))
+    with pytest.raises(ValueError, match=text):
+        ours.RMSprop([p], **option, **phase)
+    optimizer = ours.RMSprop([p], **phase)
+    with pytest.raises(ValueError, match=text):
+        optimizer.add_param_group({"params": [q], **option})
+    assert len(optimizer.param_groups) == 1
+    p.grad = torch.ones(4)
+    optimizer.step()
+    before, usual = p.detach().clone(), dict(optimizer.param_groups[0])
+    optimizer.param_groups[0].update(option)
+    with pytest.raises(ValueError, match=text):
+        optimizer.step()
+    assert torch.equal(p, before)
+    assert optimizer.state[p]["step"] == 1
+    optimizer.param_groups[0].update(usual)
+    optimizer.step()

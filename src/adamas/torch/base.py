@@ -245,6 +245,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _refuse_group(self, group: dict[str, Any]) -> None:
         """Raise TypeError or ValueError for parameters that ``group`` cannot have."""
+        self._refuse_special(group)
         if group.get("rounding") != self.defaults.get("rounding"):
             arguments.check_remainder([group])
         for parameter in group["params"]:
@@ -813,16 +814,16 @@ class Optimizer(torch.optim.Optimizer):
     def _has_state(self, member: Member) -> bool:
         """Return whether nothing is to be created, converted or refused for a parameter."""
         wanted = {name for name in member.entries if name is not None}
-        if not wanted:
-            return True
         state, parameter = self.state.get(member.parameter, {}), member.parameter
         if not wanted <= state.keys():
             return False
         kept = self._kept(member.group)
         device = None if self._is_offloaded(parameter) else parameter.device
         try:
+            self._refuse_member(member, "")
+            if not wanted:
+                return True
             storage.check("", state, parameter, kept, device=device)
-            self._refuse_step_number(member, "")
         except (TypeError, ValueError):
             return False  # and who gives it a gradient is told why
         found = storage.begun_anew(state, kept)
@@ -853,19 +854,33 @@ class Optimizer(torch.optim.Optimizer):
         return member
 
     def _refuse(self, member: Member, name: str) -> None:
-        if member.group.get("differentiable"):
-            raise ValueError(_NOT_DIFFERENTIABLE)
-        arguments.refuse_parameter(member.parameter)
+        """Raise where a parameter cannot be stepped along its gradient."""
+        self._refuse_member(member, name)
         if member.gradient.is_sparse:
             self._refuse_sparse(member, name)
         gradients.refuse(name, member.parameter, member.gradient)
-        self._refuse_step_number(member, name)
+        if self._is_offloaded(member.parameter):
+            offload.refuse(member.parameter, self._is_special(member.group), member.gradient)
+
+    def _refuse_member(self, member: Member, name: str) -> None:
+        """Raise where a parameter cannot be stepped, whatever its gradient will be."""
         group = member.group
+        if group.get("differentiable"):
+            raise ValueError(_NOT_DIFFERENTIABLE)
+        arguments.refuse_parameter(member.parameter)
+        self._refuse_step_number(member, name)
+        self._refuse_special(group)
         if "state" in group or "rounding" in group:
             chosen = member.form if "state" in group else None
             small.refuse(member.parameter, chosen, group.get("rounding"), self._is_special(group))
-        if self._is_offloaded(member.parameter):
-            offload.refuse(member.parameter, self._is_special(group), member.gradient)
+
+    def _refuse_special(self, group: dict[str, Any]) -> None:
+        """Raise ValueError where a group of another rule is asked for what ours alone has."""
+        if self._is_special(group) and (self._phase.ema is not None or self._phase.statistics):
+            raise ValueError(
+                "ema and statistics belong to the rule, but RMSprop with momentum or centered "
+                "follows another. Leave out the one or the other."
+            )
 
     def _refuse_sparse(self, member: Member, name: str) -> None:  # noqa: ARG002
         """Raise RuntimeError where a method, or a group, cannot be stepped by a sparse gradient."""

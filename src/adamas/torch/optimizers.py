@@ -258,17 +258,6 @@ class RMSprop(Optimizer):
         arguments.check_options(defaults)
         super().__init__(params, defaults, **phase)
 
-    def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add a group, as in torch; refuse the combinations that have no meaning here."""
-        merged = {**self.defaults, **param_group}
-        taken = self._phase.ema is not None or self._phase.statistics
-        if taken and self._is_special(merged):
-            raise ValueError(
-                "ema and statistics belong to the rule, but RMSprop with momentum or centered "
-                "follows another. Leave out the one or the other."
-            )
-        super().add_param_group(param_group)
-
     def _entries(self, group: dict[str, Any]) -> Entries:  # noqa: ARG002
         return Entries("step", None, "square_avg", None, None)
 
