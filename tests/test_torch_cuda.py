@@ -843,6 +843,23 @@ def test_tensors_of_more_than_2_to_the_31_elements_are_stepped_to_the_end():
         assert bool((p[start : start + 2**28] == -0.5).all())
 
 
+@pytest.mark.parametrize(
+    ("rate", "error"), [(None, TypeError), ([0.1], TypeError), (-1.0, ValueError), (..., KeyError)]
+)
+def test_a_rate_that_is_none_is_refused_before_anything_is_touched(rate, error):
+    training = Training("AdamW", lr=0.1).step(2)
+    before = training.values()
+    group = training.optimizer.param_groups[0]
+    group["lr"] = rate
+    if rate is ...:
+        del group["lr"]
+    with pytest.raises(error, match=r"^.?param_groups\[0\]"):
+        training.step()
+    group["lr"] = 0.1
+    assert str(training.values()) == str(before)
+    training.step()
+
+
 # ── gradients that come and go, and what they share ────────────────────────────────────────────
 
 TURNS = ((0, 1, 3), (0, 2, 4), (0, 1, 3), (0, 2, 4), (4,), (0, 1, 3), (0, 1, 2, 3, 4), (0, 2, 4))

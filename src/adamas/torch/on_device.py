@@ -235,9 +235,12 @@ def _rate_on_device(group: dict[str, Any], stepped: Sequence[Stepped]) -> Tensor
 
 def _is_rate(group: dict[str, Any], known: Tensor | None) -> bool:
     """Return whether the learning rate of a group is still where it was."""
-    lr = group["lr"]
-    if known is None and not isinstance(lr, Tensor):
-        return not isinstance(lr, str) and lr >= -arguments.ROUNDING
-    if known is None:
-        return not cuda.takes(lr.device)
-    return isinstance(lr, Tensor) and lr.data_ptr() == known.data_ptr() and lr.dtype == known.dtype
+    lr = group.get("lr")
+    if known is not None:
+        if not isinstance(lr, Tensor):
+            return False
+        return lr.data_ptr() == known.data_ptr() and lr.dtype == known.dtype
+    # What is not at least about 0 is for a close look, which says what is wrong.
+    if isinstance(lr, Tensor):
+        return lr.is_cpu and not cuda.takes(lr.device) and bool((lr >= -arguments.ROUNDING).all())
+    return isinstance(lr, (int, float, np.number)) and bool(lr >= -arguments.ROUNDING)
