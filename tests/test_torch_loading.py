@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -483,3 +484,28 @@ def test_packed_states_of_old_load_under_the_old_name():
 def test_a_packed_state_of_a_format_to_come_is_refused():
     packed = trained(made(state="8bit")).state_dict(packed=True)
     assert_refused(made(state="8bit"), {**packed, "format": 2}, "has format 2, but this version")
+
+
+@pytest.mark.parametrize("rate", [-1e-18, torch.tensor(-1e-18)])
+def test_a_run_whose_schedule_ended_beside_zero_is_loaded(rate):
+    """What a step takes is saved, and what is saved can be loaded."""
+    p = nn.Parameter(torch.ones(4))
+    optimizer = ours.AdamW([p])
+    optimizer.param_groups[0]["lr"] = rate
+    p.grad = torch.ones(4)
+    optimizer.step()
+    other = ours.AdamW([nn.Parameter(torch.ones(4))])
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["lr"] == rate
+
+
+@pytest.mark.parametrize("form", [list, np.array, torch.tensor])
+def test_betas_that_a_step_takes_are_loaded(form):
+    p = nn.Parameter(torch.ones(4))
+    optimizer = ours.AdamW([p])
+    optimizer.param_groups[0]["betas"] = form([0.5, 0.25])
+    p.grad = torch.ones(4)
+    optimizer.step()
+    other = ours.AdamW([nn.Parameter(torch.ones(4))])
+    other.load_state_dict(optimizer.state_dict())
+    assert other.param_groups[0]["betas"] == (0.5, 0.25)

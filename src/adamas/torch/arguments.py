@@ -1,19 +1,21 @@
 """What optimizers for PyTorch may be asked for: torch's rules with torch's words, and our own.
 
-Numbers are checked where they are given: by the constructor, by ``add_param_group``, and before
-the first step after somebody has set them in ``param_groups``. Ranges are torch's.
+Numbers are checked where they are given: by the constructor, by ``add_param_group``, by loading,
+and before the first step after somebody has set them in ``param_groups``. Ranges are torch's.
 """
 
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from adamas.checks import check_names, check_number, kind, near
+from adamas.checks import check_amount, check_betas, check_names, check_number, kind, near
 from adamas.torch import small
 
 __all__ = [
@@ -21,6 +23,7 @@ __all__ = [
     "check_fused",
     "check_group_names",
     "check_groups",
+    "check_loaded",
     "check_options",
     "check_remainder",
     "check_tensor_lr",
@@ -41,17 +44,10 @@ _AT_LEAST_ZERO = {
     "momentum_decay": "momentum_decay value",
     "alpha": "alpha value",
 }
-_FLAGS = (
-    "amsgrad",
-    "capturable",
-    "centered",
-    "decoupled_weight_decay",
-    "differentiable",
-    "foreach",
-    "fused",
-    "maximize",
-    "nesterov",
-)
+#: Flags that say what a step computes, and how it does.
+_MEANINGS = ("amsgrad", "centered", "decoupled_weight_decay", "maximize", "nesterov")
+_WAYS = ("capturable", "differentiable", "foreach", "fused")
+_FLAGS = (*_MEANINGS, *_WAYS)
 #: Options that concern the whole step, and so make no sense in a group.
 _OF_THE_STEP = ("clip_norm", "copy_to", "ema", "offload", "on_nonfinite", "seed", "statistics")
 #: What frameworks write into groups, though it is near to an option.
@@ -263,6 +259,41 @@ def check_groups(groups: Sequence[Options], defaults: Options) -> None:
                     f"example {defaults[name]!r}."
                 )
         check_options(group, f"param_groups[{i}]: ", -ROUNDING)
+
+
+def check_loaded(group: Options, defaults: Options, where: str) -> None:
+    """Raise TypeError or ValueError for options out of a file that this optimizer cannot have.
+
+    Stricter than for those that are set, where torch's ranges hold: what is not finite, or no flag,
+    comes from damage there.
+    """
+    for name in _AT_LEAST_ZERO:
+        if name in defaults:
+            number = _plain(group[name])
+            is_beside = name == "lr" and isinstance(number, float) and -ROUNDING <= number < 0
+            if not is_beside:
+                check_amount(f"{where}{name}", number)
+    if "dampening" in defaults and not math.isfinite(
+        check_number(f"{where}dampening", _plain(group["dampening"]))
+    ):
+        raise ValueError(f"{where}dampening is {group['dampening']!r}, but it must be finite.")
+    if "betas" in defaults:
+        pair = [math.nan if each is None else _plain(each) for each in _pair(group["betas"], where)]
+        check_betas(pair, f"{where}betas")
+    for name in _FLAGS:
+        value = group[name] if name in defaults else None
+        if value is not None and not (isinstance(value, (int, np.bool_)) and value in (0, 1)):
+            raise TypeError(f"{where}{name} is {value!r}, but it must be True or False.")
+    if group.get("differentiable"):
+        raise ValueError(
+            f"{where}differentiable is True, which asks for a step that autograd can see through, "
+            "but adamas steps in place. Set it to False there, or use torch.optim."
+        )
+
+
+def _plain(value: Any) -> Any:
+    """Return an option that may be a tensor of one element as a number, others as they are."""
+    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 def refuse_parameter(parameter: Tensor) -> None:

@@ -8,11 +8,9 @@ the optimizer is as it was; what is left then cannot fail. Errors name the param
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,11 +30,6 @@ _OWN = ("state", "rounding")
 #: Options without which a group is one of another class.
 _TELLING = ("betas", "alpha", "momentum", "momentum_decay")
 _OF_OTHERS = frozenset((*_TELLING, "dampening", "nesterov", "centered", "rho", "etas", "lambd"))
-_AMOUNTS = ("lr", "eps", "weight_decay", "momentum", "momentum_decay", "alpha")
-_FLAGS = (
-    "amsgrad", "maximize", "nesterov", "centered", "decoupled_weight_decay", "capturable",
-    "differentiable", "foreach", "fused",
-)  # fmt: skip
 
 State = dict[str, Any]
 Group = dict[str, Any]
@@ -188,38 +181,9 @@ def _group(i: int, target: Target, own: Group, saved: Mapping[str, Any]) -> Grou
     for name, value in target.defaults.items():
         if name not in _OWN:
             group.setdefault(name, value)
-    _check_options(f"In param_groups[{i}] to load", group, target.defaults)
+    arguments.check_loaded(group, target.defaults, f"In param_groups[{i}] to load: ")
     arguments.put_pairs(group)
     return group
-
-
-def _check_options(where: str, group: Group, defaults: Mapping[str, Any]) -> None:
-    for name in _AMOUNTS:
-        if name in defaults:
-            checks.check_amount(f"{where}: {name}", _plain(group[name]))
-    if "dampening" in defaults and not math.isfinite(
-        checks.check_number(f"{where}: dampening", _plain(group["dampening"]))
-    ):
-        raise ValueError(f"{where}: dampening is {group['dampening']!r}, but it must be finite.")
-    if "betas" in defaults:
-        betas = group["betas"]
-        if isinstance(betas, (tuple, list)):
-            betas = [math.nan if beta is None else _plain(beta) for beta in betas]
-        checks.check_betas(betas, f"{where}: betas")
-    for name in _FLAGS:
-        value = group[name] if name in defaults else None
-        if value is not None and not (isinstance(value, (int, np.bool_)) and value in (0, 1)):
-            raise TypeError(f"{where}: {name} is {value!r}, but it must be True or False.")
-    if group.get("differentiable"):
-        raise ValueError(
-            f"{where}: differentiable is True, which asks for a step that autograd can see "
-            "through, but adamas steps in place. Set it to False there, or use torch.optim."
-        )
-
-
-def _plain(value: Any) -> Any:
-    """Return an option that may be a tensor of one element as a number, others as they are."""
-    return value.item() if isinstance(value, Tensor) and value.numel() == 1 else value
 
 
 # ── entries ────────────────────────────────────────────────────────────────────────────────────
