@@ -315,7 +315,7 @@ def test_an_option_that_was_taken_out_is_missed_before_anything_is_touched(name)
     p = weight()
     optimizer = getattr(ours, name)([p], lr=0.1)
     p.grad = torch.ones(2)
-    for key in ("lr", "weight_decay"):
+    for key in ("lr", "weight_decay", "maximize"):
         value = optimizer.param_groups[0].pop(key)
         with pytest.raises(KeyError) as raised:
             optimizer.step()

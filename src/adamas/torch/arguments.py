@@ -252,7 +252,7 @@ def check_remainder(groups: Sequence[Options]) -> None:
 def check_groups(groups: Sequence[Options], defaults: Options) -> None:
     """Check the options that stand in ``param_groups``, where anybody may have set them."""
     for i, group in enumerate(groups):
-        for name in (*_AT_LEAST_ZERO, "betas", "dampening"):
+        for name in (*_AT_LEAST_ZERO, "betas", "dampening", *_MEANINGS):
             if name in defaults and name not in group:
                 raise KeyError(
                     f"param_groups[{i}] has no {name!r} any more. Set it to what it was, for "
