@@ -61,6 +61,7 @@ from adamas.options import (
 )
 from adamas.statistics import Outcome, Statistics
 from adamas.trees import Tree, leaves, matching_leaves
+from adamas.turns import WITHIN, WOULD_LOSE, averages_in_place, check_turn, in_turn
 
 __all__ = ["Adam", "AdamW", "Momentum", "Optimizer", "ParameterGroup", "RMSProp", "Snapshot"]
 
@@ -124,11 +125,11 @@ class Optimizer:
         """
         with self._turn:
             if self._busy:
-                raise RuntimeError(_WITHIN)
+                raise RuntimeError(WITHIN)
             self._busy = True
             try:
                 if self._averaged:
-                    raise _averages_in_place("no step can be made")
+                    raise averages_in_place("no step can be made")
                 record = self._record
                 number = record[0] + 1
                 rates = self._fixed_rates or self._rates(number)
@@ -186,6 +187,7 @@ class Optimizer:
     def lr(self, lr: LearningRate) -> None:
         self.set_options(lr=lr)
 
+    @in_turn()
     def set_options(self, group: int | None = None, **changes: Any) -> None:
         """Change options of one group (by index) or of all; checked as at creation.
 
@@ -194,13 +196,12 @@ class Optimizer:
         """
         check_names("set_options", changes, OPTION_NAMES)
         chosen = chosen_groups(group, len(self.groups))
-        with self._in_turn():
-            self._install(
-                tuple(
-                    with_options(each, changes) if i in chosen else each
-                    for i, each in enumerate(self.groups)
-                )
+        self._install(
+            tuple(
+                with_options(each, changes) if i in chosen else each
+                for i, each in enumerate(self.groups)
             )
+        )
 
     # -- averaged weights --------------------------------------------------------------------
 
@@ -214,22 +215,26 @@ class Optimizer:
         """
         if self._phase.ema is None:
             raise RuntimeError("No average of the weights is kept. Create the optimizer with ema=.")
-        put_back: Callable[[], object] | None = None
+        ways_back: list[Callable[[], object]] = []
         try:
-            with self._in_turn():
-                if self._averaged:
-                    raise RuntimeError("The averaged weights are in place already.")
-                check_unchanged(self._tree, self.groups)
-                parameters = [p for _, p in named_parameters(self.groups)]
-                averages = [state.ema for _, state in named_states(self.groups)]
-                kept = [assignments.values(p, p.copy()) for p in parameters]
-                put = [assignments.values(*pair) for pair in zip(parameters, averages, strict=True)]
-                put_back = assignments.prepared([*kept, attribute(self, "_averaged", False)])
-                all_at_once([attribute(self, "_averaged", True), *put])
+            self._put_averages(ways_back)
             yield
         finally:
-            if put_back is not None:
+            for put_back in ways_back:
                 put_back()
+
+    @in_turn()
+    def _put_averages(self, ways_back: list[Callable[[], object]]) -> None:
+        """Put the averages in place, when what puts the weights back is in ``ways_back``."""
+        if self._averaged:
+            raise RuntimeError("The averaged weights are in place already.")
+        check_unchanged(self._tree, self.groups)
+        parameters = [p for _, p in named_parameters(self.groups)]
+        averages = [state.ema for _, state in named_states(self.groups)]
+        kept = [assignments.values(p, p.copy()) for p in parameters]
+        put = [assignments.values(*pair) for pair in zip(parameters, averages, strict=True)]
+        ways_back.append(assignments.prepared([*kept, attribute(self, "_averaged", False)]))
+        all_at_once([attribute(self, "_averaged", True), *put])
 
     # -- state -------------------------------------------------------------------------------
 
@@ -238,6 +243,7 @@ class Optimizer:
         """How many bytes of memory the state takes (without the parameters)."""
         return sum(state.nbytes for _, state in named_states(self.groups))
 
+    @in_turn(WOULD_LOSE)
     def state_dict(self, *, packed: bool = False, copy: bool = True) -> dict[str, Any]:
         """Return everything a later run needs besides the parameters.
 
@@ -250,8 +256,7 @@ class Optimizer:
         ``mean``, ``square``, ``largest_square``, ``ema`` and ``remainder``, as far as they are
         kept. Raises RuntimeError within ``ema_weights()``.
         """
-        with self._in_turn(_WOULD_LOSE):
-            return self._state_dict(packed=packed, copy=copy)
+        return self._state_dict(packed=packed, copy=copy)
 
     @contextmanager
     def snapshot(self, *, packed: bool = False) -> Generator[Snapshot]:
@@ -260,10 +265,16 @@ class Optimizer:
         Calls of other threads wait until the context closes; those of this thread are refused.
         Nothing is copied, but for what has to be decoded.
         """
-        with self._in_turn(_WOULD_LOSE):
-            check_unchanged(self._tree, self.groups)
-            yield Snapshot(self.named_parameters(), self._state_dict(packed=packed, copy=False))
+        with self._turn:
+            check_turn(self, WOULD_LOSE)
+            self._busy = True
+            try:
+                check_unchanged(self._tree, self.groups)
+                yield Snapshot(self.named_parameters(), self._state_dict(packed=packed, copy=False))
+            finally:
+                self._busy = False
 
+    @in_turn("a state that is loaded now would be undone on leaving")
     def load_state_dict(
         self, state_dict: Mapping[str, Any], *, parameters: Mapping[str, Any] | None = None
     ) -> None:
@@ -275,23 +286,22 @@ class Optimizer:
         are left out where this optimizer keeps none, and begin at the parameters where the state
         has none. Raises KeyError, TypeError or ValueError before anything is changed.
         """
-        with self._in_turn("a state that is loaded now would be undone on leaving"):
-            check_entries("The state_dict", state_dict, ("step", "skipped", "groups", "state"))
-            counts = [check_count(name, state_dict[name]) for name in ("step", "skipped")]
-            check_unchanged(self._tree, self.groups)
-            values = checked_values(self.groups, parameters)
-            groups = loaded_groups(self.groups, state_dict, values)
-            put = [assignments.values(p, values[name]) for name, p in named_parameters(self.groups)]
-            self._install(groups, [*counts, None], [] if parameters is None else put)
+        check_entries("The state_dict", state_dict, ("step", "skipped", "groups", "state"))
+        counts = [check_count(name, state_dict[name]) for name in ("step", "skipped")]
+        check_unchanged(self._tree, self.groups)
+        values = checked_values(self.groups, parameters)
+        groups = loaded_groups(self.groups, state_dict, values)
+        put = [assignments.values(p, values[name]) for name, p in named_parameters(self.groups)]
+        self._install(groups, [*counts, None], [] if parameters is None else put)
 
     def named_parameters(self) -> dict[str, Array]:
         """Return the parameters by name: the arrays themselves."""
         return dict(named_parameters(self.groups))
 
+    @in_turn(WOULD_LOSE)
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made anew; refuse to be pickled together with steps between."""
-        with self._in_turn(_WOULD_LOSE):
-            return {**self._contents(), "still": _Still(self)}
+        return {**self._contents(), "still": _Still(self, self._now())}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         """Make the rest anew."""
@@ -301,12 +311,12 @@ class Optimizer:
         tree = trees[0] if kept["lone"] else trees
         self._begin(tree, with_parameters(tree, kept["groups"]), kept["record"])
 
+    @in_turn(WOULD_LOSE)
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return a copy with parameters, state and counts of its own."""
-        with self._in_turn(_WOULD_LOSE):
-            twin = type(self).__new__(type(self))
-            memo[id(self)] = twin
-            twin.__setstate__(copy.deepcopy(self._contents(), memo))
+        twin = type(self).__new__(type(self))
+        memo[id(self)] = twin
+        twin.__setstate__(copy.deepcopy(self._contents(), memo))
         return twin
 
     def __repr__(self) -> str:
@@ -319,23 +329,6 @@ class Optimizer:
         )
 
     # -- inside ------------------------------------------------------------------------------
-
-    @contextmanager
-    def _in_turn(self, while_averaged: str | None = None) -> Generator[None]:
-        """Wait for the calls of other threads, and let them wait.
-
-        ``while_averaged`` says what is wrong with the call where averaged weights are in place.
-        """
-        with self._turn:
-            if self._busy:
-                raise RuntimeError(_WITHIN)
-            if self._averaged and while_averaged is not None:
-                raise _averages_in_place(while_averaged)
-            self._busy = True
-            try:
-                yield
-            finally:
-                self._busy = False
 
     def _install(
         self,
@@ -410,6 +403,18 @@ class Optimizer:
             },
         }
 
+    def _now(self) -> list[int]:
+        return [self.steps, self.skipped, *map(id, self.groups)]
+
+    @in_turn()
+    def _check_still(self, before: list[int]) -> None:
+        """Raise RuntimeError where the run went on since :meth:`_now` was asked."""
+        if self._now() != before:
+            raise RuntimeError(
+                "This optimizer was stepped or changed in another thread while it was being "
+                "pickled. Pickle it between steps, or pickle its state_dict()."
+            )
+
     def _contents(self) -> dict[str, Any]:
         """Return what a copy needs; parameters are those in the user's containers alone."""
         kept = {name: value for name, value in self.__dict__.items() if name not in _OWN}
@@ -421,35 +426,12 @@ class Optimizer:
 class _Still:
     """Stands last in a pickled optimizer, and refuses where the run went on meanwhile."""
 
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer = optimizer
-        self._before = self._now()
+    def __init__(self, optimizer: Any, before: list[int]) -> None:
+        self._optimizer, self._before = optimizer, before
 
     def __reduce__(self) -> tuple[Any, ...]:
-        with self._optimizer._in_turn():  # pyright: ignore[reportPrivateUsage]
-            if self._now() != self._before:
-                raise RuntimeError(
-                    "This optimizer was stepped or changed in another thread while it was being "
-                    "pickled. Pickle it between steps, or pickle its state_dict()."
-                )
+        self._optimizer._check_still(self._before)
         return bool, (True,)
-
-    def _now(self) -> list[Any]:
-        optimizer = self._optimizer
-        return [optimizer.steps, optimizer.skipped, *map(id, optimizer.groups)]
-
-
-_WITHIN = (
-    "This optimizer is in the midst of another call of this thread: a step that asks a schedule, a "
-    "snapshot, or what a signal handler interrupted. Call it when that has ended."
-)
-_WOULD_LOSE = "a copy made now would hold them twice and lose the weights in training"
-
-
-def _averages_in_place(so: str) -> RuntimeError:
-    return RuntimeError(
-        f"The averaged weights are in place, so {so}. Leave the ema_weights() context first."
-    )
 
 
 class Adam(Optimizer):

@@ -6,6 +6,8 @@ import contextlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from adamas.turns import averages_in_place
+
 __all__ = [
     "check_method",
     "check_parameters",
@@ -32,9 +34,7 @@ def check_method(path: str, about: Mapping[str, Any], kind: str, method: str) ->
 def check_weights(optimizer: Any, why: str) -> None:
     """Raise RuntimeError, saying ``why``, while averages stand in place of the weights."""
     if getattr(optimizer, "_averaged", False):
-        raise RuntimeError(
-            f"The averaged weights are in place, so {why}. Leave the ema_weights() context first."
-        )
+        raise averages_in_place(why)
 
 
 def _called(kind: Any, method: Any) -> str:
