@@ -392,6 +392,24 @@ def test_a_model_may_be_converted_by_swapping_after_steps():
     assert {p.dtype for p in model.parameters()} == {torch.float64}
 
 
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}, {"statistics": True}])
+def test_a_gradient_that_is_a_conjugate_to_be_is_stepped_as_what_it_says(options):
+    """autograd leaves it so."""
+    kept = torch.randn(2, 4, dtype=torch.complex64, generator=torch.Generator().manual_seed(0))
+    found = []
+    for resolve in (False, True):
+        p, q = nn.Parameter(torch.ones(3)), nn.Parameter(kept[0].clone())
+        optimizer = ours.AdamW([p, q], **options)
+        for _ in range(2):
+            p.grad, q.grad = torch.ones(3), None
+            (q.conj() * kept[1]).real.sum().backward()
+            assert q.grad.is_conj()
+            q.grad = q.grad.resolve_conj() if resolve else q.grad
+            optimizer.step()
+        found.append((everything(optimizer), optimizer.gradient_norm))
+    assert same(*found)
+
+
 # ── gradients that share memory ────────────────────────────────────────────────────────────────
 
 

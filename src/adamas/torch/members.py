@@ -49,7 +49,8 @@ class Member(NamedTuple):
         """This process's part of the gradient, dense, laid out as the parameter is."""
         if self.gradient.is_sparse:
             return self.gradient.coalesce().to_dense()
-        return distributed.local(distributed.laid_out_as(self.parameter, self.gradient))
+        part = distributed.local(distributed.laid_out_as(self.parameter, self.gradient))
+        return part.resolve_conj()  # autograd leaves complex ones as conjugates to be
 
     @property
     def is_half(self) -> bool:
