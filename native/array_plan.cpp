@@ -451,7 +451,7 @@ void bind_array_plan(nb::module_& module) {
         .def("step", &ArrayPlan::step, nb::arg("gradients"), nb::arg("step").none(),
              nb::arg("rates"), nb::arg("record") = nb::none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")
-        .def("step_tree", &ArrayPlan::step_tree, nb::arg("gradients"), nb::arg("like"),
+        .def("step_tree", &ArrayPlan::step_tree, nb::arg("gradients").none(), nb::arg("like"),
              nb::arg("step").none(), nb::arg("rates"), nb::arg("record"),
              "Make one step with gradients built as the containers of the parameters.")
         .def("step_with", &ArrayPlan::step_with, nb::arg("gradients"), nb::arg("numbers"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import copy
 import pickle
 import re
 
@@ -285,6 +286,64 @@ def test_an_array_that_was_replaced_is_not_saved_over_silently(tmp_path):
         with pytest.raises(ValueError, match="Parameter w is another array than the one that is"):
             function(tmp_path / "run", optimizer)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, pickle.dumps])
+@pytest.mark.parametrize(("change", "name"), REPLACED)
+def test_an_optimizer_whose_arrays_were_replaced_is_not_copied_over_others(change, name, copied):
+    params = tree()
+    optimizer = adamas.Adam(params, lr=0.1)
+    change(params)
+    with pytest.raises(
+        ValueError, match=f"^Parameter {name} is another array than the one that is"
+    ):
+        copied(optimizer)
+
+
+def frozen(p):
+    p.setflags(write=False)
+
+
+def reshaped(p):
+    p.shape = (2, 2)
+
+
+@pytest.mark.parametrize("change", [frozen, reshaped])
+def test_arrays_that_changed_while_the_average_is_in_place_get_their_weights_back(change):
+    params = {"a": drawn(3), "b": drawn(4), "c": drawn(5)}
+    optimizer = adamas.Adam(params, lr=0.1, ema=0.9)
+    for _ in range(2):
+        optimizer.step(like(params))
+    before = everything(optimizer)
+    with optimizer.ema_weights():
+        change(params["b"])
+    params["b"].setflags(write=True)
+    params["b"].shape = (4,)
+    assert everything(optimizer) == before
+    optimizer.step(like(params))
+    assert optimizer.steps == 3
+
+
+def test_an_array_resized_while_the_average_is_in_place_is_named_and_others_are_put_back():
+    params = {"a": drawn(3), "b": drawn(4), "c": drawn(5)}
+    optimizer = adamas.Adam(params, lr=0.1, ema=0.9)
+    for _ in range(2):
+        optimizer.step(like(params))
+    before = {name: p.tobytes() for name, p in params.items()}
+
+    def resize_inside():
+        with optimizer.ema_weights():
+            params["b"].resize(100_000, refcheck=False)
+
+    message = (
+        "Inside ema_weights() b was resized, so the weights in training could not be put back "
+        "there. Go on from a checkpoint, with another optimizer."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        resize_inside()
+    assert [params[name].tobytes() == before[name] for name in "ac"] == [True, True]
+    with pytest.raises(ValueError, match=r"^Parameter b has shape \(100000,\) by now"):
+        optimizer.step(like(params))
 
 
 class Weights(dict):

@@ -114,6 +114,13 @@ def nested():
 GOOD = {"a": np.ones(3, np.float32), "b": np.ones((2, 2))}
 
 GRADIENTS = [
+    (in_a_dict, None, ValueError, "gradients is None, but the parameters are a dict there."),
+    (
+        lambda: np.ones(3),
+        None,
+        TypeError,
+        "The gradient of x is None, but it must be a NumPy array of shape (3,) and dtype float64.",
+    ),
     (
         in_a_dict,
         {"a": GOOD["a"]},
@@ -245,8 +252,16 @@ STATES = [
         KeyError,
         "The state of a has the entries square, but this optimizer keeps mean, square.",
     ),
-    (shaped, ValueError, "The state of a has mean of shape (4,) and dtype float32, but the param"),
-    (typed, ValueError, "The state of a has mean of shape (3,) and dtype float64, but the param"),
+    (
+        shaped,
+        ValueError,
+        "The state of a has mean of shape (4,) and dtype float32, but it must have",
+    ),
+    (
+        typed,
+        ValueError,
+        "The state of a has mean of shape (3,) and dtype float64, but it must have",
+    ),
     (lambda s: s["groups"].append({}), ValueError, "The state_dict has 2 groups, but"),
     (lambda s: s["groups"][0].update(lr=-1.0), ValueError, "lr is -1.0, but it must be finite"),
     (
@@ -311,6 +326,12 @@ MISTAKES = [
      "AdamW() has the unknown option 'weigth_decay'. Did you mean 'weight_decay'? Possible are "),
     (lambda p: adamas.Adam(p, learning_rate=0.1), TypeError,  # type: ignore[call-arg]
      "Adam() has the unknown option 'learning_rate'. Did you mean 'lr'? Possible are amsgrad,"),
+    (lambda p: adamas.Momentum(p, beta=1.0), ValueError,
+     "beta is 1.0, but a decay rate must be at least 0 and less than 1."),
+    (lambda p: adamas.RMSProp(p, beta=(0.9,)), TypeError,  # type: ignore[arg-type]
+     "beta is (0.9,), but it must be a number."),
+    (lambda p: adamas.RMSProp(p, alpha=0.9), TypeError,  # type: ignore[call-arg]
+     "RMSProp() has the unknown option 'alpha'. Did you mean 'beta'? Possible are amsgrad,"),
     (lambda p: adamas.Momentum(p, betas=0.9), TypeError,  # type: ignore[call-arg]
      "Momentum() has the unknown option 'betas'. Did you mean 'beta'? Possible are beta,"),
     (lambda p: adamas.RMSProp(p, clip_nrom=1.0), TypeError,  # type: ignore[call-arg]

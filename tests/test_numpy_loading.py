@@ -118,7 +118,9 @@ WRONG_CODES = [
     ("compact", element("square", 0x7FC0), "The state of a has square with bits that stand for no"),
     ("bfloat16", element("square", 0xBF80), "The state of a has square with an element -1.0, but"),
     ("8bit", put("header", np.zeros(4, np.uint16)), "The state of a has header of shape (4,)"),
-    ("compact", put("mean", np.zeros(70, np.int8)), "The state of a has mean of shape (70,) and"),
+    ("compact", put("mean", np.zeros(70, np.int8)),
+     "The state of a has mean of shape (70,) and dtype int8, but it must have shape (70,) and "
+     "dtype uint8. Load it into an optimizer over the same parameters."),
 ]  # fmt: skip
 
 

@@ -37,7 +37,7 @@ MOST_STEPS = 2**53
 
 #: What other libraries call options of ours, and our own front-ends each other's.
 _ELSEWHERE = {
-    "alpha": ("lr",),
+    "alpha": ("beta", "lr"),
     "b1": ("betas",),
     "b2": ("betas",),
     "beta": ("betas",),

@@ -30,6 +30,7 @@ __all__ = [
     "named_states",
     "plain_group",
     "planned",
+    "put_back_closely",
     "with_options",
     "with_parameters",
 ]
@@ -187,6 +188,25 @@ def check_unchanged(tree: Tree, groups: Sequence[ParameterGroup]) -> bool:
         check_same_layout(name, p, old)
     check_parameters(named)
     return False
+
+
+def put_back_closely(kept: Sequence[tuple[str, Array, Array, Array]]) -> None:
+    """Write what was kept into the memory that parameters had, read-only or reshaped by now.
+
+    ``kept`` has the name, the parameter, a view of it and its values. Raises ValueError with the
+    names of those whose memory is another.
+    """
+    lost: list[str] = []
+    for name, p, place, values in kept:
+        if p.nbytes == place.nbytes and p.ctypes.data == place.ctypes.data:
+            place[...] = values
+        else:  # what the view shows was given back
+            lost.append(name)
+    if lost:
+        raise ValueError(
+            f"Inside ema_weights() {', '.join(lost)} was resized, so the weights in training could "
+            "not be put back there. Go on from a checkpoint, with another optimizer."
+        )
 
 
 def checked_values(

@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from adamas import assignments
 from adamas.arrays import checked_gradient
 from adamas.assignments import Assignment, all_at_once, attribute
-from adamas.checks import check_count, check_names, with_known_options
+from adamas.checks import check_count, check_names, check_rate, with_known_options
 from adamas.dialects import Dialect, with_conventions
 from adamas.engines import native, reference
 from adamas.groups import (
@@ -44,6 +44,7 @@ from adamas.groups import (
     named_states,
     plain_group,
     planned,
+    put_back_closely,
     with_options,
     with_parameters,
 )
@@ -216,24 +217,31 @@ class Optimizer:
         if self._phase.ema is None:
             raise RuntimeError("No average of the weights is kept. Create the optimizer with ema=.")
         ways_back: list[Callable[[], object]] = []
+        kept: list[tuple[str, Array, Array, Array]] = []
         try:
-            self._put_averages(ways_back)
+            self._put_averages(ways_back, kept)
             yield
         finally:
             for put_back in ways_back:
-                put_back()
+                try:
+                    put_back()
+                except ValueError:
+                    self._averaged = False
+                    put_back_closely(kept)
 
     @in_turn()
-    def _put_averages(self, ways_back: list[Callable[[], object]]) -> None:
+    def _put_averages(
+        self, ways_back: list[Callable[[], object]], kept: list[tuple[str, Array, Array, Array]]
+    ) -> None:
         """Put the averages in place, when what puts the weights back is in ``ways_back``."""
         if self._averaged:
             raise RuntimeError("The averaged weights are in place already.")
         check_unchanged(self._tree, self.groups)
-        parameters = [p for _, p in named_parameters(self.groups)]
-        averages = [state.ema for _, state in named_states(self.groups)]
-        kept = [assignments.values(p, p.copy()) for p in parameters]
-        put = [assignments.values(*pair) for pair in zip(parameters, averages, strict=True)]
-        ways_back.append(assignments.prepared([*kept, attribute(self, "_averaged", False)]))
+        kept += [(name, p, p.view(), p.copy()) for name, p in named_parameters(self.groups)]
+        pairs = zip(kept, named_states(self.groups), strict=True)
+        put = [assignments.values(p, state.ema) for (_, p, *_), (_, state) in pairs]
+        back = [assignments.values(p, before) for _, p, _, before in kept]
+        ways_back.append(assignments.prepared([*back, attribute(self, "_averaged", False)]))
         all_at_once([attribute(self, "_averaged", True), *put])
 
     # -- state -------------------------------------------------------------------------------
@@ -322,10 +330,9 @@ class Optimizer:
     def __repr__(self) -> str:
         """Name the method, its size and its learning rate."""
         named = named_parameters(self.groups)
-        count = sum(p.size for _, p in named)
         return (
-            f"<adamas.{type(self).__name__}: {count:,} parameters in {len(named)} arrays, "
-            f"lr={self.lr!r}, {self.steps} steps>"
+            f"<adamas.{type(self).__name__}: {sum(p.size for _, p in named):,} parameters in "
+            f"{len(named)} arrays, lr={self.lr!r}, {self.steps} steps>"
         )
 
     # -- inside ------------------------------------------------------------------------------
@@ -417,6 +424,7 @@ class Optimizer:
 
     def _contents(self) -> dict[str, Any]:
         """Return what a copy needs; parameters are those in the user's containers alone."""
+        check_unchanged(self._tree, self.groups)
         kept = {name: value for name, value in self.__dict__.items() if name not in _OWN}
         groups = [replace(group, parameters=(), layouts=()) for group in self.groups]
         lone = self._tree is self.groups[0].tree
@@ -537,7 +545,7 @@ class Momentum(Optimizer):
         """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
         options = Options(
             lr=lr,
-            betas=(_required("beta", beta), None),
+            betas=(check_rate("beta", beta), None),
             weight_decay=weight_decay,
             decay=decay,
             lr_max=lr_max,
@@ -614,7 +622,7 @@ class RMSProp(Optimizer):
             seed=seed,
         )
         chosen = with_conventions("RMSProp", dialect, given)
-        betas = (None, chosen.pop("beta"))
+        betas = (None, check_rate("beta", chosen.pop("beta")))
         super().__init__(params, Options(betas=betas, **chosen), phase, engine)
 
 
@@ -624,9 +632,3 @@ def _check_pair(betas: object) -> None:
             f"betas is {betas!r}, but Adam keeps both running means. "
             "Give two decay rates, or use Momentum or RMSProp."
         )
-
-
-def _required(name: str, value: float | None) -> float:
-    if value is None:
-        raise TypeError(f"{name} is None, but it must be a number.")
-    return value

@@ -227,8 +227,8 @@ def _checked(name: str, entry: str, given: Any, like: Array) -> Array:
     if array.shape != like.shape or array.dtype != like.dtype:
         raise ValueError(
             f"The state of {name} has {entry} of shape {array.shape} and dtype {array.dtype}, "
-            f"but the parameter has shape {like.shape} and dtype "
-            f"{like.dtype}. Load it into an optimizer over the same parameters."
+            f"but it must have shape {like.shape} and dtype {like.dtype}. "
+            "Load it into an optimizer over the same parameters."
         )
     return array
 

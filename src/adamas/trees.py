@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from adamas.checks import kind
+
 __all__ = ["LONE", "Tree", "changed_leaf", "leaves", "matching_leaves"]
 
 Tree = Any  # an array, or a list, tuple or dict of trees; typing cannot say it recursively
@@ -47,13 +49,13 @@ def matching_leaves(tree: Tree, like: Tree, what: str, path: str = "") -> Iterat
     here = f"{what} at {path}" if path else what
     if isinstance(like, Mapping):
         if not isinstance(tree, Mapping):
-            raise ValueError(f"{here} is {_kind(tree)}, but the parameters are a dict there.")
+            raise ValueError(f"{here} is {kind(tree)}, but the parameters are a dict there.")
         _compare_keys(here, set(tree), set(like))
         for key, branch in like.items():
             yield from matching_leaves(tree[key], branch, what, _joined(path, key))
     elif isinstance(like, (list, tuple)):
         if not isinstance(tree, (list, tuple)):
-            raise ValueError(f"{here} is {_kind(tree)}, but the parameters are a list there.")
+            raise ValueError(f"{here} is {kind(tree)}, but the parameters are a list there.")
         if len(tree) != len(like):
             raise ValueError(
                 f"{here} has {len(tree)} entries, but the parameters have {len(like)}. "
@@ -62,7 +64,7 @@ def matching_leaves(tree: Tree, like: Tree, what: str, path: str = "") -> Iterat
         for key, (branch, twin) in enumerate(zip(tree, like, strict=True)):
             yield from matching_leaves(branch, twin, what, _joined(path, key))
     elif isinstance(tree, (Mapping, list, tuple)):
-        raise ValueError(f"{here} is {_kind(tree)}, but the parameters are one array there.")
+        raise ValueError(f"{here} is {kind(tree)}, but the parameters are one array there.")
     else:
         yield tree
 
@@ -83,7 +85,3 @@ def _compare_keys(here: str, given: set[Any], wanted: set[Any]) -> None:
 
 def _joined(path: str, key: object) -> str:
     return f"{path}.{key}" if path else str(key)
-
-
-def _kind(tree: object) -> str:
-    return f"a {type(tree).__name__}"
