@@ -696,6 +696,24 @@ def test_no_constraints_in_any_form_are_none(constraints):
 
 #: Arguments that cannot be honoured, the error, and what it says.
 REFUSED = [
+    ({"callback": "log"}, TypeError, "callback is 'log', but it must be a function."),
+    ({"options": [1]}, TypeError, "options is [1], but it must be a dict."),
+    (
+        {"x0": [[1.0, 2.0], [3.0]]},
+        ValueError,
+        "x0 is [[1.0, 2.0], [3.0]], but it must be a vector or a number.",
+    ),
+    (
+        {"bounds": 3},
+        TypeError,
+        "bounds is 3, but it must be a scipy.optimize.Bounds, or a pair (lower, upper) for each "
+        "element of x0, with None where there is no bound.",
+    ),
+    (
+        {"bounds": [("0", 1), (0, 1), None]},
+        TypeError,
+        "bounds[0][0] is '0', but it must be a number.",
+    ),
     (
         {"x0": np.zeros((2, 3))},
         ValueError,
@@ -860,6 +878,11 @@ def test_what_cannot_be_honoured_is_refused_before_the_function_is_called(given,
         adamas.minimize(fun, **arguments)
     assert str(caught.value) == message
     assert fun.calls == 0
+
+
+def test_what_is_no_function_is_refused():
+    with pytest.raises(TypeError, match=r"^fun is 3, but it must be a function\.$"):
+        adamas.minimize(3, [1.0])  # type: ignore[arg-type]
 
 
 #: Functions that return what they must not, the error, and what it says.

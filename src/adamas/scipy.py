@@ -344,6 +344,9 @@ def minimize(
     constraints among them.
     """
     _refuse_constraints(constraints)
+    _check_function("fun", fun)
+    if callback is not None:
+        _check_function("callback", callback)
     _warn_of_unused(hess=hess, hessp=hessp)
     settings, rest = _sorted_options(options, more, tol)
     x = _start(x0)
@@ -515,6 +518,8 @@ def _sorted_options(
     options: Mapping[str, Any] | None, more: dict[str, Any], tol: float | None
 ) -> tuple[Settings, dict[str, Any]]:
     """Return the settings and the options of the optimizer; warn of what is neither."""
+    if options is not None and not isinstance(options, Mapping):
+        raise TypeError(f"options is {options!r}, but it must be a dict.")
     twice = sorted(set(options or {}) & set(more))
     if twice:
         raise TypeError(f"{twice[0]} is given twice, as a keyword and in options. Give it once.")
@@ -535,8 +540,16 @@ def _sorted_options(
     return settings.with_tolerance(tol), known
 
 
+def _check_function(name: str, value: Any) -> None:
+    if not callable(value):
+        raise TypeError(f"{name} is {value!r}, but it must be a function.")
+
+
 def _start(x0: ArrayLike) -> Vector:
-    start = np.atleast_1d(np.asarray(x0))
+    try:
+        start = np.atleast_1d(np.asarray(x0))
+    except ValueError:  # rows of different lengths
+        raise ValueError(f"x0 is {x0!r}, but it must be a vector or a number.") from None
     if start.ndim != 1 or start.size == 0:
         raise ValueError(
             f"x0 has shape {start.shape}, but it must be a vector with at least one element, or a "
