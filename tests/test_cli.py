@@ -213,6 +213,21 @@ def test_race_prints_where_the_methods_end_and_draws(tmp_path):
         assert (image.format, image.n_frames) == ("GIF", 45)
 
 
+@pytest.mark.parametrize(
+    ("path", "code", "message"),
+    [
+        ("missing/race.gif", 1, "No such file or directory). Choose another with --gif."),
+        ("race.txt", 2, "--gif is 'race.txt', but its name must end in .gif."),
+    ],
+)
+def test_race_refuses_a_gif_that_cannot_be_written_before_it_draws(path, code, message, tmp_path):
+    command = ("race", "beale", "--steps", "3", "--gif", path)
+    done = adamas_in_a_process(*command, cwd=tmp_path)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_race_takes_the_users_own_function_from_the_current_directory(tmp_path):
     (tmp_path / "mine.py").write_text("def bowl(x):\n    return x[0] ** 2 + 3 * x[1] ** 2\n")
     done = adamas_in_a_process(

@@ -704,17 +704,6 @@ REFUSED = [
         "x0 is [[1.0, 2.0], [3.0]], but it must be a vector or a number.",
     ),
     (
-        {"bounds": 3},
-        TypeError,
-        "bounds is 3, but it must be a scipy.optimize.Bounds, or a pair (lower, upper) for each "
-        "element of x0, with None where there is no bound.",
-    ),
-    (
-        {"bounds": [("0", 1), (0, 1), None]},
-        TypeError,
-        "bounds[0][0] is '0', but it must be a number.",
-    ),
-    (
         {"x0": np.zeros((2, 3))},
         ValueError,
         (

@@ -183,9 +183,11 @@ def race(
     from adamas import race as races
 
     console = _console("adamas race")
-    for path in (output, gif):
-        if path is not None:
-            _check_writable(path)
+    _check_writable(output)
+    if gif is not None:
+        if gif.suffix.lower() != ".gif":
+            raise click.UsageError(f"--gif is {str(gif)!r}, but its name must end in .gif.")
+        _check_writable(gif, "--gif")
     track = races.find(function)
     if start is not None:
         track = dataclasses.replace(track, start=start)
