@@ -222,12 +222,12 @@ class Optimizer:
             self._put_averages(ways_back, kept)
             yield
         finally:
-            for put_back in ways_back:
-                try:
+            try:
+                for put_back in ways_back:
                     put_back()
-                except ValueError:
-                    self._averaged = False
-                    put_back_closely(kept)
+            except ValueError:
+                self._averaged = False
+                put_back_closely(kept)
 
     @in_turn()
     def _put_averages(
