@@ -202,7 +202,7 @@ def test_a_path_is_text_or_bytes_or_a_path(tmp_path):
         adamas.load(path, optimizer)
     assert names(tmp_path) == ["1", "2", "3"]
     for function in (adamas.save, adamas.load):
-        with pytest.raises(TypeError, match="path is 5, but it must be the name of a file"):
+        with pytest.raises(TypeError, match="path is an int, but it must be the name of a file"):
             function(5, optimizer)
 
 
@@ -424,3 +424,17 @@ def test_saves_of_many_threads_into_one_directory_disturb_none(tmp_path):
         p = np.zeros(1000)
         adamas.load(tmp_path / name, adamas.Adam(p))
         assert len(set(p)) == 1
+
+
+@pytest.mark.parametrize("function", [adamas.save, adamas.load])
+def test_a_path_that_no_file_can_have_is_an_error_that_names_it(function):
+    with pytest.raises(OSError, match="No file has a null character in its name") as caught:
+        function("a\0b", adamas.Adam(np.zeros(1)))
+    assert caught.value.filename == "a\0b"
+
+
+@pytest.mark.parametrize("function", [adamas.save, adamas.load])
+def test_arguments_in_the_wrong_order_are_told_by_what_they_are(function):
+    message = "path is an Adam, but it must be the name of a file: .* It stands before the optimi"
+    with pytest.raises(TypeError, match=message):
+        function(adamas.Adam(np.zeros(1)), "run")

@@ -437,6 +437,10 @@ def test_what_a_file_cannot_hold_is_refused_before_a_file_is_there(tmp_path):
     ("given", "message"),
     [
         (torch.nn.Linear(1, 1), "optimizer is a Linear, .* Give the optimizer of the model"),
+        (
+            {"state": {}, "param_groups": []},
+            "optimizer is a dict, .* Give the optimizer itself, not",
+        ),
         (({"count": 1}, None), r"optimizer is a tuple, .* pytree: save it with its parameters by"),
         (
             None,

@@ -94,6 +94,8 @@ def _way_out(given: Any, torch: Any) -> str:
             " Give the optimizer of the model: its parameters are saved with it. A model alone is "
             "for torch.save or safetensors.torch.save_model."
         )
+    if isinstance(given, dict) and not {"state", "packed_state"}.isdisjoint(given):
+        return " Give the optimizer itself, not what its state_dict() returned."
     jax = sys.modules.get("jax")
     is_tree = jax is not None and not jax.tree_util.all_leaves([given])
     if is_tree or isinstance(given, (tuple, list, dict)):

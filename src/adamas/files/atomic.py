@@ -25,6 +25,8 @@ from collections.abc import Generator
 from io import FileIO
 from typing import NoReturn
 
+from adamas.checks import kind
+
 if sys.platform == "win32":
     fcntl = None
 else:
@@ -42,13 +44,17 @@ AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 def text_of(path: AnyPath) -> str:
-    """Return a path as text, or raise TypeError where it is none."""
+    """Return a path as text; TypeError where it is none, OSError where no file can have it."""
     try:
-        return os.fsdecode(path)
+        text = os.fsdecode(path)
     except TypeError:
         raise TypeError(
-            f"path is {path!r}, but it must be the name of a file: a str, bytes or pathlib.Path."
+            f"path is {kind(path)}, but it must be the name of a file: a str, bytes or "
+            "pathlib.Path. It stands before the optimizer."
         ) from None
+    if "\0" in text:
+        raise OSError(errno.EINVAL, "No file has a null character in its name", text)
+    return text
 
 
 @contextlib.contextmanager
