@@ -181,6 +181,7 @@ WRONG = {
     "codes without a top": (torch.zeros(40, dtype=torch.uint8), ValueError, "and None as top"),
     "whole numbers": (torch.zeros(40, dtype=torch.int32), TypeError, r"of dtype torch\.int32"),
     "another device": (torch.zeros(40, device="meta"), TypeError, "on device meta"),
+    "another layout": (torch.zeros(40).to_sparse(), TypeError, "layout torch.sparse_coo"),
 }
 
 
@@ -199,6 +200,31 @@ def test_an_entry_that_does_not_fit_is_refused_before_any_parameter_moves(case, 
             stepped(optimizer, 1, 2)
         optimizer.state[p]["exp_avg"] = torch.zeros_like(kept)
         assert everything(optimizer) == before
+        stepped(optimizer, 1, 2)
+
+
+COUNTS = {
+    "many": torch.ones(40), "none": torch.ones(0), "complex": torch.ones((), dtype=torch.complex64),
+    "meta": torch.ones((), device="meta"), "sparse": torch.ones(1).to_sparse(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("route", ROUTES)
+@pytest.mark.parametrize("case", COUNTS)
+def test_a_count_that_is_no_number_is_refused_before_any_parameter_moves(case, route):
+    with ROUTES[route]():
+        optimizer = stepped(ours.NAdam(parameters()), 2)
+        state = optimizer.state[optimizer.param_groups[0]["params"][1]]
+        for entry in ("step", "mu_product"):
+            kept = state[entry]
+            before = everything(optimizer)
+            state[entry] = COUNTS[case]
+            with pytest.raises(
+                TypeError, match=rf"^The state of 0\.1 has .* as {entry}, but it mu"
+            ):
+                stepped(optimizer, 1, 2)
+            state[entry] = kept
+            assert everything(optimizer) == before
         stepped(optimizer, 1, 2)
 
 

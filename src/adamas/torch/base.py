@@ -690,7 +690,7 @@ class Optimizer(torch.optim.Optimizer):
         for group, p, _ in self._places():
             if p.grad is not None or (_is_plain(p, (p.dtype,)) and self._may_return(group, p)):
                 entries = (x for x in self.state.get(p, {}).values() if isinstance(x, Tensor))
-                written += (p, *entries)
+                written += (x for x in (p, *entries) if x.layout == torch.strided)
         return [p for p in self._parameters() if p.grad is not None], written
 
     def _planned(self) -> _Plan:
@@ -892,7 +892,8 @@ class Optimizer(torch.optim.Optimizer):
         """Raise ValueError where the steps of a parameter cannot be counted on."""
         done = self.state.get(member.parameter, {}).get(member.entries.step)
         # One on the device is not waited for; the kernel ends whatever it is.
-        if isinstance(done, Tensor) and done.is_cpu and not is_count(done.item()):
+        is_read = isinstance(done, Tensor) and done.is_cpu and storage.is_number(done)
+        if is_read and not is_count(done.item()):
             raise ValueError(
                 f"The number of steps of {name} is {done.item()}, but it must be a whole number "
                 "from 0 to 2**53 - 1. Load a state that was saved, or set "

@@ -21,7 +21,7 @@ from adamas import checks, codecs
 from adamas.torch import counting, distributed, small
 from adamas.torch.members import Entries
 
-__all__ = ["Kept", "begun_anew", "check", "check_kind", "fitted", "step_number"]
+__all__ = ["Kept", "begun_anew", "check", "check_kind", "fitted", "is_number", "step_number"]
 
 State = dict[str, Any]
 
@@ -83,8 +83,8 @@ def check(
         return
     _check_names(name, state, kept, loading=loading)
     for entry in kept.numbers:
-        if entry in state and (loading or not isinstance(state[entry], Tensor)):
-            _check_number(name, entry, state[entry])
+        if entry in state:
+            _check_number(name, entry, state[entry], is_read=loading)
     for entry in (*kept.tensors, "ema", "remainder"):
         if state.get(entry) is not None or (loading and entry in kept.needed):
             _check_tensor(name, entry, state[entry], parameter)
@@ -141,7 +141,10 @@ def step_number(name: str, value: Any, entry: str = "step") -> float:
     return number
 
 
-def _check_number(name: str, entry: str, value: Any) -> None:
+def _check_number(name: str, entry: str, value: Any, *, is_read: bool) -> None:
+    """Raise where an entry is no number; a tensor in use is not read: it may be on a device."""
+    if isinstance(value, Tensor) and is_number(value) and not is_read:
+        return
     if entry == "step":
         step_number(name, value)
         return
@@ -156,7 +159,7 @@ def _check_number(name: str, entry: str, value: Any) -> None:
 def _number(name: str, entry: str, value: Any) -> float:
     if isinstance(value, Tensor):
         value = distributed.local(value.detach())
-        if value.numel() == 1 and not value.is_complex() and not value.is_meta:
+        if is_number(value):
             return float(value.item())
     elif isinstance(value, (int, float, np.number)) and not isinstance(value, bool):
         return float(value)
@@ -164,6 +167,12 @@ def _number(name: str, entry: str, value: Any) -> float:
         f"The state of {name} has {_described(value)} as {entry}, but it must be a number, or a "
         "tensor of one element."
     )
+
+
+def is_number(value: Tensor) -> bool:
+    """Return whether a tensor has one real number to be read."""
+    is_plain = value.layout == torch.strided and not value.is_meta and not value.is_complex()
+    return is_plain and value.numel() == 1
 
 
 def _check_tensor(name: str, entry: str, value: Any, parameter: Tensor) -> None:
