@@ -74,7 +74,8 @@ def takes(device: torch.device) -> bool:
         return False
     if _has_triton():
         return True
-    warnings.warn(_NO_TRITON, RuntimeWarning, stacklevel=2)
+    # Of one place, whoever asks: that is what makes Python say it once.
+    warnings.warn(_NO_TRITON, RuntimeWarning, stacklevel=1)
     return False
 
 
