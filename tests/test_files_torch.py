@@ -444,7 +444,7 @@ def test_what_a_file_cannot_hold_is_refused_before_a_file_is_there(tmp_path):
         (({"count": 1}, None), r"optimizer is a tuple, .* pytree: save it with its parameters by"),
         (
             None,
-            "optimizer is a NoneType, but a checkpoint is of an optimizer: one of",
+            "optimizer is None, but a checkpoint is of an optimizer: one of",
         ),
     ],
 )

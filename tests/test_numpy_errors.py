@@ -46,7 +46,7 @@ PARAMETERS = [
         "Parameter a.0 is a float, but it must be a NumPy array, so that it can be changed in "
         "place.",
     ),
-    (lambda: None, TypeError, "Parameter x is a NoneType, but it must be a NumPy array"),
+    (lambda: None, TypeError, "Parameter x is None, but it must be a NumPy array"),
     (read_only, ValueError, "Parameter x is read-only. Give a writeable array, or a copy."),
     (unaligned, ValueError, "Parameter x is not aligned in memory. Give a copy of it."),
     (
@@ -244,9 +244,9 @@ def typed(stored):
 
 
 STATES = [
-    (lambda s: s.pop("step"), KeyError, "The state_dict lacks ['step']"),
+    (lambda s: s.pop("step"), KeyError, "The state_dict lacks 'step'"),
     (lambda s: s.update(step=-1), ValueError, "step is -1, but it must be a whole number"),
-    (lambda s: s["state"].pop("a"), KeyError, "The state lacks ['a']"),
+    (lambda s: s["state"].pop("a"), KeyError, "The state lacks 'a'"),
     (
         lambda s: s["state"]["a"].pop("mean"),
         KeyError,

@@ -198,7 +198,7 @@ def test_arrays_of_the_optimizer_itself_may_be_given_in_another_order():
 @pytest.mark.parametrize(
     ("change", "error", "message"),
     [
-        (lambda p: p.pop("b"), KeyError, "parameters lacks ['b']"),
+        (lambda p: p.pop("b"), KeyError, "parameters lacks 'b'"),
         (lambda p: p.update(a=drawn(71)), ValueError, "parameters has a of shape (71,) and dtype"),
         (lambda p: p.update(a=np.ones(70)), ValueError, "of shape (70,) and dtype float64, but"),
     ],
@@ -231,3 +231,14 @@ def test_an_average_that_is_not_kept_is_left_out_and_one_that_is_missing_starts_
     for name, p in third.named_parameters().items():
         expected = np.float32(0.5) * before[name] + np.float32(0.5) * p
         assert third.state_dict()["state"][name]["ema"].tobytes() == expected.tobytes()
+
+
+def test_what_a_state_dict_lacks_or_has_besides_is_said():
+    optimizer = adamas.Adam(np.ones(2, np.float32))
+    state = optimizer.state_dict()
+    del state["step"]
+    with pytest.raises(KeyError, match=r"The state_dict lacks 'step', but it must have exactly"):
+        optimizer.load_state_dict(state)
+    state["steps"] = 0
+    with pytest.raises(KeyError, match=r"lacks 'step' and has the unknown 'steps', but it must"):
+        optimizer.load_state_dict(state)

@@ -38,7 +38,7 @@ def check_parameters(named: Sequence[tuple[str, Any]]) -> None:
     for name, p in named:
         if not isinstance(p, np.ndarray):
             raise TypeError(
-                f"Parameter {name} is a {type(p).__name__}, but it must be a NumPy array, "
+                f"Parameter {name} is {kind(p)}, but it must be a NumPy array, "
                 "so that it can be changed in place."
             )
         if p.dtype not in _DTYPES and not _is_bfloat16(p):

@@ -15,7 +15,7 @@ from adamas.checks import check_names, kind
 from adamas.engines import Group, Slot
 from adamas.options import Options
 from adamas.state import State, converted, create, loaded
-from adamas.trees import Tree, changed_leaf, leaves
+from adamas.trees import Tree, changed_leaf, difference_of_keys, leaves
 
 __all__ = [
     "OPTION_NAMES",
@@ -232,12 +232,11 @@ def check_entries(what: str, mapping: Any, wanted: Sequence[str]) -> None:
     """Refuse what is no dict with exactly the keys ``wanted``."""
     if not isinstance(mapping, Mapping):
         raise TypeError(f"{what} is {kind(mapping)}, but it must be a dict.")
-    missing = sorted(set(wanted) - set(mapping))
-    extra = sorted(map(str, set(mapping) - set(wanted)))
-    if missing or extra:
+    difference = difference_of_keys(set(mapping), set(wanted))
+    if difference:
         raise KeyError(
-            f"{what} lacks {missing} and has the unknown {extra}; it must have exactly "
-            f"{sorted(wanted)}. Load what an optimizer over the same parameters saved."
+            f"{what} {difference}, but it must have exactly {', '.join(sorted(wanted))}. Load what "
+            "an optimizer over the same parameters saved."
         )
 
 

@@ -29,7 +29,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from adamas.checks import check_choice, check_count, check_flag, check_rate, near
+from adamas.checks import check_choice, check_count, check_flag, check_rate, kind, near
 from adamas.coefficients import ema_weights
 from adamas.numpy import Adam, Momentum, Optimizer, RMSProp
 from adamas.options import LearningRate, Options, Schedule
@@ -237,8 +237,8 @@ class Objective:
         pair = self._fun(x.copy(), *self._args)
         if not isinstance(pair, (tuple, list)) or len(pair) != 2:
             raise TypeError(
-                "jac is True, so fun must return a pair (value, gradient), but it returned a "
-                f"{type(pair).__name__}. Return both, or give the gradient as jac."
+                "jac is True, so fun must return a pair (value, gradient), but it returned "
+                f"{kind(pair)}. Return both, or give the gradient as jac."
             )
         return number(pair[0]), _as_gradient(pair[1], x)
 

@@ -6,12 +6,12 @@ A tree is an array, or a list, tuple or dict of trees. A leaf is named by the wa
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from adamas.checks import kind
 
-__all__ = ["LONE", "Tree", "changed_leaf", "leaves", "matching_leaves"]
+__all__ = ["LONE", "Tree", "changed_leaf", "difference_of_keys", "leaves", "matching_leaves"]
 
 Tree = Any  # an array, or a list, tuple or dict of trees; typing cannot say it recursively
 
@@ -50,7 +50,11 @@ def matching_leaves(tree: Tree, like: Tree, what: str, path: str = "") -> Iterat
     if isinstance(like, Mapping):
         if not isinstance(tree, Mapping):
             raise ValueError(f"{here} is {kind(tree)}, but the parameters are a dict there.")
-        _compare_keys(here, set(tree), set(like))
+        difference = difference_of_keys(set(tree), set(like))
+        if difference:
+            raise ValueError(
+                f"{here} {difference}. Give one gradient for each parameter, by its name."
+            )
         for key, branch in like.items():
             yield from matching_leaves(tree[key], branch, what, _joined(path, key))
     elif isinstance(like, (list, tuple)):
@@ -69,18 +73,16 @@ def matching_leaves(tree: Tree, like: Tree, what: str, path: str = "") -> Iterat
         yield tree
 
 
+def difference_of_keys(given: Set[Any], wanted: Set[Any]) -> str:
+    """Return what is wrong with the keys of a dict, "lacks 'b'" for example, or "" if nothing."""
+    missing = ", ".join(sorted(map(repr, wanted - given)))
+    extra = ", ".join(sorted(map(repr, given - wanted)))
+    found = [f"lacks {missing}"] * bool(missing) + [f"has the unknown {extra}"] * bool(extra)
+    return " and ".join(found)
+
+
 def _branches(tree: Tree) -> Iterator[tuple[Any, Tree]]:
     yield from tree.items() if isinstance(tree, Mapping) else enumerate(tree)
-
-
-def _compare_keys(here: str, given: set[Any], wanted: set[Any]) -> None:
-    missing = ", ".join(sorted(repr(key) for key in wanted - given))
-    extra = ", ".join(sorted(repr(key) for key in given - wanted))
-    if missing or extra:
-        found = [f"lacks {missing}"] * bool(missing) + [f"has the unknown {extra}"] * bool(extra)
-        raise ValueError(
-            f"{here} {' and '.join(found)}. Give one gradient for each parameter, by its name."
-        )
 
 
 def _joined(path: str, key: object) -> str:

@@ -16,6 +16,7 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from adamas.checks import kind
 from adamas.files import arrays
 from adamas.files.atomic import AnyPath, naming, opened, replacing, text_of
 from adamas.files.contents import check_method, check_weights
@@ -83,7 +84,7 @@ def _front_end(optimizer: Any) -> tuple[ModuleType, Any]:
             optimizer = inner
         return tensors, optimizer
     raise TypeError(
-        f"optimizer is a {type(optimizer).__name__}, but a checkpoint is of an optimizer: one of "
+        f"optimizer is {kind(optimizer)}, but a checkpoint is of an optimizer: one of "
         f"adamas, adamas.torch or torch.optim.{_way_out(optimizer, torch)}"
     )
 

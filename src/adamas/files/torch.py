@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adamas.checks import kind
 from adamas.files.contents import check_parameters, fitting, listed
 from adamas.files.tensors import SIZES, Source, Stored
 from adamas.torch import Optimizer
@@ -324,7 +325,7 @@ def _told(value: Any, name: str, found: Found) -> Any:
     if type(value) is dict and all(type(key) is str for key in value):
         return {"dict": {key: _told(each, f"{name}/{key}", found) for key, each in value.items()}}
     raise TypeError(
-        f"{name} is a {type(value).__name__}, but a checkpoint holds tensors, numbers, text, and "
+        f"{name} is {kind(value)}, but a checkpoint holds tensors, numbers, text, and "
         f"lists, tuples and dicts of them. {_ELSE}"
     )
 
