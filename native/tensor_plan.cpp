@@ -97,18 +97,22 @@ public:
     nb::object step(nb::handle groups, nb::handle state, double loss_scale, double factor,
                     nb::object numbers) {
         TensorWatch::Turn turn(watch_);
-        FloatMode mode;  // for the numbers of the step too, not for the sweep alone
-        if (!watch_.same_groups(groups) || !read_rates() || !watch_.same_state(state) ||
-            !watch_.same_tensors() || !number(numbers)) {
+        return made(groups, state, loss_scale, factor, numbers);
+    }
+
+    // The same for anybody, at any time: NotImplemented, too, where the plan is closed, or another
+    // call is in flight.
+    nb::object step_if_open(nb::handle groups, nb::handle state) {
+        TensorWatch::Turn turn(watch_, std::nothrow);
+        if (!turn.is_taken()) {
             return nb::borrow(Py_NotImplemented);
         }
-        take_gradients();
-        Outcome outcome = step_released(*plan_, numbers_, loss_scale, factor);
-        if (outcome.applied) {
-            count_step();
-        }
-        return parts_of(outcome, plan_->phase());
+        return made(groups, state, 1.0, 1.0, nb::none());
     }
+
+    void open() { watch_.open(); }
+    bool close() { return watch_.close(); }
+    bool is_called_here() const { return watch_.is_called_here(); }
 
     bool is_fast() const { return watch_.is_fast(); }
 
@@ -131,6 +135,22 @@ public:
     }
 
 private:
+    // Makes a step in a turn.
+    nb::object made(nb::handle groups, nb::handle state, double loss_scale, double factor,
+                    const nb::object& numbers) {
+        FloatMode mode;  // for the numbers of the step too, not for the sweep alone
+        if (!watch_.same_groups(groups) || !read_rates() || !watch_.same_state(state) ||
+            !watch_.same_tensors() || !number(numbers)) {
+            return nb::borrow(Py_NotImplemented);
+        }
+        take_gradients();
+        Outcome outcome = step_released(*plan_, numbers_, loss_scale, factor);
+        if (outcome.applied) {
+            count_step();
+        }
+        return parts_of(outcome, plan_->phase());
+    }
+
     // -- making the plan ---------------------------------------------------------------------
 
     Tensor joined(nb::handle given) {
@@ -393,6 +413,13 @@ void bind_tensor_plan(nb::module_& module) {
         .def("step", &TensorPlan::step, nb::arg("groups"), nb::arg("state"),
              nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0, nb::arg("numbers") = nb::none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")
+        .def("step_if_open", &TensorPlan::step_if_open, nb::arg("groups"), nb::arg("state"),
+             "Make one step; NotImplemented, too, where the plan is closed or in use.")
+        .def("open", &TensorPlan::open, "Let anybody step.")
+        .def("close", &TensorPlan::close,
+             "Let nobody step that asks; false while such a step is in flight.")
+        .def_prop_ro("is_called_here", &TensorPlan::is_called_here,
+                     "Whether a step of this thread is in flight.")
         .def_prop_ro("stepped", &TensorPlan::stepped,
                      "How many parameters the last step was about: those with a gradient.")
         .def_prop_ro("is_fast", &TensorPlan::is_fast,

@@ -469,17 +469,30 @@ void TensorWatch::clear() {
 
 // -- whether it is as it was ---------------------------------------------------------------------
 
-TensorWatch::Turn::Turn(TensorWatch& watch) : watch_(watch) {
-    if (watch_.busy_.exchange(true)) {
+TensorWatch::Turn::Turn(TensorWatch& watch) : watch_(watch), is_taken_(watch.take()) {
+    if (!is_taken_) {
         throw std::runtime_error("This optimizer is making a step in another thread.");
     }
 }
 
+// Who closes it marks it first and looks for calls then; a call does it the other way round. So
+// one of them sees the other.
+TensorWatch::Turn::Turn(TensorWatch& watch, std::nothrow_t)
+    : watch_(watch), is_taken_(watch.take()) {
+    if (is_taken_ && watch_.is_closed_.load()) {
+        is_taken_ = false;
+        watch_.caller_.store(0);
+    }
+}
+
 TensorWatch::Turn::~Turn() {
+    if (!is_taken_) {
+        return;
+    }
     for (Gradient& gradient : watch_.gradients_) {
         gradient.tensor.reset();
     }
-    watch_.busy_.store(false);
+    watch_.caller_.store(0);
 }
 
 bool TensorWatch::same_groups(nb::handle groups) const {

@@ -20,6 +20,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <new>
 #include <utility>
 #include <vector>
 
@@ -129,17 +130,24 @@ using Items = std::vector<std::pair<nanobind::object, nanobind::object>>;
 
 class TensorWatch {
 public:
-    // One call at a time; throws std::runtime_error where another thread is in one. Gradients that
-    // are borrowed are given back at its end.
+    // One call at a time. Gradients that are borrowed are given back at its end.
     class Turn {
     public:
+        // Throws std::runtime_error where another call is in flight.
         explicit Turn(TensorWatch& watch);
+
+        // Is not taken where another call is in flight, or the watch is closed.
+        Turn(TensorWatch& watch, std::nothrow_t);
+
         Turn(const Turn&) = delete;
         Turn& operator=(const Turn&) = delete;
         ~Turn();
 
+        bool is_taken() const { return is_taken_; }
+
     private:
         TensorWatch& watch_;
+        bool is_taken_;
     };
 
     // `groups` are the optimizer's own dicts, `idle` parameters that must not have a gradient.
@@ -165,6 +173,19 @@ public:
     View read(nanobind::handle tensor);
 
     bool is_fast() const { return reader_.is_fast(); }
+
+    // Lets turns be taken that ask whether they may. At first none may.
+    void open() { is_closed_.store(false); }
+
+    // Lets none begin that asks; false while one is in flight, to be asked again.
+    bool close() {
+        is_closed_.store(true);
+        return caller_.load() == 0;
+    }
+
+    // Whether a call of this thread is in flight.
+    bool is_called_here() const { return caller_.load() == PyThread_get_thread_ident(); }
+
     std::size_t group_count() const { return groups_.size(); }
     nanobind::handle group(std::size_t i) const { return groups_[i].options; }
     nanobind::handle parameter(std::size_t i) const { return members_[i].parameter; }
@@ -241,7 +262,13 @@ private:
     std::vector<Gradient> gradients_;  // of the members
     std::vector<Span> written_;        // apart and in order once it is sorted
     bool is_sorted_ = false;
-    std::atomic<bool> busy_{false};
+    bool take() {
+        unsigned long nobody = 0;
+        return caller_.compare_exchange_strong(nobody, PyThread_get_thread_ident());
+    }
+
+    std::atomic<unsigned long> caller_{0};  // the thread that has its turn; 0: none
+    std::atomic<bool> is_closed_{true};
 };
 
 }  // namespace adamas

@@ -53,6 +53,18 @@ class TensorPlan:
         factor: float = 1.0,
         numbers: Sequence[tuple[float, ...]] | None = None,
     ) -> Any: ...
+    def step_if_open(self, groups: list[dict[str, Any]], state: Any) -> Any:
+        """Make one step; NotImplemented, too, where the plan is closed or in use.
+
+        A new plan is closed.
+        """
+    def open(self) -> None:
+        """Let anybody step."""
+    def close(self) -> bool:
+        """Let nobody step that asks; False while such a step is in flight: close it again then."""
+    @property
+    def is_called_here(self) -> bool:
+        """Whether a step of this thread is in flight."""
     @property
     def stepped(self) -> int:
         """How many parameters the last step was about: those with a gradient."""

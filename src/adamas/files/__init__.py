@@ -40,7 +40,7 @@ def save(path: AnyPath, optimizer: AnyOptimizer) -> None:
 
     The file is written beside ``path`` under another name, and takes its place once it is safely
     stored: whatever happens meanwhile, ``path`` is the old file or the new one. What saves left
-    that were killed is removed. Steps of NumPy arrays in other threads wait for it. Raises OSError
+    that were killed is removed. Calls of other threads wait for it. Raises OSError
     where the file cannot be written, and TypeError for what cannot be saved, as tensors that are
     spread over processes.
     """

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,18 @@ def contents(
     optimizer: torch.optim.Optimizer,
 ) -> Generator[tuple[dict[str, Source], dict[str, Any]]]:
     """Give the tensors and all else that a file is to hold; TypeError for what it cannot."""
+    with _held(optimizer):
+        yield _contents(optimizer)
+
+
+def _held(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
+    """Let no other thread step or change an optimizer of ours meanwhile."""
+    if isinstance(optimizer, Optimizer):
+        return optimizer._in_turn()  # pyright: ignore[reportPrivateUsage]
+    return nullcontext()
+
+
+def _contents(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Source], dict[str, Any]]:
     is_ours = isinstance(optimizer, Optimizer)
     saved = optimizer.state_dict(packed=True) if is_ours else optimizer.state_dict()
     names, parameters = _names(optimizer), _parameters(optimizer)
@@ -95,7 +107,7 @@ def contents(
     about["on_device"] = [
         name for name, tensor in found.items() if tensor.ndim == 0 and not tensor.is_cpu
     ]
-    yield {name: _source(name, tensor) for name, tensor in found.items()}, about
+    return {name: _source(name, tensor) for name, tensor in found.items()}, about
 
 
 def put_back(
@@ -105,6 +117,16 @@ def put_back(
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """Check that a file fits, and put it into the optimizer and its parameters."""
+    with _held(optimizer):
+        _put_back(path, about, tensors, optimizer)
+
+
+def _put_back(
+    path: str,
+    about: Mapping[str, Any],
+    tensors: Mapping[str, Stored],
+    optimizer: torch.optim.Optimizer,
+) -> None:
     parameters = dict(zip(_names(optimizer), _parameters(optimizer), strict=True))
     for name, parameter in parameters.items():
         _check_kind(f"parameters/{name}", parameter)

@@ -13,7 +13,8 @@ from __future__ import annotations
 import functools
 from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -40,6 +41,7 @@ from adamas.torch import (
     operations,
     small,
     storage,
+    turns,
 )
 from adamas.torch.copies import CopyTo
 from adamas.torch.members import Entries, Member, scalar
@@ -144,6 +146,7 @@ class Optimizer(torch.optim.Optimizer):
         self._captured: list[cuda.Launches] = []
         self._device_counts = counting.DeviceCounts()
         self._plan: _Plan | None = None
+        self._turn = turns.Turn()
         self._reset()
         super().__init__(cast(Any, params), defaults)
         arguments.check_remainder(self.param_groups)
@@ -209,6 +212,10 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; its options, and how it is to be stored, are checked first."""
+        with self._in_turn():
+            self._add_group(param_group)
+
+    def _add_group(self, param_group: dict[str, Any]) -> None:
         self._refuse_averaged("a group cannot be added: its weights have no average to stand for")
         given = None
         if isinstance(param_group, dict):  # torch refuses others
@@ -359,27 +366,44 @@ class Optimizer(torch.optim.Optimizer):
         if torch.compiler.is_compiling():  # of a training step: this is not for its graph
             return _uncompiled_step(self, closure)
         loss = None
+        turn = self._turn
+        if turn.is_busy or self._direct is not None:
+            turns.refuse_within(turn, self._open_plan())
         try:
-            if self._averaged:  # which no plan looks at
+            if self._averaged:  # before the closure is called
                 self._refuse_averaged("no step can be made")
             if closure is not None:
                 with torch.enable_grad():
                     loss = closure()
-            plan = self._plan
-            is_made = plan is not None and self._step_as_planned(plan)
-            if not is_made and not self._step_as_earlier():
-                self._step_closely()
+            with turn.lock:
+                turn.is_busy = True
+                try:
+                    self._step_in_turn()
+                finally:
+                    turn.is_busy = False
+                    if self._direct is not None and not turn.is_held:
+                        self._open_plan().open()
         except BaseException:
             # A GradScaler takes these back after a step that went well, and only then.
             self.__dict__.pop("grad_scale", None)
             self.__dict__.pop("found_inf", None)
             raise
+        return loss
+
+    def _step_in_turn(self) -> None:
+        if self._averaged:  # which no plan looks at
+            self._refuse_averaged("no step can be made")
+        if self._direct is not None:
+            turns.close(self._open_plan())
+        plan = self._plan
+        is_made = plan is not None and self._step_as_planned(plan)
+        if not is_made and not self._step_as_earlier():
+            self._step_closely()
         if self._copies:
             plan = self._plan
             stepped = plan.native.stepped if plan is not None and plan.is_native else 0
             if stepped < len(self._copies):
                 self._renew_copies()
-        return loss
 
     def _step_as_planned(self, plan: _Plan) -> bool:
         """Make one step by a plan for all of it; False, having done nothing, where it is none."""
@@ -1094,9 +1118,18 @@ class Optimizer(torch.optim.Optimizer):
         is_whole = plan is not None and plan.is_native and not plan.numbered
         is_bare = not phase.reads_first and not phase.statistics
         #: The native step where it is all there is to do, and reports nothing.
-        self._direct = plan.native.step if plan and plan.native and is_whole and is_bare else None
-        if self._direct is not None and self._copies:
-            self._direct = self._step_with_copies
+        self._direct = None
+        if plan is not None and plan.native is not None and is_whole and is_bare:
+            self._direct = self._step_with_copies if self._copies else plan.native.step_if_open
+
+    def _open_plan(self) -> Any:
+        """Return the native plan that makes steps without a turn, or None."""
+        plan = self._plan
+        return None if plan is None or self._direct is None else plan.native
+
+    def _in_turn(self) -> AbstractContextManager[None]:
+        """Wait for the calls of other threads, and let them wait; see :mod:`.turns`."""
+        return turns.held(self._turn, self._open_plan)
 
     def _reset(self) -> None:
         #: Plans for devices whose gradients may come back, and how far their counts may come.
@@ -1147,14 +1180,14 @@ class Optimizer(torch.optim.Optimizer):
             raise RuntimeError(
                 "No statistics were taken. Create the optimizer with statistics=True."
             )
-        outcome = self._outcome
-        taken_of_all = None if outcome is None else outcome.statistics
+        with self._in_turn():
+            outcome, reported, names = self._outcome, self._reported, self._names()
+            taken_of_all = None if outcome is None else outcome.statistics
         if taken_of_all is None:
             raise RuntimeError("There are no statistics: the last step was left out, or none made.")
-        names = self._names()
         return {
             f"{names[member.place]}/{field}": torch.tensor(value, dtype=torch.float64)
-            for member, taken in zip(self._reported, taken_of_all, strict=True)
+            for member, taken in zip(reported, taken_of_all, strict=True)
             for field, value in vars(taken).items()
         }
 
@@ -1175,17 +1208,22 @@ class Optimizer(torch.optim.Optimizer):
         Reading them brings them up to date with what changed outside of steps. While
         ``ema_weights()`` is open they are those of the weights in training.
         """
-        if self._copies and not self._averaged:
-            self._renew_copies(at_reading=True)
-        return list(self._copies or ())
+        if not self._copies:
+            return []
+        with self._in_turn():
+            if not self._averaged:
+                self._renew_copies(at_reading=True)
+            return list(self._copies)
 
     def _step_with_copies(self, groups: list[dict[str, Any]], state: Any) -> Any:
         """Make a native step that is all there is to do, but for copies that it does not write."""
         plan = self._plan
         assert plan is not None
-        outcome = plan.native.step(groups, state)
+        outcome = plan.native.step_if_open(groups, state)
         if outcome is None and plan.native.stepped < len(self._copies or ()):
-            self._renew_copies()
+            with self._in_turn():
+                if not self._averaged:
+                    self._renew_copies()
         return outcome
 
     def _renew_copies(self, *, at_reading: bool = False) -> None:
@@ -1226,30 +1264,36 @@ class Optimizer(torch.optim.Optimizer):
         """
         if self._phase.ema is None:
             raise RuntimeError("No average of the weights is kept. Create the optimizer with ema=.")
-        if self._averaged:
-            raise RuntimeError("The averaged weights are in place already.")
-        _ = self.copies  # up to date while the weights in training are there
-        pairs = [
-            (p, state["ema"])
-            for p, state in self.state.items()
-            if isinstance(p, Tensor) and "ema" in state
-        ]
-        kept = [
-            offload.in_host(p) if self._is_offloaded(p) else p.detach().clone() for p, _ in pairs
-        ]
-        self._direct = None  # each step asks first whether the averages are in place
-        self._averaged = True
+        pairs: list[tuple[Tensor, Tensor]] = []
+        kept: list[Tensor] = []
+        is_put = False
         try:
-            with torch.no_grad():
-                for p, average in pairs:
-                    p.copy_(average)
+            with self._in_turn():
+                if self._averaged:
+                    raise RuntimeError("The averaged weights are in place already.")
+                _ = self.copies  # up to date while the weights in training are there
+                pairs = [
+                    (p, state["ema"])
+                    for p, state in self.state.items()
+                    if isinstance(p, Tensor) and "ema" in state
+                ]
+                kept = [
+                    offload.in_host(p) if self._is_offloaded(p) else p.detach().clone()
+                    for p, _ in pairs
+                ]
+                self._direct = None  # each step asks first whether the averages are in place
+                self._averaged = is_put = True
+                with torch.no_grad():
+                    for p, average in pairs:
+                        p.copy_(average)
             yield
         finally:
-            with torch.no_grad():
-                for (p, _), value in zip(pairs, kept, strict=True):
-                    p.copy_(value)
-            self._keep(self._plan)
-            self._averaged = False
+            if is_put:
+                with self._in_turn(), torch.no_grad():
+                    for (p, _), value in zip(pairs, kept, strict=True):
+                        p.copy_(value)
+                    self._keep(self._plan)
+                    self._averaged = False
 
     # -- saving, loading, copying ------------------------------------------------------------
 
@@ -1259,7 +1303,31 @@ class Optimizer(torch.optim.Optimizer):
         Running means in a small form are given as float32, which loses nothing and which torch's
         optimizers can load. With ``packed=True`` all is as it is stored, under "packed_state" in
         place of "state": torch's optimizers, which would take codes for numbers, refuse it.
+
+        As in torch, tensors are the optimizer's own and change with the next step; see
+        :meth:`snapshot` where other threads step.
         """
+        with self._in_turn():
+            return self._state_dict(packed=packed)
+
+    @contextmanager
+    def snapshot(self, *, packed: bool = False) -> Generator[turns.Snapshot]:
+        """Hold the run still, and give parameters and state as they are, to be written down.
+
+        Calls of other threads wait until the context closes; those of this thread are refused.
+        Nothing is copied, but for what has to be decoded. Processes that wait for each other inside
+        should open it in the thread that steps.
+        """
+        with self._in_turn():
+            named = dict(zip(self._names(), self._parameters(), strict=True))
+            snapshot = turns.Snapshot(named, self._state_dict(packed=packed))
+            self._turn.is_busy = True
+            try:
+                yield snapshot
+            finally:
+                self._turn.is_busy = False
+
+    def _state_dict(self, *, packed: bool) -> dict[str, Any]:
         self._refuse_averaged("a checkpoint would hold them twice and lose the weights in training")
         saved = super().state_dict()
         if packed:
@@ -1281,6 +1349,10 @@ class Optimizer(torch.optim.Optimizer):
         their parameter stay so, and no entry shares memory with ``state_dict`` afterwards. How
         groups store their state stays as it is. What hooks do after loading stands.
         """
+        with self._in_turn():
+            self._load(state_dict)
+
+    def _load(self, state_dict: dict[str, Any]) -> None:
         self._refuse_averaged("what is loaded would not belong to the weights that come back")
         before = dict(self.__dict__)
         try:
@@ -1336,15 +1408,34 @@ class Optimizer(torch.optim.Optimizer):
         return state if fitted is None else fitted
 
     def __getstate__(self) -> dict[str, Any]:
-        """Return what torch keeps, and the phase, for pickle and copy."""
-        self._refuse_averaged("a copy would hold them twice and lose the weights in training")
-        kept = dict(super().__getstate__())
-        own = ("_phase", "_offloads", "_copies", "_copy_dtype", "skipped")
-        return {**kept, **{name: getattr(self, name) for name in own}}
+        """Return what torch keeps, and the phase; refuse to be pickled with steps between."""
+        with self._in_turn():
+            self._refuse_averaged("a copy would hold them twice and lose the weights in training")
+            kept = dict(super().__getstate__())
+            own = ("_phase", "_offloads", "_copies", "_copy_dtype", "skipped")
+            still = turns.Still(self._pickled, self._in_turn)
+            return {**kept, **{name: getattr(self, name) for name in own}, _STILL: still}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Return a copy with parameters, state and counts of its own."""
+        with self._in_turn():
+            twin = type(self).__new__(type(self))
+            memo[id(self)] = twin
+            twin.__setstate__(deepcopy(self.__getstate__(), memo))
+        return twin
+
+    def _pickled(self) -> Iterable[Any]:
+        """Yield the objects that a pickle is made of."""
+        for group in self.param_groups:
+            yield from group.values()
+            yield from group["params"]
+        for state in self.state.values():
+            yield from state.values() if isinstance(state, dict) else (state,)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, older ones with fewer options included."""
-        super().__setstate__(state)
+        super().__setstate__({name: value for name, value in state.items() if name != _STILL})
+        self.__dict__.setdefault("_turn", turns.Turn())
         defaults: dict[str, Any] = {
             "_phase": Phase(),
             "_offloads": False,
@@ -1388,6 +1479,7 @@ def _uncompiled_step(optimizer: Optimizer, closure: Callable[[], Any] | None) ->
     return optimizer._step(closure)  # pyright: ignore[reportPrivateUsage]
 
 
+_STILL = "still"
 #: Plans for devices that are kept for the next time.
 _MOST_EARLIER = 8
 _CHANGED = "The parameters changed while the step was being prepared."

@@ -1,0 +1,117 @@
+"""One call of an optimizer at a time, whichever thread makes it.
+
+Calls of other threads wait. Within a call of the same thread others go ahead where torch runs code
+of the user (hooks), and are refused in the midst of a step and while a snapshot is open.
+
+The step that nearly all steps are asks for no lock: it is one native call, and the plan that makes
+it is open to everybody as long as nobody has the turn. Who takes the turn closes it and waits for
+a step that is under way; those that begin meanwhile find it closed, and wait for their turn.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Generator, Iterable
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+__all__ = ["Snapshot", "Still", "Turn", "close", "held", "refuse_within"]
+
+
+class Turn:
+    """Whose turn it is with an optimizer."""
+
+    __slots__ = ("is_busy", "is_held", "lock")
+
+    def __init__(self) -> None:
+        """Belong to nobody yet."""
+        self.lock = threading.RLock()
+        #: Of the thread that has the lock: whether it lets no call of its own go ahead.
+        self.is_busy = False
+        #: Whether it is in a call other than a step.
+        self.is_held = False
+
+
+class Snapshot(NamedTuple):
+    """Parameters by name, and their state_dict: the optimizer's own tensors."""
+
+    parameters: dict[str, Tensor]
+    state_dict: dict[str, Any]
+
+
+@contextmanager
+def held(turn: Turn, open_plan: Callable[[], Any]) -> Generator[None]:
+    """Wait for the calls of other threads, and let them wait.
+
+    ``open_plan`` returns the plan that is open to everybody between turns, or None.
+    """
+    refuse_within(turn, open_plan())
+    with turn.lock:
+        is_outer = not turn.is_held
+        turn.is_held = True
+        try:
+            close(open_plan())
+            yield
+        finally:
+            if is_outer:
+                turn.is_held = False
+                plan = open_plan()
+                if plan is not None:
+                    plan.open()
+
+
+def refuse_within(turn: Turn, plan: Any) -> None:
+    """Raise RuntimeError where a step or snapshot of this thread would be waited for."""
+    is_owned = turn.lock._is_owned()  # type: ignore[attr-defined]  # threading.Condition asks, too
+    if (turn.is_busy and is_owned) or (plan is not None and plan.is_called_here):
+        raise RuntimeError(WITHIN)
+
+
+def close(plan: Any) -> None:
+    """Let nobody make a step by ``plan``, and wait for one that is under way."""
+    pause = 1e-5
+    while plan is not None and not plan.close():
+        time.sleep(pause)
+        pause = min(2 * pause, 1e-3)
+
+
+class Still:
+    """Stands last in a pickled optimizer, and refuses where the run went on meanwhile."""
+
+    def __init__(self, of: Callable[[], Iterable[Any]], turn: Callable[[], Any]) -> None:
+        """Remember the objects that are pickled; ``of`` gives them as they are now."""
+        self._of = of
+        self._turn = turn
+        self._before = self._now()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Be nothing in the pickle."""
+        with self._turn():
+            now = self._now()
+        same = len(now) == len(self._before) and all(
+            a is b and version == before
+            for (a, version), (b, before) in zip(now, self._before, strict=True)
+        )
+        if not same:
+            raise RuntimeError(
+                "This optimizer was stepped or changed in another thread while it was being "
+                "pickled. Pickle it between steps, or pickle what snapshot() gives."
+            )
+        return bool, (True,)
+
+    def _now(self) -> list[tuple[Any, int | None]]:
+        return [(each, _version(each)) for each in self._of()]
+
+
+def _version(value: Any) -> int | None:
+    is_counted = isinstance(value, Tensor) and not value.is_inference()
+    return value._version if is_counted else None
+
+
+WITHIN = (
+    "This optimizer is in the midst of another call of this thread: a snapshot, or a step that a "
+    "signal handler interrupted. Call it when that has ended."
+)
