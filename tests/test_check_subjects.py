@@ -272,6 +272,29 @@ def test_an_option_that_is_not_known_is_refused_with_the_near_one():
     )
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": "fast"}, "lr is 'fast', but it must be a number."),
+        (
+            {"eps": "1e-8"},
+            "eps is '1e-8', but it must be a number. It is text: give float('1e-8').",
+        ),
+        (
+            {"betas": 0.9},
+            "betas is 0.9, but it must be a pair of decay rates (β1, β2). Give for example "
+            "(0.9, 0.999).",
+        ),
+        (
+            {"betas": (0.9, 2)},
+            "betas[1] is 2.0, but a decay rate must be at least 0 and less than 1.",
+        ),
+    ],
+)
+def test_a_setting_that_is_no_number_is_refused(options, message):
+    assert refusal("torch.optim:AdamW", **options) == message
+
+
 def test_a_first_step_that_divides_by_zero_is_told_with_the_usual_cause():
     message = refusal(lambda params, grads, state, lr=1e-3: 1 / 0)
     assert "ZeroDivisionError" in message

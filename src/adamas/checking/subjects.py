@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from adamas.checking.prediction import Settings
+from adamas.checks import check_betas, check_number
 from adamas.importing import called
 
 __all__ = [
@@ -147,6 +148,7 @@ def arguments_of(signature: inspect.Signature, options: Mapping[str, Any]) -> Ar
     """Return what the arguments of ``signature`` mean.
 
     ``options`` are given by the user: those that are settings take the place of the defaults.
+    Raises CannotCheckError where such a one is no number.
     """
     parameters = dict(signature.parameters)
     defaults = {
@@ -173,15 +175,26 @@ def arguments_of(signature: inspect.Signature, options: Mapping[str, Any]) -> Ar
         if name not in {*known, *options} and p.default is p.empty and p.kind not in kinds
     )
     is_open = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+    for ours, theirs in names.items():
+        if options.get(theirs) is not None:
+            defaults[theirs] = _given(ours, theirs, options[theirs])
     settings = _settings_of({ours: defaults[theirs] for ours, theirs in names.items()})
     root = options.get("eps_root", 0.0) if "eps_root" in parameters else 0.0
     return Arguments(
         names,
-        dataclasses.replace(settings, eps_root=float(root)),
+        dataclasses.replace(settings, eps_root=_given("eps_root", "eps_root", root)),
         others,
         is_open,
         has_eps_root="eps_root" in parameters,
     )
+
+
+def _given(ours: str, theirs: str, value: Any) -> Any:
+    """Return a setting that the user gave as numbers."""
+    try:
+        return check_betas(value, theirs) if ours == "betas" else check_number(theirs, value)
+    except (TypeError, ValueError) as error:
+        raise CannotCheckError(str(error)) from None
 
 
 def settings_in(values: Mapping[str, Any]) -> Arguments:
