@@ -755,6 +755,14 @@ REFUSED = [
         ),
     ),
     (
+        {"bounds": Bounds(np.array([None, 0, 0]), [1, 1, 1])},
+        TypeError,
+        (
+            "bounds has array([None, 0, 0], dtype=object), but it must hold real numbers: infinite "
+            "ones where there is no bound."
+        ),
+    ),
+    (
         {"bounds": [(0, 1), ("0", 1), (0, 1)]},
         TypeError,
         "bounds[1] is '0', but it must be a number. It is text: give float('0').",

@@ -72,6 +72,11 @@ def _edges(bounds: Any, size: int) -> tuple[Vector, Vector]:
 
 
 def _spread(edge: Any, size: int) -> Vector:
+    if np.asarray(edge).dtype.kind not in "buif":
+        raise TypeError(
+            f"bounds has {edge!r}, but it must hold real numbers: infinite ones where there is no "
+            "bound."
+        )
     try:
         return np.array(np.broadcast_to(edge, size), dtype=np.float64)
     except ValueError:
