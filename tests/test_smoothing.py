@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+import ml_dtypes
 import numpy as np
 import pandas as pd
 import pytest
@@ -70,3 +71,20 @@ def test_what_cannot_be_smoothed_is_refused():
     message = "beta is 1.0, but a decay rate must be at least 0 and less than 1."
     with pytest.raises(ValueError, match=re.escape(message)):
         adamas.ema([1.0], 1.0)
+
+
+@pytest.mark.parametrize("values", [["a"], [1j], [[1.0], [1.0, 2.0]], [object()], "12", [b"1"]])
+def test_what_is_no_series_of_real_numbers_is_refused_by_name(values):
+    message = f"values is {values!r:.80}, but it must be a series of real numbers: one along"
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}"):
+        adamas.ema(values)
+
+
+@pytest.mark.parametrize("dtype", [np.int8, bool, object, np.float16, ml_dtypes.bfloat16])
+def test_numbers_of_any_dtype_are_smoothed(dtype):
+    assert adamas.ema(np.ones(2, dtype), 0.5).tolist() == [1.0, 1.0]
+
+
+def test_debias_is_true_or_false():
+    with pytest.raises(TypeError, match=r"^debias is 'no', but it must be True or False\.$"):
+        adamas.ema([1.0], debias="no")  # type: ignore[arg-type]
