@@ -153,6 +153,12 @@ def test_a_picture_that_cannot_be_written_is_refused_before_any_work(tmp_path, m
     assert "cannot be written (No such file or directory). Choose another" in done.output
 
 
+def test_figures_that_cannot_be_written_name_their_own_option(tmp_path):
+    done = run("bench", "--quick", "--json", tmp_path / "missing" / "figures.json")
+    assert done.exit_code == 1
+    assert "(No such file or directory). Choose another with --json." in done.output
+
+
 def test_trying_out_a_path_leaves_no_file_behind_and_keeps_one_that_is_there(tmp_path):
     (tmp_path / "kept.png").write_bytes(b"kept")
     done = run("race", "nothing", "--output", tmp_path / "new.png")

@@ -112,7 +112,7 @@ def demo(output: Path, epochs: int | None, seed: int, quiet: bool) -> None:
     from adamas import demo as job
 
     console = _console("adamas demo")
-    _check_writable(output)
+    _check_writable(output, "--output")
     digits = job.load_digits(seed)
     epochs = job.EPOCHS if epochs is None else epochs
     runs: list[job.Run] = []
@@ -183,7 +183,7 @@ def race(
     from adamas import race as races
 
     console = _console("adamas race")
-    _check_writable(output)
+    _check_writable(output, "--output")
     if gif is not None:
         if gif.suffix.lower() != ".gif":
             raise click.UsageError(f"--gif is {str(gif)!r}, but its name must end in .gif.")
@@ -365,7 +365,7 @@ def bench(quick: bool, json_path: Path | None) -> None:
 
     console = _console("adamas bench")
     if json_path is not None:
-        _check_writable(json_path)
+        _check_writable(json_path, "--json")
     report = benches.run(benches.rows(), quick=quick, tell=console.print)
     table = _table(*benches.HEADER)
     for cells in benches.cells(report):
@@ -407,7 +407,7 @@ def _say_where(console: Console, path: Path, what: str = "") -> None:
     console.print(f"wrote {what}{path.resolve()}", soft_wrap=True, markup=False)
 
 
-def _check_writable(path: Path, option: str = "--output") -> None:
+def _check_writable(path: Path, option: str) -> None:
     """Refuse a path given by ``option`` that cannot be written, before any work is done for it."""
     existed = path.exists()
     try:
