@@ -346,7 +346,8 @@ TensorWatch::TensorWatch(nb::handle tensor_type, nb::handle parameter_type, nb::
       tensor_type_(nb::borrow<nb::object>(tensor_type)),
       parameter_type_(nb::borrow<nb::object>(parameter_type)),
       grad_(interned("grad")),
-      lr_(interned("lr")) {
+      lr_(interned("lr")),
+      is_neg_(interned("is_neg")) {
     for (nb::handle each : groups) {
         auto options = nb::cast<nb::dict>(each);
         Group group{options, nb::cast<nb::list>(options["params"]), items_of(options)};
@@ -576,12 +577,22 @@ bool TensorWatch::same_tensors() {
         }
         View view;
         if (!is_plain(gradient.tensor.ptr()) || !reader_.look(gradient.tensor.ptr(), view) ||
-            !view.is_like(member.view) || !is_apart(gradient, view)) {
+            !view.is_like(member.view) || !is_apart(gradient, view) ||
+            !has_values(gradient.tensor, view)) {
             return false;
         }
         gradient.data = view.data;
     }
     return true;
+}
+
+// Whether the memory of a gradient is there, and has its values. A negated view (`z.conj().imag`)
+// does not: it steps over real parts, so only one of one element has strides as a parameter has.
+inline bool TensorWatch::has_values(nb::handle gradient, const View& view) const {
+    if (view.data == nullptr) [[unlikely]] {
+        return view.count == 0;
+    }
+    return view.count != 1 || !nb::cast<bool>(attribute(gradient, is_neg_)());
 }
 
 // Whether a gradient shares nothing with what a step writes. Most stay where they were, or near.

@@ -248,12 +248,13 @@ private:
     bool is_plain(PyObject* object) const;
     void keep(nanobind::handle tensor, const View& view);
     bool same_member(const Member& member);
+    bool has_values(nanobind::handle gradient, const View& view) const;
     bool is_apart(Gradient& gradient, const View& view);
     void sort_written();
 
     Reader reader_;
     nanobind::object tensor_type_, parameter_type_;
-    nanobind::str grad_, lr_;
+    nanobind::str grad_, lr_, is_neg_;
     std::vector<Group> groups_;
     std::vector<nanobind::object> parameters_;  // of all groups, in order
     std::vector<Member> members_;

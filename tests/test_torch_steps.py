@@ -585,3 +585,93 @@ def test_gradients_are_not_written_without_a_scaler(route):
     ours.AdamW(parameters, fused=True, clip_norm=1e-3).step()
     assert same([p.grad for p in parameters], before)
     assert [p.grad._version for p in parameters] == versions
+
+
+# -- memory that says something else ---------------------------------------------------------------
+
+
+def of_a_conjugate(p):
+    """Let autograd leave a gradient that is a negated view: that of a part of conj(1 + ip)."""
+    z = torch.complex(torch.ones_like(p), p)
+    z.conj().backward(torch.full_like(z, 1j))
+    assert p.grad.is_neg() == (p.numel() == 1)
+
+
+@pytest.mark.parametrize("warm", [0, 2])
+@pytest.mark.parametrize("shape", [(), (1,), (1, 1), (3,)])
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}, {"ema": 0.9}, {"state": "8bit"}])
+def test_a_gradient_that_is_a_negated_view_is_stepped_by_its_values(shape, options, warm):
+    results = []
+    for is_resolved in (False, True):
+        p = nn.Parameter(torch.full(shape, 0.5))
+        optimizer = ours.AdamW([p], lr=0.1, **options)
+        for step in range(4):
+            p.grad = None
+            if step < warm:
+                p.grad = torch.ones(shape)
+            else:
+                of_a_conjugate(p)
+                p.grad = p.grad.resolve_neg().clone() if is_resolved else p.grad
+            optimizer.step()
+            assert torch.equal(p.grad, torch.full(shape, 1.0 if step < warm else -1.0))
+        results.append(everything(optimizer))
+    assert same(*results)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "SGD", "NAdam", "RMSprop"])
+@pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5}])
+def test_a_gradient_that_is_a_conjugated_view_is_stepped_by_its_values(name, options):
+    results = []
+    for is_resolved in (False, True):
+        p = nn.Parameter(torch.tensor([1 + 2j, 3 - 1j]))
+        optimizer = getattr(ours, name)([p], lr=0.1, **options)
+        for _ in range(3):
+            p.grad = None
+            (p.conj() * torch.tensor([1 - 1j, 2 + 1j])).sum().abs().backward()
+            assert p.grad.is_conj()
+            p.grad = p.grad.resolve_conj() if is_resolved else p.grad
+            optimizer.step()
+        results.append(everything(optimizer))
+    assert same(*results)
+
+
+def test_a_negated_parameter_is_stepped_by_its_values():
+    p = nn.Parameter(torch._neg_view(torch.tensor([1.0, 2.0])))
+    usual = nn.Parameter(torch.tensor([-1.0, -2.0]))
+    for each in (p, usual):
+        each.grad = torch.ones(2)
+        ours.AdamW([each], lr=0.1).step()
+    assert torch.equal(p, usual)
+
+
+def test_a_conjugated_parameter_is_refused():
+    p = nn.Parameter(torch.tensor([1 + 2j]).conj())
+    p.grad = torch.ones(1, dtype=torch.complex64)
+    with pytest.raises(TypeError, match=r"shape \(1,\) is a conjugated view.*resolve_conj"):
+        ours.AdamW([p]).step()
+
+
+@pytest.mark.parametrize("what", ["parameter", "gradient", "exp_avg"])
+@pytest.mark.parametrize("is_warm", [False, True])
+def test_memory_that_was_freed_is_refused_and_nothing_is_changed(what, is_warm):
+    p, other = made("native", ((40,), (5,)))
+    optimizer = ours.AdamW([other, p], lr=0.1)
+    optimizer.step()
+    if not is_warm:
+        optimizer.load_state_dict(optimizer.state_dict())
+    found = {"parameter": p, "gradient": p.grad, **optimizer.state[p]}
+    before = copy.deepcopy(([other.detach()], dict(optimizer.state[other])))
+    found[what].untyped_storage().resize_(0)
+    with pytest.raises(ValueError, match=rf"{what} of 0\.1 has shape \(40,\), .* freed"):
+        optimizer.step()
+    assert same(before, ([other.detach()], dict(optimizer.state[other])))
+
+
+def test_copies_of_complex_parameters_are_refused_before_the_first_step():
+    real, p = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    with pytest.raises(TypeError, match=r"parameter 1 has dtype torch\.complex64"):
+        ours.AdamW([real, p], copy_to=torch.bfloat16)
+    optimizer = ours.AdamW([real], copy_to=torch.bfloat16)
+    with pytest.raises(TypeError, match=r"parameter 1 has dtype torch\.complex64"):
+        optimizer.add_param_group({"params": [p]})
+    assert len(optimizer.param_groups) == len(optimizer.copies) == 1

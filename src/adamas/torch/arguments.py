@@ -303,3 +303,8 @@ def refuse_parameter(parameter: Tensor) -> None:
             f"A parameter has dtype {parameter.dtype}, but only floating and complex ones can be "
             "stepped. Convert it, or leave it without a gradient."
         )
+    if parameter.is_conj():
+        raise TypeError(
+            f"A parameter of shape {tuple(parameter.shape)} is a conjugated view, which cannot be "
+            "stepped in place. Make the parameter of tensor.resolve_conj()."
+        )

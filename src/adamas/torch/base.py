@@ -883,6 +883,9 @@ class Optimizer(torch.optim.Optimizer):
         if member.gradient.is_sparse:
             self._refuse_sparse(member, name)
         gradients.refuse(name, member.parameter, member.gradient)
+        state = self.state.get(member.parameter, {})
+        found = {"parameter": member.parameter, "gradient": member.gradient, **state}
+        gradients.refuse_freed(name, found)
         if self._is_offloaded(member.parameter):
             offload.refuse(member.parameter, self._is_special(member.group), member.gradient)
 
@@ -1040,6 +1043,7 @@ class Optimizer(torch.optim.Optimizer):
             and x.dtype == dtype
             and x.layout == torch.strided
             and x.shape == part.shape
+            and not gradients.is_lazy(x)
             for x, dtype in local
         )
         form, copy = member.form, self._copies[member.place] if self._copies else None
@@ -1507,6 +1511,7 @@ def _is_plain(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
         and tensor.is_cpu
         and tensor.layout == torch.strided
         and tensor.is_contiguous()
+        and not gradients.is_lazy(tensor)
     )
 
 

@@ -25,6 +25,12 @@ def made(copy_to: CopyTo, parameters: Sequence[Tensor], first: int = 0) -> list[
     ``first`` is the place of the first parameter among all. Raises ValueError where tensors are not
     like their parameters.
     """
+    for i, p in enumerate(parameters, first):
+        if p.is_complex():
+            raise TypeError(
+                f"copy_to was given, but parameter {i} has dtype {p.dtype}, and copies are of real "
+                "numbers. Give complex parameters an optimizer of their own."
+            )
     if isinstance(copy_to, torch.dtype):
         return [p.detach().to(copy_to, copy=True) for p in parameters]
     copies = [copy.detach() for copy in copy_to]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
@@ -12,7 +12,18 @@ from torch import Tensor
 from adamas.torch import cuda, distributed
 from adamas.torch.memory import Memory, meeting
 
-__all__ = ["has_overflowed", "kept_apart", "refuse", "refuse_sparse", "scale_of", "unscale"]
+__all__ = [
+    "has_overflowed",
+    "is_lazy",
+    "kept_apart",
+    "refuse",
+    "refuse_freed",
+    "refuse_sparse",
+    "scale_of",
+    "unscale",
+]
+
+_PLAIN_TYPES = (Tensor, torch.nn.Parameter)
 
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -94,14 +105,16 @@ def scale_of(grad_scale: Any) -> float:
 def kept_apart(parameters: Sequence[Tensor], written: Iterable[Tensor]) -> Generator[None]:
     """Put copies in place of gradients that share memory with what is ``written``.
 
-    So a step along them reads what they were when it began. Afterwards they are in their place
-    again, but for those that were unscaled meanwhile: writing into what they share would be wrong.
+    So a step along them reads what they were when it began, and likewise of those whose memory has
+    other values than they do: negated, conjugated and empty views. Afterwards they are in their
+    place again, but for those that were unscaled meanwhile: writing into what they share would be
+    wrong.
     """
     usual = [p for p in parameters if _can_be_copied(p)]
     found = meeting(
         [distributed.local(_gradient(p)) for p in usual], map(distributed.local, written)
     )
-    shared = [p for p, meets in zip(usual, found, strict=True) if meets]
+    shared = [p for p, meets in zip(usual, found, strict=True) if meets or is_lazy(_gradient(p))]
     originals = [_gradient(p) for p in shared]
     copies = [each.detach().clone() for each in originals]
     for p, each in zip(shared, copies, strict=True):
@@ -113,6 +126,27 @@ def kept_apart(parameters: Sequence[Tensor], written: Iterable[Tensor]) -> Gener
         for p, original, each, version in zip(shared, originals, copies, versions, strict=True):
             if p.grad is each and each._version == version:
                 p.grad = original
+
+
+def is_lazy(tensor: Tensor) -> bool:
+    """Whether the values of a tensor are not those in its memory, as of ``z.conj().imag``."""
+    part = distributed.local(tensor)
+    return part.is_neg() or part.is_conj() or part._is_zerotensor()
+
+
+def refuse_freed(name: str, tensors: Mapping[str, Any]) -> None:
+    """Raise ValueError where memory that a step would read was freed (``storage.resize_(0)``)."""
+    for what, tensor in tensors.items():
+        if isinstance(tensor, Tensor) and _is_freed(distributed.local(tensor)):
+            raise ValueError(
+                f"The {what} of {name} has shape {tuple(tensor.shape)}, but its memory was freed. "
+                "Give it memory again before the step."
+            )
+
+
+def _is_freed(tensor: Tensor) -> bool:
+    is_plain = type(tensor) in _PLAIN_TYPES and tensor.layout == torch.strided
+    return is_plain and tensor.numel() > 0 and not tensor.is_meta and tensor.data_ptr() == 0
 
 
 def _can_be_copied(parameter: Tensor) -> bool:
