@@ -255,8 +255,9 @@ MEANT = "A group has the unknown option {!r}. Did you mean {!r}?"
         ("lr", "0.1", "param_groups[1]: lr is '0.1', but it must be a number. It is text:"),
         ("lr", torch.ones(2), "param_groups[1]: Tensor lr must be 1-element"),
         ("param", (), MEANT.format("param", "params")),
-        ("lr", -1, "param_groups[1]: Invalid learning rate: -1"),
-        ("betas", (0.9, 1.0), "param_groups[1]: Invalid beta parameter at index 1: 1.0"),
+        ("lr", -1, "param_groups[1]: Invalid learning rate: -1, but it must be at least 0."),
+        ("betas", (0.9, 1.0), "param_groups[1]: Invalid beta parameter at index 1: 1.0, but a "
+         "decay rate must be at least 0 and less than 1."),
         ("betas", 0.9, f"param_groups[1]: betas is 0.9, {PAIR}"),
         ("state", "4bit", "state is '4bit', but it must be one of"),
         ("rounding", "remainder", 'rounding is "remainder", which keeps what rounding takes away'),

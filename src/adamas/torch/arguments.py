@@ -62,14 +62,15 @@ Options = Mapping[str, Any]
 def check_options(options: Options, where: str = "", least_lr: float = 0.0) -> None:
     """Raise TypeError or ValueError for torch's options that make no sense.
 
-    ``where`` names a group for the text: "param_groups[1]: ".
+    ``where`` names a group for the text: "param_groups[1]: ". Without it the text is torch's own.
     """
     for name, value in options.items():
         if name in _AT_LEAST_ZERO:
             number = _checked_number(name, value, where)
             least = least_lr if name == "lr" else 0.0
             if number is not None and not number >= least:
-                raise ValueError(f"{where}Invalid {_AT_LEAST_ZERO[name]}: {value}")
+                way_out = ", but it must be at least 0." if where else ""
+                raise ValueError(f"{where}Invalid {_AT_LEAST_ZERO[name]}: {value}{way_out}")
         elif name == "betas":
             _check_betas(value, where)
         elif name == "dampening":
@@ -94,7 +95,8 @@ def _check_betas(betas: Any, where: str) -> None:
     for i, beta in enumerate(_pair(betas, where)):
         number = _checked_number(f"betas[{i}]", beta, where)
         if number is not None and not 0.0 <= number < 1.0:
-            raise ValueError(f"{where}Invalid beta parameter at index {i}: {beta}")
+            way_out = ", but a decay rate must be at least 0 and less than 1." if where else ""
+            raise ValueError(f"{where}Invalid beta parameter at index {i}: {beta}{way_out}")
 
 
 def _pair(betas: Any, where: str = "") -> tuple[Any, Any]:
