@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from adamas.arrays import Layout, as_bits, check_parameters, check_same_layout, layout_of
 from adamas.checks import check_names, kind
 from adamas.engines import Group, Slot
-from adamas.options import Options
+from adamas.options import Options, Phase, learning_rate_at
 from adamas.state import State, converted, create, loaded
+from adamas.statistics import Outcome
 from adamas.trees import Tree, changed_leaf, difference_of_keys, leaves
 
 __all__ = [
@@ -28,9 +29,11 @@ __all__ = [
     "loaded_groups",
     "named_parameters",
     "named_states",
-    "plain_group",
     "planned",
     "put_back_closely",
+    "rates_at",
+    "refuse_nonfinite",
+    "state_of_run",
     "with_options",
     "with_parameters",
 ]
@@ -147,7 +150,7 @@ def chosen_groups(group: int | None, count: int) -> range:
     return range(group % count, group % count + 1)
 
 
-def plain_group(group: ParameterGroup) -> dict[str, Any]:
+def _plain_group(group: ParameterGroup) -> dict[str, Any]:
     """Return names and options of a group as JSON can have them; a schedule is None."""
     plain = dataclasses.asdict(group.options)
     plain["betas"] = list(group.options.betas)
@@ -155,6 +158,46 @@ def plain_group(group: ParameterGroup) -> dict[str, Any]:
     if callable(group.options.lr):
         plain["lr"] = None
     return {"params": list(group.names), **plain}
+
+
+def state_of_run(
+    groups: Sequence[ParameterGroup], record: Sequence[Any], *, packed: bool, copy: bool
+) -> dict[str, Any]:
+    """Return a state_dict: counts, groups, and the states by name, as copies or as they are."""
+    steps, skipped, _ = record
+    return {
+        "step": steps,
+        "skipped": skipped,
+        "groups": [_plain_group(group) for group in groups],
+        "state": {
+            name: {
+                entry: array.copy() if copy else array[...]
+                for entry, array in (state.packed() if packed else state.dense()).items()
+            }
+            for name, state in named_states(groups)
+        },
+    }
+
+
+def rates_at(groups: Sequence[ParameterGroup], step: int) -> tuple[float, ...]:
+    """Return the learning rate of each group at ``step``."""
+    return tuple(learning_rate_at(group.options.lr, step) for group in groups)
+
+
+def refuse_nonfinite(groups: Sequence[ParameterGroup], phase: Phase, outcome: Outcome) -> None:
+    """Raise FloatingPointError where a step that was left out is an error."""
+    if phase.on_nonfinite == "skip":
+        return
+    assert outcome.nonfinite is not None
+    found = [
+        f"{name} ({count} of {p.size} elements)"
+        for (name, p), count in zip(named_parameters(groups), outcome.nonfinite, strict=True)
+        if count
+    ]
+    raise FloatingPointError(
+        f"Gradients are not finite: {', '.join(found)}. Nothing was changed. Look for a "
+        'division or overflow in the loss, or leave such steps out with on_nonfinite="skip".'
+    )
 
 
 def named_parameters(groups: Sequence[ParameterGroup]) -> list[tuple[str, Array]]:

@@ -42,9 +42,11 @@ from adamas.groups import (
     loaded_groups,
     named_parameters,
     named_states,
-    plain_group,
     planned,
     put_back_closely,
+    rates_at,
+    refuse_nonfinite,
+    state_of_run,
     with_options,
     with_parameters,
 )
@@ -58,7 +60,6 @@ from adamas.options import (
     Phase,
     Rounding,
     StateForm,
-    learning_rate_at,
 )
 from adamas.statistics import Outcome, Statistics
 from adamas.trees import Tree, leaves, matching_leaves
@@ -133,12 +134,12 @@ class Optimizer:
                     raise averages_in_place("no step can be made")
                 record = self._record
                 number = record[0] + 1
-                rates = self._fixed_rates or self._rates(number)
+                rates = self._fixed_rates or rates_at(self._groups, number)
                 outcome = self._plan.step_tree(gradients, self._tree, number, rates, record)
                 if outcome is NotImplemented:
                     outcome = self._step_closely(gradients, number, rates)
                 if outcome is not None and not outcome.applied:
-                    self._report(outcome)
+                    refuse_nonfinite(self._groups, self._phase, outcome)
             finally:
                 self._busy = False
 
@@ -264,7 +265,7 @@ class Optimizer:
         ``mean``, ``square``, ``largest_square``, ``ema`` and ``remainder``, as far as they are
         kept. Raises RuntimeError within ``ema_weights()``.
         """
-        return self._state_dict(packed=packed, copy=copy)
+        return state_of_run(self.groups, self._record, packed=packed, copy=copy)
 
     @contextmanager
     def snapshot(self, *, packed: bool = False) -> Generator[Snapshot]:
@@ -278,7 +279,8 @@ class Optimizer:
             self._busy = True
             try:
                 check_unchanged(self._tree, self.groups)
-                yield Snapshot(self.named_parameters(), self._state_dict(packed=packed, copy=False))
+                state = state_of_run(self.groups, self._record, packed=packed, copy=False)
+                yield Snapshot(self.named_parameters(), state)
             finally:
                 self._busy = False
 
@@ -309,7 +311,7 @@ class Optimizer:
     @in_turn(WOULD_LOSE)
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made anew; refuse to be pickled together with steps between."""
-        return {**self._contents(), "still": _Still(self, self._now())}
+        return {**self._contents(), "still": _Still(self)}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         """Make the rest anew."""
@@ -372,55 +374,10 @@ class Optimizer:
             raise RuntimeError("The parameters changed while the step was being prepared.")
         return outcome
 
-    def _rates(self, number: int) -> tuple[float, ...]:
-        return tuple(learning_rate_at(group.options.lr, number) for group in self.groups)
-
-    def _report(self, outcome: Outcome) -> None:
-        """Raise where a step that was left out is an error."""
-        if self._phase.on_nonfinite == "skip":
-            return
-        assert outcome.nonfinite is not None
-        named = named_parameters(self.groups)
-        found = [
-            f"{name} ({count} of {p.size} elements)"
-            for (name, p), count in zip(named, outcome.nonfinite, strict=True)
-            if count
-        ]
-        raise FloatingPointError(
-            f"Gradients are not finite: {', '.join(found)}. Nothing was changed. Look for a "
-            'division or overflow in the loss, or leave such steps out with on_nonfinite="skip".'
-        )
-
     @property
     def _outcome(self) -> Outcome | None:
         """What the last step reported."""
         return native.outcome_of(self._record[2])
-
-    def _state_dict(self, *, packed: bool, copy: bool) -> dict[str, Any]:
-        return {
-            "step": self.steps,
-            "skipped": self.skipped,
-            "groups": [plain_group(group) for group in self.groups],
-            "state": {
-                name: {
-                    entry: array.copy() if copy else array[...]
-                    for entry, array in (state.packed() if packed else state.dense()).items()
-                }
-                for name, state in named_states(self.groups)
-            },
-        }
-
-    def _now(self) -> list[int]:
-        return [self.steps, self.skipped, *map(id, self.groups)]
-
-    @in_turn()
-    def _check_still(self, before: list[int]) -> None:
-        """Raise RuntimeError where the run went on since :meth:`_now` was asked."""
-        if self._now() != before:
-            raise RuntimeError(
-                "This optimizer was stepped or changed in another thread while it was being "
-                "pickled. Pickle it between steps, or pickle its state_dict()."
-            )
 
     def _contents(self) -> dict[str, Any]:
         """Return what a copy needs; parameters are those in the user's containers alone."""
@@ -434,12 +391,22 @@ class Optimizer:
 class _Still:
     """Stands last in a pickled optimizer, and refuses where the run went on meanwhile."""
 
-    def __init__(self, optimizer: Any, before: list[int]) -> None:
-        self._optimizer, self._before = optimizer, before
+    def __init__(self, optimizer: Any) -> None:
+        self._optimizer, self._before = optimizer, self._now(optimizer)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        self._optimizer._check_still(self._before)
+        with self._optimizer._turn:
+            check_turn(self._optimizer, None)
+            if self._now(self._optimizer) != self._before:
+                raise RuntimeError(
+                    "This optimizer was stepped or changed in another thread while it was being "
+                    "pickled. Pickle it between steps, or pickle its state_dict()."
+                )
         return bool, (True,)
+
+    @staticmethod
+    def _now(optimizer: Any) -> list[int]:
+        return [optimizer.steps, optimizer.skipped, *map(id, optimizer.groups)]
 
 
 class Adam(Optimizer):
