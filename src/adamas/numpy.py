@@ -311,7 +311,7 @@ class Optimizer:
     @in_turn(WOULD_LOSE)
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made anew; refuse to be pickled together with steps between."""
-        return {**self._contents(), "still": _Still(self)}
+        return {**_contents(self), "still": _Still(self)}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         """Make the rest anew."""
@@ -326,7 +326,7 @@ class Optimizer:
         """Return a copy with parameters, state and counts of its own."""
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(self._contents(), memo))
+        twin.__setstate__(copy.deepcopy(_contents(self), memo))
         return twin
 
     def __repr__(self) -> str:
@@ -379,13 +379,14 @@ class Optimizer:
         """What the last step reported."""
         return native.outcome_of(self._record[2])
 
-    def _contents(self) -> dict[str, Any]:
-        """Return what a copy needs; parameters are those in the user's containers alone."""
-        check_unchanged(self._tree, self.groups)
-        kept = {name: value for name, value in self.__dict__.items() if name not in _OWN}
-        groups = [replace(group, parameters=(), layouts=()) for group in self.groups]
-        lone = self._tree is self.groups[0].tree
-        return {**kept, "lone": lone, "groups": groups, "record": list(self._record)}
+
+def _contents(optimizer: Any) -> dict[str, Any]:
+    """Return what a copy needs; parameters are those in the user's containers alone."""
+    check_unchanged(optimizer._tree, optimizer.groups)
+    kept = {name: value for name, value in optimizer.__dict__.items() if name not in _OWN}
+    groups = [replace(group, parameters=(), layouts=()) for group in optimizer.groups]
+    lone = optimizer._tree is optimizer.groups[0].tree
+    return {**kept, "lone": lone, "groups": groups, "record": list(optimizer._record)}
 
 
 class _Still:
