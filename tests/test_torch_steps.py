@@ -675,3 +675,18 @@ def test_copies_of_complex_parameters_are_refused_before_the_first_step():
     with pytest.raises(TypeError, match=r"parameter 1 has dtype torch\.complex64"):
         optimizer.add_param_group({"params": [p]})
     assert len(optimizer.param_groups) == len(optimizer.copies) == 1
+
+
+@pytest.mark.parametrize("what", ["parameter", "exp_avg"])
+def test_what_is_expanded_is_refused_and_nothing_is_changed(what):
+    other, p = made("native", ((5,), (4, 3)))
+    optimizer = ours.AdamW([other, p], lr=0.1)
+    optimizer.step()
+    if what == "parameter":
+        p.data = torch.ones(()).expand(4, 3)
+    else:
+        optimizer.state[p]["exp_avg"] = torch.zeros(()).expand(4, 3)
+    before = everything(optimizer)
+    with pytest.raises(ValueError, match=rf"The {what} of 0\.1 is expanded.*clone"):
+        optimizer.step()
+    assert same(before, everything(optimizer))

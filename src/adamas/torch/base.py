@@ -886,6 +886,9 @@ class Optimizer(torch.optim.Optimizer):
         state = self.state.get(member.parameter, {})
         found = {"parameter": member.parameter, "gradient": member.gradient, **state}
         gradients.refuse_freed(name, found)
+        names = (each for each in member.entries[1:5] if each is not None)
+        kept = {each: state[each] for each in names if isinstance(state.get(each), Tensor)}
+        gradients.refuse_expanded(name, {"parameter": member.parameter, **kept})
         if self._is_offloaded(member.parameter):
             offload.refuse(member.parameter, self._is_special(member.group), member.gradient)
 

@@ -17,6 +17,7 @@ __all__ = [
     "is_lazy",
     "kept_apart",
     "refuse",
+    "refuse_expanded",
     "refuse_freed",
     "refuse_sparse",
     "scale_of",
@@ -141,6 +142,19 @@ def refuse_freed(name: str, tensors: Mapping[str, Any]) -> None:
             raise ValueError(
                 f"The {what} of {name} has shape {tuple(tensor.shape)}, but its memory was freed. "
                 "Give it memory again before the step."
+            )
+
+
+def refuse_expanded(name: str, written: Mapping[str, Tensor]) -> None:
+    """Raise ValueError where several elements that a step would write are one in memory."""
+    for what, tensor in written.items():
+        part = distributed.local(tensor)
+        if part.layout == torch.strided and any(
+            size > 1 and stride == 0 for size, stride in zip(part.shape, part.stride(), strict=True)
+        ):
+            raise ValueError(
+                f"The {what} of {name} is expanded: several of its elements are one in memory, so "
+                "they cannot be stepped in place. Give it memory of its own, by clone()."
             )
 
 
