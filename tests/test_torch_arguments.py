@@ -312,6 +312,30 @@ def test_an_option_set_in_a_run_is_refused_at_the_step_before_anything_is_touche
 
 
 @pytest.mark.parametrize("name", KINDS)
+def test_the_options_of_other_classes_may_have_any_value_in_a_group(name):
+    """Programs that share groups among several classes keep them so."""
+    kind = getattr(ours, name)
+    others = {"momentum": None, "betas": "none", "alpha": -1.0, "dampening": "x", "nesterov": "no"}
+    theirs = {key: value for key, value in others.items() if key not in kind([weight()]).defaults}
+    p, twin = weight(), weight()
+    optimizer, other = kind([{"params": [p], **theirs}], lr=0.1), kind([twin], lr=0.1)
+    for _ in range(2):
+        for each in (p, twin):
+            each.grad = torch.ones(2)
+        optimizer.step()
+        other.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    assert torch.equal(p, twin)
+    assert all(optimizer.param_groups[0][key] == value for key, value in theirs.items())
+
+
+@pytest.mark.parametrize("state", ["", [], {}, 0, False], ids=repr)
+def test_what_is_no_form_is_refused_though_it_is_empty(state):
+    with pytest.raises((TypeError, ValueError), match=r"^state is "):
+        ours.AdamW([weight()], state=state)
+
+
+@pytest.mark.parametrize("name", KINDS)
 def test_an_option_that_was_taken_out_is_missed_before_anything_is_touched(name):
     p = weight()
     optimizer = getattr(ours, name)([p], lr=0.1)

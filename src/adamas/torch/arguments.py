@@ -260,7 +260,8 @@ def check_groups(groups: Sequence[Options], defaults: Options) -> None:
                     f"param_groups[{i}] has no {name!r} any more. Set it to what it was, for "
                     f"example {defaults[name]!r}."
                 )
-        check_options(group, f"param_groups[{i}]: ", -ROUNDING)
+        own = {name: group[name] for name in defaults if name in group}
+        check_options(own, f"param_groups[{i}]: ", -ROUNDING)
 
 
 def check_loaded(group: Options, defaults: Options, where: str) -> None:

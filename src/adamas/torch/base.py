@@ -223,7 +223,8 @@ class Optimizer(torch.optim.Optimizer):
             named = [name for name in param_group if given is None or name != "copy_to"]
             arguments.check_group_names(named, self.defaults)
             merged = {**self.defaults, **param_group}
-            arguments.check_options(merged, f"param_groups[{len(self.param_groups)}]: ")
+            own = {name: merged[name] for name in self.defaults}
+            arguments.check_options(own, f"param_groups[{len(self.param_groups)}]: ")
             self._storage(merged)
             arguments.put_pairs(param_group)
         first = len(self._copies or ())
@@ -264,12 +265,13 @@ class Optimizer(torch.optim.Optimizer):
         """Return options that say how ``group`` is stored, checked."""
         entries = self._entries(group)
         # Rates of one mean alone say nothing of how it is stored, and torch takes any.
-        first, second = group.get("betas", (0.0, 0.0))
+        first, second = group["betas"] if "betas" in self.defaults else (0.0, 0.0)
         betas = (
             None if entries.mean is None else scalar(first),
             None if entries.square is None else scalar(second),
         )
-        amsgrad, state = entries.largest_square is not None, group.get("state") or "float32"
+        amsgrad, state = entries.largest_square is not None, group.get("state")
+        state = "float32" if state is None else state
         try:
             return _stored(betas, amsgrad, state, group.get("rounding"))
         except TypeError:  # of what cannot be kept, or is wrong
