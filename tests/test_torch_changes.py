@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 
 import pytest
 
@@ -385,6 +386,61 @@ def test_a_parameter_begins_anew_where_a_vital_entry_is_taken_out(name, options,
     else:
         optimizer.state[p].pop(entry)
     assert everything(stepped(optimizer, 2, 3)) == everything(stepped(twin, 2, 3))
+
+
+UNCOUNTED = [
+    (torch.tensor(-5.0), ValueError, r"number of steps of 0\.1 is -5\.0"),
+    (torch.tensor(0.5), ValueError, r"number of steps of 0\.1 is 0\.5"),
+    (torch.tensor(float("nan")), ValueError, r"number of steps of 0\.1 is nan"),
+    (torch.tensor([1.0, 2.0]), TypeError, r"state of 0\.1 has a tensor of shape \(2,\) .* as step"),
+    (torch.tensor(1j), TypeError, r"state of 0\.1 has a tensor .* dtype torch.complex64 as step"),
+    (-5, ValueError, r"state of 0\.1 has step -5"),
+    ("3", TypeError, r"state of 0\.1 has '3' as step"),
+]
+
+
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "RMSprop"])
+@pytest.mark.parametrize(("value", "error", "message"), UNCOUNTED)
+def test_a_count_that_is_none_is_refused_in_a_run_and_nothing_is_changed(
+    name, value, error, message
+):
+    optimizer = stepped(getattr(ours, name)(parameters()), 2)
+    p = optimizer.param_groups[0]["params"][1]
+    kept, before = optimizer.state[p]["step"], everything(optimizer)
+    optimizer.state[p]["step"] = value
+    with pytest.raises(error, match=message):
+        stepped(optimizer, 1, 2)
+    optimizer.state[p]["step"] = kept
+    assert everything(optimizer) == before
+
+
+@pytest.mark.parametrize("name", ["Adam", "NAdam", "RMSprop"])
+def test_a_count_may_be_a_plain_number_in_a_run(name):
+    optimizer = stepped(getattr(ours, name)(parameters()), 2)
+    twin = stepped(getattr(ours, name)(parameters()), 2)
+    optimizer.state[optimizer.param_groups[0]["params"][1]]["step"] = 2
+    assert everything(stepped(optimizer, 2, 2)) == everything(stepped(twin, 2, 2))
+
+
+@pytest.mark.parametrize("change", [{"momentum": 0.9}, {"centered": True}], ids=str)
+@pytest.mark.parametrize(
+    "options", [{"ema": 0.9}, {"statistics": True}, {"state": "8bit"}], ids=str
+)
+@pytest.mark.parametrize("route", ["a group that is set", "a state that is loaded"])
+def test_rmsprops_own_formulas_are_refused_where_the_rule_is_needed(change, options, route):
+    optimizer = stepped(ours.RMSprop(parameters(), **options), 2)
+    saved = stepped(ours.RMSprop(parameters(), **change), 1).state_dict()
+    groups = copy.deepcopy(optimizer.param_groups[0])
+    before = everything(optimizer)
+    go_on = functools.partial(optimizer.load_state_dict, saved)
+    if route == "a group that is set":
+        optimizer.param_groups[0].update(change)
+        go_on = functools.partial(stepped, optimizer, 1, 2)
+    with pytest.raises(ValueError, match="RMSprop with momentum or centered follows another"):
+        go_on()
+    optimizer.param_groups[0].update({name: groups[name] for name in change})
+    assert everything(optimizer) == before
+    stepped(optimizer, 1, 2)
 
 
 @pytest.mark.parametrize("state", [{}, {"state": "8bit"}, {"state": "compact"}])

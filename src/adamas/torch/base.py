@@ -914,6 +914,13 @@ class Optimizer(torch.optim.Optimizer):
                 "follows another. Leave out the one or the other."
             )
 
+    def _refuse_loaded(self, group: dict[str, Any]) -> None:
+        """Raise TypeError or ValueError where ``group`` could not be stepped once it is loaded."""
+        self._refuse_special(group)
+        for parameter in group["params"] if self._is_special(group) else ():
+            form = self._form(group, parameter) if "state" in group else None
+            small.refuse(parameter, form, group.get("rounding"), is_special=True)
+
     def _refuse_sparse(self, member: Member, name: str) -> None:  # noqa: ARG002
         """Raise RuntimeError where a method, or a group, cannot be stepped by a sparse gradient."""
         own = type(self).__name__
@@ -1375,6 +1382,7 @@ class Optimizer(torch.optim.Optimizer):
                 self._names(),
                 self._kept,
                 self._fitted,
+                self._refuse_loaded,
                 self._is_offloaded,
                 self._phase.ema is not None,
             )

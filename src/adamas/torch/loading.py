@@ -46,6 +46,8 @@ class Target(NamedTuple):
     kept: Callable[[Group], Kept]
     #: From a checked state to what its group keeps, and where.
     fitted: Callable[[State, Tensor, Group], State]
+    #: Raises for a group that could not be stepped.
+    refuse: Callable[[Group], None]
     is_offloaded: Callable[[Tensor], bool]
     #: Whether weights are averaged. An average that is not kept up would be of long ago.
     averages: bool
@@ -67,6 +69,8 @@ def prepared(target: Target, given: Any) -> Loaded:
         _group(i, target, own, each)
         for i, (own, each) in enumerate(zip(target.groups, saved, strict=True))
     ]
+    for group in groups:
+        target.refuse(group)
     by_id: dict[Any, int] = {}
     owners: list[tuple[Tensor, Group]] = []
     for group, each in zip(groups, saved, strict=True):
