@@ -421,7 +421,11 @@ class Optimizer(torch.optim.Optimizer):
         scale = self._loss_scale()
         if scale is None:
             return True
-        outcome = self._step_natively(plan, scale)
+        try:
+            numbers = self._given_numbers(plan)
+        except (LookupError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError):
+            return False  # a wrong option or count: a close look says which
+        outcome = self._step_natively(plan, numbers, scale)
         if outcome is NotImplemented:
             return False
         self._finish(plan, outcome)
@@ -438,19 +442,22 @@ class Optimizer(torch.optim.Optimizer):
                 return self._step_as_planned(plan)
         return False
 
-    def _step_natively(self, plan: _Plan, scale: float, factor: float = 1.0) -> Any:
+    def _given_numbers(self, plan: _Plan) -> list[tuple[float, ...]] | None:
+        """Return the numbers of the coming step that a plan does not make itself."""
+        for member in plan.numbered:
+            state = self.state.get(member.parameter, {})  # which is not to be created by looking
+            for name in self._counts(member):
+                _ = state[name]
+        return [self._own_numbers(member) for member in plan.numbered] or None
+
+    def _step_natively(
+        self,
+        plan: _Plan,
+        numbers: list[tuple[float, ...]] | None,
+        scale: float,
+        factor: float = 1.0,
+    ) -> Any:
         """Make one step of what is native in a plan; NotImplemented where it does not fit."""
-        if not all(map(self._has_numbers, plan.numbered)):
-            return NotImplemented
-        try:
-            numbers = [self._own_numbers(member) for member in plan.numbered] or None
-        except (
-            TypeError,
-            ValueError,
-            ArithmeticError,
-        ):  # of a wrong option: a close look says which
-            arguments.check_groups(self.param_groups, self.defaults)
-            raise
         step = plan.native.step
         return outcome_of(step(self.param_groups, self.state, scale, factor, numbers))
 
@@ -484,7 +491,7 @@ class Optimizer(torch.optim.Optimizer):
         if scale is None:
             return
         if plan.is_native:
-            outcome = self._step_natively(plan, scale)
+            outcome = self._step_natively(plan, self._given_numbers(plan), scale)
             if outcome is NotImplemented:
                 raise RuntimeError(_CHANGED)
             self._finish(plan, outcome)
@@ -545,10 +552,11 @@ class Optimizer(torch.optim.Optimizer):
                 factor = clip_factor(phase.clip_norm, norm)
         away = [m for m in plan.other_members if self._is_offloaded(m.parameter)]  # the last ones
         apart = plan.other_members[: len(plan.other_members) - len(away)]
+        numbers = self._given_numbers(plan)
         taken_away = self._step_offloaded(away, scale, factor)  # first: it may refuse a state
         records: list[Statistics | None] = []
         if plan.native is not None:
-            outcome = self._step_natively(plan, scale, factor)
+            outcome = self._step_natively(plan, numbers, scale, factor)
             if outcome is NotImplemented:
                 raise RuntimeError(_CHANGED)
             records.extend((outcome and outcome.statistics) or ())
@@ -1108,11 +1116,6 @@ class Optimizer(torch.optim.Optimizer):
         if options is None:
             return self._numbers(member)
         return at_step(options, self._step_number(member), scalar(member.group["lr"]))
-
-    def _has_numbers(self, member: Member) -> bool:
-        """Whether a state has what the numbers of a step are taken from."""
-        state = self.state.get(member.parameter, {})
-        return all(name in state for name in self._counts(member))
 
     def _counts(self, member: Member) -> tuple[str, ...]:
         """Return the names of the entries that the numbers of a step are taken from."""
