@@ -449,6 +449,20 @@ def test_entries_of_ones_own_and_state_of_no_parameter_load():
     assert optimizer.state["more"] == 5
 
 
+@pytest.mark.parametrize("name", ["AdamW", "RMSprop"])
+@pytest.mark.parametrize("state", [None, "compact", "bfloat16"])
+def test_what_belongs_to_codes_is_left_out_where_there_are_none(name, state):
+    saved = copy.deepcopy(trained(made(name, state=state)).state_dict(packed=True))
+    saved["packed_state"][1]["header"] = float("inf")
+    if "top" not in saved["packed_state"][1]:
+        saved["packed_state"][1]["top"] = "none"
+    optimizer, twin = made(name, state=state), made(name, state=state)
+    optimizer.load_state_dict(saved)
+    twin.load_state_dict(trained(made(name, state=state)).state_dict(packed=True))
+    assert bits(optimizer.state_dict()) == bits(twin.state_dict())
+    assert everything(trained(optimizer, 1)) == everything(trained(twin, 1))
+
+
 # ── packed states ──────────────────────────────────────────────────────────────────────────────
 
 
@@ -481,9 +495,11 @@ def test_packed_states_of_old_load_under_the_old_name():
     assert everything(other)[1] == everything(optimizer)[1]
 
 
-def test_a_packed_state_of_a_format_to_come_is_refused():
+@pytest.mark.parametrize("version", [2, "1", None, torch.zeros(2)], ids=str)
+def test_a_packed_state_of_a_format_to_come_is_refused(version):
     packed = trained(made(state="8bit")).state_dict(packed=True)
-    assert_refused(made(state="8bit"), {**packed, "format": 2}, "has format 2, but this version")
+    given = {**packed, "format": version}
+    assert_refused(made(state="8bit"), given, "but this version of adamas reads 1")
 
 
 @pytest.mark.parametrize("rate", [-1e-18, torch.tensor(-1e-18)])

@@ -95,10 +95,13 @@ def prepared(target: Target, given: Any) -> Loaded:
         storage.check(target.names[place], value, parameter, kept, loading=True)
     for _, value, parameter, group, kept in found:
         is_offloaded = target.is_offloaded(parameter)
+        unread = storage.unread(value, kept.entries)
+        if not target.averages:
+            unread.add("ema")
         own = {
             entry: _owned(entry, each, parameter, group, kept, is_offloaded=is_offloaded)
             for entry, each in value.items()
-            if (each is not None or entry not in kept.names) and (entry != "ema" or target.averages)
+            if entry not in unread and (each is not None or entry not in kept.names)
         }
         state[parameter] = target.fitted(own, parameter, group) if own else own
     return Loaded(state, groups)
@@ -120,7 +123,7 @@ def _parts(given: Any) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
             found = ", ".join(map(str, given)) or "nothing"
             raise KeyError(f"What is to be loaded has no {name!r}: it has {found}. {advice}")
     version = given.get("format", FORMAT)
-    if key == PACKED and version != FORMAT:
+    if key == PACKED and not (isinstance(version, int) and version == FORMAT):
         raise ValueError(
             f"The packed state has format {version!r}, but this version of adamas reads {FORMAT}. "
             "Load it with the version that saved it and save it with packed=False."

@@ -287,6 +287,19 @@ def _check_square(name: str, entry: str, value: Tensor) -> None:
         )
 
 
+def unread(state: Mapping[str, Any], entries: Entries) -> set[str]:
+    """Return the entries of a checked state that belong to codes, where there are no such codes."""
+    mean, square = (
+        getattr(small.entry_of(state, name), "dtype", None)
+        for name in (entries.mean, entries.square)
+    )
+    is_read = {
+        "header": mean == torch.int8 or square == torch.uint8,
+        "top": mean in (torch.int8, torch.uint8),
+    }
+    return {name for name, is_needed in is_read.items() if not is_needed}
+
+
 def begun_anew(state: State, kept: Kept) -> State:
     """Return a state in use without what cannot go on, ``state`` itself where all of it can.
 
