@@ -312,6 +312,34 @@ def test_zero_redundancy_takes_it_as_its_optimizer(mesh):
     assert same(bits(net), bits(twin))
 
 
+@pytest.mark.parametrize(
+    "phase",
+    [
+        {"ema": 0.9, "clip_norm": 1, "on_nonfinite": "skip", "statistics": True, "seed": 3},
+        {"copy_to": torch.bfloat16, "offload": False},
+    ],
+    ids=", ".join,
+)
+def test_zero_redundancy_takes_the_phase_and_resumes(mesh, phase):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    nets = [network(), network(), network()]
+    kind, options = ZeroRedundancyOptimizer, {"lr": 0.01, **phase}
+    optimizer = kind(nets[0].parameters(), ours.AdamW, **options)
+    alone = ours.AdamW(nets[1].parameters(), **options)
+    for step in range(3):
+        step_once(nets[0], optimizer, step)
+        step_once(nets[1], alone, step)
+    optimizer.consolidate_state_dict()
+    nets[2].load_state_dict(nets[0].state_dict())
+    resumed = kind(nets[2].parameters(), ours.AdamW, **options)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    for net, each in zip(nets, (optimizer, alone, resumed), strict=True):
+        step_once(net, each, 3)
+    assert same(bits(nets[0]), bits(nets[1]))
+    assert same(bits(nets[2]), bits(nets[1]))
+
+
 def test_two_processes_have_one_norm_skip_together_and_give_the_bits_of_one(tmp_path):
     assert run_in_two(TWO_PROCESSES, tmp_path) == [0, 0]
 

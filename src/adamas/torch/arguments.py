@@ -110,9 +110,9 @@ def _pair(betas: Any, where: str = "") -> tuple[Any, Any]:
     return pair
 
 
-def put_pairs(options: dict[str, Any]) -> None:
+def put_pairs(options: dict[str, Any], known: Options) -> None:
     """Turn pairs that are lists, as YAML and JSON give them, or arrays into tuples, in place."""
-    if not isinstance(options.get("betas", ()), tuple):
+    if "betas" in known and not isinstance(options.get("betas", ()), tuple):
         options["betas"] = tuple(options["betas"])
     if isinstance(options.get("state"), list):
         options["state"] = tuple(options["state"])

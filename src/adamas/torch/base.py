@@ -132,14 +132,14 @@ class Optimizer(torch.optim.Optimizer):
         )
         given = {"state": state, "rounding": rounding}
         defaults |= {name: value for name, value in given.items() if value is not None}
-        arguments.put_pairs(defaults)
+        arguments.put_pairs(defaults, defaults)
         if defaults.get("differentiable"):
             raise ValueError(_NOT_DIFFERENTIABLE)
         self._phase = phase
         self._offloads = offload
         self._copies: list[Tensor] | None = None
         #: Of copies that are made here; None where tensors were given.
-        self._copy_dtype: torch.dtype | None = None
+        self._copy_dtype = copy_to if isinstance(copy_to, torch.dtype) else None
         self._skipped = 0
         self._skipped_on: dict[torch.device, Tensor] = {}
         #: Launches that a CUDA graph has recorded, whose tables it reads at each replay.
@@ -152,7 +152,6 @@ class Optimizer(torch.optim.Optimizer):
         arguments.check_remainder(self.param_groups)
         if copy_to is not None:
             self._copies = copies.made(copy_to, self._parameters())
-            self._copy_dtype = copy_to if isinstance(copy_to, torch.dtype) else None
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -220,13 +219,17 @@ class Optimizer(torch.optim.Optimizer):
         given = None
         if isinstance(param_group, dict):  # torch refuses others
             given = self._copy_to_of(param_group)
-            named = [name for name in param_group if given is None or name != "copy_to"]
+            named = [
+                name
+                for name, value in param_group.items()
+                if (given is None or name != "copy_to") and not self._is_own(name, value)
+            ]
             arguments.check_group_names(named, self.defaults)
             merged = {**self.defaults, **param_group}
             own = {name: merged[name] for name in self.defaults}
             arguments.check_options(own, f"param_groups[{len(self.param_groups)}]: ")
             self._storage(merged)
-            arguments.put_pairs(param_group)
+            arguments.put_pairs(param_group, self.defaults)
         first = len(self._copies or ())
         super().add_param_group(param_group)
         group = self.param_groups[-1]
@@ -238,6 +241,12 @@ class Optimizer(torch.optim.Optimizer):
         except BaseException:
             del self.param_groups[-1]
             raise
+
+    def _is_own(self, name: Any, value: Any) -> bool:
+        """Whether a group repeats what the optimizer was given: ZeRO's wrapper has it in groups."""
+        own = {**vars(self._phase), "offload": self._offloads, "copy_to": self._copy_dtype}
+        plain = (bool, int, float, str, torch.dtype, type(None))
+        return name in own and isinstance(value, plain) and value == own[name]
 
     def _copy_to_of(self, group: dict[str, Any]) -> CopyTo | None:
         """Return what copies of a group that is added are kept in; None where there are none."""

@@ -189,7 +189,7 @@ def _group(i: int, target: Target, own: Group, saved: Mapping[str, Any]) -> Grou
         if name not in _OWN:
             group.setdefault(name, value)
     arguments.check_loaded(group, target.defaults, f"In param_groups[{i}] to load: ")
-    arguments.put_pairs(group)
+    arguments.put_pairs(group, target.defaults)
     return group
 
 
