@@ -21,7 +21,16 @@ from adamas import checks, codecs
 from adamas.torch import counting, distributed, small
 from adamas.torch.members import Entries
 
-__all__ = ["Kept", "begun_anew", "check", "check_kind", "fitted", "is_number", "step_number"]
+__all__ = [
+    "Kept",
+    "begun_anew",
+    "check",
+    "check_kind",
+    "fitted",
+    "is_number",
+    "step_number",
+    "unread",
+]
 
 State = dict[str, Any]
 
