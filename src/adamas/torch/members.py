@@ -49,8 +49,7 @@ class Member(NamedTuple):
         """This process's part of the gradient, dense, laid out as the parameter is."""
         if self.gradient.is_sparse:
             return self.gradient.coalesce().to_dense()
-        part = distributed.local(distributed.laid_out_as(self.parameter, self.gradient))
-        return part.resolve_conj()  # autograd leaves complex ones as conjugates to be
+        return distributed.local(distributed.laid_out_as(self.parameter, self.gradient))
 
     @property
     def is_half(self) -> bool:
