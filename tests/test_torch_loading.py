@@ -248,9 +248,9 @@ def test_a_group_of_another_class_is_refused_where_it_has_no_state_yet():
 @pytest.mark.parametrize(
     ("entry", "value", "message"),
     [
-        ("top", 2**40, "must be a whole number from 0 to 12"),
-        ("top", -1, "from 0 to 12"),
-        ("top", 10**6, "from 0 to 12"),
+        ("top", 2**40, "must be a whole number from 2 to 12"),
+        ("top", -1, "from 2 to 12"),
+        ("top", 10**6, "from 2 to 12"),
         ("top", 4.0, r"and 4\.0 as top"),
         ("top", None, "None as top"),
         ("header", None, "has no header"),

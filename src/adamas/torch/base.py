@@ -49,6 +49,7 @@ from adamas.torch.memory import Memory
 from adamas.torch.on_device import OnDevice, Stepped, planned
 from adamas.torch.operations import Tensors
 from adamas.torch.storage import Kept
+from adamas.turns import averages_in_place
 
 __all__ = ["Optimizer", "Params"]
 
@@ -1274,10 +1275,7 @@ class Optimizer(torch.optim.Optimizer):
     def _refuse_averaged(self, why: str) -> None:
         """Raise RuntimeError while the averaged weights are in place of those in training."""
         if self._averaged:
-            raise RuntimeError(
-                f"The averaged weights are in place, so {why}. "
-                "Leave the ema_weights() context first."
-            )
+            raise averages_in_place(why)
 
     @contextmanager
     def ema_weights(self) -> Generator[None]:

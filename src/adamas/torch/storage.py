@@ -280,10 +280,11 @@ def _check_top(name: str, top: Any, mean: str) -> None:
         number = -1 if isinstance(top, bool) else operator.index(top)
     except (TypeError, ValueError, RuntimeError):  # the latter two: a tensor of many elements
         number = -1
-    if not 0 <= number <= codecs.HIGHEST_TOP:
+    if not codecs.LOWEST_TOP <= number <= codecs.HIGHEST_TOP:
         raise ValueError(
             f"The state of {name} has codes as {mean} and {_described(top)} as top, but that must "
-            f"be a whole number from 0 to {codecs.HIGHEST_TOP}: codes are counted from it."
+            f"be a whole number from {codecs.LOWEST_TOP} to {codecs.HIGHEST_TOP}: codes are "
+            "counted from it."
         )
 
 
