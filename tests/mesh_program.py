@@ -29,6 +29,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 import adamas.torch as ours
 from adamas.torch import distributed
+from copied import left_by_steps
 
 #: Longer than all of it takes: where processes wait for one another in vain, they fail.
 LIMIT = timedelta(seconds=300)
@@ -99,7 +100,7 @@ def check_steps(mesh, dtype, chosen, **options):
         for one, other in zip(whole, parts, strict=True):
             about = (tuple(one.shape), other.placements, dtype, options, step)
             assert torch.equal(here(other), own_part(one, other)), about
-        for one, other in zip(*(each.copies for each in optimizers), strict=True):
+        for one, other in zip(*map(left_by_steps, optimizers), strict=True):
             assert torch.equal(here(other), own_part(one, other)), options
 
 

@@ -286,14 +286,15 @@ def _against_parts(work: _Work, place: _Place) -> Callable[[bool], Pair]:
             ours = _parameters([each.clone() for each in values], [g.clone() for g in gradients])
             phase = TorchPhase(_parameters(values, gradients))
             mine = AdamW(ours, lr=LR, **options)
-            for copy in mine.copies:
+            copies = mine.copies  # read before the steps: reading them later would renew them
+            for copy in copies:
                 copy.fill_(math.nan)  # each element is to be written
             what = f"the phase with inputs of seed {seed}"
             return _Contest(
                 mine,
                 ours,
                 phase.step,
-                compare=lambda steps: phase.require_close_to(mine, ours, steps, what),
+                compare=lambda steps: phase.require_close_to(mine, ours, copies, steps, what),
                 restore=phase.restore,
             )
 
@@ -381,6 +382,7 @@ class _Twin:
         from adamas.torch import AdamW
 
         self._mine, self._what = mine, what
+        self._copies = mine.copies  # now, since reading them after a step would renew them
         self._pieces = list(_pieces(ours, ends_match="state" not in options))
         values, gradients = (
             [_piece(of(ours[place]), where).to("cpu", copy=True) for place, where in self._pieces]
@@ -396,7 +398,7 @@ class _Twin:
 
     def require_same_bits(self) -> None:
         """Raise WrongResultError where parameters, state or copies differ from the CPU's."""
-        copies = self._mine.copies
+        copies = self._copies
         if len(self._optimizer.copies) != (len(self._pieces) if copies else 0):
             self._refuse("one has copies, the other has none")
         for (place, where), copy in zip(self._pieces, self._optimizer.copies, strict=False):

@@ -178,6 +178,7 @@ def _torch_phase(shapes: Iterable[tuple[int, ...]]) -> Callable[[bool], Pair]:
 
         ours, theirs = _torch_parameters(shapes, quick)
         mine = AdamW(ours, lr=LR, **phase_options())
+        copies = mine.copies  # read before the steps: reading them later would renew them
         phase = TorchPhase(theirs)
 
         def check() -> None:
@@ -185,7 +186,7 @@ def _torch_phase(shapes: Iterable[tuple[int, ...]]) -> Callable[[bool], Pair]:
                 mine.step()
                 phase.restore()
                 phase.step()
-            phase.require_close_to(mine, ours, 3, "three phases with AdamW")
+            phase.require_close_to(mine, ours, copies, 3, "three phases with AdamW")
 
         return Pair(mine.step, phase.step, check)
 
@@ -229,7 +230,9 @@ class TorchPhase:
         for p, gradient in zip(self._parameters, self._gradients, strict=True):
             p.grad.copy_(gradient)
 
-    def require_close_to(self, mine: Any, ours: list[Any], steps: int, what: str) -> None:
+    def require_close_to(
+        self, mine: Any, ours: list[Any], copies: list[Any], steps: int, what: str
+    ) -> None:
         """Raise WrongResultError where our parameters, averages or copies differ from torch's."""
         require_close_tensors(ours, self._parameters, steps, what)
         averages = [mine.state[p]["ema"] for p in ours]
@@ -237,6 +240,6 @@ class TorchPhase:
             averages, list(self._average.parameters()), steps, f"{what}, averaged weights"
         )
         rounding = max(float(each.float().abs().max()) for each in self._copies) * 2**-7
-        for a, b in zip(mine.copies, self._copies, strict=True):
+        for a, b in zip(copies, self._copies, strict=True):
             apart = float((a.float() - b.float()).abs().max())
             require_within(apart, rounding, f"{what}, copies in bfloat16")
