@@ -8,6 +8,7 @@ is first imported, so before any test is.
 from __future__ import annotations
 
 import os
+import signal
 from importlib.util import find_spec
 
 import torch
@@ -18,3 +19,8 @@ if not find_spec("triton"):
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"
+
+# Shells let what they start in the background ignore Ctrl-C, and so would the processes of tests,
+# which send it to themselves.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)

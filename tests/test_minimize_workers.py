@@ -15,6 +15,10 @@ from scipy.optimize import OptimizeWarning, rosen
 import adamas
 from adamas import quotients
 
+# JAX warns of every fork of a process in which it was imported, as by other tests; nothing of it is
+# used by the processes that are made here.
+pytestmark = pytest.mark.filterwarnings(r"ignore:os\.fork\(\) was called:RuntimeWarning")
+
 START = np.array([-1.2, 1.0, 0.5, -0.3, 0.8])
 
 
