@@ -419,15 +419,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _step_as_planned(self, plan: _Plan) -> bool:
         """Make one step by a plan for all of it; False, having done nothing, where it is none."""
-        if plan.is_on_device:
-            on = plan.on_device
-            assert on is not None
-            fits = self._device_counts.go_on and on.fits(self.param_groups, self.state)
-            if fits:
-                self._step_on_device(plan, on)
-            return fits
         if not plan.is_native:
-            return False
+            return plan.is_on_device and self._step_as_planned_on_device(plan)
         scale = self._loss_scale()
         if scale is None:
             return True
@@ -440,6 +433,14 @@ class Optimizer(torch.optim.Optimizer):
             return False
         self._finish(plan, outcome)
         return True
+
+    def _step_as_planned_on_device(self, plan: _Plan) -> bool:
+        on = plan.on_device
+        assert on is not None
+        fits = self._device_counts.go_on and on.fits(self.param_groups, self.state)
+        if fits:
+            self._step_on_device(plan, on)
+        return fits
 
     def _step_as_earlier(self) -> bool:
         """Make one step by a plan of before on devices; False, having done nothing, without one."""
@@ -454,11 +455,13 @@ class Optimizer(torch.optim.Optimizer):
 
     def _given_numbers(self, plan: _Plan) -> list[tuple[float, ...]] | None:
         """Return the numbers of the coming step that a plan does not make itself."""
+        if not plan.numbered:
+            return None
         for member in plan.numbered:
             state = self.state.get(member.parameter, {})  # which is not to be created by looking
             for name in self._counts(member):
                 _ = state[name]
-        return [self._own_numbers(member) for member in plan.numbered] or None
+        return [self._own_numbers(member) for member in plan.numbered]
 
     def _step_natively(
         self,
@@ -693,7 +696,8 @@ class Optimizer(torch.optim.Optimizer):
 
     def _finish(self, plan: _Plan, outcome: Outcome | cuda.DeviceOutcome | None) -> None:
         self._outcome = outcome
-        self._leave_unscaled(plan, outcome)
+        if "grad_scale" in self.__dict__:
+            self._leave_unscaled(plan, outcome)
         self._reported = plan.members if self._phase.statistics else ()
         on_nonfinite = self._phase.on_nonfinite
         is_on_device = isinstance(outcome, cuda.DeviceOutcome)
@@ -1179,9 +1183,12 @@ class Optimizer(torch.optim.Optimizer):
 
     def _loss_scale(self) -> float | None:
         """Return what gradients are to be divided by; None where one is not finite."""
-        if gradients.has_overflowed(self.__dict__.get("found_inf")):
+        left = self.__dict__
+        if "found_inf" not in left and "grad_scale" not in left:  # as in nearly every step
+            return 1.0
+        if gradients.has_overflowed(left.get("found_inf")):
             return None
-        return gradients.scale_of(self.__dict__.get("grad_scale"))
+        return gradients.scale_of(left.get("grad_scale"))
 
     def _leave_unscaled(self, plan: _Plan, outcome: Outcome | cuda.DeviceOutcome | None) -> None:
         """Divide gradients by the loss scale where a step was made, as torch's fused step does."""
