@@ -81,13 +81,11 @@ class _TorchTrial(Trial):
 # -- optax ---------------------------------------------------------------------------------------
 
 
-class Optax(Convention):
-    """A gradient transformation: init(params), update(grads, state, params)."""
-
-    name = "an optax transformation: update(grads, state, params)"
+class _OfJax(Convention):
+    """What JAX's conventions share: how a trial starts."""
 
     def start(self, arrays: list[Array], settings: Settings, rates: Array | None = None) -> Trial:
-        """Return a trial of a new transformation, with float64 where ``arrays`` have it."""
+        """Return a trial of what is made anew, with float64 where ``arrays`` have it."""
         jax = require("jax", "this subject", "jax", "JAX")
         keywords = self.keywords(settings)
         rate = self.arguments.names.get("lr")
@@ -97,7 +95,19 @@ class Optax(Convention):
                 table = jax.numpy.asarray(rates)
                 keywords[rate] = lambda count: table[count]
             made = self.subject.make(**keywords)
-            return _OptaxTrial(jax, made, [jax.numpy.asarray(a) for a in arrays], wide=wide)
+            return self._trial(jax, made, [jax.numpy.asarray(a) for a in arrays], wide=wide)
+
+    def _trial(self, jax: Any, made: Any, params: list[Any], *, wide: bool) -> Trial:
+        raise NotImplementedError
+
+
+class Optax(_OfJax):
+    """A gradient transformation: init(params), update(grads, state, params)."""
+
+    name = "an optax transformation: update(grads, state, params)"
+
+    def _trial(self, jax: Any, made: Any, params: list[Any], *, wide: bool) -> Trial:
+        return _OptaxTrial(jax, made, params, wide=wide)
 
 
 class _OptaxTrial(Trial):
@@ -128,23 +138,13 @@ class _OptaxTrial(Trial):
         return True
 
 
-class Triple(Convention):
+class Triple(_OfJax):
     """Three functions, as in jax.example_libraries: init, update of (i, grads, state), params."""
 
     name = "a triple (init, update, get_params): update(i, grads, state), i from 0"
 
-    def start(self, arrays: list[Array], settings: Settings, rates: Array | None = None) -> Trial:
-        """Return a trial of new functions, with float64 where ``arrays`` have it."""
-        jax = require("jax", "this subject", "jax", "JAX")
-        keywords = self.keywords(settings)
-        rate = self.arguments.names.get("lr")
-        wide = any(a.dtype == np.float64 for a in arrays)
-        with quiet(), _width(jax, wide=wide):
-            if rates is not None and rate is not None:
-                table = jax.numpy.asarray(rates)
-                keywords[rate] = lambda i: table[i]
-            made = self.subject.make(**keywords)
-            return _TripleTrial(jax, made, [jax.numpy.asarray(a) for a in arrays], wide=wide)
+    def _trial(self, jax: Any, made: Any, params: list[Any], *, wide: bool) -> Trial:
+        return _TripleTrial(jax, made, params, wide=wide)
 
 
 class _TripleTrial(Trial):
