@@ -512,3 +512,17 @@ assert "torch" not in sys.modules and "adamas.torch" not in sys.modules
 """
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     subprocess.run([sys.executable, "-c", program, tmp_path / "run"], check=True, env=environment)
+
+
+def test_one_element_with_wide_strides_is_saved(tmp_path):
+    """Though torch calls it contiguous, it refuses to view it as bytes."""
+    parameter = torch.nn.Parameter(torch.arange(6.0)[1:2].as_strided((1,), (3,), 4))
+    optimizer = ours.AdamW([parameter])
+    parameter.grad = torch.ones(1)
+    optimizer.step()
+    before = parameter.item()
+    adamas.save(tmp_path / "run.safetensors", optimizer)
+    with torch.no_grad():
+        parameter.zero_()
+    adamas.load(tmp_path / "run.safetensors", optimizer)
+    assert parameter.item() == before != 0

@@ -357,8 +357,8 @@ def _source(name: str, tensor: Tensor) -> Source:
 
     def data() -> Any:
         host = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-        # torch's empty tensors may have strides that forbid another view.
-        flat = host.reshape(-1) if host.numel() else torch.empty(0, dtype=host.dtype)
+        # Tensors of one or no element may have strides that forbid another view.
+        flat = host.as_strided((host.numel(),), (1,))
         return flat.view(torch.uint8).numpy()
 
     return Source(_CODES[tensor.dtype], tuple(tensor.shape), data)
