@@ -1,4 +1,4 @@
-"""Compile the kernels that :mod:`adamas.torch.cuda` launches, for GPUs that need not be there.
+"""Compile the kernels of :mod:`adamas.engines.triton`, for GPUs that need not be there.
 
 As a program, in a process without Triton's interpreter: plans over arrays on the CPU are made and
 stepped, but where they launch a kernel it is compiled, with the very arguments of the launch, for
@@ -24,8 +24,7 @@ from triton.runtime.jit import JITFunction
 import device_engine
 from adamas import state as states
 from adamas.engines import Group, Slot
-from adamas.engines.triton import OPTIONS
-from adamas.engines.triton.rule import rule
+from adamas.engines.triton.rule import OPTIONS, rule
 from adamas.options import Options, Phase
 
 #: Compute capabilities: 8.0 (A100), 9.0 (H100), 10.0 (B200).

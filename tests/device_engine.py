@@ -17,9 +17,10 @@ import triton.language as tl
 from triton.runtime import interpreter
 
 from adamas.engines import Group, Slot
+from adamas.engines.triton.jobs import Inputs, Job
+from adamas.engines.triton.launches import Launches
 from adamas.options import Phase
 from adamas.statistics import Outcome
-from adamas.torch.cuda import Inputs, Job, Launches
 
 DEVICE = torch.device("cuda", 0) if torch.cuda.is_available() else torch.device("cpu")
 

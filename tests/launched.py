@@ -15,7 +15,7 @@ from triton.compiler import CompiledKernel
 from triton.runtime import driver, jit
 
 import adamas.torch as ours
-from adamas.torch import cuda
+from adamas.engines.triton import devices
 from compiled_kernels import NoDriver
 
 
@@ -42,7 +42,7 @@ def start(self: Any, grid: Any) -> Any:
 driver.set_active(NoDriver())
 jit.JITFunction.run = compile_only
 CompiledKernel.__getitem__ = start
-cuda.DEVICE_TYPES = ("cpu",)
+devices.DEVICE_TYPES = ("cpu",)
 
 params = [torch.nn.Parameter(torch.randn(shape)) for shape in ((3, 4), (9000,), (0,))]
 halves = [torch.nn.Parameter(torch.randn(7).to(torch.bfloat16))]

@@ -135,10 +135,11 @@ TINY = cuda._Work("tiny", ((1500,), (7, 9)))
 )
 def test_the_kernels_of_the_device_give_what_is_compared(monkeypatch, make):
     pytest.importorskip("triton")
-    from adamas.torch import cuda as engine
+    from adamas.engines.triton import devices
+    from adamas.engines.triton.launches import Launches
 
     launches = []
-    step, step_twin = engine.Launches.step, cuda._Twin.step
+    step, step_twin = Launches.step, cuda._Twin.step
 
     def counted(self, *arguments):
         launches.append(self)
@@ -147,11 +148,11 @@ def test_the_kernels_of_the_device_give_what_is_compared(monkeypatch, make):
 
     def step_on_the_cpu(self):
         with monkeypatch.context() as patch:
-            patch.setattr(engine, "DEVICE_TYPES", ())
+            patch.setattr(devices, "DEVICE_TYPES", ())
             step_twin(self)
 
-    monkeypatch.setattr(engine, "DEVICE_TYPES", ("cpu",))
-    monkeypatch.setattr(engine.Launches, "step", counted)
+    monkeypatch.setattr(devices, "DEVICE_TYPES", ("cpu",))
+    monkeypatch.setattr(Launches, "step", counted)
     monkeypatch.setattr(cuda._Twin, "step", step_on_the_cpu)
     pair = make(True)
     pair.check()

@@ -479,12 +479,12 @@ def test_what_changes_in_a_run_on_a_device_has_the_bits_of_the_native_engine(bef
     pytest.importorskip("triton")
     if torch.cuda.is_available():
         pytest.skip("Triton's interpreter, which takes CPU tensors, stands in for a card.")
-    from adamas.torch import cuda
+    from adamas.engines.triton import devices
 
     found = []
     for taken in ((), ("cpu",)):
         with pytest.MonkeyPatch.context() as patched:
-            patched.setattr(cuda, "DEVICE_TYPES", taken)
+            patched.setattr(devices, "DEVICE_TYPES", taken)
             optimizer = ours.Adam(parameters(), lr=0.02, state=before, betas=(0.95, 0.999))
             stepped(optimizer, 3)
             optimizer.param_groups[0].update(change)

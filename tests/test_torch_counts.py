@@ -11,7 +11,8 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import adamas.torch as ours  # noqa: E402
-from adamas.torch import cuda, offload  # noqa: E402
+from adamas.engines.triton import devices  # noqa: E402
+from adamas.torch import offload  # noqa: E402
 from adamas.torch.counting import DeviceCounts  # noqa: E402
 
 LAST = 2**24
@@ -71,7 +72,7 @@ def by_triton():
     if torch.cuda.is_available():
         pytest.skip("Triton's interpreter, which takes CPU tensors, stands in for a card.")
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(cuda, "DEVICE_TYPES", ("cpu",))
+        patched.setattr(devices, "DEVICE_TYPES", ("cpu",))
         yield
 
 

@@ -17,7 +17,11 @@ import torch
 from torch import nn
 
 import adamas.torch as ours
-from adamas.torch import cuda
+from adamas.engines.triton import devices
+from adamas.engines.triton.jobs import Job
+from adamas.engines.triton.launches import Launches
+from adamas.engines.triton.live import Live
+from adamas.engines.triton.parts import Part
 from copied import left_by_steps
 from device_engine import DEVICE
 from processes import TWO_PROCESSES, run_in_two
@@ -33,7 +37,7 @@ def on_device(monkeypatch):
     """Let tensors of the device be taken; called with False, those of the CPU go the native way."""
 
     def set_to(taken):
-        monkeypatch.setattr(cuda, "DEVICE_TYPES", (DEVICE.type,) if taken else ())
+        monkeypatch.setattr(devices, "DEVICE_TYPES", (DEVICE.type,) if taken else ())
 
     set_to(True)
     before = np.seterr(all="ignore")  # the interpreter computes with NumPy
@@ -190,13 +194,13 @@ def test_a_plan_is_made_once_and_then_used(fused, monkeypatch):
 
 def test_one_launch_steps_all_tensors_that_are_stored_alike(monkeypatch):
     launched = []
-    run = cuda._Part._run
+    launch = Part.launch
 
     def counted(part, which, kernel, *arguments, **constants):
         launched.append(kernel.__name__)
-        run(part, which, kernel, *arguments, **constants)
+        launch(part, which, kernel, *arguments, **constants)
 
-    monkeypatch.setattr(cuda._Part, "_run", counted)
+    monkeypatch.setattr(Part, "launch", counted)
     shapes = [(size,) for size in range(1, 40)] + [(8193,)]
     training = Training(shapes=shapes, fused=True).step(2)
     assert launched == ["number", "sweep"] * 2
@@ -210,15 +214,16 @@ def test_one_launch_steps_all_tensors_that_are_stored_alike(monkeypatch):
     assert launched == ["number", "sweep", "sweep"]
 
 
-def test_what_has_not_changed_is_not_sent_again():
+def test_what_has_not_changed_is_not_sent_again(monkeypatch):
     training = Training(fused=True).step(2)
-    live = training.optimizer._plan.on_device.launches._parts[0]._live
-    known = live._known
+    sent, send = [], Live.send
+    monkeypatch.setattr(
+        Live, "send", lambda live, **how: sent.append(send(live, **how)) or sent[-1]
+    )
     training.optimizer.step()
-    assert live._known is known
     training.gradients()
     training.optimizer.step()
-    assert live._known is not known
+    assert sent == [False, True]
 
 
 CHANGES = {
@@ -373,7 +378,7 @@ def test_a_rate_on_the_device_is_read_at_each_step(dtype, on_device, monkeypatch
         training.step()
         on_device(False)
         if step == 0:
-            monkeypatch.setattr(cuda, "Launches", None)  # the first are used again
+            monkeypatch.setattr(Launches, "__init__", None)  # the first are used again
     assert differences(training, judge) == []
 
 
@@ -395,7 +400,7 @@ def test_another_rate_in_place_of_that_on_the_device_is_seen(on_device):
 @pytest.mark.parametrize("kind", ["Adam", "NAdam"])
 def test_steps_may_be_counted_on_the_host(kind, options, on_device, monkeypatch):
     judge = native(on_device, 4, kind=kind, **options)
-    monkeypatch.setattr(cuda, "is_beside", lambda *_: False)
+    monkeypatch.setattr(devices, "is_beside", lambda *_: False)
     training = Training(kind=kind, **options).step(2)
     if options:
         training.gradients()
@@ -575,7 +580,7 @@ def test_sparse_gradients_are_refused():
 
 def test_without_triton_plain_operations_step_and_that_is_said_once(on_device, monkeypatch):
     judge = native(on_device)
-    monkeypatch.setattr(cuda, "_has_triton", lambda: False)
+    monkeypatch.setattr(devices, "has_triton", lambda: False)
     training = Training()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("default")
@@ -603,7 +608,7 @@ def test_several_devices_have_one_norm(count, monkeypatch):
             judge.params[0].grad[0, 0] = float("nan")
         judge.optimizer.step()
     on = [names[i % len(names)] for i in range(len(SHAPES))]
-    monkeypatch.setattr(cuda.Job, "device", property(lambda job: on[job.place]))
+    monkeypatch.setattr(Job, "device", property(lambda job: on[job.place]))
     training = Training(fused=True, **PHASE)
     for name in names:
         training.optimizer._skipped_on[name] = torch.zeros((), dtype=torch.int64, device=name)
@@ -612,7 +617,7 @@ def test_several_devices_have_one_norm(count, monkeypatch):
         if step == 2:
             training.params[0].grad[0, 0] = float("nan")
         training.optimizer.step()
-    assert len(training.optimizer._plan.on_device.launches._parts) == len(set(on))
+    assert len(training.optimizer._plan.on_device.launches.parts) == len(set(on))
     assert differences(training, judge) == []
     assert training.optimizer.statistics() == judge.optimizer.statistics()
     assert training.optimizer.gradient_norm == judge.optimizer.gradient_norm
@@ -705,11 +710,12 @@ def test_a_compiled_training_step_has_the_bits_of_an_eager_one():
 
 STAND_IN = """
 import device_engine
-from adamas.torch import cuda
-cuda.DEVICE_TYPES = ("cpu",)
+from adamas.engines.triton import devices
+from adamas.engines.triton.launches import Launches
+devices.DEVICE_TYPES = ("cpu",)
 launched = []
-launch = cuda.Launches.step
-cuda.Launches.step = lambda *given: launched.append(1) or launch(*given)
+launch = Launches.step
+Launches.step = lambda *given: launched.append(1) or launch(*given)
 """
 STAND_IN_END = """
 from torch.distributed.tensor import DTensor
@@ -775,13 +781,13 @@ def test_two_processes_step_their_parts_with_the_bits_of_one(tmp_path):
 )
 def test_what_a_graph_cannot_repeat_is_refused(kind, options, steps, message, monkeypatch):
     if kind == "Adam" and not options:
-        monkeypatch.setattr(cuda, "is_beside", lambda *_: False)
+        monkeypatch.setattr(devices, "is_beside", lambda *_: False)
     if "lr" in options:
         options = {**options, "lr": options["lr"].to(DEVICE)}
     training = Training(kind=kind, **options).step(steps)
     kept = copy.deepcopy(training.values())
     training.gradients()
-    monkeypatch.setattr(cuda, "is_capturing", lambda _: True)
+    monkeypatch.setattr(devices, "is_capturing", lambda _: True)
     with pytest.raises(RuntimeError) as raised:
         training.optimizer.step()
     assert str(raised.value) == message
@@ -791,13 +797,13 @@ def test_what_a_graph_cannot_repeat_is_refused(kind, options, steps, message, mo
 
 def test_what_a_graph_has_recorded_outlives_the_plan(monkeypatch):
     training = Training(capturable=True).step(2)
-    monkeypatch.setattr(cuda, "is_capturing", lambda _: True)
+    monkeypatch.setattr(devices, "is_capturing", lambda _: True)
     training.step()
     recorded = training.optimizer._plan.on_device.launches
-    sent = recorded._parts[0]._live._recorded
-    assert len(sent) == 1
-    assert np.array_equal(sent[0].numpy(), recorded._parts[0]._live._host)
-    monkeypatch.setattr(cuda, "is_capturing", lambda _: False)
+    live = recorded.parts[0].live
+    (sent,) = live.recorded
+    assert np.array_equal(sent.numpy(), np.concatenate(list(live.host.values())))
+    monkeypatch.setattr(devices, "is_capturing", lambda _: False)
     training.optimizer.load_state_dict(training.optimizer.state_dict())
     assert training.optimizer._captured == [recorded]
 

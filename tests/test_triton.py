@@ -27,12 +27,12 @@ from adamas import codecs
 from adamas import state as states
 from adamas.coefficients import at_step, clip_factor, ema_weights
 from adamas.engines import Group, Slot, reference
-from adamas.engines import triton as engine
 from adamas.engines.triton import sums, tables
+from adamas.engines.triton.launches import Launches
+from adamas.engines.triton.rule import OPTIONS
 from adamas.options import Options, Phase
 from adamas.rule import rule
 from adamas.statistics import TILE, norm
-from adamas.torch.cuda import Launches
 from cases import (
     FLOATS,
     FORMS,
@@ -243,15 +243,16 @@ def test_slices_know_their_place_as_in_the_reference(forms):
 def beyond(plan, offset):
     """Let a plan of one tensor find its elements ``offset`` further on in arrays that begin
     ``offset`` elements earlier, and only the chunks that are there."""
-    (part,) = plan.launches._parts
-    job, row = plan.jobs[0], part._table[0]
-    for column, tensor in enumerate(job.tensors()):
+    (part,) = plan.launches.parts
+    job, row = plan.jobs[0], part.table[0]
+    for name, column in tables.ADDRESSES.items():
+        tensor = getattr(job, name)
         if tensor is not None:
-            elements = offset // 32 if tensor is job.header else offset
-            row[column] -= elements * tensor.element_size()
+            elements = offset // 32 if name == "header" else offset
+            row[column.value] -= elements * tensor.element_size()
     row[tables.COUNT.value] += offset
     row[tables.FIRST_TILE.value] -= offset // TILE
-    for launch in part._launches:
+    for launch in part.chunks:
         launch.chunks.add_(offset // CHUNK)
     step = plan.launches.step
 
@@ -538,15 +539,15 @@ def exact_sums(lists, row_size=40):
     counts = torch.zeros(len(flat), dtype=torch.int64, device=DEVICE)
     ranges = torch.tensor([*starts, total], dtype=torch.int64, device=DEVICE)
     row_ranges = torch.tensor(firsts, dtype=torch.int32, device=DEVICE)
-    rows = torch.zeros((max(len(starts), 1), engine.ROW), dtype=torch.int64, device=DEVICE)
+    rows = torch.zeros((max(len(starts), 1), sums.ROW), dtype=torch.int64, device=DEVICE)
     found = torch.zeros(len(lists), dtype=torch.float64, device=DEVICE)
     with np.errstate(all="ignore"):
         if starts:
-            engine.collect[(len(starts), 1)](
+            sums.collect[(len(starts), 1)](
                 values, counts, ranges, rows, len(flat),
-                HAS_COUNTS=False, BLOCK=32, **engine.OPTIONS,
+                HAS_COUNTS=False, BLOCK=32, **OPTIONS,
             )  # fmt: skip
-        write_sum[(len(lists),)](rows, row_ranges, found, **engine.OPTIONS)
+        write_sum[(len(lists),)](rows, row_ranges, found, **OPTIONS)
     return found.tolist()
 
 

@@ -8,15 +8,14 @@ from typing import Any, get_args
 
 import pytest
 
-from adamas.engines import triton as engine
 from adamas.engines.triton import codecs, kernels, numbers, rule, sums
+from adamas.engines.triton.jobs import DTYPES, Stored
 from adamas.options import Rounding, StateForm
-from adamas.torch import cuda
 from cases import PATIENCE, python
 
 CAPABILITIES = (80, 90, 100)
 #: The constants of the sweep that say how a tensor is stored.
-STORED = ("P", *cuda._CONSTANTS)
+STORED = Stored._fields
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +42,7 @@ def found(everything):
 
 
 def kernel_names():
-    return {name for name in engine.__all__ if name.islower()}
+    return {*kernels.__all__, *numbers.__all__, "collect"}
 
 
 def sweeps(found):
@@ -72,7 +71,7 @@ def test_every_value_of_every_constant_is_among_what_is_compiled(found):
     forms = {None, "own", *get_args(StateForm)} - {"float32"}
     flags, scales = {False, True}, {1, 3}
     possible = {
-        ("sweep", "P"): set(cuda._DTYPES.values()),
+        ("sweep", "P"): set(DTYPES.values()),
         ("sweep", "M"): forms,
         ("sweep", "V"): forms,
         ("sweep", "W"): flags,
@@ -84,7 +83,7 @@ def test_every_value_of_every_constant_is_among_what_is_compiled(found):
         ("sweep", "RECORDED"): flags,
         ("sweep", "SCALES"): scales,
         ("sweep", "ALIGNED"): flags,
-        ("read", "P"): set(cuda._DTYPES.values()),
+        ("read", "P"): set(DTYPES.values()),
         ("read", "SCALES"): scales,
         ("collect", "HAS_COUNTS"): flags,
         ("collect", "BLOCK"): {32},

@@ -39,10 +39,10 @@ def standing_in(route: str) -> Generator[torch.device]:
 
 @contextmanager
 def _triton() -> Generator[torch.device]:
-    from adamas.torch import cuda
+    from adamas.engines.triton import devices
     from device_engine import DEVICE
 
-    with mock.patch.object(cuda, "DEVICE_TYPES", (DEVICE.type,)), np.errstate(all="ignore"):
+    with mock.patch.object(devices, "DEVICE_TYPES", (DEVICE.type,)), np.errstate(all="ignore"):
         yield DEVICE
 
 

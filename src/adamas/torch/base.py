@@ -27,13 +27,14 @@ from adamas.checks import check_flag
 from adamas.codecs import key_of, random_bits_at
 from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights, is_count
 from adamas.engines.native import TensorPlan, outcome_of
+from adamas.engines.triton import devices
+from adamas.engines.triton.launches import DeviceOutcome, Launches
 from adamas.options import OnNonfinite, Options, Phase, Rounding, StateForm
 from adamas.statistics import Outcome, Statistics
 from adamas.torch import (
     arguments,
     copies,
     counting,
-    cuda,
     distributed,
     gradients,
     loading,
@@ -144,7 +145,7 @@ class Optimizer(torch.optim.Optimizer):
         self._skipped = 0
         self._skipped_on: dict[torch.device, Tensor] = {}
         #: Launches that a CUDA graph has recorded, whose tables it reads at each replay.
-        self._captured: list[cuda.Launches] = []
+        self._captured: list[Launches] = []
         self._device_counts = counting.DeviceCounts()
         self._plan: _Plan | None = None
         self._turn = turns.Turn()
@@ -187,7 +188,7 @@ class Optimizer(torch.optim.Optimizer):
             on_device = (
                 group.get("capturable")
                 or group.get("fused")
-                or (self._phase.reads_first and cuda.takes(parameter.device))
+                or (self._phase.reads_first and devices.takes(parameter.device))
             )
             dtype = torch.float32 if group.get("fused") else _step_dtype()
             device = parameter.device if on_device else torch.device("cpu")
@@ -523,9 +524,9 @@ class Optimizer(torch.optim.Optimizer):
             inputs = {"loss_scale": gradients.scale_of(scale)}
         self._finish(plan, self._launch(on, found_inf=found, **inputs))
 
-    def _launch(self, on: OnDevice, **inputs: Any) -> cuda.DeviceOutcome | None:
-        """Launch a step of what is on devices; see :class:`adamas.torch.cuda.Inputs`."""
-        cuda.refuse_capture(
+    def _launch(self, on: OnDevice, **inputs: Any) -> DeviceOutcome | None:
+        """Launch a step of what is on devices; see :class:`adamas.engines.triton.jobs.Inputs`."""
+        devices.refuse_capture(
             on.devices,
             host_steps=bool(on.host_steps),
             given=on.takes_numbers_on_host or (self._has_more_state and bool(on.given)),
@@ -694,13 +695,13 @@ class Optimizer(torch.optim.Optimizer):
         numbers = self._coming_numbers(member)
         return (*numbers, *(self._ema_weights(member) or (0.0, 0.0)), self._step_number(member))
 
-    def _finish(self, plan: _Plan, outcome: Outcome | cuda.DeviceOutcome | None) -> None:
+    def _finish(self, plan: _Plan, outcome: Outcome | DeviceOutcome | None) -> None:
         self._outcome = outcome
         if "grad_scale" in self.__dict__:
             self._leave_unscaled(plan, outcome)
         self._reported = plan.members if self._phase.statistics else ()
         on_nonfinite = self._phase.on_nonfinite
-        is_on_device = isinstance(outcome, cuda.DeviceOutcome)
+        is_on_device = isinstance(outcome, DeviceOutcome)
         if is_on_device and on_nonfinite != "raise" and not (self._has_more_state or self._fresh):
             return  # nothing here depends on whether the step was made, so nothing waits for it
         if outcome is None or outcome.applied:
@@ -978,7 +979,7 @@ class Optimizer(torch.optim.Optimizer):
             storage.check(names[member.place], found, parameter, kept, device=device)
             fitted = self._fitted(found, parameter, member.group)
             step = fitted.get("step")
-            if isinstance(step, Tensor) and cuda.takes(parameter.device):
+            if isinstance(step, Tensor) and devices.takes(parameter.device):
                 counted = self._device_counts.counting(step)
                 fitted = fitted if counted is step else {**fitted, "step": counted}
             if fitted is not state:
@@ -1008,7 +1009,7 @@ class Optimizer(torch.optim.Optimizer):
         if not (wanted - {"ema"}) <= state.keys():  # a remainder that was not saved is zero, too
             for name, entry in self._new_state(member.parameter, member.group).items():
                 state.setdefault(name, entry)
-            if is_new and "step" in state and cuda.takes(member.parameter.device):
+            if is_new and "step" in state and devices.takes(member.parameter.device):
                 self._device_counts.created(state["step"])
         if "step" in wanted and "step" not in state:  # a method that counts none by itself
             state["step"] = torch.full((), 0.0 if is_new else 1.0, dtype=_step_dtype())
@@ -1065,7 +1066,7 @@ class Optimizer(torch.optim.Optimizer):
         of consecutive elements.
         """
         p = member.parameter
-        if not cuda.takes(p.device):
+        if not devices.takes(p.device):
             return False
         stored = self._with_dtypes(member)
         if stored is None:
@@ -1169,7 +1170,7 @@ class Optimizer(torch.optim.Optimizer):
         self._earlier: list[tuple[_Plan, float]] = []
         self._keep(None)
         self._earlier.clear()
-        self._outcome: Outcome | cuda.DeviceOutcome | None = None
+        self._outcome: Outcome | DeviceOutcome | None = None
         #: The parameters that its statistics are of.
         self._reported: tuple[Member, ...] = ()
         self._averaged = False
@@ -1190,13 +1191,13 @@ class Optimizer(torch.optim.Optimizer):
             return None
         return gradients.scale_of(left.get("grad_scale"))
 
-    def _leave_unscaled(self, plan: _Plan, outcome: Outcome | cuda.DeviceOutcome | None) -> None:
+    def _leave_unscaled(self, plan: _Plan, outcome: Outcome | DeviceOutcome | None) -> None:
         """Divide gradients by the loss scale where a step was made, as torch's fused step does."""
         scale = self.__dict__.get("grad_scale")
         if scale is None:
             return
         is_made = None
-        if isinstance(outcome, cuda.DeviceOutcome) and self._phase.on_nonfinite != "raise":
+        if isinstance(outcome, DeviceOutcome) and self._phase.on_nonfinite != "raise":
             is_made = outcome.launches.verdict
         elif outcome is not None and not outcome.applied:
             return

@@ -9,7 +9,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from adamas.torch import cuda, distributed
+from adamas.engines.triton import devices
+from adamas.torch import distributed
 from adamas.torch.memory import Memory, meeting
 
 __all__ = [
@@ -193,7 +194,7 @@ def unscale(parameters: Iterable[Tensor], grad_scale: Any, is_made: Tensor | Non
     for p in parameters:
         gradient = _gradient(p)
         part = distributed.local(gradient)
-        if part.layout == torch.strided and cuda.is_dense(part) and free.add((part,)):
+        if part.layout == torch.strided and devices.is_dense(part) and free.add((part,)):
             alone.setdefault(part.device, []).append(part)
         else:
             replaced.append((p, gradient / _divisor(grad_scale, part.device, is_made)))

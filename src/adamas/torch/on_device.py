@@ -1,6 +1,6 @@
 """From parameters on a device to what Triton launches for them, and back.
 
-:mod:`adamas.torch.cuda` knows arrays and tables; here is what an optimizer knows of them: which
+:mod:`adamas.engines.triton` knows arrays and tables; here is what an optimizer knows of them: which
 entry of which state is which array, where rates and numbers of steps are kept, what has to be
 copied because it is not contiguous, and whether all this still fits.
 """
@@ -16,8 +16,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adamas.engines.native import TensorWatch
+from adamas.engines.triton import devices
+from adamas.engines.triton.jobs import Inputs, Job, form_name, signature_of
+from adamas.engines.triton.launches import DeviceOutcome, Launches
 from adamas.options import Options, Phase
-from adamas.torch import arguments, cuda, distributed
+from adamas.torch import arguments, distributed
 from adamas.torch.members import Member, scalar
 
 __all__ = ["OnDevice", "Stepped", "planned"]
@@ -39,12 +42,12 @@ class Stepped(NamedTuple):
 class OnDevice(NamedTuple):
     """What steps the parameters on devices that Triton serves."""
 
-    launches: cuda.Launches
+    launches: Launches
     members: tuple[Member, ...]
     parameters: list[Tensor]
     devices: frozenset[torch.device]
     #: What the tables were made of: keeps contiguous copies while kernels read them.
-    jobs: tuple[cuda.Job, ...]
+    jobs: tuple[Job, ...]
     #: Their groups, and of each the learning rate where it is kept on the device.
     groups: tuple[dict[str, Any], ...]
     rates: tuple[Tensor | None, ...]
@@ -86,8 +89,8 @@ class OnDevice(NamedTuple):
 
     def launch(
         self, given: list[tuple[float, ...]], skipped: dict[torch.device, Tensor], **inputs: Any
-    ) -> cuda.DeviceOutcome | None:
-        """Make one step; ``inputs`` are those of :class:`adamas.torch.cuda.Inputs`."""
+    ) -> DeviceOutcome | None:
+        """Make one step; ``inputs`` are those of :class:`adamas.engines.triton.jobs.Inputs`."""
         steps = np.zeros(len(self.members), np.int64)
         for place, step in zip(self.host_places, self.host_steps, strict=True):
             steps[place] = int(step.item()) + 1
@@ -99,7 +102,7 @@ class OnDevice(NamedTuple):
         for place, room in self.ordered.items():
             room.copy_(self.members[place].local_gradient.detach())
             ordered[place] = room.data_ptr()
-        values = cuda.Inputs(self.gradients, ordered, steps, rates, given=given, **inputs)
+        values = Inputs(self.gradients, ordered, steps, rates, given=given, **inputs)
         outcome = self.launches.step(values, skipped)
         for target, source in self.replaced:
             target.copy_(source)
@@ -125,23 +128,23 @@ def planned(
     index = {id(group): i for i, group in enumerate(own_groups)}
     options = {index[id(each.member.group)]: each.options for each in stepped}
     rates = [_rate_on_device(group, stepped) for group in own_groups]
-    jobs: list[cuda.Job] = []
+    jobs: list[Job] = []
     replaced: list[tuple[Tensor, Tensor]] = []
     host: dict[int, Tensor] = {}
     for each in stepped:
         name = each.member.entries.step
         step = None if name is None else each.state[name]
-        if step is not None and not cuda.is_beside(step, each.member.parameter):
+        if step is not None and not devices.is_beside(step, each.member.parameter):
             host[len(jobs)] = step
             step = None
         group = index[id(each.member.group)]
         jobs.append(_job(each, step, rates[group], group, phase, replaced))
     ordered_options = [options[i] for i in range(len(own_groups))]
-    signature = cuda.signature_of(jobs, ordered_options, phase)
+    signature = signature_of(jobs, ordered_options, phase)
     if before is not None and before.launches.signature == signature:
         launches = before.launches
     else:
-        launches = cuda.Launches(jobs, ordered_options, phase)
+        launches = Launches(jobs, ordered_options, phase)
     watch = None
     if not replaced and all(type(each.member.parameter) in _PLAIN_TYPES for each in stepped):
         watched = [
@@ -178,7 +181,7 @@ def _job(
     group: int,
     phase: Phase,
     replaced: list[tuple[Tensor, Tensor]],
-) -> cuda.Job:
+) -> Job:
     """Return what the kernels have to know of a parameter; add to what is ``replaced``."""
     member, state, options, copy = stepped
     entries, form = member.entries, member.form
@@ -193,7 +196,7 @@ def _job(
         )
     ]
     is_ordered = member.draws or "8bit" in (mean, square) or phase.statistics
-    g, *laid = cuda.laid_out([member.local_gradient, *written], is_ordered=is_ordered)
+    g, *laid = devices.laid_out([member.local_gradient, *written], is_ordered=is_ordered)
     replaced.extend(
         (target, source)
         for target, source in zip(written, laid, strict=True)
@@ -202,7 +205,7 @@ def _job(
     p, m, v, w, ema, remainder, copied = laid
     assert p is not None
     assert g is not None
-    return cuda.Job(
+    return Job(
         parameter=p,
         gradient=g,
         mean=m,
@@ -214,7 +217,7 @@ def _job(
         remainder=remainder,
         step=step,
         lr=rate,
-        forms=(cuda.form_name(mean, m), cuda.form_name(square, v)),
+        forms=(form_name(mean, m), form_name(square, v)),
         rounding=(member.group.get("rounding") or "nearest") if member.is_half else "nearest",
         by_chance=member.rounds_means_by_chance,
         top=state.get("top", 0),
@@ -242,5 +245,7 @@ def _is_rate(group: dict[str, Any], known: Tensor | None) -> bool:
         return lr.data_ptr() == known.data_ptr() and lr.dtype == known.dtype
     # What is not at least about 0 is for a close look, which says what is wrong.
     if isinstance(lr, Tensor):
-        return lr.is_cpu and not cuda.takes(lr.device) and bool((lr >= -arguments.ROUNDING).all())
+        return (
+            lr.is_cpu and not devices.takes(lr.device) and bool((lr >= -arguments.ROUNDING).all())
+        )
     return isinstance(lr, (int, float, np.number)) and bool(lr >= -arguments.ROUNDING)

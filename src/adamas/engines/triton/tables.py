@@ -11,21 +11,34 @@ The constants are Triton's, so that they belong to the text that is compiled; ``
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
 from triton.language import constexpr
 
-from adamas.statistics import TILE
+from adamas.engines.triton.jobs import Int64, Job
+from adamas.options import Options, Phase
+from adamas.statistics import TILE, Statistics
 
 __all__ = [
+    "ADDRESSES",
+    "ALIGNABLE",
     "BIAS_CORRECTIONS",
     "CHUNK",
     "CHUNK_BITS",
     "DECAYS",
     "EPS_PLACES",
     "GIVEN_WIDTH",
+    "LIVE_SCALE_WIDTH",
     "NUMBERS",
     "RECIPE_WIDTH",
+    "STATISTICS",
     "TABLE_WIDTH",
     "VERDICT_WIDTH",
+    "recipe",
+    "table_of",
 ]
 
 #: Elements that one program steps or reads: eight tiles.
@@ -56,6 +69,20 @@ LR = constexpr(17)  # address of the learning rate, or 0: it is a live value
 LR_IS_DOUBLE = constexpr(18)
 TABLE_WIDTH = constexpr(20)
 
+#: Columns of addresses, by what a job calls the arrays.
+ADDRESSES = {
+    "parameter": PARAMETER,
+    "mean": MEAN,
+    "square": SQUARE,
+    "largest_square": LARGEST_SQUARE,
+    "ema": EMA,
+    "copy": COPY,
+    "header": HEADER,
+    "remainder": REMAINDER,
+}
+#: Columns of what is read several elements at a time where all of it is aligned.
+ALIGNABLE = [each.value for name, each in ADDRESSES.items() if name != "header"]
+
 # ── columns of a recipe ──
 BETA1 = constexpr(0)
 BETA2 = constexpr(1)
@@ -78,6 +105,12 @@ DECAYS = ("l2", "decoupled", "fully-decoupled")
 BIAS_CORRECTIONS = ("paper", "first-step", "none")
 EPS_PLACES = ("corrected", "uncorrected", "inside")
 
+# ── places of the live scale ──
+LIVE_LOSS_SCALE = constexpr(0)
+LIVE_FACTOR = constexpr(1)
+SEED = constexpr(2)
+LIVE_SCALE_WIDTH = constexpr(3)
+
 # ── places of a verdict (float64) ──
 APPLIED = constexpr(0)  # 1, or 0 where nothing may change
 FACTOR = constexpr(1)  # that clips
@@ -89,3 +122,71 @@ VERDICT_WIDTH = constexpr(4)
 NUMBERS = constexpr(16)
 #: Entries of a row of given numbers: the same without padding.
 GIVEN_WIDTH = constexpr(15)
+
+#: Entries of a row of statistics (float64).
+STATISTICS = tuple(field.name for field in dataclasses.fields(Statistics))
+
+
+def table_of(jobs: Sequence[Job], first_tiles: Int64) -> Int64:
+    """Return the table: a row for each job."""
+    table = np.zeros((len(jobs), TABLE_WIDTH.value), np.int64)
+    given = 0
+    for row, job, first_tile in zip(table, jobs, first_tiles.tolist(), strict=False):
+        _fill(row, job, first_tile, given if job.is_given else -1)
+        given += job.is_given
+    return table
+
+
+def _fill(row: Int64, job: Job, first_tile: int, given: int) -> None:
+    for name, column in ADDRESSES.items():
+        tensor = getattr(job, name)
+        row[column.value] = 0 if tensor is None else tensor.data_ptr()
+    for tensor, column, is_double in (
+        (job.step, STEP, STEP_IS_DOUBLE),
+        (job.lr, LR, LR_IS_DOUBLE),
+    ):
+        if tensor is not None:
+            row[column.value] = tensor.data_ptr()
+            row[is_double.value] = tensor.dtype == torch.float64
+    for column, number in (
+        (COUNT, job.parameter.numel()),
+        (PLACE, job.place),
+        (FIRST, job.first),
+        (TOP, job.top),
+        (FIRST_TILE, first_tile),
+        (RECIPE, job.group),
+        (GIVEN, given),
+    ):
+        row[column.value] = number
+
+
+def recipe(options: Options | None, phase: Phase) -> Int64:
+    """Return the row that says how the numbers of a group's steps come about."""
+    row = np.zeros(RECIPE_WIDTH.value, np.int64)
+    real = row.view(np.float64)
+    real[EMA_RATE.value] = phase.ema or 0.0
+    real[LR_MAX.value] = 1.0
+    if options is None:
+        return row
+    beta1, beta2 = options.betas
+    for column, number in (
+        (BETA1, beta1),
+        (BETA2, beta2),
+        (EPS, options.eps),
+        (EPS_ROOT, options.eps_root),
+        (WEIGHT_DECAY, options.weight_decay),
+        (LR_MAX, options.lr_max),
+    ):
+        if number is not None:
+            real[column.value] = number
+    for column, choice in (
+        (DECAY, DECAYS.index(options.decay)),
+        (BIAS_CORRECTION, BIAS_CORRECTIONS.index(options.bias_correction)),
+        (EPS_PLACE, EPS_PLACES.index(options.eps_place)),
+        (HAS_MEAN, options.has_mean),
+        (HAS_SQUARE, options.has_square),
+        (NESTEROV, options.nesterov),
+        (MAXIMIZE, options.maximize),
+    ):
+        row[column.value] = choice
+    return row

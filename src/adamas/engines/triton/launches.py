@@ -1,0 +1,146 @@
+"""Steps of tensors on devices: tables there, and a few launches.
+
+One launch steps all tensors that are stored alike, whatever their number and shapes: kernels find
+addresses in a table on the device, which is sent when launches are made. What may change from step
+to step (addresses of gradients, numbers and rates kept on the host) is sent again where it has
+changed. Norm, guard, clip factor, loss scale and the numbers of a step are taken on the device, and
+the host waits for none of it unless it asks: ``on_nonfinite="raise"`` does, and so does whoever
+reads an outcome (:class:`DeviceOutcome`).
+
+Inside a CUDA graph a step reads what it finds on the device at each replay: learning rates and
+numbers of steps that are tensors there. What is sent from the host is sent again by each replay.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adamas.engines.triton import devices
+from adamas.engines.triton.jobs import Inputs, Job, signature_of
+from adamas.options import Options, Phase
+from adamas.statistics import Outcome, Statistics
+
+__all__ = ["DeviceOutcome", "Launches"]
+
+
+@dataclasses.dataclass
+class DeviceOutcome:
+    """What a step reports, as :class:`adamas.statistics.Outcome`; each reading waits for it."""
+
+    launches: Launches
+    reads: bool
+
+    @property
+    def applied(self) -> bool:
+        """Whether the step was made."""
+        return self.launches.applied()
+
+    @property
+    def norm(self) -> float | None:
+        """Euclidean norm of all gradients, unscaled; None where nothing needed it."""
+        return self.launches.norm() if self.reads else None
+
+    @property
+    def nonfinite(self) -> tuple[int, ...] | None:
+        """Number of non-finite elements of each gradient; None where nothing needed it."""
+        return self.launches.nonfinite() if self.reads else None
+
+    @property
+    def statistics(self) -> tuple[Statistics, ...] | None:
+        """One entry for each tensor; None where none were taken."""
+        return self.launches.statistics()
+
+    def fetched(self) -> Outcome:
+        """Return all of it, as it is now: the next step leaves another."""
+        return Outcome(self.applied, self.norm, self.nonfinite, self.statistics)
+
+
+class Launches:
+    """The step of fixed tensors on any number of devices."""
+
+    def __init__(
+        self, jobs: Sequence[Job], options: Sequence[Options | None], phase: Phase
+    ) -> None:
+        """Make the tables of ``jobs``; ``options`` has those of each group, None where given."""
+        from adamas.engines.triton.parts import Part
+
+        self._phase = phase
+        self.signature = signature_of(jobs, options, phase)
+        by_device: dict[torch.device, list[int]] = {}
+        for i, job in enumerate(jobs):
+            by_device.setdefault(job.device, []).append(i)
+        scales = 3 if any(job.parameter.dtype == torch.float64 for job in jobs) else 1
+        self._places = [np.array(indices) for indices in by_device.values()]
+        given = np.cumsum([job.is_given for job in jobs]) - 1
+        self._given_places = [
+            [int(given[i]) for i in indices if jobs[i].is_given] for indices in by_device.values()
+        ]
+        #: What goes to each device; the first has the verdict on all of them.
+        self.parts = [
+            Part(device, [jobs[i] for i in indices], options, phase, scales)
+            for device, indices in by_device.items()
+        ]
+        self._order = np.argsort(np.concatenate(self._places), kind="stable").tolist()
+        self._is_guarded = False
+        #: Whether a CUDA graph has recorded a step: the tables must then outlive the plan.
+        self.is_captured = False
+
+    def step(self, inputs: Inputs, skipped: dict[torch.device, Tensor]) -> DeviceOutcome | None:
+        """Launch one step; ``skipped`` has an int64 scalar on each device that counts."""
+        phase = self._phase
+        captured = [devices.is_capturing(part.device) for part in self.parts]
+        self.is_captured = self.is_captured or any(captured)
+        guarded = phase.reads_first or inputs.found_inf is not None
+        guarded = guarded or inputs.scale_on_device is not None
+        self._is_guarded = guarded
+        for part, places, given, is_captured in zip(
+            self.parts, self._places, self._given_places, captured, strict=True
+        ):
+            part.send(inputs, places, given, is_captured=is_captured)
+        if guarded:
+            lead, *others = self.parts
+            rows = None
+            if phase.reads_first:
+                rows = torch.cat([part.read().to(lead.device) for part in self.parts])
+            lead.conclude(rows, inputs, skipped)
+            for part in others:
+                part.verdict.copy_(lead.verdict, non_blocking=True)
+            if phase.on_nonfinite == "raise" and not self.applied():
+                return DeviceOutcome(self, phase.reads_first)
+        for part in self.parts:
+            part.sweep(guarded)
+        if guarded or phase.statistics:
+            return DeviceOutcome(self, phase.reads_first)
+        return None
+
+    # -- what a step has left on the device; each waits for it ----------------------------------
+
+    @property
+    def verdict(self) -> Tensor:
+        """Not 0 where the last step was made, on the device; nothing waits for it."""
+        return self.parts[0].is_applied
+
+    def applied(self) -> bool:
+        """Return whether the last step was made."""
+        return not self._is_guarded or bool(self.verdict.item())
+
+    def norm(self) -> float:
+        """Return the norm that the last step took."""
+        return float(self.parts[0].norm.item())
+
+    def nonfinite(self) -> tuple[int, ...]:
+        """Return the number of non-finite elements of each gradient of the last step."""
+        counts = [count for part in self.parts for count in part.nonfinite()]
+        return tuple(counts[i] for i in self._order)
+
+    def statistics(self) -> tuple[Statistics, ...] | None:
+        """Return the statistics of the last step, for each job; None where none were taken."""
+        if not self._phase.statistics or not self.applied():
+            return None
+        found = [each for part in self.parts for each in part.statistics()]
+        return tuple(found[i] for i in self._order)
