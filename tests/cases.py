@@ -140,6 +140,25 @@ def special(random: np.random.Generator, shape: Any, dtype: Any) -> np.ndarray[A
     return random.choice(special_values(dtype), shape)
 
 
+def unreadable(p: np.ndarray[Any, Any], beside: np.ndarray[Any, Any]) -> dict[str, Any]:
+    """Gradients for the parameters ``p`` and ``beside`` that an engine must decline."""
+    g, h = np.ones_like(p), np.ones_like(beside)
+    return {
+        "none at all": [],
+        "one too few": [g],
+        "one too many": [g, h, h],
+        "an iterator": iter([g, h]),
+        "an array of arrays": np.ones((2, 6), p.dtype),
+        "not an array": [g, None],
+        "another dtype": [g, h.astype(np.float64)],
+        "integers": [g, h.astype(np.int32)],
+        "another byte order": [g, h.astype(h.dtype.newbyteorder())],
+        "another shape": [g, h.reshape(3, 2)],
+        "another length": [g, h[:-1]],
+        "strided": [g, np.ones(12, p.dtype)[::2]],
+    }
+
+
 # ── runs ───────────────────────────────────────────────────────────────────────────────────────
 
 

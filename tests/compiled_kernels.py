@@ -21,11 +21,13 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-import device_engine
 from adamas import state as states
 from adamas.engines import Group, Slot
+from adamas.engines.triton import plan
+from adamas.engines.triton.jobs import Job
 from adamas.engines.triton.rule import OPTIONS, rule
 from adamas.options import Options, Phase
+from triton_plans import plan_with, shifted
 
 #: Compute capabilities: 8.0 (A100), 9.0 (H100), 10.0 (B200).
 CAPABILITIES = (80, 90, 100)
@@ -141,17 +143,19 @@ def launched(variant: Variant) -> None:
         rounding=variant.rounding,
         amsgrad=variant.amsgrad,
     )
-    size, skipped = 3 * 8192, 0 if variant.is_aligned else 1
-    memory = np.zeros(size + 8, dtype)
-    start = -memory.ctypes.data % 16 // memory.itemsize + skipped
-    parameter = memory[start : start + size]
+    parameter = np.zeros(3 * 8192, dtype)
     state = states.create(parameter, options, ema=variant.phase.ema is not None)
-    plan = device_engine.with_copy(variant.copy).Plan(
-        [Group(options, (Slot(parameter, state),))], variant.phase
-    )
-    if variant.is_scaled:
-        plan.extra = {"found_inf": torch.zeros(1), "scale_on_device": torch.ones(1)}
-    plan.step([parameter], 1, [0.1])
+
+    def changed(job: Job) -> Job:
+        p = job.parameter if variant.is_aligned else shifted(job.parameter)
+        if variant.copy is None:
+            return job._replace(parameter=p)
+        return job._replace(parameter=p, copy=p.to(getattr(torch, variant.copy)))
+
+    groups = [Group(options, (Slot(parameter, state),))]
+    scalars = {"found_inf": torch.zeros(1), "scale_on_device": torch.ones(1)}
+    scaler = scalars if variant.is_scaled else {}
+    plan_with(groups, variant.phase, changed).step([parameter], 1, [0.1], **scaler)
 
 
 @triton.jit
@@ -174,6 +178,7 @@ def main(path: str) -> None:
     found: list[Found] = []
     no_driver = NoDriver()
     driver.set_active(no_driver)
+    plan.device = lambda: torch.device("cpu")
 
     def compiled(kernel: Any, grid: Any) -> Any:
         def launch(*arguments: Any, **options: Any) -> None:

@@ -396,39 +396,6 @@ def test_a_step_that_is_left_out_touches_nothing():
 # ── which gradients are read as they are ───────────────────────────────────────────────────────
 
 
-def unreadable(p: Array, beside: Array) -> dict[str, Any]:
-    """Gradients for the parameters ``p`` and ``beside`` that an engine must decline."""
-    g, h = np.ones_like(p), np.ones_like(beside)
-    return {
-        "none at all": [],
-        "one too few": [g],
-        "one too many": [g, h, h],
-        "an iterator": iter([g, h]),
-        "an array of arrays": np.ones((2, 6), p.dtype),
-        "not an array": [g, None],
-        "another dtype": [g, h.astype(np.float64)],
-        "integers": [g, h.astype(np.int32)],
-        "another byte order": [g, h.astype(h.dtype.newbyteorder())],
-        "another shape": [g, h.reshape(3, 2)],
-        "another length": [g, h[:-1]],
-        "strided": [g, np.ones(12, p.dtype)[::2]],
-    }
-
-
-@pytest.mark.parametrize("engine", [native, reference])
-def test_an_engine_declines_gradients_that_it_cannot_read_and_touches_nothing(engine):
-    p, q = np.ones(6, np.float32), np.ones(6, np.float32)
-    options = Options()
-    slots = tuple(Slot(x, states.create(x, options)) for x in (p, q))
-    plan = engine.Plan([Group(options, slots)], Phase())
-    for name, gradients in unreadable(p, q).items():
-        assert plan.step(gradients, 1, [0.1]) is NotImplemented, name
-    assert (p == 1).all()
-    assert (q == 1).all()
-    assert not slots[0].state.mean.any()  # type: ignore[union-attr]
-    assert plan.step([np.ones_like(p), np.ones_like(q)], 1, [0.1]) is None
-
-
 def test_the_native_engine_declines_gradients_in_memory_that_it_writes():
     block = np.ones(40, np.float32)
     p, q = block[0:10], block[20:30]

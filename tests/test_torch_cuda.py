@@ -23,8 +23,8 @@ from adamas.engines.triton.launches import Launches
 from adamas.engines.triton.live import Live
 from adamas.engines.triton.parts import Part
 from copied import left_by_steps
-from device_engine import DEVICE
 from processes import TWO_PROCESSES, run_in_two
+from triton_plans import DEVICE
 
 SHAPES = ((3, 4), (33,), (), (0,), (1030,))
 NO_GPU = pytest.mark.skipif(
@@ -709,7 +709,7 @@ def test_a_compiled_training_step_has_the_bits_of_an_eager_one():
 
 
 STAND_IN = """
-import device_engine
+import triton_plans
 from adamas.engines.triton import devices
 from adamas.engines.triton.launches import Launches
 devices.DEVICE_TYPES = ("cpu",)

@@ -40,7 +40,7 @@ def standing_in(route: str) -> Generator[torch.device]:
 @contextmanager
 def _triton() -> Generator[torch.device]:
     from adamas.engines.triton import devices
-    from device_engine import DEVICE
+    from triton_plans import DEVICE
 
     with mock.patch.object(devices, "DEVICE_TYPES", (DEVICE.type,)), np.errstate(all="ignore"):
         yield DEVICE

@@ -30,7 +30,7 @@ from adamas.arrays import checked_gradient
 from adamas.assignments import Assignment, all_at_once, attribute
 from adamas.checks import check_count, check_names, check_rate, with_known_options
 from adamas.dialects import Dialect, with_conventions
-from adamas.engines import native, reference
+from adamas.engines import native, reference, triton
 from adamas.groups import (
     OPTION_NAMES,
     ParameterGroup,
@@ -68,9 +68,9 @@ from adamas.turns import WITHIN, WOULD_LOSE, averages_in_place, check_turn, in_t
 __all__ = ["Adam", "AdamW", "Momentum", "Optimizer", "ParameterGroup", "RMSProp", "Snapshot"]
 
 Array = NDArray[Any]
-Engine = Literal["native", "reference"]
+Engine = Literal["native", "reference", "triton"]
 
-_ENGINES = {"native": native.Plan, "reference": reference.Plan}
+_ENGINES: dict[str, Any] = {"native": native, "reference": reference, "triton": triton}
 
 #: What is made anew where an optimizer is copied or pickled, or stored in another form.
 _OWN = ("_averaged", "_busy", "_fixed_rates", "_groups", "_plan", "_record", "_tree", "_turn")
@@ -90,6 +90,10 @@ class Optimizer:
     same thread (by a schedule, or by a signal handler in the midst of a step) is refused with
     RuntimeError. Whatever interrupts a call leaves all of its work or none: a step that is
     interrupted by Ctrl-C is made and counted, or neither.
+
+    Every ``engine`` gives the same bits; those beside "native" are slow and there to compare with:
+    "reference" is the rule itself, "triton" the kernels for GPUs, where all arrays go there and
+    back at each step. Without a GPU these run in Triton's interpreter (``TRITON_INTERPRET=1``).
     """
 
     _groups: tuple[ParameterGroup, ...]
@@ -103,7 +107,9 @@ class Optimizer:
     ) -> None:
         """Check ``params``, create the state. Errors: TypeError or ValueError, nothing kept."""
         if engine not in _ENGINES:
-            raise ValueError(f'engine is {engine!r}, but it must be "native" or "reference".')
+            raise ValueError(
+                f'engine is {engine!r}, but it must be "native", "reference" or "triton".'
+            )
         self._engine: Engine = engine
         self._phase = phase
         self._begin(*grouped(params, options, ema=phase.ema is not None), [0, 0, None])
@@ -347,7 +353,7 @@ class Optimizer:
     ) -> None:
         """Step these groups from now on; all is prepared first, then changed at once."""
         slots = tuple(planned(group) for group in groups)
-        plan = _ENGINES[self._engine](slots, self._phase)
+        plan = _ENGINES[self._engine].Plan(slots, self._phase)
         scheduled = any(callable(group.options.lr) for group in groups)
         changes: dict[str, Any] = {
             "_groups": groups,

@@ -22,14 +22,20 @@ An engine is a module with a class ``Plan``:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from functools import partial
+from operator import setitem
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
+from adamas.assignments import Assignment
 from adamas.options import Options
 from adamas.state import State
+from adamas.statistics import Outcome
 
-__all__ = ["Group", "Slot"]
+__all__ = ["Group", "Slot", "noted", "readable"]
 
 
 class Slot(NamedTuple):
@@ -56,3 +62,36 @@ class Group(NamedTuple):
 
     options: Options
     slots: tuple[Slot, ...]
+
+
+def readable(gradients: Any, slots: Sequence[Slot]) -> list[NDArray[Any]] | None:
+    """Return gradients with the dtypes that the slots have, or None where they do not fit."""
+    if not isinstance(gradients, (list, tuple)) or len(gradients) != len(slots):
+        return None
+    if not all(map(_fits, gradients, slots)):
+        return None
+    return [
+        gradient.view(slot.parameter.dtype) for gradient, slot in zip(gradients, slots, strict=True)
+    ]
+
+
+def _fits(gradient: Any, slot: Slot) -> bool:
+    parameter = slot.parameter if slot.array is None else slot.array
+    return (
+        isinstance(gradient, np.ndarray)
+        and gradient.shape == parameter.shape
+        and gradient.dtype == parameter.dtype
+        and gradient.flags.c_contiguous
+    )
+
+
+def noted(
+    record: list[Any], step: int, outcome: Outcome | None, *, skips: bool
+) -> list[Assignment]:
+    """Return what brings the record of a run up to date; ``skips`` counts a step left out."""
+    changes = [partial(setitem, record, 2, outcome)]
+    if outcome is None or outcome.applied:
+        changes.append(partial(setitem, record, 0, step))
+    elif skips:
+        changes.append(partial(setitem, record, 1, record[1] + 1))
+    return changes

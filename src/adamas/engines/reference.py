@@ -7,8 +7,6 @@ one thing after another, and stores everything in the end.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from operator import setitem
 from typing import Any
 
 import numpy as np
@@ -17,7 +15,7 @@ from numpy.typing import NDArray
 from adamas.assignments import Assignment, all_at_once, values
 from adamas.codecs import decode_parameter, encode_parameter, key_of, random_bits
 from adamas.coefficients import at_step, clip_factor, ema_weights
-from adamas.engines import Group, Slot
+from adamas.engines import Group, Slot, noted, readable
 from adamas.options import Options, Phase
 from adamas.rule import Result, rule, smooth
 from adamas.statistics import Outcome, Statistics, norm
@@ -43,32 +41,21 @@ class Plan:
         record: list[Any] | None = None,
     ) -> Outcome | None:
         """Make one step in place; see :mod:`adamas.engines`."""
-        readable = self._readable(gradients)
-        if readable is None:
+        slots = [slot for group in self._groups for slot in group.slots]
+        bits = readable(gradients, slots)
+        if bits is None:
             return NotImplemented
         with np.errstate(all="ignore"):
-            outcome, new_values = self._stepped(readable, step, rates)
+            outcome, new_values = self._stepped(list(map(decode_parameter, bits)), step, rates)
         if record is not None:
             skips = self._phase.on_nonfinite == "skip"
-            new_values += _noted(record, step, outcome, skips=skips)
+            new_values += noted(record, step, outcome, skips=skips)
         all_at_once(new_values)
         return outcome
 
     def step_tree(self, *_: Any) -> Any:
         """Leave a close look at everything to the caller."""
         return NotImplemented
-
-    def _readable(self, gradients: Any) -> list[Array] | None:
-        """Return the gradients as they are computed with, or None where they do not fit."""
-        slots = [slot for group in self._groups for slot in group.slots]
-        if not isinstance(gradients, (list, tuple)) or len(gradients) != len(slots):
-            return None
-        if not all(map(_fits, gradients, slots)):
-            return None
-        return [
-            decode_parameter(gradient.view(slot.parameter.dtype))
-            for gradient, slot in zip(gradients, slots, strict=True)
-        ]
 
     def _stepped(
         self, gradients: Sequence[Array], step: int, rates: Sequence[float]
@@ -111,16 +98,6 @@ class Plan:
         return Outcome(True, total, nonfinite, statistics=taken), new_values
 
 
-def _fits(gradient: Any, slot: Slot) -> bool:
-    parameter = slot.parameter if slot.array is None else slot.array
-    return (
-        isinstance(gradient, np.ndarray)
-        and gradient.shape == parameter.shape
-        and gradient.dtype == parameter.dtype
-        and gradient.flags.c_contiguous
-    )
-
-
 def _value(slot: Slot) -> Array:
     """Return the parameter as it is computed with."""
     return decode_parameter(slot.parameter, slot.state.remainder)
@@ -147,18 +124,6 @@ def _averaged(slot: Slot, parameter: Array, beta: float, step: int) -> Assignmen
     assert average is not None
     keep, take = map(average.dtype.type, ema_weights(beta, step))
     return values(average, smooth(keep, take, average, parameter))
-
-
-def _noted(
-    record: list[Any], step: int, outcome: Outcome | None, *, skips: bool
-) -> list[Assignment]:
-    """Return what brings the record of a run up to date."""
-    noted = [partial(setitem, record, 2, outcome)]
-    if outcome is None or outcome.applied:
-        noted.append(partial(setitem, record, 0, step))
-    elif skips:
-        noted.append(partial(setitem, record, 1, record[1] + 1))
-    return noted
 
 
 def _describe(gradient: Array, before: Array, after: Array, result: Result) -> Statistics:

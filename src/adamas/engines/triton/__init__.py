@@ -18,3 +18,28 @@ devices  which tensors the engine takes
 Kernels must be launched with :data:`.rule.OPTIONS`. With ``TRITON_INTERPRET=1`` they run on the
 CPU. Triton is imported where something is launched, so that front-ends can be imported without it.
 """
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from adamas.extras import MissingExtraError, require
+
+if TYPE_CHECKING:
+    from adamas.engines.triton.plan import Plan
+
+__all__ = ["Plan"]
+
+
+def __getattr__(name: str) -> Any:
+    """Return the Plan, with what it needs imported now."""
+    if name != "Plan":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require("torch", "The Triton engine", "torch", "PyTorch")
+    from adamas.engines.triton.devices import WHERE_TRITON_IS, has_triton
+
+    if not has_triton():
+        raise MissingExtraError(f"The Triton engine needs Triton. {WHERE_TRITON_IS}")
+    from adamas.engines.triton.plan import Plan
+
+    return Plan
