@@ -514,7 +514,7 @@ def test_numbers_may_be_given():
         keep, take = ema_weights(0.75, step)
         case.expect(step, lr, grad_scale=1.0 / scale * factor)
         row = [*numbers, keep, take]
-        row[12] = 99.0  # the learning rate is that of the step
+        row[tables.C_STEP.value] = 99.0  # the learning rate is that of the step
         case.step(step, lr, loss_scale=scale, factor=factor, given=[row])
         keep, take = np.float32(keep), np.float32(take)
         average = keep * average + take * case.found

@@ -46,6 +46,19 @@ from adamas.engines.triton.sums import (
 )
 from adamas.engines.triton.tables import (
     APPLIED,
+    C_DECAY,
+    C_EPS,
+    C_FROM_G,
+    C_FROM_M,
+    C_GRAD_SCALE,
+    C_INNER,
+    C_KEEP1,
+    C_KEEP2,
+    C_L2,
+    C_ROOT,
+    C_STEP,
+    C_TAKE1,
+    C_TAKE2,
     CHUNK,
     CHUNK_BITS,
     CHUNK_MASK,
@@ -55,14 +68,20 @@ from adamas.engines.triton.tables import (
     FIRST,
     FIRST_TILE,
     HEADER,
+    KEEP,
     LARGEST_SQUARE,
+    LARGEST_UPDATE,
     MEAN,
+    NONFINITE_ELEMENTS,
     NUMBERS,
     PARAMETER,
     REMAINDER,
     SQUARE,
+    STATISTICS_WIDTH,
     TABLE_WIDTH,
+    TAKE,
     TOP,
+    UNMOVED,
 )
 from adamas.statistics import LANES, TILE
 
@@ -202,21 +221,21 @@ def sweep(
     T: tl.constexpr = tl.float64 if P == "float64" else tl.float32
     own = numbers + tensor * NUMBERS
     c = Coefficients(
-        tl.load(own + 0).to(T),
-        tl.load(own + 1).to(T),
-        tl.load(own + 2).to(T),
-        tl.load(own + 3).to(T),
-        tl.load(own + 4).to(T),
-        tl.load(own + 5).to(T),
-        tl.load(own + 6).to(T),
-        tl.load(own + 7).to(T),
-        tl.load(own + 8).to(T),
-        tl.load(own + 9).to(T),
-        tl.load(own + 10).to(T),
-        tl.load(own + 11).to(T),
-        tl.load(own + 12).to(T),
+        tl.load(own + C_GRAD_SCALE).to(T),
+        tl.load(own + C_L2).to(T),
+        tl.load(own + C_DECAY).to(T),
+        tl.load(own + C_KEEP1).to(T),
+        tl.load(own + C_TAKE1).to(T),
+        tl.load(own + C_KEEP2).to(T),
+        tl.load(own + C_TAKE2).to(T),
+        tl.load(own + C_FROM_M).to(T),
+        tl.load(own + C_FROM_G).to(T),
+        tl.load(own + C_ROOT).to(T),
+        tl.load(own + C_INNER).to(T),
+        tl.load(own + C_EPS).to(T),
+        tl.load(own + C_STEP).to(T),
     )
-    keep, take = tl.load(own + 13).to(T), tl.load(own + 14).to(T)
+    keep, take = tl.load(own + KEEP).to(T), tl.load(own + TAKE).to(T)
     key = tl.load(keys + tensor).to(tl.uint64, bitcast=True)
     first, top = tl.load(row + FIRST), tl.load(row + TOP).to(tl.int32)
     if RECORDED:
@@ -551,7 +570,7 @@ def by_tile(counts):
 
 @triton.jit
 def describe(rows, ranges, table, statistics, SCALES: tl.constexpr):
-    """Write a row of six float64 for each tensor: the fields of adamas.statistics.Statistics.
+    """Write a row of float64 for each tensor: the fields of adamas.statistics.Statistics.
 
     Program axis 0 is the tensor, axis 1 one of the three norms. ``ranges`` holds the first row of
     partial sums of each tensor and, last, the end.
@@ -559,11 +578,11 @@ def describe(rows, ranges, table, statistics, SCALES: tl.constexpr):
     tensor, which = tl.program_id(0), tl.program_id(1)
     first, last = tl.load(ranges + tensor), tl.load(ranges + tensor + 1)
     norm, row = norm_of(rows, first, last, which * SCALES, 3 * SCALES, SCALES, 8)
-    into = statistics + tensor * 6
+    into = statistics + tensor * STATISTICS_WIDTH
     tl.store(into + which, norm)
     if which == 0:
         count = tl.load(table + tensor * TABLE_WIDTH + COUNT)
         unmoved = (count - entry(row, MOVED)).to(tl.float64) / tl.maximum(count, 1).to(tl.float64)
-        tl.store(into + 3, entry(row, LARGEST).to(tl.float64, bitcast=True))
-        tl.store(into + 4, entry(row, NONFINITE).to(tl.float64))
-        tl.store(into + 5, unmoved)
+        tl.store(into + LARGEST_UPDATE, entry(row, LARGEST).to(tl.float64, bitcast=True))
+        tl.store(into + NONFINITE_ELEMENTS, entry(row, NONFINITE).to(tl.float64))
+        tl.store(into + UNMOVED, unmoved)

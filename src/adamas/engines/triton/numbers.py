@@ -16,7 +16,21 @@ from adamas.engines.triton.tables import (
     BETA1,
     BETA2,
     BIAS_CORRECTION,
+    C_DECAY,
+    C_EPS,
+    C_FROM_G,
+    C_FROM_M,
+    C_GRAD_SCALE,
+    C_INNER,
+    C_KEEP1,
+    C_KEEP2,
+    C_L2,
+    C_ROOT,
+    C_STEP,
+    C_TAKE1,
+    C_TAKE2,
     DECAY,
+    DECOUPLED,
     EMA_RATE,
     EPS,
     EPS_PLACE,
@@ -26,20 +40,30 @@ from adamas.engines.triton.tables import (
     GIVEN_WIDTH,
     HAS_MEAN,
     HAS_SQUARE,
+    INSIDE,
+    KEEP,
+    L2,
+    LIVE_FACTOR,
+    LIVE_LOSS_SCALE,
     LR,
     LR_IS_DOUBLE,
     LR_MAX,
     MAXIMIZE,
     NESTEROV,
+    NO_CORRECTION,
     NORM,
     NUMBERS,
+    PAPER,
     PLACE,
     RECIPE,
     RECIPE_WIDTH,
     SCALE,
+    SEED,
     STEP,
     STEP_IS_DOUBLE,
     TABLE_WIDTH,
+    TAKE,
+    UNCORRECTED,
     WEIGHT_DECAY,
 )
 
@@ -70,8 +94,8 @@ def conclude(
     that is left out with ``SKIPS`` is counted in ``skipped`` with ``COUNTS``.
     """
     applied = tl.full((), 1, tl.int32)
-    scale = tl.load(live_scale).to(tl.float64, bitcast=True)
-    factor = tl.load(live_scale + 1).to(tl.float64, bitcast=True)
+    scale = tl.load(live_scale + LIVE_LOSS_SCALE).to(tl.float64, bitcast=True)
+    factor = tl.load(live_scale + LIVE_FACTOR).to(tl.float64, bitcast=True)
     if found_inf is not None:
         applied = (tl.load(found_inf) == 0.0).to(tl.int32)
     if loss_scale is not None:
@@ -114,8 +138,8 @@ def number(
     tensor = tl.program_id(0)
     row = table + tensor * TABLE_WIDTH
     applied = tl.full((), True, tl.int1)
-    scale = tl.load(live_scale).to(tl.float64, bitcast=True)
-    factor = tl.load(live_scale + 1).to(tl.float64, bitcast=True)
+    scale = tl.load(live_scale + LIVE_LOSS_SCALE).to(tl.float64, bitcast=True)
+    factor = tl.load(live_scale + LIVE_FACTOR).to(tl.float64, bitcast=True)
     if GUARDED:
         applied = tl.load(verdict + APPLIED) != 0.0
         scale = tl.load(verdict + SCALE)
@@ -131,12 +155,12 @@ def number(
         values = tl.load(
             given + given_row * GIVEN_WIDTH + place, mask=place < GIVEN_WIDTH, other=0
         ).to(tl.float64, bitcast=True)
-        values = tl.where(place == 0, values / scale * factor, values)
-        values = tl.where(place == 12, lr, values)
+        values = tl.where(place == C_GRAD_SCALE, values / scale * factor, values)
+        values = tl.where(place == C_STEP, lr, values)
         tl.store(into + place, values)
     else:
         write_numbers(recipe_row, step, lr, scale, factor, into)
-    seed = tl.load(live_scale + 2).to(tl.uint64, bitcast=True)
+    seed = tl.load(live_scale + SEED).to(tl.uint64, bitcast=True)
     place = tl.load(row + PLACE).to(tl.uint64)
     key = key_of(seed, step.to(tl.uint64), place)
     tl.store(keys + tensor, key.to(tl.int64, bitcast=True))
@@ -189,7 +213,7 @@ def write_numbers(recipe, step, lr, scale, factor, into):
     has_mean, has_square = tl.load(recipe + HAS_MEAN) != 0, tl.load(recipe + HAS_SQUARE) != 0
     weight_decay, kind = real(recipe, WEIGHT_DECAY), tl.load(recipe + DECAY)
     fully = weight_decay * (lr / real(recipe, LR_MAX))
-    decay = tl.where(kind == 0, 0.0, tl.where(kind == 1, lr * weight_decay, fully))
+    decay = tl.where(kind == L2, 0.0, tl.where(kind == DECOUPLED, lr * weight_decay, fully))
     now1 = tl.where(has_mean, unbias(recipe, beta1, step), 1.0)
     now2 = tl.where(has_square, unbias(recipe, beta2, step), 1.0)
     is_nesterov = tl.load(recipe + NESTEROV) != 0
@@ -198,33 +222,33 @@ def write_numbers(recipe, step, lr, scale, factor, into):
     root = 1.0 / tl.sqrt(now2)
     eps, inside = real(recipe, EPS), real(recipe, EPS_ROOT)
     eps_place = tl.load(recipe + EPS_PLACE)
-    inside = tl.where(eps_place == 2, inside + eps, inside)
-    eps = tl.where(eps_place == 2, 0.0, tl.where(eps_place == 1, eps * root, eps))
+    inside = tl.where(eps_place == INSIDE, inside + eps, inside)
+    eps = tl.where(eps_place == INSIDE, 0.0, tl.where(eps_place == UNCORRECTED, eps * root, eps))
     sign = tl.where(tl.load(recipe + MAXIMIZE) != 0, -1.0, 1.0).to(tl.float64)
-    tl.store(into + 0, sign / scale * factor)
-    tl.store(into + 1, tl.where(kind == 0, weight_decay, 0.0))
-    tl.store(into + 2, decay)
-    tl.store(into + 3, tl.where(has_mean, beta1, 0.0))
-    tl.store(into + 4, tl.where(has_mean, 1.0 - beta1, 1.0))
-    tl.store(into + 5, tl.where(has_square, beta2, 0.0))
-    tl.store(into + 6, tl.where(has_square, 1.0 - beta2, 1.0))
-    tl.store(into + 7, tl.where(has_mean, from_m, 1.0))
-    tl.store(into + 8, tl.where(has_mean, from_g, 0.0))
-    tl.store(into + 9, root)
-    tl.store(into + 10, inside * now2)
-    tl.store(into + 11, eps)
-    tl.store(into + 12, lr)
+    tl.store(into + C_GRAD_SCALE, sign / scale * factor)
+    tl.store(into + C_L2, tl.where(kind == L2, weight_decay, 0.0))
+    tl.store(into + C_DECAY, decay)
+    tl.store(into + C_KEEP1, tl.where(has_mean, beta1, 0.0))
+    tl.store(into + C_TAKE1, tl.where(has_mean, 1.0 - beta1, 1.0))
+    tl.store(into + C_KEEP2, tl.where(has_square, beta2, 0.0))
+    tl.store(into + C_TAKE2, tl.where(has_square, 1.0 - beta2, 1.0))
+    tl.store(into + C_FROM_M, tl.where(has_mean, from_m, 1.0))
+    tl.store(into + C_FROM_G, tl.where(has_mean, from_g, 0.0))
+    tl.store(into + C_ROOT, root)
+    tl.store(into + C_INNER, inside * now2)
+    tl.store(into + C_EPS, eps)
+    tl.store(into + C_STEP, lr)
     ema = real(recipe, EMA_RATE)
-    tl.store(into + 13, tl.where(step == 1, 0.0, ema))
-    tl.store(into + 14, tl.where(step == 1, 1.0, 1.0 - ema))
+    tl.store(into + KEEP, tl.where(step == 1, 0.0, ema))
+    tl.store(into + TAKE, tl.where(step == 1, 1.0, 1.0 - ema))
 
 
 @triton.jit
 def unbias(recipe, beta, step):
     """Return 1 - beta^step, or what another bias correction puts in its place."""
     kind = tl.load(recipe + BIAS_CORRECTION)
-    exponent = tl.where(kind == 0, step, 1)
-    return tl.where(kind == 2, 1.0, one_minus_power(beta, exponent))
+    exponent = tl.where(kind == PAPER, step, 1)
+    return tl.where(kind == NO_CORRECTION, 1.0, one_minus_power(beta, exponent))
 
 
 @triton.jit

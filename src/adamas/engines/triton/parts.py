@@ -107,7 +107,7 @@ class Part:
         if phase.statistics:
             self._recorded, firsts = self._room_for_sums(self._first_tiles, _NORMS, _NORMS)
             self._row_ranges = self._sent(np.array(firsts, np.int32))
-            width = len(tables.STATISTICS)
+            width = tables.STATISTICS_WIDTH.value
             self._statistics = self._zeros((len(jobs), width), torch.float64)
 
     def _room_for_sums(self, borders: Int64, norms: int, counts: int) -> tuple[_Sums, list[int]]:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from triton.language import constexpr
 
+from adamas.coefficients import Coefficients
 from adamas.engines.triton.jobs import Int64, Job
 from adamas.options import Options, Phase
 from adamas.statistics import TILE, Statistics
@@ -35,17 +36,20 @@ __all__ = [
     "NUMBERS",
     "RECIPE_WIDTH",
     "STATISTICS",
+    "STATISTICS_WIDTH",
     "TABLE_WIDTH",
     "VERDICT_WIDTH",
     "recipe",
     "table_of",
 ]
 
+_RULE = Coefficients._fields
+
 #: Elements that one program steps or reads: eight tiles.
 CHUNK = constexpr(8 * TILE)
 #: A chunk is named by its tensor's row, shifted by this, plus its number in the tensor.
 CHUNK_BITS = constexpr(36)
-CHUNK_MASK = constexpr((1 << 36) - 1)
+CHUNK_MASK = constexpr((1 << CHUNK_BITS.value) - 1)
 
 # ── columns of the table ──
 PARAMETER = constexpr(0)
@@ -104,6 +108,12 @@ RECIPE_WIDTH = constexpr(16)
 DECAYS = ("l2", "decoupled", "fully-decoupled")
 BIAS_CORRECTIONS = ("paper", "first-step", "none")
 EPS_PLACES = ("corrected", "uncorrected", "inside")
+L2 = constexpr(DECAYS.index("l2"))
+DECOUPLED = constexpr(DECAYS.index("decoupled"))
+PAPER = constexpr(BIAS_CORRECTIONS.index("paper"))
+NO_CORRECTION = constexpr(BIAS_CORRECTIONS.index("none"))
+UNCORRECTED = constexpr(EPS_PLACES.index("uncorrected"))
+INSIDE = constexpr(EPS_PLACES.index("inside"))
 
 # ── places of the live scale ──
 LIVE_LOSS_SCALE = constexpr(0)
@@ -118,13 +128,33 @@ NORM = constexpr(2)  # of the unscaled gradients
 SCALE = constexpr(3)  # of the loss
 VERDICT_WIDTH = constexpr(4)
 
-#: Entries of a row of numbers (float64): those of the rule, then keep and take of the average.
+# ── places of a row of numbers (float64): those of the rule, then those of the average ──
+C_GRAD_SCALE = constexpr(_RULE.index("grad_scale"))
+C_L2 = constexpr(_RULE.index("l2"))
+C_DECAY = constexpr(_RULE.index("decay"))
+C_KEEP1 = constexpr(_RULE.index("keep1"))
+C_TAKE1 = constexpr(_RULE.index("take1"))
+C_KEEP2 = constexpr(_RULE.index("keep2"))
+C_TAKE2 = constexpr(_RULE.index("take2"))
+C_FROM_M = constexpr(_RULE.index("from_m"))
+C_FROM_G = constexpr(_RULE.index("from_g"))
+C_ROOT = constexpr(_RULE.index("root"))
+C_INNER = constexpr(_RULE.index("inner"))
+C_EPS = constexpr(_RULE.index("eps"))
+C_STEP = constexpr(_RULE.index("step"))
+KEEP = constexpr(len(_RULE))
+TAKE = constexpr(len(_RULE) + 1)
+#: Entries of a row of given numbers.
+GIVEN_WIDTH = constexpr(len(_RULE) + 2)
+#: Entries of a row of numbers: a power of two.
 NUMBERS = constexpr(16)
-#: Entries of a row of given numbers: the same without padding.
-GIVEN_WIDTH = constexpr(15)
 
-#: Entries of a row of statistics (float64).
+#: Entries of a row of statistics (float64): three norms, and what follows them.
 STATISTICS = tuple(field.name for field in dataclasses.fields(Statistics))
+STATISTICS_WIDTH = constexpr(len(STATISTICS))
+LARGEST_UPDATE = constexpr(STATISTICS.index("largest_update"))
+NONFINITE_ELEMENTS = constexpr(STATISTICS.index("nonfinite"))
+UNMOVED = constexpr(STATISTICS.index("unmoved"))
 
 
 def table_of(jobs: Sequence[Job], first_tiles: Int64) -> Int64:
