@@ -82,12 +82,12 @@ def test_a_step_that_is_left_out_touches_nothing_but_what_counts_it(policy, engi
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("phase", [Phase(), Phase(on_nonfinite="skip", statistics=True, ema=0.5)])
+@pytest.mark.parametrize("phase", [Phase(), Phase(on_nonfinite="skip", ema=0.5)])
 def test_the_record_of_a_run_is_that_of_the_reference(phase, engine):
     case, judge = (Case(each, phase, ema=phase.ema is not None) for each in (engine, reference))
-    for step in range(4):
+    for step in range(3):
         gradients = [each * (step + 1) for each in case.gradients]
-        if step == 2:
+        if step == 1:
             gradients[1][3] = np.nan
         for each in (case, judge):
             each.step(gradients)
@@ -237,8 +237,7 @@ def test_an_optimizer_steps_its_arrays_by_triton_with_the_bits_of_the_native_eng
             params, lambda step: 0.1 / step, clip_norm=1.0, ema=0.9, statistics=True, engine=engine
         )
         gradients = gradients_like(params)
-        for _ in range(2):
-            optimizer.step(gradients)
+        optimizer.step(gradients)
         optimizer.set_options(betas=(0.5, 0.9))
         optimizer.step(gradients)
         state = optimizer.state_dict()
