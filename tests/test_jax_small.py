@@ -158,7 +158,7 @@ def test_codes_of_any_numbers_are_those_of_the_definition(forms, stochastic):
                 np.testing.assert_array_equal(bits(a), bits(b))
         with np.errstate(all="ignore"):
             values = codecs.decode(forms, wanted, top)
-        decoded = jax.jit(small.decode, static_argnums=(0, 2))(forms, small.Codes(*wanted), top)
+        decoded = jax.jit(small.decode, static_argnums=(0, 2))(forms, codecs.Codes(*wanted), top)
         for a, b in zip(decoded, values, strict=True):
             normal = np.where(np.abs(b) < np.finfo(np.float32).smallest_normal, np.float32(0), b)
             np.testing.assert_array_equal(np.asarray(a), normal)  # XLA flushes what is decoded

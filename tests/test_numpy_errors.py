@@ -369,7 +369,7 @@ def test_a_mistake_is_told_with_a_way_out(mistake, error, message):
 
 def test_a_pair_of_forms_may_be_a_list_as_files_have_it():
     optimizer = adamas.Adam(np.ones(32, np.float32), state=["8bit", "float32"])  # type: ignore[arg-type]
-    assert optimizer.groups[0].options.forms == ("8bit", "float32")
+    assert optimizer.groups[0].options.storage.forms == ("8bit", "float32")
 
 
 def test_a_remainder_may_be_asked_for_where_some_parameters_can_have_one():

@@ -176,8 +176,8 @@ TEXTS = [
      "\"nearest\", \"stochastic\", \"remainder\", \"remainder8\"."),
     ("AdamW", {"rounding": "remainder"}, ValueError,
      'rounding is "remainder", which keeps what rounding takes away from parameters in '
-     "torch.bfloat16, but these are in torch.float32. Convert the model before the optimizer is "
-     "made, or leave rounding out."),
+     "torch.bfloat16, but they have dtype torch.float32. Leave rounding out, or convert the model "
+     "before the optimizer is made."),
     ("AdamW", {"copy_to": "bfloat16"}, TypeError, f"copy_to is 'bfloat16', {COPY}"),
     ("AdamW", {"copy_to": torch.float64}, ValueError, f"copy_to is torch.float64, {COPY}"),
     ("AdamW", {"copy_to": [None]}, TypeError, f"copy_to is [None], {COPY}"),
@@ -405,7 +405,7 @@ def test_remainders_are_refused_only_where_no_parameter_can_have_one():
     groups = [{"params": [half]}, {"params": [whole]}]
     optimizer = ours.AdamW(groups, rounding="remainder")
     assert optimizer.param_groups[1]["rounding"] == "remainder"
-    with pytest.raises(ValueError, match=r"but these are in torch\.float32, torch\.float64\."):
+    with pytest.raises(ValueError, match=r"they have dtype torch\.float32 and torch\.float64\."):
         ours.AdamW([weight(), weight(torch.float64)], rounding="remainder8")
 
 

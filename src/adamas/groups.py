@@ -154,7 +154,7 @@ def _plain_group(group: ParameterGroup) -> dict[str, Any]:
     """Return names and options of a group as JSON can have them; a schedule is None."""
     plain = dataclasses.asdict(group.options)
     plain["betas"] = list(group.options.betas)
-    plain["state"] = list(group.options.forms)
+    plain["state"] = list(group.options.storage.forms)
     if callable(group.options.lr):
         plain["lr"] = None
     return {"params": list(group.names), **plain}
@@ -303,20 +303,17 @@ def _check_remainders(
     options: Sequence[Options], found: Sequence[Sequence[tuple[str, Array]]]
 ) -> None:
     """Refuse remainders where no parameter can have one."""
-    asked = [own for own in options if own.keeps_remainder]
+    asked = [own.storage for own in options if own.storage.keeps_remainder]
     kept = any(
         as_bits(p).dtype == np.uint16
         for own, pairs in zip(options, found, strict=True)
         for _, p in pairs
-        if own.keeps_remainder
+        if own.storage.keeps_remainder
     )
     if asked and not kept:
-        dtypes = sorted({str(p.dtype) for pairs in found for _, p in pairs})
-        raise ValueError(
-            f'rounding is "{asked[0].rounding}", which keeps what rounding takes away from '
-            f"parameters in bfloat16, but they have dtype {' and '.join(dtypes)}. Leave rounding "
-            "out, or convert the parameters to ml_dtypes' bfloat16."
-        )
+        dtypes = {str(p.dtype) for pairs in found for _, p in pairs}
+        how = "convert the parameters to ml_dtypes' bfloat16"
+        raise ValueError(asked[0].refusal_of_remainders("bfloat16", dtypes, how))
 
 
 def _check_same_method(base: Options, own: Options) -> None:
@@ -334,9 +331,10 @@ def _check_same_state(old: Options, new: Options) -> None:
             f"amsgrad is {new.amsgrad}, but this optimizer was created with {old.amsgrad} and "
             "keeps its state accordingly. Create another optimizer."
         )
+    before, after = old.storage, new.storage
     if (
-        old.parameter_rounding != new.parameter_rounding
-        and old.keeps_remainder | new.keeps_remainder
+        before.parameter_rounding != after.parameter_rounding
+        and before.keeps_remainder | after.keeps_remainder
     ):
         raise ValueError(
             f'rounding is "{new.rounding}", but this optimizer was created with "{old.rounding}" '

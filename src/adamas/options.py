@@ -18,9 +18,9 @@ from adamas.checks import (
     check_choice,
     check_count,
     check_flag,
-    check_forms,
     check_rate,
 )
+from adamas.codecs import Rounding, StateForm, Storage
 
 __all__ = [
     "BiasCorrection",
@@ -43,8 +43,6 @@ BiasCorrection = Literal["paper", "first-step", "none"]
 EpsPlace = Literal["corrected", "uncorrected", "inside"]
 Decay = Literal["l2", "decoupled", "fully-decoupled"]
 OnNonfinite = Literal["propagate", "skip", "raise"]
-StateForm = Literal["float32", "bfloat16", "compact", "8bit"]
-Rounding = Literal["nearest", "stochastic", "remainder", "remainder8"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,9 +97,14 @@ class Options:
         object.__setattr__(self, "betas", check_betas(self.betas))
         if not callable(self.lr):
             object.__setattr__(self, "lr", check_amount("lr", self.lr))
-        if self.rounding is not None:
-            check_choice("rounding", self.rounding, get_args(Rounding))
-        object.__setattr__(self, "state", check_forms(self.state, get_args(StateForm)))
+        storage = Storage.checked(
+            self.state,
+            self.rounding,
+            has_mean=self.has_mean,
+            has_square=self.has_square,
+            amsgrad=self.amsgrad,
+        )
+        object.__setattr__(self, "state", storage.forms)
         self._check_combinations()
         if self.lr_max is not None:
             object.__setattr__(self, "lr_max", check_amount("lr_max", self.lr_max))
@@ -119,36 +122,16 @@ class Options:
         return self.betas[1] is not None
 
     @property
-    def forms(self) -> tuple[StateForm, StateForm]:
-        """The forms of m and of v."""
+    def storage(self) -> Storage:
+        """How parameters and running means are stored."""
         mean, square = self.state
-        return mean, square  # type: ignore[return-value]
-
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether small forms of m and v are rounded by chance."""
-        return self.rounding != "nearest"
-
-    @property
-    def parameter_rounding(self) -> Rounding:
-        """How parameters in half precision are rounded."""
-        return self.rounding or "nearest"
-
-    @property
-    def keeps_remainder(self) -> bool:
-        """Whether parameters in bfloat16 keep what rounding takes away."""
-        return self.rounding in ("remainder", "remainder8")
+        return Storage(mean, square, self.rounding)
 
     def replace(self, **changes: object) -> Options:
         """Return options with some of them changed, checked again."""
         return dataclasses.replace(self, **changes)  # type: ignore[arg-type]
 
     def _check_combinations(self) -> None:
-        if self.amsgrad and not self.has_square:
-            raise ValueError(
-                "amsgrad is True, but this method keeps no running mean of squares. "
-                "Use Adam, AdamW or RMSProp, or leave amsgrad out."
-            )
         if self.nesterov and not self.has_mean:
             raise ValueError(
                 "nesterov is True, but this method keeps no running mean of gradients. "
@@ -158,18 +141,6 @@ class Options:
             raise ValueError(
                 f"lr_max is {self.lr_max!r}, but decay is {self.decay!r}: lr_max has a meaning "
                 'with decay="fully-decoupled" only. Choose that decay or leave lr_max out.'
-            )
-
-        mean, square = self.forms
-        if mean in ("compact", "8bit") and self.has_mean and not self.has_square:
-            raise ValueError(
-                f'state is "{mean}", which stores the running mean of gradients relative to that '
-                'of squares, but this method keeps none. Use "float32" or "bfloat16".'
-            )
-        if self.amsgrad and square != "float32":
-            raise ValueError(
-                f'amsgrad keeps the largest square so far, which the rounding of "{square}" would '
-                'drive up. Use state=("' + mean + '", "float32"), or leave amsgrad out.'
             )
 
     def _greatest_rate(self) -> float:

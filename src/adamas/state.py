@@ -7,29 +7,57 @@ A state is created as zeros, measured in bytes, and turned to and from a plain m
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adamas import codecs
 from adamas.checks import kind
-from adamas.codecs import Codes
+from adamas.codecs import Codes, Storage
 from adamas.options import Options
 
-__all__ = ["ENTRIES", "State", "converted", "create", "loaded"]
+__all__ = ["ENTRIES", "Entries", "State", "converted", "create", "loaded"]
 
 Array = NDArray[Any]
 
-#: Names of the entries, in the order of the rule's letters m, v, w, then the averaged parameter.
-ENTRIES = ("mean", "square", "largest_square", "ema", "header", "remainder")
 
-_REMAINDERS = {"remainder": np.int16, "remainder8": np.int8}
-_OTHERS = ("largest_square", "ema", "remainder")
-#: Forms whose codes of m are relative to √v.
-_RELATIVE = ("compact", "8bit")
+class Entries(NamedTuple):
+    """What belongs to one parameter, by its role: names, arrays, tensors; None where not kept.
+
+    The order is that of the rule's letters m, v, w, then the averaged parameter.
+    """
+
+    #: m, the running mean of gradients.
+    mean: Any = None
+    #: v, the running mean of squared gradients.
+    square: Any = None
+    #: w, the largest v so far (AMSGrad).
+    largest_square: Any = None
+    #: The running mean of the parameter itself.
+    ema: Any = None
+    #: What the codes of a block have in common, where the form of m or v is "8bit".
+    header: Any = None
+    #: What a parameter in bfloat16 has besides, where rounding keeps it.
+    remainder: Any = None
+
+    def map(self, turned: Callable[[Any], Any]) -> Entries:
+        """Return entries with what ``turned`` makes of each that is kept."""
+        return Entries(*(None if each is None else turned(each) for each in self))
+
+    def items(self) -> Iterator[tuple[str, Any]]:
+        """Yield the roles that are kept, each with what it has."""
+        roles = zip(self._fields, self, strict=True)
+        return ((role, each) for role, each in roles if each is not None)
+
+
+#: The roles by name; those of numpy's front-end in state_dict and files.
+ENTRIES = Entries._fields
+
+_MEANS = ("mean", "square")
+_CODED = (*_MEANS, "header")
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,17 +69,12 @@ class State:
     and the remainder: see :mod:`adamas.codecs`).
     """
 
-    #: m, the running mean of gradients.
+    # The roles of Entries, as fields.
     mean: Array | None = None
-    #: v, the running mean of squared gradients.
     square: Array | None = None
-    #: w, the largest v so far (AMSGrad).
     largest_square: Array | None = None
-    #: The running mean of the parameter itself.
     ema: Array | None = None
-    #: What the codes of a block have in common, where the form of m or v is "8bit".
     header: Array | None = None
-    #: What a parameter in bfloat16 has besides, where rounding keeps it.
     remainder: Array | None = None
     #: The forms of m and v.
     forms: tuple[str, str] = ("float32", "float32")
@@ -59,9 +82,14 @@ class State:
     top: int = 0
 
     @property
+    def entries(self) -> Entries:
+        """The arrays by role."""
+        return Entries(*(getattr(self, role) for role in ENTRIES))
+
+    @property
     def is_small(self) -> bool:
         """Whether m or v is stored in a small form."""
-        return self.forms != ("float32", "float32")
+        return Storage(*self.forms).is_small
 
     def means(self) -> tuple[Array | None, Array | None]:
         """Return m and v, decoded where they are codes, else the arrays themselves."""
@@ -80,12 +108,12 @@ class State:
         stored = Codes(m, v)
         if self.is_small:
             stored = codecs.encode(self.forms, _flat(m), _flat(v), r, self.top)
-        return list(zip((self.mean, self.square, self.header), stored, strict=True))
+        return [(getattr(self, role), getattr(stored, role)) for role in _CODED]
 
     @property
     def is_relative(self) -> bool:
         """Whether m is stored relative to √v."""
-        return self.mean is not None and self.forms[0] in _RELATIVE
+        return self.mean is not None and Storage(*self.forms).is_relative
 
     def reads(self, top: int) -> bool:
         """Whether codes of m that are counted from ``top`` are those of this state."""
@@ -101,15 +129,14 @@ class State:
 
     def arrays(self) -> dict[str, Array]:
         """Return the entries that exist, by name: the arrays themselves, not copies."""
-        entries = ((name, getattr(self, name)) for name in ENTRIES)
-        return {name: array for name, array in entries if array is not None}
+        return dict(self.entries.items())
 
     def dense(self) -> dict[str, Array]:
         """Return the entries with m and v as numbers: copies where they are stored as codes."""
         arrays = self.arrays()
         if self.is_small:
             arrays.pop("header", None)
-            pairs = zip(("mean", "square"), self.means(), strict=True)
+            pairs = zip(_MEANS, self.means(), strict=True)
             arrays |= {name: each for name, each in pairs if each is not None}
         return arrays
 
@@ -120,36 +147,31 @@ class State:
 
 def create(parameter: Array, options: Options, *, ema: bool = False) -> State:
     """Return the state before the first step: zeros, and the parameter as its own average."""
-    forms = options.forms
-    if forms != ("float32", "float32") and parameter.dtype == np.float64:
-        raise ValueError(
-            f"state is {forms!r}, but a parameter has dtype float64: small forms are for float32 "
-            'and half precision. Convert the parameter, or use state="float32", which keeps its '
-            "dtype."
-        )
-    if options.keeps_remainder and parameter.dtype == np.float16:
-        raise ValueError(
-            f'rounding is "{options.rounding}", but a parameter has dtype float16: remainders are '
-            'for bfloat16. Use rounding="stochastic", or convert the parameter.'
-        )
+    storage, has_mean, has_square = options.storage, options.has_mean, options.has_square
+    codes = storage.codes
+    if storage.is_small and parameter.dtype == np.float64:
+        raise ValueError(storage.refusal_of_dtype("a parameter has", parameter.dtype))
+    if storage.keeps_remainder and parameter.dtype == np.float16:
+        raise ValueError(storage.refusal_of_remainder("float16", "bfloat16"))
     start = codecs.decode_parameter(parameter)
 
-    def zeros(wanted: bool, dtype: Any = start.dtype) -> Array | None:
+    def zeros(wanted: bool, code: str | None = None) -> Array | None:
+        dtype = start.dtype if code is None else codecs.bits_of(code)
         return np.zeros(parameter.shape, dtype) if wanted else None
 
-    has_header = (options.has_mean and forms[0] == "8bit") or (
-        options.has_square and forms[1] == "8bit"
-    )
+    header = None
+    if storage.has_header(has_mean=has_mean, has_square=has_square):
+        header = np.zeros(-(-parameter.size // codecs.BLOCK), codes.header)
     return State(
-        mean=zeros(options.has_mean, codecs.MEAN_CODES.get(forms[0], start.dtype)),
-        square=zeros(options.has_square, codecs.SQUARE_CODES.get(forms[1], start.dtype)),
+        mean=zeros(has_mean, codes.mean),
+        square=zeros(has_square, codes.square),
         largest_square=zeros(options.amsgrad),
         ema=np.array(start, order="C") if ema else None,
-        header=np.zeros(-(-parameter.size // codecs.BLOCK), np.uint16) if has_header else None,
-        remainder=None
-        if parameter.dtype != np.uint16 or not options.keeps_remainder
-        else np.zeros(parameter.shape, _REMAINDERS[options.parameter_rounding]),
-        forms=forms,
+        header=header,
+        remainder=zeros(
+            storage.keeps_remainder and parameter.dtype == np.uint16, storage.remainder
+        ),
+        forms=storage.forms,
         top=_top(options),
     )
 
@@ -161,7 +183,7 @@ def converted(name: str, state: State, parameter: Array, options: Options) -> St
     that codes of m reach to another size.
     """
     top = _top(options)
-    if options.forms == state.forms and state.reads(top):
+    if options.storage.forms == state.forms and state.reads(top):
         return state if top == state.top else replace(state, top=top)
     return loaded(name, parameter, options, state.dense(), ema=state.ema is not None)
 
@@ -197,13 +219,15 @@ def loaded(
     if is_packed:
         top = _checked_top(name, state, given["top"])
         numbers = _unpacked(name, state, checked, top)
-    for each in ("square", "largest_square"):
-        _check_not_negative(name, each, numbers.get(each))
+    values = Entries(**numbers)
+    _check_not_negative(name, "square", values.square)
+    _check_not_negative(name, "largest_square", values.largest_square)
     if top is not None and state.reads(top):
-        stored = [(getattr(state, each), array) for each, array in checked.items()]
+        stored = zip(state.entries, Entries(**checked), strict=True)
     else:
-        stored = state.encoded(numbers.get("mean"), numbers.get("square"))
-        stored += [(getattr(state, each), numbers.get(each)) for each in _OTHERS]
+        stored = state.encoded(values.mean, values.square)
+        others = values._replace(**dict.fromkeys(_CODED))
+        stored += zip(state.entries, others, strict=True)
     for target, values in stored:
         if target is not None and values is not None:
             np.copyto(target, values.reshape(target.shape))
@@ -248,7 +272,8 @@ def _checked_top(name: str, state: State, given: Any) -> int:
 def _unpacked(name: str, state: State, arrays: Mapping[str, Array], top: int) -> dict[str, Array]:
     """Return the entries of a dense state for those of a packed one, whose codes are checked."""
     mean_form, square_form = state.forms
-    codes = Codes(_flat(arrays.get("mean")), _flat(arrays.get("square")), arrays.get("header"))
+    entries = Entries(**arrays)
+    codes = Codes(_flat(entries.mean), _flat(entries.square), entries.header)
     if codes.header is not None:
         meant = 0xF000 * (codes.mean is not None and mean_form == "8bit")
         meant |= 0x0FFF * (codes.square is not None and square_form == "8bit")
@@ -259,9 +284,8 @@ def _unpacked(name: str, state: State, arrays: Mapping[str, Array], top: int) ->
     m, v = codecs.decode(state.forms, codes, top)
     if v is not None and square_form == "8bit" and not np.all(np.isfinite(v)):
         raise _no_codes(name, "header")
-    means = {"mean": _shaped(m, state.mean), "square": _shaped(v, state.square)}
-    others = {each: array for each, array in arrays.items() if each not in (*means, "header")}
-    return others | {each: array for each, array in means.items() if array is not None}
+    means = {"mean": _shaped(m, state.mean), "square": _shaped(v, state.square), "header": None}
+    return dict(entries._replace(**means).items())
 
 
 def _no_codes(name: str, entry: str) -> ValueError:

@@ -110,10 +110,11 @@ def _stored(
     state = slot.state
     after, code, remainder = result.p, result.p, None
     if slot.parameter.dtype != result.p.dtype:
-        rounding = options.parameter_rounding
+        rounding = options.storage.parameter_rounding
         code, remainder = encode_parameter(result.p.ravel(), slot.parameter, rounding, random)
         after = decode_parameter(code, remainder).reshape(result.p.shape)
-    means = state.encoded(result.m, result.v, random if options.is_stochastic else None)
+    by_chance = options.storage.means_by_chance
+    means = state.encoded(result.m, result.v, random if by_chance else None)
     kept = [(slot.parameter, code), (state.remainder, remainder)]
     kept += [(state.largest_square, result.w), *means]
     return after, [values(old, new) for old, new in kept if old is not None and new is not None]

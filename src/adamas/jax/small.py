@@ -16,12 +16,12 @@ import numpy as np
 from jax import lax
 
 from adamas import codecs
+from adamas.codecs import Codes, Storage
 from adamas.jax import words
 from adamas.jax.words import Word
 
 __all__ = [
     "CodedState",
-    "Codes",
     "decode",
     "dtypes",
     "encode",
@@ -54,19 +54,10 @@ class CodedState(NamedTuple):
     top: Array | tuple[()] = ()
 
 
-class Codes(NamedTuple):
-    """m and v of one array as they are stored; None where there is no such mean."""
-
-    mean: Array | None
-    square: Array | None
-    header: Array | None = None
-
-
-def dtypes(forms: tuple[str, str]) -> tuple[Any, Any]:
-    """Return the dtypes that m and v are stored in."""
-    mean, square = forms
-    plain = np.dtype(np.float32)
-    return codecs.MEAN_CODES.get(mean, plain), codecs.SQUARE_CODES.get(square, plain)
+def dtypes(storage: Storage) -> Codes:
+    """Return the dtypes that m, v and headers are stored in."""
+    codes = (codecs.bits_of(code or "float32") for code in storage.codes)
+    return Codes(*codes)
 
 
 def header_shape(array: Any) -> tuple[int]:
@@ -75,20 +66,20 @@ def header_shape(array: Any) -> tuple[int]:
 
 
 def zeros(
-    forms: tuple[str, str], params: Tree, *, mean: bool, square: bool, top: int | None
+    storage: Storage, params: Tree, *, mean: bool, square: bool, top: int | None
 ) -> CodedState:
     """Return the state before the first step; ``top`` is None where there are no codes of m."""
-    codes = dtypes(forms)
+    codes = dtypes(storage)
 
     def like(dtype: Any) -> Tree:
         return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params)
 
-    has_header = (mean and forms[0] == "8bit") or (square and forms[1] == "8bit")
+    has_header = storage.has_header(has_mean=mean, has_square=square)
     return CodedState(
         count=jnp.zeros([], jnp.int32),
-        mu=like(codes[0]) if mean else (),
-        nu=like(codes[1]) if square else (),
-        header=jax.tree.map(lambda p: jnp.zeros(header_shape(p), np.uint16), params)
+        mu=like(codes.mean) if mean else (),
+        nu=like(codes.square) if square else (),
+        header=jax.tree.map(lambda p: jnp.zeros(header_shape(p), codes.header), params)
         if has_header
         else (),
         top=() if top is None else jnp.array(top, jnp.int32),

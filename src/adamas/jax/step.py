@@ -14,26 +14,24 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamas.codecs import HIGHEST_TOP, LOWEST_TOP
+from adamas.codecs import HIGHEST_TOP, LOWEST_TOP, Codes, Storage
 from adamas.coefficients import Coefficients
 from adamas.jax import small, states
 from adamas.jax.numbers import Choices, Number, coefficients
 from adamas.jax.operands import Operand, constant, real_dtype
 from adamas.jax.small import CodedState
-from adamas.options import StateForm
 from adamas.rule import Result, rule, smooth
 
-__all__ = ["Moments", "Storage", "stepped", "traced"]
+__all__ = ["Coding", "Moments", "stepped", "traced"]
 
 Array = Any
 
 
 @dataclass(frozen=True)
-class Storage:
-    """How m and v are stored in few bytes."""
+class Coding:
+    """How m and v are stored in few bytes, and what they are encoded with."""
 
-    forms: tuple[StateForm, StateForm]
-    is_stochastic: bool
+    storage: Storage
     #: The exponent that codes of m are counted from at these decay rates; None without codes.
     top: int | None
     #: Of the random bits; None where it is an array, which travels with other arrays.
@@ -42,9 +40,9 @@ class Storage:
     def kept(self, choices: Choices) -> Moments:
         """Return the names of what a small state keeps."""
         mean, square = choices.b1 is not None, choices.b2 is not None
-        is_8bit = "8bit" in (self.forms[0] if mean else None, self.forms[1] if square else None)
+        has_header = self.storage.has_header(has_mean=mean, has_square=square)
         return Moments(
-            "mu" if mean else None, "nu" if square else None, None, "header" if is_8bit else None
+            "mu" if mean else None, "nu" if square else None, None, "header" if has_header else None
         )
 
     def checked_top(self, moments: CodedState) -> Array | None:
@@ -68,7 +66,7 @@ class Moments(NamedTuple):
 @functools.partial(jax.jit, static_argnums=(0, 1, 2), inline=True)
 def stepped(
     constants: Choices,
-    storage: Storage | None,
+    coding: Coding | None,
     decays: tuple[bool, ...],
     arrays: dict[str, Array],
     seed: Array | None,
@@ -82,9 +80,9 @@ def stepped(
     choices = replace(constants, **arrays)
     count = None if count is None else states.within_int32(count)
     bits: list[Any] = [None] * len(gradients)
-    if storage is not None and storage.is_stochastic:
+    if coding is not None and coding.storage.means_by_chance:
         step = jnp.asarray(count).astype(jnp.uint32) + np.uint32(1)
-        chosen = storage.seed if seed is None else seed
+        chosen = coding.seed if seed is None else seed
         bits = list(zip(*small.keys(chosen, step, len(gradients)), strict=True))
     numbers: dict[Any, Coefficients] = {}
     updates: list[Array | None] = []
@@ -95,7 +93,7 @@ def stepped(
             updates.append(None)
             after.append(before)
             continue
-        if storage is None:
+        if coding is None:
             wide, dtype = _dtypes(given, before)
         else:
             wide, dtype = jnp.result_type(given, 1.0), np.dtype(np.float32)
@@ -107,10 +105,10 @@ def stepped(
         whole = not jnp.issubdtype(jnp.result_type(given), jnp.inexact)
         gradient = jnp.asarray(given, dtype) if whole else given
         operands = (Operand.of(gradient, dtype), _parameter(c, params, i, dtype))
-        if storage is None:
+        if coding is None:
             result, kept = _step_plain(c, *operands, before, dtype)
         else:
-            result, kept = _step_coded(c, *operands, before, top, storage, bits[i])
+            result, kept = _step_coded(c, *operands, before, top, coding, bits[i])
         updates.append((-result.change).array(gradient, wide))
         after.append(kept)
     columns = zip(*after, strict=True) if after else ((),) * len(moments)
@@ -141,7 +139,7 @@ def _step_coded(
     p: Operand,
     before: Moments,
     top: Array | None,
-    storage: Storage,
+    coding: Coding,
     key: Any,
 ) -> tuple[Result, Moments]:
     """Return the rule's result, and moments as codes.
@@ -149,14 +147,15 @@ def _step_coded(
     Those before are read with the ``top`` that they were written with, and written with that of
     the decay rates now: m may reach further than at the rates before.
     """
-    codes = small.Codes(before.mean, before.square, before.header)
-    m, v = small.decode(storage.forms, codes, 0 if top is None else top)
+    forms = coding.storage.forms
+    codes = Codes(before.mean, before.square, before.header)
+    m, v = small.decode(forms, codes, 0 if top is None else top)
     result = rule(
         c, p, g, *(None if each is None else Operand.of(each, np.float32) for each in (m, v))
     )
     m, v = (None if each is None else each.parts[0] for each in (result.m, result.v))
     bits = None if key is None else small.random_bits(key, g.parts[0].shape)
-    mean, square, header = small.encode(storage.forms, m, v, bits, storage.top or 0)
+    mean, square, header = small.encode(forms, m, v, bits, coding.top or 0)
     return result, Moments(mean, square, None, header)
 
 

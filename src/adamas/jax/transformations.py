@@ -13,7 +13,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from adamas.codecs import mean_top
@@ -54,9 +53,9 @@ def adam(
     :class:`adamas.Options`.
     """
     choices = _adam_choices(b1, b2, eps, eps_root, nesterov)
-    storage = _stored(choices, state, rounding, seed, mu_dtype=mu_dtype)
+    coding = _stored(choices, state, rounding, seed, mu_dtype=mu_dtype)
     moments = _Kept(optax.scale_by_adam(mu_dtype=mu_dtype), "mu", "nu", dtype=mu_dtype)
-    return _Optimizer(choices, storage, moments, learning_rate).transformation()
+    return _Optimizer(choices, coding, moments, learning_rate).transformation()
 
 
 @known_by("adamw")
@@ -81,12 +80,12 @@ def adamw(
     False, nothing decays. ``update`` needs the parameters. The rest is as in :func:`adam`.
     """
     choices = _adam_choices(b1, b2, eps, eps_root, nesterov)
-    storage = _stored(choices, state, rounding, seed, mu_dtype=mu_dtype)
+    coding = _stored(choices, state, rounding, seed, mu_dtype=mu_dtype)
     moments = _Kept(optax.scale_by_adam(mu_dtype=mu_dtype), "mu", "nu", dtype=mu_dtype)
     numbers = (learning_rate, b1, b2, eps, eps_root, weight_decay)
     arguments.check_mask(mask, any(isinstance(each, jax.Array) for each in numbers))
     decay = _Decay(weight_decay, mask)
-    return _Optimizer(choices, storage, moments, learning_rate, decay=decay).transformation()
+    return _Optimizer(choices, coding, moments, learning_rate, decay=decay).transformation()
 
 
 @known_by("amsgrad")
@@ -149,9 +148,9 @@ def rmsprop(
         eps_root=eps if eps_in_sqrt else 0.0,
         unbias2=bias_correction,
     )
-    storage = _stored(choices, state, rounding, seed)
+    coding = _stored(choices, state, rounding, seed)
     scale = arguments.amount("initial_scale", initial_scale)
-    if storage is not None and not (isinstance(scale, float) and scale == 0.0):
+    if coding is not None and not (isinstance(scale, float) and scale == 0.0):
         raise ValueError(
             f"initial_scale is {initial_scale!r}, but a small state starts from 0. Leave "
             "initial_scale or state out."
@@ -162,7 +161,7 @@ def rmsprop(
     trace = None if momentum is None else _Trace(arguments.rate("momentum", momentum), nesterov)
     names = {"b2": "decay", "eps": "eps", "eps_root": "eps"}
     optimizer = _Optimizer(
-        choices, storage, moments, learning_rate, trace=trace, has_trace=True, names=names
+        choices, coding, moments, learning_rate, trace=trace, has_trace=True, names=names
     )
     return optimizer.transformation()
 
@@ -203,10 +202,10 @@ def momentum(
     ``state`` (here "bfloat16"), ``rounding`` and ``seed`` store m in fewer bytes.
     """
     choices = Choices(b1=arguments.rate("decay", decay), nesterov=nesterov, unbias1=debias)
-    storage = _stored(choices, state, rounding, seed, accumulator_dtype=accumulator_dtype)
+    coding = _stored(choices, state, rounding, seed, accumulator_dtype=accumulator_dtype)
     moments = _Kept(optax.ema(0.0, accumulator_dtype=accumulator_dtype), mean="ema")
     names = {"b1": "decay"}
-    return _Optimizer(choices, storage, moments, learning_rate, names=names).transformation()
+    return _Optimizer(choices, coding, moments, learning_rate, names=names).transformation()
 
 
 nadam = known_by("nadam", nesterov=True)(adam)
@@ -273,7 +272,7 @@ class _Optimizer:
     def __init__(
         self,
         choices: Choices,
-        storage: tuple[step.Storage, Array | None] | None,
+        coding: tuple[step.Coding, Array | None] | None,
         moments: _Kept,
         learning_rate: Number | Schedule,
         *,
@@ -284,7 +283,7 @@ class _Optimizer:
     ) -> None:
         """Take the numbers and what is kept; ``names`` are those that users have for numbers."""
         self._choices = choices
-        self._storage, self._seed = storage or (None, None)
+        self._coding, self._seed = coding or (None, None)
         self._rate = arguments.number_or_schedule("learning_rate", learning_rate)
         self._decay = decay
         self._amount = arguments.number_or_schedule("weight_decay", decay.amount if decay else 0.0)
@@ -296,10 +295,10 @@ class _Optimizer:
         self._fields = moments.fields
         self._initial = moments.initial
         self._kept = step.Moments(moments.mean, moments.square, moments.largest)
-        if self._storage is not None:
+        if self._coding is not None:
             parts[0] = optax.GradientTransformation(self._init_coded, parts[0].update)
             self._fields = CodedState._fields
-            self._kept = self._storage.kept(choices)
+            self._kept = self._coding.kept(choices)
         if decay is not None:
             # With a mask that fits everything: that of the user is looked at here.
             mask = None if decay.mask is None else True
@@ -332,21 +331,18 @@ class _Optimizer:
         return self._init(params)
 
     def _init_coded(self, params: Tree) -> CodedState:
-        assert self._storage is not None
+        assert self._coding is not None
         for path, leaf in jax.tree_util.tree_flatten_with_path(params)[0]:
             dtype = jnp.result_type(leaf)
             if jnp.issubdtype(dtype, jnp.complexfloating) or dtype == jnp.float64:
-                raise ValueError(
-                    f"state is {self._storage.forms!r}, but the parameter at {trees.place(path)} "
-                    f"has dtype {dtype}: small forms are for float32 and half precision. Convert "
-                    'the parameter, or use state="float32", which keeps its dtype.'
-                )
+                whose = f"the parameter at {trees.place(path)} has"
+                raise ValueError(self._coding.storage.refusal_of_dtype(whose, dtype))
         return small.zeros(
-            self._storage.forms,
+            self._coding.storage,
             params,
             mean=self._kept.mean is not None,
             square=self._kept.square is not None,
-            top=self._storage.top,
+            top=self._coding.top,
         )
 
     def _update(
@@ -360,7 +356,7 @@ class _Optimizer:
         arrays = choices.arrays()
         stepped, after = step.stepped(
             replace(choices, **dict.fromkeys(arrays)),
-            self._storage,
+            self._coding,
             decays,
             arrays,
             self._seed,
@@ -375,9 +371,9 @@ class _Optimizer:
             if name is not None:
                 changed[name] = gradients.kept(old, new)
         if top is not None:
-            assert self._storage is not None
-            assert self._storage.top is not None
-            changed["top"] = jnp.full_like(top, self._storage.top)
+            assert self._coding is not None
+            assert self._coding.top is not None
+            changed["top"] = jnp.full_like(top, self._coding.top)
         if self._trace is not None:
             states.check_fields(f"state[{len(others)}]", others[-1], ("trace",))
             old = gradients.beside("the state's trace", others[-1].trace)
@@ -398,8 +394,8 @@ class _Optimizer:
         if "count" in self._fields:
             states.check_scalar("The state's count", moments.count)
             count = moments.count
-        if self._storage is not None:
-            top = self._storage.checked_top(moments)
+        if self._coding is not None:
+            top = self._coding.checked_top(moments)
             if gradients.leaves:
                 for name in ("mu", "nu", "header"):
                     states.check_kept(name, getattr(moments, name), name in self._kept)
@@ -412,8 +408,9 @@ class _Optimizer:
                 else gradients.beside(f"the state's {name}", getattr(moments, name), shape)
             )
         codes = None
-        if self._storage is not None:
-            codes = (*small.dtypes(self._storage.forms), None, np.dtype(np.uint16))
+        if self._coding is not None:
+            stored = small.dtypes(self._coding.storage)
+            codes = step.Moments(stored.mean, stored.square, None, stored.header)
         states.check_dtypes(gradients, self._kept, flat, codes)
         return step.Moments(*flat), count, top
 
@@ -496,11 +493,11 @@ def _adam_choices(b1: Number, b2: Number, eps: Number, eps_root: Number, nestero
 
 def _stored(
     choices: Choices, state: Forms, rounding: Rounding | None, seed: int | Array, **dtypes: Any
-) -> tuple[step.Storage, Array | None] | None:
+) -> tuple[step.Coding, Array | None] | None:
     """Return how m and v are stored, with the seed if it is an array; None for plain floats."""
     betas = (choices.b1, choices.b2)
     mean, square = (0.5 if isinstance(beta, jax.Array) else beta for beta in betas)
-    options = Options(betas=(mean, square), state=state, rounding=rounding)
+    storage = Options(betas=(mean, square), state=state, rounding=rounding).storage
     if rounding not in (None, "nearest", "stochastic"):
         raise ValueError(
             f"rounding is {rounding!r}, but with JAX it is optax that adds updates to parameters. "
@@ -510,7 +507,7 @@ def _stored(
         arguments.check_seed(seed)
     else:
         seed = Phase(seed=seed).seed
-    if options.forms == ("float32", "float32"):
+    if not storage.is_small:
         return None
     for name, dtype in dtypes.items():
         if dtype is not None:
@@ -519,17 +516,17 @@ def _stored(
                 f"Leave {name} out."
             )
     top = None
-    if choices.b1 is not None and options.forms[0] in ("compact", "8bit"):
+    if choices.b1 is not None and storage.is_relative:
         if any(isinstance(beta, jax.Array) for beta in betas):
             raise ValueError(
-                f'state is "{options.forms[0]}", which needs decay rates that are known when the '
+                f'state is "{storage.mean}", which needs decay rates that are known when the '
                 "program is made, but one is an array. Give floats; with optax.inject_hyperparams "
                 'name them in static_args: ("b1", "b2").'
             )
         top = mean_top(choices.b1, choices.b2)
     is_array = isinstance(seed, jax.Array)
-    storage = step.Storage(options.forms, options.is_stochastic, top, None if is_array else seed)
-    return storage, seed if is_array else None
+    coding = step.Coding(storage, top, None if is_array else seed)
+    return coding, seed if is_array else None
 
 
 # -- numbers that depend on the count ------------------------------------------------------------

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from adamas.checks import check_amount, check_betas, check_names, check_number, kind, near
+from adamas.codecs import Storage
 from adamas.torch import small
 
 __all__ = [
@@ -243,12 +244,9 @@ def check_remainder(groups: Sequence[Options]) -> None:
     parameters = [p for group in asking for p in group["params"]]
     if not parameters or any(p.dtype in small.HALF for p in parameters):
         return  # the step refuses float16
-    dtypes = ", ".join(sorted({str(p.dtype) for p in parameters}))
-    raise ValueError(
-        f'rounding is "{asking[0]["rounding"]}", which keeps what rounding takes away from '
-        f"parameters in torch.bfloat16, but these are in {dtypes}. Convert the model before the "
-        "optimizer is made, or leave rounding out."
-    )
+    dtypes, how = {p.dtype for p in parameters}, "convert the model before the optimizer is made"
+    storage = Storage(rounding=asking[0]["rounding"])
+    raise ValueError(storage.refusal_of_remainders(torch.bfloat16, dtypes, how))
 
 
 def check_groups(groups: Sequence[Options], defaults: Options) -> None:

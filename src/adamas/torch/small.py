@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from adamas import codecs
-from adamas.codecs import Bits, Codes
-from adamas.options import Options, StateForm
+from adamas.codecs import REMAINDERS as REMAINDERS_BY_NAME
+from adamas.codecs import STORED_AS, Bits, Codes, StateForm, Storage
+from adamas.options import Options
 from adamas.torch import distributed
 
 __all__ = [
@@ -41,14 +42,15 @@ __all__ = [
 ]
 
 HALF = (torch.bfloat16, torch.float16)
-REMAINDERS = {"remainder": torch.int16, "remainder8": torch.int8}
+REMAINDERS = {rounding: getattr(torch, dtype) for rounding, dtype in REMAINDERS_BY_NAME.items()}
 
-_MEANS = {"bfloat16": torch.bfloat16, "compact": torch.uint8, "8bit": torch.int8}
-_SQUARES = {"bfloat16": torch.bfloat16, "compact": torch.bfloat16, "8bit": torch.uint8}
-_FORMS_OF_MEANS: dict[Any, StateForm] = {
-    torch.bfloat16: "bfloat16", torch.uint8: "compact", torch.int8: "8bit"
-}  # fmt: skip
-_FORMS_OF_SQUARES: dict[Any, StateForm] = {torch.bfloat16: "bfloat16", torch.uint8: "8bit"}
+_MEANS = {form: getattr(torch, codes.mean) for form, codes in STORED_AS.items()}
+_SQUARES = {form: getattr(torch, codes.square) for form, codes in STORED_AS.items()}
+_FORMS_OF_MEANS: dict[Any, Any] = {dtype: form for form, dtype in _MEANS.items()}
+#: "compact" has codes of v that are those of "bfloat16".
+_FORMS_OF_SQUARES: dict[Any, Any] = {
+    dtype: form for form, dtype in _SQUARES.items() if form != "compact"
+}
 _DTYPES = (torch.float32, *HALF)
 
 State = dict[str, Any]
@@ -66,6 +68,11 @@ class Form(NamedTuple):
     top: int
 
     @property
+    def storage(self) -> Storage:
+        """The same as the definition has it."""
+        return Storage(self.mean, self.square, self.rounding)
+
+    @property
     def forms(self) -> tuple[str, str]:
         """The forms of m and of v."""
         return self.mean, self.square
@@ -73,7 +80,7 @@ class Form(NamedTuple):
     @property
     def is_dense(self) -> bool:
         """Whether both are float32."""
-        return self.forms == ("float32", "float32")
+        return not self.storage.is_small
 
     @property
     def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
@@ -134,7 +141,7 @@ class Form(NamedTuple):
             name is None or state[name].dtype == dtypes.get(form, torch.float32)
             for name, dtypes, form in ((mean, _MEANS, self.mean), (square, _SQUARES, self.square))
         )
-        counts = mean is not None and self.mean in ("compact", "8bit")
+        counts = mean is not None and self.storage.is_relative
         if has_dtypes and (not counts or state["top"] == self.top):
             return
         wide = dense(state, mean, square)
@@ -155,13 +162,11 @@ class Form(NamedTuple):
 
 def form_of(options: Options, rounding: str | None) -> Form:
     """Return how ``options`` store m and v."""
-    mean, square = options.forms
-    beta1, beta2 = options.betas
+    storage, (beta1, beta2) = options.storage, options.betas
     return Form(
-        mean,
-        square,
+        *storage.forms,
         rounding,
-        (options.has_mean and mean == "8bit") or (options.has_square and square == "8bit"),
+        storage.has_header(has_mean=options.has_mean, has_square=options.has_square),
         0 if beta1 is None or beta2 is None else codecs.mean_top(beta1, beta2),
     )
 
@@ -211,7 +216,7 @@ def made_small(state: State, mean: str | None, square: str | None, form: Form) -
     if form.has_header:
         blocks = -(-distributed.local(like).numel() // codecs.BLOCK)
         state["header"] = torch.zeros(blocks, dtype=torch.int16, device=like.device)
-    if mean is not None and form.mean in ("compact", "8bit"):
+    if mean is not None and form.storage.is_relative:
         state["top"] = form.top
     return state
 
@@ -260,10 +265,9 @@ def refuse(parameter: Tensor, form: Form | None, rounding: str | None, is_specia
             'follows another. Use state="float32" for this group.'
         )
     if is_small and parameter.dtype not in _DTYPES:
-        raise TypeError(
-            f"A parameter has dtype {parameter.dtype}, but small forms of state are for float32, "
-            'bfloat16 and float16. Give it a group of its own with state="float32".'
-        )
+        assert form is not None
+        way = "give it a group of its own with"
+        raise TypeError(form.storage.refusal_of_dtype("a parameter has", parameter.dtype, way))
     if parameter.dtype not in HALF or rounding in (None, "nearest"):
         return
     if is_special:
@@ -273,10 +277,8 @@ def refuse(parameter: Tensor, form: Form | None, rounding: str | None, is_specia
             'rounding="nearest".'
         )
     if rounding in REMAINDERS and parameter.dtype == torch.float16:
-        raise TypeError(
-            f'rounding is "{rounding}", but a parameter has dtype torch.float16: remainders are '
-            'for torch.bfloat16. Use rounding="stochastic", or convert the parameter.'
-        )
+        storage = Storage(rounding=rounding)
+        raise TypeError(storage.refusal_of_remainder(parameter.dtype, torch.bfloat16))
 
 
 def _codes_of(tensor: Tensor, form: str) -> Any:
