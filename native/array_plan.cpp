@@ -33,10 +33,10 @@ public:
         std::vector<Tensor> tensors;
         nb::object ndarray = nb::module_::import_("numpy").attr("ndarray");
         for (nb::handle group : groups) {
-            nb::object options = group.attr("options");
+            nb::object options = group.attr("options"), storage = options.attr("storage");
             Options own = options_of(options);
             for (nb::handle slot : nb::cast<nb::sequence>(group.attr("slots"))) {
-                Tensor tensor = tensor_of(slot, own, options);
+                Tensor tensor = tensor_of(slot, own, storage);
                 nb::object parameter = slot.attr("parameter"), whole = slot.attr("array");
                 bool as_bits = !whole.is_none();
                 watches_.emplace_back(as_bits ? whole : parameter,
@@ -74,8 +74,7 @@ public:
         return stepped(find, 1.0, 1.0, [&]() { number_groups(number, rates); }, number, record);
     }
 
-    // The same with the numbers of each group as they are given: those of the rule, the weights
-    // of the average, the number of the step.
+    // The same with the numbers of each group as they are given.
     nb::object step_with(nb::object gradients, nb::object numbers, double loss_scale,
                          double factor) {
         auto find = [&]() { return list(gradients); };
@@ -207,15 +206,16 @@ private:
         return whole_number_of(given, what, 0, std::numeric_limits<std::int64_t>::max());
     }
 
-    Tensor tensor_of(nb::handle slot, const Options& own, nb::handle options) {
+    Tensor tensor_of(nb::handle slot, const Options& own, nb::handle storage) {
         nb::object state = slot.attr("state");
         void* memory = hold_parameter(slot.attr("parameter"));
         const Py_buffer parameter = buffers_[parameters_.back()].view();
         Tensor tensor{};
         tensor.layout = {dtype_of(parameter).value(), own.has_mean, own.has_square, own.amsgrad};
-        nb::object forms = state.attr("forms");
-        put_storage(tensor.layout, forms[0], forms[1], options.attr("rounding"),
-                    nb::object(state.attr("top")));
+        put_storage(tensor.layout, storage, nb::object(state.attr("top")));
+        if (!nb::object(state.attr("forms")).equal(storage.attr("forms"))) {
+            throw std::invalid_argument("A plan needs the state that its options speak of.");
+        }
         DType arithmetic = tensor.layout.dtype == DType::float64 ? DType::float64 : DType::float32;
         tensor.count = parameter.len / parameter.itemsize;
         auto entry = [&](const char* name, Form form, std::int64_t width = 1) -> void* {
@@ -421,8 +421,7 @@ private:
     void take_numbers(nb::handle given) {
         numbers_.clear();
         for (nb::handle values : given) {
-            nb::object number = values[15];
-            numbers_.push_back(given_numbers(values, step_of(number)));
+            numbers_.push_back(step_numbers_of(values));
         }
         if (numbers_.size() != options_.size()) {
             throw std::invalid_argument("A step needs the numbers of each group.");
@@ -456,7 +455,7 @@ void bind_array_plan(nb::module_& module) {
              "Make one step with gradients built as the containers of the parameters.")
         .def("step_with", &ArrayPlan::step_with, nb::arg("gradients"), nb::arg("numbers"),
              nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0,
-             "Make one step with given numbers: 13 of the rule, 2 of the average, the step's.");
+             "Make one step with given numbers, adamas.coefficients.StepNumbers of each group.");
 }
 
 }  // namespace adamas

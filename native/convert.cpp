@@ -43,6 +43,23 @@ void forget_conversion() {
 
 }  // namespace
 
+Name::Name(const char* text) : text_(PyUnicode_InternFromString(text)) {
+    if (text_ == nullptr) {
+        throw nb::python_error();
+    }
+}
+
+nb::object Name::if_any(nb::handle object) const {
+    auto found = nb::steal<nb::object>(PyObject_GetAttr(object.ptr(), text_));
+    if (!found.is_valid()) {
+        if (!PyErr_ExceptionMatches(PyExc_AttributeError)) {
+            throw nb::python_error();
+        }
+        PyErr_Clear();
+    }
+    return found;
+}
+
 double number_of(nb::handle given, const char* what) {
     double number = PyFloat_AsDouble(given.ptr());
     if (number == -1.0 && PyErr_Occurred()) {
@@ -122,16 +139,17 @@ Phase phase_of(nb::handle given) {
     return phase;
 }
 
-void put_storage(Layout& layout, nb::handle mean, nb::handle square, nb::handle rounding,
-                 nb::handle top) {
+void put_storage(Layout& layout, nb::handle storage, nb::handle top) {
+    static const Name mean("mean"), square("square"), rounding_name("rounding");
     auto form_of = [](nb::handle form) {
         return choice_of<Form>(form, {{"float32", Form::plain},
                                       {"bfloat16", Form::bfloat16},
                                       {"compact", Form::compact},
                                       {"8bit", Form::eight_bit}});
     };
-    layout.mean_form = form_of(mean);
-    layout.square_form = form_of(square);
+    layout.mean_form = form_of(mean.of(storage));
+    layout.square_form = form_of(square.of(storage));
+    nb::object rounding = rounding_name.of(storage);
     layout.rounding = rounding.is_none()
                           ? Rounding::nearest
                           : choice_of<Rounding>(rounding, {{"nearest", Rounding::nearest},
@@ -142,18 +160,42 @@ void put_storage(Layout& layout, nb::handle mean, nb::handle square, nb::handle 
     layout.top = static_cast<int>(whole_number_of(top, "top", 0, highest_top));
 }
 
-StepNumbers given_numbers(nb::handle given, std::uint64_t step) {
+StepNumbers step_numbers_of(nb::handle given) {
+    static const struct {
+        Name name;
+        double Numbers<double>::* number;
+    } of_rule[] = {
+        {Name("grad_scale"), &Numbers<double>::grad_scale}, {Name("l2"), &Numbers<double>::l2},
+        {Name("decay"), &Numbers<double>::decay},           {Name("keep1"), &Numbers<double>::keep1},
+        {Name("take1"), &Numbers<double>::take1},           {Name("keep2"), &Numbers<double>::keep2},
+        {Name("take2"), &Numbers<double>::take2},           {Name("from_m"), &Numbers<double>::from_m},
+        {Name("from_g"), &Numbers<double>::from_g},         {Name("root"), &Numbers<double>::root},
+        {Name("inner"), &Numbers<double>::inner},           {Name("eps"), &Numbers<double>::eps},
+        {Name("step"), &Numbers<double>::step},
+    };
+    static const Name rule_name("rule"), keep("keep"), take("take"), step("step");
+    auto found = [&](const Name& name, nb::handle object) {
+        nb::object value = name.if_any(object);
+        if (!value.is_valid()) {
+            PyErr_Format(PyExc_TypeError,
+                         "The numbers of a step are %R, but they must be an "
+                         "adamas.coefficients.StepNumbers.",
+                         given.ptr());
+            throw nb::python_error();
+        }
+        return value;
+    };
+    auto number = [&](const Name& name, nb::handle object) {
+        return number_of(found(name, object), "A number of the step");
+    };
     StepNumbers own{};
-    own.number = step;
-    double* into[] = {&own.rule.grad_scale, &own.rule.l2,    &own.rule.decay, &own.rule.keep1,
-                      &own.rule.take1,      &own.rule.keep2, &own.rule.take2, &own.rule.from_m,
-                      &own.rule.from_g,     &own.rule.root,  &own.rule.inner, &own.rule.eps,
-                      &own.rule.step,       &own.ema_keep,   &own.ema_take};
-    int i = 0;
-    for (double* each : into) {
-        nb::object value = given[i++];
-        *each = number_of(value, "A number of the step");
+    nb::object rule = found(rule_name, given);
+    for (auto& each : of_rule) {
+        own.rule.*each.number = number(each.name, rule);
     }
+    own.ema_keep = number(keep, given);
+    own.ema_take = number(take, given);
+    own.number = static_cast<std::uint64_t>(step_of(found(step, given)));
     return own;
 }
 

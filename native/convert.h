@@ -9,6 +9,27 @@
 
 namespace adamas {
 
+// The name of an attribute, whose text is made once: looking it up takes half the time then. For
+// names that live as long as the process.
+class Name {
+public:
+    explicit Name(const char* text);
+
+    nanobind::object of(nanobind::handle object) const {
+        auto found = nanobind::steal<nanobind::object>(PyObject_GetAttr(object.ptr(), text_));
+        if (!found.is_valid()) {
+            throw nanobind::python_error();
+        }
+        return found;
+    }
+
+    // The same, or nothing where there is no such attribute.
+    nanobind::object if_any(nanobind::handle object) const;
+
+private:
+    PyObject* text_;
+};
+
 // Numbers that Python gives; `what` begins the sentence of the error. Throws TypeError where it is
 // no number, or no whole one, and ValueError where it is not from `least` to `most`.
 double number_of(nanobind::handle given, const char* what);
@@ -22,13 +43,12 @@ std::int64_t step_of(nanobind::handle given);
 Options options_of(nanobind::handle given);
 Phase phase_of(nanobind::handle given);
 
-// Puts how a tensor is stored into a layout: the forms of m and v by their names, the option
-// `rounding`, and what codes of m are counted from: adamas.codecs.mean_top.
-void put_storage(Layout& layout, nanobind::handle mean, nanobind::handle square,
-                 nanobind::handle rounding, nanobind::handle top);
+// Puts how a tensor is stored into a layout: an adamas.codecs.Storage, and what codes of m are
+// counted from: adamas.codecs.mean_top.
+void put_storage(Layout& layout, nanobind::handle storage, nanobind::handle top);
 
-// The numbers of a step as a tuple has them: those of the rule, then the weights of the average.
-StepNumbers given_numbers(nanobind::handle given, std::uint64_t step);
+// An adamas.coefficients.StepNumbers. Throws TypeError for what is none.
+StepNumbers step_numbers_of(nanobind::handle given);
 
 // The parts of an adamas.statistics.Outcome, or None where the phase asks for nothing.
 nanobind::object parts_of(const Outcome& outcome, const Phase& phase);

@@ -64,28 +64,25 @@ double number_at(const void* step, bool is_double) {
 
 class TensorPlan {
 public:
-    // `groups` are the optimizer's own dicts. `members` are tuples (parameter, its state dict,
-    // names of the entries for step, m, v, w, average, header and remainder or None, copy or None,
-    // index of the cohort, and how it is stored: forms of m and of v, rounding, top, number of the
-    // tensor). They are stepped where they have a gradient, and left as they are where they have
-    // none. `cohorts` are tuples (index of the group, Options or None). `idle` are parameters that
-    // must not have a gradient.
+    // `groups` are the optimizer's own dicts, `slots` and `cohorts` the TensorSlot and Cohort of
+    // adamas.engines.native. `idle` are parameters that must not have a gradient.
     TensorPlan(nb::type_object tensor_type, nb::type_object parameter_type, nb::list groups,
-               nb::sequence members, nb::sequence cohorts, nb::sequence idle, nb::object phase,
+               nb::sequence slots, nb::sequence cohorts, nb::sequence idle, nb::object phase,
                nb::object increment_version)
         : watch_(tensor_type, parameter_type, std::move(groups), std::move(idle)),
           increment_version_(std::move(increment_version)),
           lr_(nb::steal<nb::str>(PyUnicode_InternFromString("lr"))) {
         for (nb::handle cohort : cohorts) {
-            nb::object options = cohort[1];
+            nb::object options = cohort.attr("options");
             cohorts_.push_back(
-                {nb::cast<std::size_t>(cohort[0]),
+                {nb::cast<std::size_t>(cohort.attr("group")),
                  options.is_none() ? std::nullopt : std::optional(options_of(options))});
+            numbered_ += options.is_none();
         }
         rates_.resize(watch_.group_count());
         std::vector<Tensor> tensors;
-        for (nb::handle member : members) {
-            tensors.push_back(joined(member));
+        for (nb::handle slot : slots) {
+            tensors.push_back(joined(slot));
         }
         plan_.emplace(std::move(tensors), phase_of(phase));
         list_changed();
@@ -153,50 +150,58 @@ private:
 
     // -- making the plan ---------------------------------------------------------------------
 
-    Tensor joined(nb::handle given) {
+    Tensor joined(nb::handle slot) {
+        static const struct {
+            Name parameter{"parameter"}, state{"state"}, step{"step"}, names{"names"},
+                storage{"storage"}, top{"top"}, number{"number"}, copy{"copy"}, cohort{"cohort"};
+        } of;
+        static const struct {
+            Name mean{"mean"}, square{"square"}, largest_square{"largest_square"}, ema{"ema"},
+                header{"header"}, remainder{"remainder"};
+        } role;
         Member member;
-        auto state = nb::cast<nb::dict>(given[1]);
-        member.cohort = nb::cast<std::size_t>(given[4]);
+        auto state = nb::cast<nb::dict>(of.state.of(slot));
+        member.cohort = nb::cast<std::size_t>(of.cohort.of(slot));
         Cohort& cohort = cohorts_.at(member.cohort);
         // A cohort without options looks at the steps of its first member, come what may.
-        View parameter = watch_.add(given[0], state, !cohort.options);
+        View parameter = watch_.add(of.parameter.of(slot), state, !cohort.options);
         std::optional<DType> dtype = dtype_of(parameter);
         if (!dtype) {
             throw std::invalid_argument("A plan needs contiguous floating CPU tensors.");
         }
-        nb::object names = given[2];
+        nb::object names = of.names.of(slot);
+        nb::object mean = role.mean.of(names), square = role.square.of(names),
+                   largest_square = role.largest_square.of(names);
         Tensor tensor{};
         std::uint8_t bits = *dtype == DType::float64 ? 64 : 32;  // of its arithmetic
-        auto entry = [&](int i) -> void* {
-            nb::object name = names[i];
+        auto entry = [&](const nb::object& name) -> void* {
             return name.is_none() ? nullptr
                                   : kept(state[name], dlpack::float_code, bits, parameter.count);
         };
-        nb::object stored = given[5];
-        Layout layout{*dtype, !names[1].is_none(), !names[2].is_none(), !names[3].is_none()};
-        put_storage(layout, stored[0], stored[1], stored[2], nb::object(stored[3]));
-        tensor.number = nb::cast<std::uint64_t>(stored[4]);
+        Layout layout{*dtype, !mean.is_none(), !square.is_none(), !largest_square.is_none()};
+        put_storage(layout, of.storage.of(slot), of.top.of(slot));
+        tensor.number = nb::cast<std::uint64_t>(of.number.of(slot));
         void* m = layout.mean_form == Form::plain
-                      ? entry(1)
-                      : mean_of(state, names[1], layout.mean_form, parameter);
+                      ? entry(mean)
+                      : mean_of(state, mean, layout.mean_form, parameter);
         void* v = layout.square_form == Form::plain
-                      ? entry(2)
-                      : square_of(state, names[2], layout.square_form, parameter);
-        void* w = entry(3);
-        void* ema = entry(4);
+                      ? entry(square)
+                      : square_of(state, square, layout.square_form, parameter);
+        void* w = entry(largest_square);
+        void* ema = entry(role.ema.of(names));
         tensor.layout = layout;
         tensor.arrays = {parameter.data, nullptr, m, v, w, ema, nullptr, CopyType::bfloat16};
-        if (nb::object name = names[5]; !name.is_none()) {
+        if (nb::object name = role.header.of(names); !name.is_none()) {
             std::int64_t blocks = (parameter.count + block_size - 1) / block_size;
             tensor.arrays.header =
                 static_cast<std::uint16_t*>(kept(state[name], dlpack::int_code, 16, blocks));
         }
-        if (nb::object name = names[6]; !name.is_none()) {
+        if (nb::object name = role.remainder.of(names); !name.is_none()) {
             std::uint8_t width = layout.rounding == Rounding::remainder ? 16 : 8;
             tensor.arrays.remainder = kept(state[name], dlpack::int_code, width, parameter.count);
         }
-        add_copy(tensor, given[3], parameter.count);
-        add_step(member, state, names[0], cohort);
+        add_copy(tensor, of.copy.of(slot), parameter.count);
+        add_step(member, state, of.step.of(slot), cohort);
         tensor.count = parameter.count;
         tensor.numbers = member.cohort;
         members_.push_back(member);
@@ -290,6 +295,9 @@ private:
         numbers_.clear();
         owners_.clear();
         std::size_t next = 0;
+        if (numbered_ > 0 && (given.is_none() || nb::len(given) != numbered_)) {
+            throw std::invalid_argument("A step needs the numbers of each cohort without options.");
+        }
         for (Cohort& cohort : cohorts_) {
             cohort.done = -1;
             if (!cohort.options) {
@@ -298,9 +306,11 @@ private:
                 if (!is_count(done)) {
                     return false;
                 }
-                nb::object values = given[next++];
-                add_numbers(cohort, done,
-                            given_numbers(values, static_cast<std::uint64_t>(done) + 1));
+                StepNumbers own = step_numbers_of(nb::object(given[next++]));
+                if (cohort.step != nullptr && own.number != static_cast<std::uint64_t>(done) + 1) {
+                    return false;
+                }
+                add_numbers(cohort, done, own);
             }
         }
         for (std::size_t i = 0; i < members_.size(); ++i) {
@@ -393,6 +403,7 @@ private:
     nb::str lr_;
     std::vector<double> rates_;  // of the groups, at the step under way
     std::vector<Cohort> cohorts_;
+    std::size_t numbered_ = 0;  // how many of them have no options
     std::vector<Member> members_;
     nb::list changed_;                   // the parameters of the members that had gradients last
     std::vector<StepNumbers> numbers_;   // of the step under way
@@ -408,7 +419,7 @@ void bind_tensor_plan(nb::module_& module) {
         .def(nb::init<nb::type_object, nb::type_object, nb::list, nb::sequence, nb::sequence,
                       nb::sequence, nb::object, nb::object>(),
              nb::arg("tensor_type"), nb::arg("parameter_type"), nb::arg("groups"),
-             nb::arg("members"), nb::arg("cohorts"), nb::arg("idle"), nb::arg("phase"),
+             nb::arg("slots"), nb::arg("cohorts"), nb::arg("idle"), nb::arg("phase"),
              nb::arg("increment_version"))
         .def("step", &TensorPlan::step, nb::arg("groups"), nb::arg("state"),
              nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0, nb::arg("numbers") = nb::none(),

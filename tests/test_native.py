@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 import adamas
 from adamas import _native
 from adamas import state as states
-from adamas.coefficients import at_step, ema_weights
+from adamas.coefficients import StepNumbers, at_step, ema_weights
 from adamas.engines import Group, Slot, native, reference
 from adamas.options import Options, Phase
 from adamas.statistics import TILE
@@ -441,7 +441,7 @@ def test_a_number_that_no_step_has_is_refused_before_anything_is_touched(number)
     state = states.create(p, options)
     plan = native.Plan([Group(options, (Slot(p, state),))], Phase())
     gradients = [np.ones(3, np.float32)]
-    numbers = [(*numbers_of(options, Phase(), 1, 0.1)[:-1], number)]
+    numbers = [numbers_of(options, Phase(), 1, 0.1)._replace(step=number)]
     message = f"^The number of the step is {number}, but it must be from 1 to 9007199254740992.$"
     with pytest.raises(ValueError, match=message):
         plan.step(gradients, number, [0.1])
@@ -469,7 +469,7 @@ def test_what_is_no_number_is_refused_before_anything_is_touched(wrong):
         plan.step(gradients, wrong, [0.1])
     assert str(caught.value) == "The number of the step" + said.format("whole number")
     with pytest.raises(TypeError) as caught:
-        plan.step_with(gradients, [(wrong, *own[1:])])
+        plan.step_with(gradients, [own._replace(rule=own.rule._replace(inner=wrong))])
     assert str(caught.value) == "A number of the step" + said.format("number")
     assert (p == 1).all()
 
@@ -498,7 +498,7 @@ def test_steps_whose_numbers_are_refused_leave_the_plan_to_the_next_one():
 
 def numbers_of(options, phase, step, lr):
     """The numbers of a step as step_with takes them."""
-    return (*at_step(options, step, lr), *ema_weights(phase.ema or 0.0, step), step)
+    return StepNumbers(at_step(options, step, lr), *ema_weights(phase.ema or 0.0, step), step)
 
 
 def stepped_with(phase, form, by_numbers):
@@ -555,8 +555,13 @@ def test_a_step_needs_the_numbers_of_each_group():
     for wrong in ([], [own, own]):
         with pytest.raises(ValueError, match="the numbers of each group"):
             plan.step_with([np.ones(3, np.float32)], wrong)
-    with pytest.raises(IndexError):
-        plan.step_with([np.ones(3, np.float32)], [own[:-1]])
+    for wrong in (tuple(own), own.rule, own._replace(rule=tuple(own.rule)), None):
+        with pytest.raises(TypeError) as caught:
+            plan.step_with([np.ones(3, np.float32)], [wrong])
+        assert str(caught.value) == (
+            f"The numbers of a step are {wrong!r}, but they must be an "
+            "adamas.coefficients.StepNumbers."
+        )
     assert plan.step_with([np.ones(4, np.float32)], [own]) is NotImplemented
     assert (p == 1).all()
     assert plan.step_with([np.ones(3, np.float32)], [own]) is None

@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 
 from adamas import codecs
 from adamas import state as states
-from adamas.coefficients import at_step, clip_factor, ema_weights
+from adamas.coefficients import StepNumbers, at_step, clip_factor, ema_weights
 from adamas.engines import Group, Slot, reference
 from adamas.engines import triton as engine
 from adamas.engines.triton import sums, tables
@@ -513,9 +513,9 @@ def test_numbers_may_be_given():
         numbers = at_step(case.options, step, lr)
         keep, take = ema_weights(0.75, step)
         case.expect(step, lr, grad_scale=1.0 / scale * factor)
-        row = [*numbers, keep, take]
-        row[tables.C_STEP.value] = 99.0  # the learning rate is that of the step
-        case.step(step, lr, loss_scale=scale, factor=factor, given=[row])
+        other = numbers._replace(step=99.0)  # the learning rate is that of the step
+        given = [StepNumbers(other, keep, take, step)]
+        case.step(step, lr, loss_scale=scale, factor=factor, given=given)
         keep, take = np.float32(keep), np.float32(take)
         average = keep * average + take * case.found
         assert same(average, case.state.ema)

@@ -6,7 +6,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adamas.coefficients import StepNumbers
 from adamas.engines import Group
+from adamas.engines.native import Cohort, TensorSlot
 from adamas.options import Options, Phase
 
 class Plan:
@@ -26,7 +28,7 @@ class Plan:
     def step_with(
         self,
         gradients: Sequence[Any],
-        numbers: Sequence[tuple[float, ...]],
+        numbers: Sequence[StepNumbers],
         loss_scale: float = 1.0,
         factor: float = 1.0,
     ) -> Any: ...
@@ -39,8 +41,8 @@ class TensorPlan:
         tensor_type: type,
         parameter_type: type,
         groups: list[dict[str, Any]],
-        members: Sequence[tuple[Any, ...]],
-        cohorts: Sequence[tuple[int, Options | None]],
+        slots: Sequence[TensorSlot],
+        cohorts: Sequence[Cohort],
         idle: Sequence[Any],
         phase: Phase,
         increment_version: Callable[[list[Any]], None],
@@ -51,7 +53,7 @@ class TensorPlan:
         state: Any,
         loss_scale: float = 1.0,
         factor: float = 1.0,
-        numbers: Sequence[tuple[float, ...]] | None = None,
+        numbers: Sequence[StepNumbers] | None = None,
     ) -> Any: ...
     def step_if_open(self, groups: list[dict[str, Any]], state: Any) -> Any:
         """Make one step; NotImplemented, too, where the plan is closed or in use.

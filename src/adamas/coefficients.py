@@ -18,6 +18,7 @@ from adamas.options import Options
 
 __all__ = [
     "Coefficients",
+    "StepNumbers",
     "at_step",
     "clip_factor",
     "ema_weights",
@@ -46,6 +47,23 @@ class Coefficients(NamedTuple):
     def rounded(self, dtype: np.dtype[Any]) -> Coefficients:
         """Return the numbers as scalars of ``dtype``, each rounded once."""
         return Coefficients(*(dtype.type(number) for number in self))
+
+
+class StepNumbers(NamedTuple):
+    """All numbers of one step that engines may be given, in place of options they follow from."""
+
+    rule: Coefficients
+    #: What the averaged parameters keep and take; 0 and 0 where no average is kept.
+    keep: float
+    take: float
+    #: The number of the step, 1 first.
+    step: int
+
+    @classmethod
+    def averaging(cls, rule: Coefficients, ema: float | None, step: int) -> StepNumbers:
+        """Return the numbers of ``step``; ``ema`` is that of :class:`adamas.Phase`."""
+        keep, take = (0.0, 0.0) if ema is None else ema_weights(ema, step)
+        return cls(rule, keep, take, step)
 
 
 def at_step(options: Options, step: int, lr: float, grad_scale: float = 1.0) -> Coefficients:

@@ -10,19 +10,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
 from adamas import _native
 from adamas.checks import whole_number
+from adamas.codecs import Storage
+from adamas.coefficients import StepNumbers
 from adamas.engines import Group
-from adamas.options import Phase
+from adamas.options import Options, Phase
+from adamas.state import Entries
 from adamas.statistics import Outcome, Statistics
 
 __all__ = [
+    "Cohort",
     "Plan",
     "TensorPlan",
+    "TensorSlot",
     "TensorWatch",
     "get_num_threads",
     "outcome_of",
@@ -42,6 +47,38 @@ TensorWatch = _native.TensorWatch
 
 #: Reads four float32 arrays and writes three: what memory allows a step, for benchmarks.
 touch = _native.touch
+
+
+class TensorSlot(NamedTuple):
+    """One parameter of a :data:`TensorPlan`, a plain CPU tensor, with what belongs to it.
+
+    It is stepped where it has a gradient, and left as it is where it has none.
+    """
+
+    parameter: Any
+    #: Its own dict of the optimizer's state, and the names there: of the count of steps, and by
+    #: role; None where there is no such entry.
+    state: dict[str, Any]
+    step: str | None
+    names: Entries
+    storage: Storage
+    #: What codes of m are counted from: :func:`adamas.codecs.mean_top`.
+    top: int
+    #: Of the tensor among all, for random bits.
+    number: int
+    #: A tensor in half precision that is written along, or None.
+    copy: Any
+    #: Which of the plan's cohorts it is of.
+    cohort: int
+
+
+class Cohort(NamedTuple):
+    """Parameters of a :data:`TensorPlan` that are stepped with the same numbers."""
+
+    #: The index of their group among the optimizer's.
+    group: int
+    #: Where the numbers come from; None where each step is given them (:class:`StepNumbers`).
+    options: Options | None
 
 
 class Plan:
@@ -74,16 +111,14 @@ class Plan:
     def step_with(
         self,
         gradients: Sequence[NDArray[Any]],
-        numbers: Sequence[tuple[float, ...]],
+        numbers: Sequence[StepNumbers],
         loss_scale: float = 1.0,
         factor: float = 1.0,
     ) -> Outcome | None:
         """Make one step with numbers that are given, in place of those of the options.
 
-        ``numbers`` has a tuple for each group: the fields of
-        :class:`~adamas.coefficients.Coefficients`, the two weights of the averaged parameters, and
-        the number of the step. Gradients are ``loss_scale`` times what they stand for, and are
-        multiplied by ``factor`` besides. The rest is as in :meth:`step`.
+        ``numbers`` are those of each group. Gradients are ``loss_scale`` times what they stand
+        for, and are multiplied by ``factor`` besides. The rest is as in :meth:`step`.
         """
         return outcome_of(self._plan.step_with(gradients, numbers, loss_scale, factor))
 

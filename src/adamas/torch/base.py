@@ -23,10 +23,18 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 from torch.autograd import profiler
 
+from adamas import state as state_entries
 from adamas.checks import check_flag
-from adamas.codecs import key_of, random_bits_at
-from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights, is_count
-from adamas.engines.native import TensorPlan, outcome_of
+from adamas.codecs import Storage, key_of, random_bits_at
+from adamas.coefficients import (
+    Coefficients,
+    StepNumbers,
+    at_step,
+    clip_factor,
+    ema_weights,
+    is_count,
+)
+from adamas.engines.native import Cohort, TensorPlan, TensorSlot, outcome_of
 from adamas.engines.triton import devices
 from adamas.engines.triton.launches import DeviceOutcome, Launches
 from adamas.options import OnNonfinite, Options, Phase, Rounding, StateForm
@@ -300,8 +308,7 @@ class Optimizer(torch.optim.Optimizer):
         options = self._storage(group)
         rounding = options.rounding
         if "state" in group:
-            is_usual = options.forms == ("float32", "float32")
-            if is_usual and parameter.dtype not in small.HALF:
+            if not options.storage.is_small and parameter.dtype not in small.HALF:
                 return None
             return small.form_of(options, rounding)
         if parameter.dtype == torch.float16:
@@ -454,7 +461,7 @@ class Optimizer(torch.optim.Optimizer):
                 return self._step_as_planned(plan)
         return False
 
-    def _given_numbers(self, plan: _Plan) -> list[tuple[float, ...]] | None:
+    def _given_numbers(self, plan: _Plan) -> list[StepNumbers] | None:
         """Return the numbers of the coming step that a plan does not make itself."""
         if not plan.numbered:
             return None
@@ -467,7 +474,7 @@ class Optimizer(torch.optim.Optimizer):
     def _step_natively(
         self,
         plan: _Plan,
-        numbers: list[tuple[float, ...]] | None,
+        numbers: list[StepNumbers] | None,
         scale: float,
         factor: float = 1.0,
     ) -> Any:
@@ -649,7 +656,7 @@ class Optimizer(torch.optim.Optimizer):
         if not members:
             return []
         cohorts: dict[tuple[Any, ...], int] = {}
-        numbers: list[offload.Numbers] = []
+        numbers: list[StepNumbers] = []
         stored: dict[tuple[Any, ...], Options] = {}
         items: list[offload.Item] = []
         for member in members:
@@ -690,10 +697,10 @@ class Optimizer(torch.optim.Optimizer):
             copy=self._copies[member.place] if self._copies else None,
         )
 
-    def _all_numbers(self, member: Member) -> offload.Numbers:
+    def _all_numbers(self, member: Member) -> StepNumbers:
         """Return the numbers of the coming step: the rule's, the average's, its own."""
-        numbers = self._coming_numbers(member)
-        return (*numbers, *(self._ema_weights(member) or (0.0, 0.0)), self._step_number(member))
+        numbers, step = self._coming_numbers(member), self._step_number(member)
+        return StepNumbers.averaging(numbers, self._phase.ema, step)
 
     def _finish(self, plan: _Plan, outcome: Outcome | DeviceOutcome | None) -> None:
         self._outcome = outcome
@@ -787,10 +794,10 @@ class Optimizer(torch.optim.Optimizer):
         self._device_counts.planned(steps)
         if not native:
             return _Plan(None, (), launched, tuple(other), (), looks_first)
-        cohorts: list[tuple[int, Options | None]] = []
+        cohorts: list[Cohort] = []
         numbered: list[Member] = []
         known: dict[tuple[Any, ...], int] = {}
-        tuples: list[tuple[Any, ...]] = []
+        slots: list[TensorSlot] = []
         groups = {id(member.group): member.group for member in native}
         of_groups = {key: self._options(group) for key, group in groups.items()}
         for member in native:
@@ -799,21 +806,28 @@ class Optimizer(torch.optim.Optimizer):
             key = self._cohort_key(member) if options is None else (id(member.group),)
             if key not in known:
                 known[key] = len(cohorts)
-                cohorts.append((self._group_index(member.group), options))
+                cohorts.append(Cohort(self._group_index(member.group), options))
                 if options is None:
                     numbered.append(member)
             copy = self._copies[member.place] if self._copies else None
-            form = member.form
-            about = ("float32", "float32", None, 0, member.place)
-            if form is not None:
-                top = state.get("top", 0)
-                about = (form.mean, form.square, form.rounding, top, member.place)
-            tuples.append((member.parameter, state, tuple(member.entries), copy, known[key], about))
+            step, *names = member.entries
+            slot = TensorSlot(
+                parameter=member.parameter,
+                state=state,
+                step=step,
+                names=state_entries.Entries(*names),
+                storage=Storage() if member.form is None else member.form.storage,
+                top=0 if member.form is None else state.get("top", 0),
+                number=member.place,
+                copy=copy,
+                cohort=known[key],
+            )
+            slots.append(slot)
         plan = TensorPlan(
             Tensor,
             torch.nn.Parameter,
             self.param_groups,
-            tuples,
+            slots,
             cohorts,
             idle,
             phase,
@@ -1136,9 +1150,10 @@ class Optimizer(torch.optim.Optimizer):
         """Return the names of the entries that the numbers of a step are taken from."""
         return () if member.entries.step is None else (member.entries.step,)
 
-    def _own_numbers(self, member: Member) -> tuple[float, ...]:
+    def _own_numbers(self, member: Member) -> StepNumbers:
         """Return the numbers of a method that has no options, and the weights of the average."""
-        return (*self._numbers(member), *(self._ema_weights(member) or (0.0, 0.0)))
+        step = self._step_number(member)
+        return StepNumbers.averaging(self._numbers(member), self._phase.ema, step)
 
     def _keep(self, plan: _Plan | None) -> None:
         """Take over a plan for the next step."""

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adamas.codecs import BLOCK
+from adamas.coefficients import StepNumbers
 from adamas.engines import Group, Slot, native
 from adamas.options import Options, Phase
 from adamas.state import State
@@ -36,7 +37,6 @@ __all__ = [
     "CHUNK",
     "CudaStreams",
     "Item",
-    "Numbers",
     "Offload",
     "Streams",
     "host_like",
@@ -58,8 +58,6 @@ _MOST_PREPARED = 8
 #: How much of what describes an item says where it is: parameter, copy and six entries.
 _PLACES = 8
 
-#: Of one cohort: 13 numbers of the rule, 2 weights of the average, the number of the step.
-Numbers = tuple[float, ...]
 Queue = Literal["own", "down", "up"]
 Pairs = Sequence[tuple[Tensor, Tensor]]
 
@@ -265,7 +263,11 @@ class Offload:
         self._uploaded: Any = None
 
     def step(
-        self, items: Sequence[Item], numbers: Sequence[Numbers], loss_scale: float, factor: float
+        self,
+        items: Sequence[Item],
+        numbers: Sequence[StepNumbers],
+        loss_scale: float,
+        factor: float,
     ) -> list[Statistics | None]:
         """Make one step in place; return what it did to each item, where the phase records.
 
@@ -289,7 +291,7 @@ class Offload:
         self,
         this: _Round,
         items: Sequence[Item],
-        numbers: Sequence[Numbers],
+        numbers: Sequence[StepNumbers],
         loss_scale: float,
         factor: float,
     ) -> list[tuple[int, Statistics]]:
@@ -372,7 +374,7 @@ class Offload:
 
 
 def _stepped(
-    chunk: _Chunk, numbers: Sequence[Numbers], loss_scale: float, factor: float
+    chunk: _Chunk, numbers: Sequence[StepNumbers], loss_scale: float, factor: float
 ) -> list[tuple[int, Statistics]]:
     """Step what lies in a staging buffer; return the records of items."""
     for narrow, wide in chunk.widened:
@@ -404,7 +406,7 @@ def _refuse_state(item: Item) -> None:
     count, dtype = item.parameter.numel(), item.parameter.dtype
     wide = (torch.float64,) if dtype == torch.float64 else (torch.float32,)
     halves = () if dtype == torch.float64 else small.HALF
-    forms = (*item.options.forms, "float32", "float32")
+    forms = (*item.options.storage.forms, "float32", "float32")
     for i, entry in enumerate(item.entries):
         if entry is None:
             continue
@@ -508,7 +510,7 @@ def _wide_bytes(items: Sequence[Item], pieces: list[_Piece]) -> int:
 
 def _narrow(item: Item) -> list[int]:
     """Return which of m, v and w are not codes but torch's own state in half precision."""
-    forms = (*item.options.forms, "float32")
+    forms = (*item.options.storage.forms, "float32")
     return [
         i
         for i, (entry, form) in enumerate(zip(item.entries[:3], forms, strict=True))
@@ -538,7 +540,7 @@ def _bound(
             widened.append((narrow, own))
             parts[i] = own
         arrays = [None if part is None else _array(part) for part in parts]
-        state = State(*arrays, forms=item.options.forms, top=item.top)
+        state = State(*arrays, forms=item.options.storage.forms, top=item.top)
         slot = Slot(_array(parameter), state, item.number, piece.first)
         group = groups.setdefault((item.cohort, item.options), [])
         group.append((slot, _array(gradient), piece.item))

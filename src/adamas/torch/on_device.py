@@ -15,6 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adamas.coefficients import StepNumbers
 from adamas.engines.native import TensorWatch
 from adamas.engines.triton import devices
 from adamas.engines.triton.jobs import Inputs, Job, form_name, signature_of
@@ -88,7 +89,7 @@ class OnDevice(NamedTuple):
         return True
 
     def launch(
-        self, given: list[tuple[float, ...]], skipped: dict[torch.device, Tensor], **inputs: Any
+        self, given: list[StepNumbers], skipped: dict[torch.device, Tensor], **inputs: Any
     ) -> DeviceOutcome | None:
         """Make one step; ``inputs`` are those of :class:`adamas.engines.triton.jobs.Inputs`."""
         steps = np.zeros(len(self.members), np.int64)

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adamas.coefficients import StepNumbers
 from adamas.options import Options, Phase
 
 __all__ = ["DTYPES", "Inputs", "Int64", "Job", "Stored", "form_name", "signature_of"]
@@ -126,8 +127,8 @@ class Inputs(NamedTuple):
     rates: Sequence[float]
     loss_scale: float = 1.0
     factor: float = 1.0
-    #: 13 numbers of the rule, keep and take of the average, for each job that is given its own.
-    given: Sequence[Sequence[float]] = ()
+    #: For each job that is given its own.
+    given: Sequence[StepNumbers] = ()
     #: A GradScaler's float32 scalars, on any device.
     found_inf: Tensor | None = None
     scale_on_device: Tensor | None = None

@@ -162,7 +162,8 @@ class Part:
         scale[tables.LIVE_LOSS_SCALE.value] = inputs.loss_scale
         scale[tables.LIVE_FACTOR.value] = inputs.factor
         if given:
-            rows = np.array([inputs.given[i] for i in given], np.float64)
+            own = [inputs.given[i] for i in given]
+            rows = np.array([(*each.rule, each.keep, each.take) for each in own], np.float64)
             host["given"][:] = rows.ravel().view(np.int64)
         self.live.send(is_captured=is_captured)
 

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adamas.assignments import Assignment, all_at_once, values
+from adamas.coefficients import StepNumbers
 from adamas.engines import Group, Slot, noted, readable
 from adamas.engines.triton.jobs import Inputs, Job, form_name
 from adamas.engines.triton.kernels import sweep
@@ -72,7 +73,7 @@ class Plan:
         *,
         loss_scale: float = 1.0,
         factor: float = 1.0,
-        given: Sequence[Sequence[float]] = (),
+        given: Sequence[StepNumbers] = (),
         found_inf: Tensor | None = None,
         scale_on_device: Tensor | None = None,
     ) -> Outcome | None:
@@ -141,7 +142,7 @@ class Plan:
             lr=None,
             forms=(form_name(state.forms[0], mean), form_name(state.forms[1], square)),
             rounding=_rounding(slot, options),
-            by_chance=options.is_stochastic and state.is_small,
+            by_chance=options.storage.means_by_chance,
             top=state.top,
             place=place if slot.number is None else slot.number,
             first=slot.first,
@@ -163,7 +164,7 @@ def _layout(slot: Slot) -> tuple[Any, ...]:
 
 
 def _rounding(slot: Slot, options: Options) -> str:
-    return options.parameter_rounding if slot.parameter.itemsize == _HALF else "nearest"
+    return options.storage.parameter_rounding if slot.parameter.itemsize == _HALF else "nearest"
 
 
 def _flat(array: Array) -> Tensor:
