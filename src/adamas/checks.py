@@ -28,6 +28,7 @@ __all__ = [
     "check_rate",
     "kind",
     "near",
+    "not_finite",
     "whole_number",
     "with_known_options",
 ]
@@ -197,6 +198,14 @@ def whole_number(value: Any) -> int | None:
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         return int(value)
     return None
+
+
+def not_finite(found: Iterable[str]) -> FloatingPointError:
+    """Return the error of a step along gradients that are not finite; ``found`` says which."""
+    return FloatingPointError(
+        f"Gradients are not finite: {', '.join(found)}. Nothing was changed. Look for a "
+        'division or overflow in the loss, or leave such steps out with on_nonfinite="skip".'
+    )
 
 
 def kind(value: object) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamas.arrays import Layout, as_bits, check_parameters, check_same_layout, layout_of
-from adamas.checks import check_names, kind
+from adamas.checks import check_names, kind, not_finite
 from adamas.engines import Group, Slot
 from adamas.options import Options, Phase, learning_rate_at
 from adamas.state import State, converted, create, loaded
@@ -189,14 +189,10 @@ def refuse_nonfinite(groups: Sequence[ParameterGroup], phase: Phase, outcome: Ou
     if phase.on_nonfinite == "skip":
         return
     assert outcome.nonfinite is not None
-    found = [
+    raise not_finite(
         f"{name} ({count} of {p.size} elements)"
         for (name, p), count in zip(named_parameters(groups), outcome.nonfinite, strict=True)
         if count
-    ]
-    raise FloatingPointError(
-        f"Gradients are not finite: {', '.join(found)}. Nothing was changed. Look for a "
-        'division or overflow in the loss, or leave such steps out with on_nonfinite="skip".'
     )
 
 

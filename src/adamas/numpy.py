@@ -61,9 +61,18 @@ from adamas.options import (
     Rounding,
     StateForm,
 )
-from adamas.statistics import Outcome, Statistics
+from adamas.statistics import NONE_LEFT, NOT_TAKEN, Outcome, Statistics
 from adamas.trees import Tree, leaves, matching_leaves
-from adamas.turns import WITHIN, WOULD_LOSE, averages_in_place, check_turn, in_turn
+from adamas.turns import (
+    CHANGED,
+    NO_AVERAGE,
+    WITHIN,
+    WOULD_LOSE,
+    averages_in_place,
+    changed_while_pickled,
+    check_turn,
+    in_turn,
+)
 
 __all__ = ["Adam", "AdamW", "Momentum", "Optimizer", "ParameterGroup", "RMSProp", "Snapshot"]
 
@@ -170,12 +179,10 @@ class Optimizer:
         Raises RuntimeError where ``statistics=True`` was not given or no step was made yet.
         """
         if not self._phase.statistics:
-            raise RuntimeError(
-                "No statistics were taken. Create the optimizer with statistics=True."
-            )
+            raise RuntimeError(NOT_TAKEN)
         outcome = self._outcome
         if outcome is None or outcome.statistics is None:
-            raise RuntimeError("There are no statistics: the last step was left out, or none made.")
+            raise RuntimeError(NONE_LEFT)
         names = [name for name, _ in named_parameters(self.groups)]
         return dict(zip(names, outcome.statistics, strict=True))
 
@@ -222,7 +229,7 @@ class Optimizer:
         training. Raises RuntimeError where ``ema=`` was not given, or inside itself.
         """
         if self._phase.ema is None:
-            raise RuntimeError("No average of the weights is kept. Create the optimizer with ema=.")
+            raise RuntimeError(NO_AVERAGE)
         ways_back: list[Callable[[], object]] = []
         kept: list[tuple[str, Array, Array, Array]] = []
         try:
@@ -377,7 +384,7 @@ class Optimizer:
             flat = [checked_gradient(*pair, g) for pair, g in zip(named, flat, strict=True)]
             outcome = self._plan.step(flat, number, rates, self._record)
         if outcome is NotImplemented:
-            raise RuntimeError("The parameters changed while the step was being prepared.")
+            raise RuntimeError(CHANGED)
         return outcome
 
     @property
@@ -405,10 +412,7 @@ class _Still:
         with self._optimizer._turn:
             check_turn(self._optimizer, None)
             if self._now(self._optimizer) != self._before:
-                raise RuntimeError(
-                    "This optimizer was stepped or changed in another thread while it was being "
-                    "pickled. Pickle it between steps, or pickle its state_dict()."
-                )
+                raise changed_while_pickled("its state_dict()")
         return bool, (True,)
 
     @staticmethod

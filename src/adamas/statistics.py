@@ -22,7 +22,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LANES", "TILE", "Statistics", "norm", "norm_from", "sum_of_squares", "tile_sums"]
+__all__ = [
+    "LANES",
+    "NONE_LEFT",
+    "NOT_TAKEN",
+    "TILE",
+    "Outcome",
+    "Statistics",
+    "norm",
+    "norm_from",
+    "sum_of_squares",
+    "tile_sums",
+]
 
 TILE = 1024
 LANES = 16
@@ -30,6 +41,11 @@ LANES = 16
 SHRINK, ENLARGE = 2.0**-600, 2.0**600
 #: Below this a sum of squares may have lost digits to underflow.
 SMALLEST_SUM = 2.0**-900
+
+
+#: What who asks for statistics is told, where none were asked for, and where a step left none.
+NOT_TAKEN = "No statistics were taken. Create the optimizer with statistics=True."
+NONE_LEFT = "There are no statistics: the last step was left out, or none made."
 
 
 @dataclass(frozen=True)

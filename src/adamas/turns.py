@@ -10,15 +10,39 @@ import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-__all__ = ["WITHIN", "WOULD_LOSE", "averages_in_place", "check_turn", "in_turn"]
-
-WITHIN = (
-    "This optimizer is in the midst of another call of this thread: a step that asks a schedule, a "
-    "snapshot, or what a signal handler interrupted. Call it when that has ended."
-)
-WOULD_LOSE = "a copy made now would hold them twice and lose the weights in training"
+__all__ = [
+    "CHANGED",
+    "NO_AVERAGE",
+    "WITHIN",
+    "WOULD_LOSE",
+    "averages_in_place",
+    "changed_while_pickled",
+    "check_turn",
+    "in_turn",
+    "within",
+    "would_lose",
+]
 
 _Method = TypeVar("_Method", bound=Callable[..., Any])
+
+
+def within(calls: str) -> str:
+    """Return what is said within another call; ``calls`` are those that it may be."""
+    return (
+        f"This optimizer is in the midst of another call of this thread: {calls}. Call it when "
+        "that has ended."
+    )
+
+
+def would_lose(copy: str) -> str:
+    """Return why a ``copy`` cannot be made while averages stand in place of weights."""
+    return f"{copy} would hold them twice and lose the weights in training"
+
+
+WITHIN = within("a step that asks a schedule, a snapshot, or what a signal handler interrupted")
+WOULD_LOSE = would_lose("a copy made now")
+NO_AVERAGE = "No average of the weights is kept. Create the optimizer with ema=."
+CHANGED = "The parameters changed while the step was being prepared."
 
 
 def in_turn(while_averaged: str | None = None) -> Callable[[_Method], _Method]:
@@ -51,6 +75,14 @@ def check_turn(optimizer: Any, while_averaged: str | None) -> None:
         raise RuntimeError(WITHIN)
     if optimizer._averaged and while_averaged is not None:
         raise averages_in_place(while_averaged)
+
+
+def changed_while_pickled(instead: str) -> RuntimeError:
+    """Return the error of an optimizer that was stepped meanwhile."""
+    return RuntimeError(
+        "This optimizer was stepped or changed in another thread while it was being pickled. "
+        f"Pickle it between steps, or pickle {instead}."
+    )
 
 
 def averages_in_place(so: str) -> RuntimeError:

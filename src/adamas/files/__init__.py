@@ -22,6 +22,7 @@ from adamas.files.atomic import AnyPath, naming, opened, replacing, text_of
 from adamas.files.contents import check_method, check_weights
 from adamas.files.tensors import read, write
 from adamas.numpy import Optimizer
+from adamas.turns import would_lose
 
 if TYPE_CHECKING:
     import torch
@@ -46,7 +47,7 @@ def save(path: AnyPath, optimizer: AnyOptimizer) -> None:
     """
     name = text_of(path)
     front_end, optimizer = _front_end(optimizer)
-    check_weights(optimizer, "a checkpoint would hold them twice and lose the weights in training")
+    check_weights(optimizer, would_lose("a checkpoint"))
     with front_end.contents(optimizer) as (sources, about), replacing(name) as file:
         write(file, sources, about)
 

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.autograd import profiler
 
 from adamas import state as state_entries
-from adamas.checks import check_flag
+from adamas.checks import check_flag, not_finite
 from adamas.codecs import Storage, key_of, random_bits_at
 from adamas.coefficients import (
     Coefficients,
@@ -38,7 +38,7 @@ from adamas.engines.native import Cohort, TensorPlan, TensorSlot, outcome_of
 from adamas.engines.triton import devices
 from adamas.engines.triton.launches import DeviceOutcome, Launches
 from adamas.options import OnNonfinite, Options, Phase, Rounding, StateForm
-from adamas.statistics import Outcome, Statistics
+from adamas.statistics import NONE_LEFT, NOT_TAKEN, Outcome, Statistics
 from adamas.torch import (
     arguments,
     copies,
@@ -58,7 +58,7 @@ from adamas.torch.memory import Memory
 from adamas.torch.on_device import OnDevice, Stepped, planned
 from adamas.torch.operations import Tensors
 from adamas.torch.storage import Kept
-from adamas.turns import averages_in_place
+from adamas.turns import CHANGED, NO_AVERAGE, averages_in_place, would_lose
 
 __all__ = ["Optimizer", "Params"]
 
@@ -514,7 +514,7 @@ class Optimizer(torch.optim.Optimizer):
         if plan.is_native:
             outcome = self._step_natively(plan, self._given_numbers(plan), scale)
             if outcome is NotImplemented:
-                raise RuntimeError(_CHANGED)
+                raise RuntimeError(CHANGED)
             self._finish(plan, outcome)
             return
         self._finish(plan, self._step_apart(plan, scale))
@@ -579,7 +579,7 @@ class Optimizer(torch.optim.Optimizer):
         if plan.native is not None:
             outcome = self._step_natively(plan, numbers, scale, factor)
             if outcome is NotImplemented:
-                raise RuntimeError(_CHANGED)
+                raise RuntimeError(CHANGED)
             records.extend((outcome and outcome.statistics) or ())
         if plan.on_device is not None:
             outcome = self._launch(plan.on_device, loss_scale=scale, factor=factor)
@@ -730,10 +730,7 @@ class Optimizer(torch.optim.Optimizer):
             for member, count in zip(plan.members, outcome.nonfinite, strict=True)
             if count
         ] or ["those that only other processes have"]
-        raise FloatingPointError(
-            f"Gradients are not finite: {', '.join(found)}. Nothing was changed. Look for a "
-            'division or overflow in the loss, or leave such steps out with on_nonfinite="skip".'
-        )
+        raise not_finite(found)
 
     # -- the plan ----------------------------------------------------------------------------
 
@@ -1229,14 +1226,12 @@ class Optimizer(torch.optim.Optimizer):
         was not given or no step was made yet.
         """
         if not self._phase.statistics:
-            raise RuntimeError(
-                "No statistics were taken. Create the optimizer with statistics=True."
-            )
+            raise RuntimeError(NOT_TAKEN)
         with self._in_turn():
             outcome, reported, names = self._outcome, self._reported, self._names()
             taken_of_all = None if outcome is None else outcome.statistics
         if taken_of_all is None:
-            raise RuntimeError("There are no statistics: the last step was left out, or none made.")
+            raise RuntimeError(NONE_LEFT)
         return {
             f"{names[member.place]}/{field}": torch.tensor(value, dtype=torch.float64)
             for member, taken in zip(reported, taken_of_all, strict=True)
@@ -1312,7 +1307,7 @@ class Optimizer(torch.optim.Optimizer):
         was not given, or inside itself.
         """
         if self._phase.ema is None:
-            raise RuntimeError("No average of the weights is kept. Create the optimizer with ema=.")
+            raise RuntimeError(NO_AVERAGE)
         pairs: list[tuple[Tensor, Tensor]] = []
         kept: list[Tensor] = []
         is_put = False
@@ -1377,7 +1372,7 @@ class Optimizer(torch.optim.Optimizer):
                 self._turn.is_busy = False
 
     def _state_dict(self, *, packed: bool) -> dict[str, Any]:
-        self._refuse_averaged("a checkpoint would hold them twice and lose the weights in training")
+        self._refuse_averaged(would_lose("a checkpoint"))
         saved = super().state_dict()
         if packed:
             others = {name: value for name, value in saved.items() if name != "state"}
@@ -1460,7 +1455,7 @@ class Optimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return what torch keeps, and the phase; refuse to be pickled with steps between."""
         with self._in_turn():
-            self._refuse_averaged("a copy would hold them twice and lose the weights in training")
+            self._refuse_averaged(would_lose("a copy"))
             kept = dict(super().__getstate__())
             own = ("_phase", "_offloads", "_copies", "_copy_dtype", "skipped")
             still = turns.Still(self._pickled, self._in_turn)
@@ -1532,7 +1527,6 @@ def _uncompiled_step(optimizer: Optimizer, closure: Callable[[], Any] | None) ->
 _STILL = "still"
 #: Plans for devices that are kept for the next time.
 _MOST_EARLIER = 8
-_CHANGED = "The parameters changed while the step was being prepared."
 _NOT_DIFFERENTIABLE = (
     "differentiable=True asks for a step that autograd can see through, but adamas steps in place "
     "outside of autograd. Use torch.optim for that optimizer, or torch.func with adamas.rule."

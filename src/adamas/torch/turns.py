@@ -18,6 +18,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from adamas.turns import changed_while_pickled, within
+
 __all__ = ["Snapshot", "Still", "Turn", "close", "held", "refuse_within"]
 
 
@@ -96,10 +98,7 @@ class Still:
             for (a, version), (b, before) in zip(now, self._before, strict=True)
         )
         if not same:
-            raise RuntimeError(
-                "This optimizer was stepped or changed in another thread while it was being "
-                "pickled. Pickle it between steps, or pickle what snapshot() gives."
-            )
+            raise changed_while_pickled("what snapshot() gives")
         return bool, (True,)
 
     def _now(self) -> list[tuple[Any, int | None]]:
@@ -111,7 +110,4 @@ def _version(value: Any) -> int | None:
     return value._version if is_counted else None
 
 
-WITHIN = (
-    "This optimizer is in the midst of another call of this thread: a snapshot, or a step that a "
-    "signal handler interrupted. Call it when that has ended."
-)
+WITHIN = within("a snapshot, or a step that a signal handler interrupted")

@@ -1,0 +1,269 @@
+"""What is stored how is said once: what follows from it, and what is refused, in all front-ends."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import itertools
+import re
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+
+import adamas
+from adamas import codecs
+from adamas import state as states
+from adamas.codecs import STORED_AS, Codes, Storage
+from adamas.engines import Group, Slot, native
+from adamas.options import Options, Phase
+from adamas.state import Entries
+
+torch = pytest.importorskip("torch")
+import adamas.torch as in_torch  # noqa: E402
+from adamas.torch import small as small_in_torch  # noqa: E402
+
+FORMS = get_args(codecs.StateForm)
+PAIRS = list(itertools.product(FORMS, FORMS))
+METHODS = {"Adam": (0.9, 0.999), "Momentum": (0.9, None), "RMSProp": (None, 0.999)}
+ELEMENTS = 4096
+
+
+def stored(pair: tuple[str, str], method: str) -> tuple[Storage, dict[str, bool]]:
+    """A storage, and which means the method keeps; skips what does not go together."""
+    beta1, beta2 = METHODS[method]
+    kept = {"has_mean": beta1 is not None, "has_square": beta2 is not None}
+    try:
+        return Storage.checked(pair, None, **kept, amsgrad=False), kept
+    except ValueError:
+        assert pair[0] in ("compact", "8bit")
+        assert method == "Momentum"
+        pytest.skip("codes of m are relative to √v")
+
+
+# ── what follows ───────────────────────────────────────────────────────────────────────────────
+
+
+def test_every_form_is_in_the_table_and_stands_for_numbers_alone_where_it_is_not():
+    assert set(FORMS) == {"float32", *STORED_AS}
+    assert Storage().codes == Codes(None, None, None)
+    assert not Storage().is_small
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_a_state_of_numpy_has_the_bytes_and_dtypes_of_its_storage(pair, method):
+    storage, kept = stored(pair, method)
+    options = Options(betas=METHODS[method], state=pair)
+    state = states.create(np.zeros(ELEMENTS, np.float32), options)
+    assert options.storage == storage
+    assert state.nbytes == storage.bytes_per_element(**kept) * ELEMENTS
+    assert (state.header is not None) == storage.has_header(**kept)
+    for role in ("mean", "square", "header"):
+        array = getattr(state, role)
+        if array is not None:
+            assert array.dtype == codecs.bits_of(getattr(storage.codes, role) or "float32")
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_a_state_of_torch_has_the_bytes_and_dtypes_of_its_storage(pair):
+    storage, kept = stored(pair, "Adam")
+    p = torch.nn.Parameter(torch.zeros(ELEMENTS))
+    p.grad = torch.ones(ELEMENTS)
+    optimizer = in_torch.Adam([p], state=pair)
+    optimizer.step()
+    state = optimizer.state[p]
+    entries = [each for name, each in state.items() if name not in ("step", "top")]
+    assert sum(each.nbytes for each in entries) == storage.bytes_per_element(**kept) * ELEMENTS
+    assert ("header" in state) == storage.has_header(**kept)
+    assert ("top" in state) == storage.is_relative
+    for name, code in zip(("exp_avg", "exp_avg_sq"), storage.codes[:2], strict=True):
+        assert state[name].dtype == getattr(torch, code or "float32")
+    found = small_in_torch.forms_in(state, "exp_avg", "exp_avg_sq")
+    alike = {"compact": "bfloat16"} if pair[0] != "compact" else {"bfloat16": "compact"}
+    assert found == (pair[0], alike.get(pair[1], pair[1]))
+
+
+@pytest.mark.parametrize("pair", PAIRS, ids="-".join)
+def test_a_state_of_jax_has_the_bytes_and_dtypes_of_its_storage(pair):
+    pytest.importorskip("jax")
+    from adamas.jax import small
+
+    storage, kept = stored(pair, "Adam")
+    state = small.zeros(storage, np.zeros(ELEMENTS, np.float32), mean=True, square=True, top=None)
+    arrays = [each for each in (state.mu, state.nu, state.header) if not isinstance(each, tuple)]
+    assert sum(each.nbytes for each in arrays) == storage.bytes_per_element(**kept) * ELEMENTS
+    assert (len(arrays) == 3) == storage.has_header(**kept)
+
+
+def test_rounding_says_who_draws_and_who_keeps_a_remainder():
+    said = {
+        rounding: (
+            Storage("8bit", "8bit", rounding).means_by_chance,
+            Storage("8bit", "8bit", rounding).parameters_by_chance,
+            Storage("8bit", "8bit", rounding).remainder,
+        )
+        for rounding in (None, *get_args(codecs.Rounding))
+    }
+    assert said == {
+        None: (True, False, None),
+        "nearest": (False, False, None),
+        "stochastic": (True, True, None),
+        "remainder": (True, False, "int16"),
+        "remainder8": (True, True, "int8"),
+    }
+    assert not Storage(rounding="stochastic").means_by_chance
+
+
+def test_roles_are_the_fields_of_a_state_in_their_order():
+    fields = [field.name for field in dataclasses.fields(states.State)]
+    assert tuple(fields[: len(Entries._fields)]) == Entries._fields == states.ENTRIES
+    p = np.ones(40, np.float32)
+    state = states.create(p, Options(state="8bit"), ema=True)
+    assert dict(state.entries.items()) == state.arrays()
+    sizes = state.entries.map(lambda array: array.size)
+    assert sizes == Entries(mean=40, square=40, ema=40, header=2)
+
+
+def test_a_plan_refuses_a_state_of_other_forms_than_its_options_have():
+    p = np.ones(40, np.float32)
+    slot = Slot(p, states.create(p, Options(state="8bit")))
+    with pytest.raises(ValueError, match=r"^A plan needs the state that its options speak of\.$"):
+        native.Plan([Group(Options(state=("8bit", "float32")), (slot,))], Phase())
+
+
+# ── what is refused ────────────────────────────────────────────────────────────────────────────
+
+RELATIVE = (
+    'state is "8bit", which stores the running mean of gradients relative to that of squares, but '
+    'this method keeps none. Use "float32" or "bfloat16".'
+)
+LARGEST = (
+    'amsgrad keeps the largest square so far, which the rounding of "compact" would drive up. '
+    'Use state=("bfloat16", "float32"), or leave amsgrad out.'
+)
+NARROW = "state is ('8bit', '8bit'), but {} dtype {}: small forms are for float32 and half "
+NARROW += 'precision. Convert the parameter, or {} state="float32", which keeps its dtype.'
+OWN_GROUP = "give it a group of its own with"
+HALF = (
+    'rounding is "remainder", but a parameter has dtype {0}float16: remainders are for '
+    '{0}bfloat16. Use rounding="stochastic", or convert the parameter.'
+)
+ALONE = (
+    'rounding is "remainder8", which keeps what rounding takes away from parameters in '
+    "{0}bfloat16, but they have dtype {0}float32 and {0}float64. Leave rounding out, or {1}."
+)
+
+
+def numpy_adam(*dtypes: str, **options: Any) -> Any:
+    """An optimizer of NumPy over parameters of these dtypes."""
+    return adamas.Adam([np.ones(3, dtype) for dtype in dtypes], **options)
+
+
+def numpy_state(dtype: str, **options: Any) -> Any:
+    """The state of one array, beside which others may be in bfloat16."""
+    return states.create(np.ones(3, dtype), Options(**options))
+
+
+def torch_adam(*dtypes: str, **options: Any) -> Any:
+    """One of torch, which refuses some parameters at their first step."""
+    parameters = [torch.nn.Parameter(torch.ones(3, dtype=getattr(torch, d))) for d in dtypes]
+    for p in parameters:
+        p.grad = torch.ones_like(p)
+    in_torch.Adam(parameters, **options).step()
+
+
+def jax_adam(*dtypes: str, **options: Any) -> Any:
+    """The state of one of JAX."""
+    jax = pytest.importorskip("jax")
+    import adamas.jax as in_jax
+
+    with jax.enable_x64(True):
+        in_jax.adam(0.1, **options).init([np.ones(3, dtype) for dtype in dtypes])
+
+
+REFUSED = [
+    ("amsgrad", numpy_adam, ["float32"], {"amsgrad": True, "state": ("bfloat16", "compact")},
+     ValueError, LARGEST),
+    ("amsgrad", torch_adam, ["float32"], {"amsgrad": True, "state": ("bfloat16", "compact")},
+     ValueError, LARGEST),
+    ("too wide", numpy_adam, ["float64"], {"state": "8bit"},
+     ValueError, NARROW.format("a parameter has", "float64", "use")),
+    ("too wide", torch_adam, ["float64"], {"state": "8bit"},
+     TypeError, NARROW.format("a parameter has", "torch.float64", OWN_GROUP)),
+    ("too wide", jax_adam, ["float64"], {"state": "8bit"},
+     ValueError, NARROW.format("the parameter at [0] has", "float64", "use")),
+    ("float16", numpy_state, ["float16"], {"rounding": "remainder"},
+     ValueError, HALF.format("")),
+    ("float16", torch_adam, ["float16"], {"rounding": "remainder"},
+     TypeError, HALF.format("torch.")),
+    ("none in bfloat16", numpy_adam, ["float64", "float32"], {"rounding": "remainder8"},
+     ValueError, ALONE.format("", "convert the parameters to ml_dtypes' bfloat16")),
+    ("none in bfloat16", torch_adam, ["float64", "float32"], {"rounding": "remainder8"},
+     ValueError, ALONE.format("torch.", "convert the model before the optimizer is made")),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("made", "dtypes", "options", "error", "text"),
+    [each[1:] for each in REFUSED],
+    ids=[f"{each[0]}-{each[1].__name__}" for each in REFUSED],
+)
+def test_what_cannot_be_stored_is_refused_in_the_same_words(made, dtypes, options, error, text):
+    with pytest.raises(error) as caught:
+        made(*dtypes, **options)
+    assert str(caught.value) == text
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "text"),
+    [
+        (("9bit", None), ValueError, "state is '9bit', but it must be one of "),
+        ((3, None), TypeError, "state is 3, but it must be a form, or a pair of forms (m, v). "),
+        (("float32", "up"), ValueError, "rounding is 'up', but it must be one of "),
+    ],
+)
+def test_what_is_no_form_or_rounding_is_refused_where_it_is_given(given, error, text):
+    kept = {"has_mean": True, "has_square": True, "amsgrad": False}
+    with pytest.raises(error, match="^" + re.escape(text)):
+        Storage.checked(*given, **kept)
+    with pytest.raises(error, match="^" + re.escape(text)):
+        Options(state=given[0], rounding=given[1])
+
+
+def test_what_a_method_cannot_have_is_refused_in_the_words_of_options():
+    none = {"has_mean": True, "has_square": False}
+    with pytest.raises(ValueError, match="^" + re.escape(RELATIVE)):
+        Storage.checked("8bit", None, **none, amsgrad=False)
+    with pytest.raises(ValueError, match=r"^amsgrad is True, but this method keeps no running"):
+        Storage.checked("float32", None, **none, amsgrad=True)
+
+
+# ── texts ──────────────────────────────────────────────────────────────────────────────────────
+
+
+def texts_of(path: Path) -> set[str]:
+    """The long texts in a file, with {} for what is put in, but for docstrings."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside: set[ast.AST] = set()
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            inside.add(node.value)
+        elif isinstance(node, ast.JoinedStr):
+            inside.update(node.values)
+            parts = (v.value if isinstance(v, ast.Constant) else "{}" for v in node.values)
+            found.add("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in inside:
+            found.add(node.value)
+    return {text for text in found if len(text) > 45 and text.endswith((".", "training"))}
+
+
+def test_no_text_of_an_error_stands_in_two_files():
+    inside = Path(adamas.__file__).parent
+    places: dict[str, list[str]] = {}
+    for path in sorted(inside.rglob("*.py")):
+        for text in texts_of(path):
+            places.setdefault(text, []).append(str(path.relative_to(inside)))
+    assert {text: files for text, files in places.items() if len(files) > 1} == {}
