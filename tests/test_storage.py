@@ -16,6 +16,7 @@ import adamas
 from adamas import codecs
 from adamas import state as states
 from adamas.codecs import STORED_AS, Codes, Storage
+from adamas.coefficients import StepNumbers, at_step
 from adamas.engines import Group, Slot, native
 from adamas.options import Options, Phase
 from adamas.state import Entries
@@ -131,6 +132,30 @@ def test_a_plan_refuses_a_state_of_other_forms_than_its_options_have():
     slot = Slot(p, states.create(p, Options(state="8bit")))
     with pytest.raises(ValueError, match=r"^A plan needs the state that its options speak of\.$"):
         native.Plan([Group(Options(state=("8bit", "float32")), (slot,))], Phase())
+
+
+def test_a_step_over_tensors_refuses_what_are_no_numbers_of_it_before_it_begins():
+    p = torch.nn.Parameter(torch.ones(3))
+    p.grad = torch.ones(3)
+    groups, state = [{"params": [p], "lr": 0.1}], {}
+    slot = native.TensorSlot(p, state, None, Entries(), Storage(), 0, 0, None, 0)
+    changed = torch.autograd.graph.increment_version
+    kinds, cohorts = (torch.Tensor, torch.nn.Parameter), [native.Cohort(0, None)]
+    plan = native.TensorPlan(*kinds, groups, [slot], cohorts, [], Phase(), changed)
+    own = StepNumbers.averaging(at_step(Options(betas=(None, None)), 1, 0.1), None, 1)
+    for none in (None, [], [own, own]):
+        with pytest.raises(ValueError, match=r"^A step needs the numbers of each cohort without"):
+            plan.step(groups, {p: state}, 1.0, 1.0, none)
+    for wrong in (tuple(own), own.rule, [0.1] * 16):
+        with pytest.raises(TypeError) as caught:
+            plan.step(groups, {p: state}, 1.0, 1.0, [wrong])
+        assert str(caught.value) == (
+            f"The numbers of a step are {wrong!r}, but they must be an "
+            "adamas.coefficients.StepNumbers."
+        )
+    assert (p == 1).all()
+    assert plan.step(groups, {p: state}, 1.0, 1.0, [own]) is None
+    assert (p < 1).all()
 
 
 # ── what is refused ────────────────────────────────────────────────────────────────────────────

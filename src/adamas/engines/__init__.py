@@ -18,6 +18,10 @@ An engine is a module with a class ``Plan``:
     answers NotImplemented also where these are not plain, or hold other arrays by now.
     With ``on_nonfinite`` other than "propagate" and a gradient that is not finite, nothing is
     touched and the outcome says so.
+
+Where front-ends make the numbers of a step themselves, in place of options, they are given as
+:class:`~adamas.coefficients.StepNumbers`: to ``step_with`` of :class:`.native.Plan`, to
+:data:`.native.TensorPlan`, whose slots are tensors, and to the launches of Triton.
 """
 
 from __future__ import annotations
