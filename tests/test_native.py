@@ -244,7 +244,7 @@ def test_optimizers_with_either_engine_end_with_the_same_bits(optimizer, options
             made.step({name: ordinary(random, p.shape, p.dtype) for name, p in params.items()})
         states = made.state_dict()["state"]
         kept = {f"{name}.{e}": array for name in params for e, array in states[name].items()}
-        return Run({**params, **kept}, [made._outcome])
+        return Run({**params, **kept}, [native.outcome_of(made._record[2])])
 
     for _ in each_machine():
         assert differences(end("reference"), end("native")) == []

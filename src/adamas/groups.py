@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -161,9 +161,14 @@ def _plain_group(group: ParameterGroup) -> dict[str, Any]:
 
 
 def state_of_run(
-    groups: Sequence[ParameterGroup], record: Sequence[Any], *, packed: bool, copy: bool
+    groups: Sequence[ParameterGroup],
+    record: Sequence[Any],
+    others: Mapping[str, Any],
+    *,
+    packed: bool,
+    copy: bool,
 ) -> dict[str, Any]:
-    """Return a state_dict: counts, groups, and the states by name, as copies or as they are."""
+    """Return a state_dict: counts, groups, the states by name (copies or as they are), others."""
     steps, skipped, _ = record
     return {
         "step": steps,
@@ -176,6 +181,7 @@ def state_of_run(
             }
             for name, state in named_states(groups)
         },
+        **others,
     }
 
 
@@ -267,11 +273,13 @@ def checked_values(
     return values
 
 
-def check_entries(what: str, mapping: Any, wanted: Sequence[str]) -> None:
-    """Refuse what is no dict with exactly the keys ``wanted``."""
+def check_entries(
+    what: str, mapping: Any, wanted: Sequence[str], *, optional: Set[str] = frozenset()
+) -> None:
+    """Refuse what is no dict with exactly the keys ``wanted``, and as it may be ``optional``."""
     if not isinstance(mapping, Mapping):
         raise TypeError(f"{what} is {kind(mapping)}, but it must be a dict.")
-    difference = difference_of_keys(set(mapping), set(wanted))
+    difference = difference_of_keys(set(mapping) - optional, set(wanted))
     if difference:
         raise KeyError(
             f"{what} {difference}, but it must have exactly {', '.join(sorted(wanted))}. Load what "

@@ -21,11 +21,12 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from numpy.typing import NDArray
 
-from adamas import assignments
+from adamas import assignments, settings
 from adamas.arrays import checked_gradient
 from adamas.assignments import Assignment, all_at_once, attribute
 from adamas.checks import check_count, check_names, check_rate, with_known_options
@@ -61,7 +62,8 @@ from adamas.options import (
     Rounding,
     StateForm,
 )
-from adamas.statistics import NONE_LEFT, NOT_TAKEN, Outcome, Statistics
+from adamas.settings import Fixed, Setting, fixed_method
+from adamas.statistics import NONE_LEFT, NOT_TAKEN, Statistics
 from adamas.trees import Tree, leaves, matching_leaves
 from adamas.turns import (
     CHANGED,
@@ -103,8 +105,17 @@ class Optimizer:
     Every ``engine`` gives the same bits; those beside "native" are slow and there to compare with:
     "reference" is the rule itself, "triton" the kernels for GPUs, where all arrays go there and
     back at each step. Without a GPU these run in Triton's interpreter (``TRITON_INTERPRET=1``).
+
+    ``clip_norm`` and ``on_nonfinite`` may be set between steps, and count from the next one on.
     """
 
+    clip_norm = Setting[float | None]()
+    on_nonfinite = Setting[OnNonfinite]()
+    ema = Fixed[float | None](lambda optimizer: optimizer._phase.ema)
+    seed = Fixed[int](lambda optimizer: optimizer._phase.seed)
+    phase = settings.whole()
+    #: The names of what was set.
+    _phase_set: frozenset[str] = frozenset()
     _groups: tuple[ParameterGroup, ...]
     _plan: Any
     _fixed_rates: tuple[float, ...] | None
@@ -152,7 +163,7 @@ class Optimizer:
                 rates = self._fixed_rates or rates_at(self._groups, number)
                 outcome = self._plan.step_tree(gradients, self._tree, number, rates, record)
                 if outcome is NotImplemented:
-                    outcome = self._step_closely(gradients, number, rates)
+                    outcome = _step_closely(self, gradients, number, rates)
                 if outcome is not None and not outcome.applied:
                     refuse_nonfinite(self._groups, self._phase, outcome)
             finally:
@@ -173,6 +184,7 @@ class Optimizer:
         """How many steps were left out since gradients were not finite ("skip")."""
         return self._record[1]
 
+    @fixed_method
     def statistics(self) -> dict[str, Statistics]:
         """Return what the last step did to each parameter, by name.
 
@@ -180,7 +192,7 @@ class Optimizer:
         """
         if not self._phase.statistics:
             raise RuntimeError(NOT_TAKEN)
-        outcome = self._outcome
+        outcome = native.outcome_of(self._record[2])
         if outcome is None or outcome.statistics is None:
             raise RuntimeError(NONE_LEFT)
         names = [name for name, _ in named_parameters(self.groups)]
@@ -189,7 +201,7 @@ class Optimizer:
     @property
     def gradient_norm(self) -> float | None:
         """Norm of all gradients of the last step as given; None where no option needed it."""
-        return getattr(self._outcome, "norm", None)
+        return getattr(native.outcome_of(self._record[2]), "norm", None)
 
     # -- options -----------------------------------------------------------------------------
 
@@ -217,6 +229,10 @@ class Optimizer:
                 for i, each in enumerate(self.groups)
             )
         )
+
+    @in_turn()
+    def _change_phase(self, changes: Mapping[str, Any]) -> None:
+        self._install(self.groups, chosen=changes)
 
     # -- averaged weights --------------------------------------------------------------------
 
@@ -276,9 +292,10 @@ class Optimizer:
         ``step`` and ``skipped`` are counts; ``groups`` has the names and options of each group (a
         schedule is stored as None); ``state`` maps the name of each parameter to its arrays
         ``mean``, ``square``, ``largest_square``, ``ema`` and ``remainder``, as far as they are
-        kept. Raises RuntimeError within ``ema_weights()``.
+        kept. Where ``clip_norm`` or ``on_nonfinite`` was set in the run, ``phase`` has what to.
+        Raises RuntimeError within ``ema_weights()``.
         """
-        return state_of_run(self.groups, self._record, packed=packed, copy=copy)
+        return _run_of(self, packed=packed, copy=copy)
 
     @contextmanager
     def snapshot(self, *, packed: bool = False) -> Generator[Snapshot]:
@@ -292,8 +309,8 @@ class Optimizer:
             self._busy = True
             try:
                 check_unchanged(self._tree, self.groups)
-                state = state_of_run(self.groups, self._record, packed=packed, copy=False)
-                yield Snapshot(self.named_parameters(), state)
+                run = _run_of(self, packed=packed, copy=False)
+                yield Snapshot(self.named_parameters(), run)
             finally:
                 self._busy = False
 
@@ -309,13 +326,14 @@ class Optimizer:
         are left out where this optimizer keeps none, and begin at the parameters where the state
         has none. Raises KeyError, TypeError or ValueError before anything is changed.
         """
-        check_entries("The state_dict", state_dict, ("step", "skipped", "groups", "state"))
+        entries = ("step", "skipped", "groups", "state")
+        check_entries("The state_dict", state_dict, entries, optional={settings.KEY})
         counts = [check_count(name, state_dict[name]) for name in ("step", "skipped")]
         check_unchanged(self._tree, self.groups)
         values = checked_values(self.groups, parameters)
-        groups = loaded_groups(self.groups, state_dict, values)
+        groups, chosen = loaded_groups(self.groups, state_dict, values), settings.loaded(state_dict)
         put = [assignments.values(p, values[name]) for name, p in named_parameters(self.groups)]
-        self._install(groups, [*counts, None], [] if parameters is None else put)
+        self._install(groups, [*counts, None], [] if parameters is None else put, chosen)
 
     def named_parameters(self) -> dict[str, Array]:
         """Return the parameters by name: the arrays themselves."""
@@ -343,11 +361,13 @@ class Optimizer:
         return twin
 
     def __repr__(self) -> str:
-        """Name the method, its size and its learning rate."""
+        """Name the method, its size, its learning rate and what was chosen of the phase."""
         named = named_parameters(self.groups)
+        chosen = {"lr": self.lr, **settings.told(self._phase)}
         return (
             f"<adamas.{type(self).__name__}: {sum(p.size for _, p in named):,} parameters in "
-            f"{len(named)} arrays, lr={self.lr!r}, {self.steps} steps>"
+            f"{len(named)} arrays, {', '.join(f'{k}={v!r}' for k, v in chosen.items())}, "
+            f"{self.steps} steps>"
         )
 
     # -- inside ------------------------------------------------------------------------------
@@ -357,40 +377,48 @@ class Optimizer:
         groups: tuple[ParameterGroup, ...],
         record: list[Any] | None = None,
         others: Sequence[Assignment] = (),
+        chosen: Mapping[str, Any] = MappingProxyType({}),
     ) -> None:
-        """Step these groups from now on; all is prepared first, then changed at once."""
+        """Step these groups from now on; all is prepared first, then changed at once.
+
+        ``chosen`` are options of the phase that are set.
+        """
         slots = tuple(planned(group) for group in groups)
-        plan = _ENGINES[self._engine].Plan(slots, self._phase)
+        phase = replace(self._phase, **chosen)
         scheduled = any(callable(group.options.lr) for group in groups)
         changes: dict[str, Any] = {
             "_groups": groups,
-            "_plan": plan,
+            "_phase": phase,
+            "_phase_set": self._phase_set.union(chosen),
+            "_plan": _ENGINES[self._engine].Plan(slots, phase),
             "_fixed_rates": None if scheduled else tuple(group.options.lr for group in groups),
         }
         if record is not None:
             changes["_record"] = record
         all_at_once([*others, *(attribute(self, *change) for change in changes.items())])
 
-    def _step_closely(self, gradients: Tree, number: int, rates: tuple[float, ...]) -> Any:
-        """Make a step the engine could not make at once, or say what is wrong."""
-        if not check_unchanged(self._tree, self.groups):
-            self._install(with_parameters(self._tree, self.groups))
-        given = matching_leaves(gradients, self._tree, "gradients")
-        by_name = dict(zip((name for name, _ in leaves(self._tree)), given, strict=True))
-        named = named_parameters(self.groups)
-        flat = [by_name[name] for name, _ in named]
-        outcome = self._plan.step(flat, number, rates, self._record)
-        if outcome is NotImplemented:
-            flat = [checked_gradient(*pair, g) for pair, g in zip(named, flat, strict=True)]
-            outcome = self._plan.step(flat, number, rates, self._record)
-        if outcome is NotImplemented:
-            raise RuntimeError(CHANGED)
-        return outcome
 
-    @property
-    def _outcome(self) -> Outcome | None:
-        """What the last step reported."""
-        return native.outcome_of(self._record[2])
+def _step_closely(optimizer: Any, gradients: Tree, number: int, rates: tuple[float, ...]) -> Any:
+    """Make a step the engine could not make at once, or say what is wrong."""
+    if not check_unchanged(optimizer._tree, optimizer.groups):
+        optimizer._install(with_parameters(optimizer._tree, optimizer.groups))
+    given = matching_leaves(gradients, optimizer._tree, "gradients")
+    by_name = dict(zip((name for name, _ in leaves(optimizer._tree)), given, strict=True))
+    named = named_parameters(optimizer.groups)
+    flat = [by_name[name] for name, _ in named]
+    outcome = optimizer._plan.step(flat, number, rates, optimizer._record)
+    if outcome is NotImplemented:
+        flat = [checked_gradient(*pair, g) for pair, g in zip(named, flat, strict=True)]
+        outcome = optimizer._plan.step(flat, number, rates, optimizer._record)
+    if outcome is NotImplemented:
+        raise RuntimeError(CHANGED)
+    return outcome
+
+
+def _run_of(optimizer: Any, *, packed: bool, copy: bool) -> dict[str, Any]:
+    """Return a state_dict."""
+    chosen = settings.saved(optimizer._phase, optimizer._phase_set)
+    return state_of_run(optimizer.groups, optimizer._record, chosen, packed=packed, copy=copy)
 
 
 def _contents(optimizer: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from adamas.files.contents import check_parameters, check_structure, fitting, sorted_out
 from adamas.files.tensors import Source, Stored
 from adamas.numpy import Optimizer
+from adamas.settings import KEY
 
 __all__ = ["KIND", "contents", "put_back"]
 
@@ -52,13 +53,14 @@ def put_back(
     path: str, about: Mapping[str, Any], tensors: Mapping[str, Stored], optimizer: Optimizer
 ) -> None:
     """Check that a file fits, and put it into the optimizer and its parameters."""
-    check_structure(path, about, ("step", "skipped", "groups"))
+    told = ("step", "skipped", "groups", *({KEY} & about.keys()))
+    check_structure(path, about, told)
     stored = {name: _array(path, each) for name, each in tensors.items()}
     parameters, state = sorted_out(path, stored)
     own = optimizer.named_parameters()
     check_parameters(path, parameters, own)
     state_dict = {
-        **{name: about[name] for name in ("step", "skipped", "groups")},
+        **{name: about[name] for name in told},
         "state": {**{name: {} for name in parameters}, **state},
     }
     with fitting(path):

@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
+from dataclasses import replace
 from typing import Any, NamedTuple, cast
 
 import numpy as np
@@ -23,6 +24,7 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 from torch.autograd import profiler
 
+from adamas import settings
 from adamas import state as state_entries
 from adamas.checks import check_flag, not_finite
 from adamas.codecs import Storage, key_of, random_bits_at
@@ -38,6 +40,7 @@ from adamas.engines.native import Cohort, TensorPlan, TensorSlot, outcome_of
 from adamas.engines.triton import devices
 from adamas.engines.triton.launches import DeviceOutcome, Launches
 from adamas.options import OnNonfinite, Options, Phase, Rounding, StateForm
+from adamas.settings import Fixed, Setting, fixed_method
 from adamas.statistics import NONE_LEFT, NOT_TAKEN, Outcome, Statistics
 from adamas.torch import (
     arguments,
@@ -102,7 +105,18 @@ class _Plan(NamedTuple):
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Base of the optimizers; make an Adam, AdamW, NAdam, RMSprop or SGD."""
+    """Base of the optimizers; make an Adam, AdamW, NAdam, RMSprop or SGD.
+
+    ``clip_norm`` and ``on_nonfinite`` may be set between steps, and count from the next one on.
+    """
+
+    clip_norm = Setting[float | None]()
+    on_nonfinite = Setting[OnNonfinite]()
+    ema = Fixed[float | None](lambda optimizer: optimizer._phase.ema)
+    seed = Fixed[int](lambda optimizer: optimizer._phase.seed)
+    copy_to = Fixed[CopyTo | None](lambda optimizer: optimizer._copy_dtype or optimizer._copies)
+    offload = Fixed[bool](lambda optimizer: optimizer._offloads)
+    phase = settings.whole()
 
     def __init__(
         self,
@@ -146,6 +160,8 @@ class Optimizer(torch.optim.Optimizer):
         if defaults.get("differentiable"):
             raise ValueError(_NOT_DIFFERENTIABLE)
         self._phase = phase
+        #: The names of what was set since.
+        self._phase_set: frozenset[str] = frozenset()
         self._offloads = offload
         self._copies: list[Tensor] | None = None
         #: Of copies that are made here; None where tensors were given.
@@ -162,6 +178,25 @@ class Optimizer(torch.optim.Optimizer):
         arguments.check_remainder(self.param_groups)
         if copy_to is not None:
             self._copies = copies.made(copy_to, self._parameters())
+
+    def _change_phase(self, changes: Mapping[str, Any]) -> None:
+        """Take other options of the phase from the next step on; no plan of before is for them."""
+        with self._in_turn():
+            phase = replace(self._phase, **changes)
+            if phase != self._phase:
+                self._keep(None)
+                self._earlier.clear()
+            self._phase, self._phase_set = phase, self._phase_set.union(changes)
+
+    def __repr__(self) -> str:
+        """Return torch's own text, and what of the phase was given or set."""
+        whole, told = super().__repr__(), settings.told(self._phase)
+        if self.copy_to is not None:
+            told["copy_to"] = self._copy_dtype or f"{len(self._copies or ())} tensors"
+        if self._offloads:
+            told["offload"] = True
+        lines = "".join(f"    {name}: {told[name]}\n" for name in sorted(told))
+        return f"{whole.removesuffix(')')}Phase\n{lines})" if told else whole
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -1217,6 +1252,7 @@ class Optimizer(torch.optim.Optimizer):
 
     # -- what the step leaves ----------------------------------------------------------------
 
+    @fixed_method
     def statistics(self) -> dict[str, Tensor]:
         """Return what the last step did: float64 scalars under ``"<parameter>/<statistic>"``.
 
@@ -1373,7 +1409,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def _state_dict(self, *, packed: bool) -> dict[str, Any]:
         self._refuse_averaged(would_lose("a checkpoint"))
-        saved = super().state_dict()
+        saved = {**super().state_dict(), **settings.saved(self._phase, self._phase_set)}
         if packed:
             others = {name: value for name, value in saved.items() if name != "state"}
             return {loading.PACKED: saved["state"], **others, "format": loading.FORMAT}
@@ -1415,7 +1451,12 @@ class Optimizer(torch.optim.Optimizer):
                 self._phase.ema is not None,
             )
             state, groups = loading.prepared(target, given)
-            self.__setstate__({"state": defaultdict(dict, state), "param_groups": groups})
+            chosen = settings.loaded(given)
+            phase = {
+                "_phase": replace(self._phase, **chosen),
+                "_phase_set": self._phase_set.union(chosen),
+            }
+            self.__setstate__({"state": defaultdict(dict, state), "param_groups": groups, **phase})
             for hook in self._optimizer_load_state_dict_post_hooks.values():
                 hook(self)
         except BaseException:
@@ -1457,7 +1498,7 @@ class Optimizer(torch.optim.Optimizer):
         with self._in_turn():
             self._refuse_averaged(would_lose("a copy"))
             kept = dict(super().__getstate__())
-            own = ("_phase", "_offloads", "_copies", "_copy_dtype", "skipped")
+            own = ("_phase", "_phase_set", "_offloads", "_copies", "_copy_dtype", "skipped")
             still = turns.Still(self._pickled, self._in_turn)
             return {**kept, **{name: getattr(self, name) for name in own}, _STILL: still}
 
@@ -1483,6 +1524,7 @@ class Optimizer(torch.optim.Optimizer):
         self.__dict__.setdefault("_turn", turns.Turn())
         defaults: dict[str, Any] = {
             "_phase": Phase(),
+            "_phase_set": frozenset(),
             "_offloads": False,
             "_copies": None,
             "_copy_dtype": None,

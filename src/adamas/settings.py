@@ -1,0 +1,138 @@
+"""The phase as an optimizer shows it, and what of it may be set between steps.
+
+An optimizer keeps its :class:`adamas.Phase` as ``_phase`` and the names of what was set as
+``_phase_set``, and takes other options by ``_change_phase``. What the constructor was given is for
+a script to give again. What was set in a run belongs to the run: its state_dict has it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Mapping
+from types import MethodType
+from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, overload
+
+from adamas.checks import check_names, kind
+from adamas.options import Phase
+
+__all__ = ["ANEW", "KEY", "Fixed", "Setting", "fixed_method", "loaded", "saved", "told", "whole"]
+
+#: Where it stands in a state_dict, if anything was set.
+KEY = "phase"
+_SETTABLE = ("clip_norm", "on_nonfinite")
+#: The way out where a run cannot change an option.
+ANEW = "Create another optimizer with {name}= and load the state_dict() of this one."
+
+_T = TypeVar("_T")
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+
+class Setting(Generic[_T]):
+    """An option of the phase that is read at the optimizer, and may be set there between steps."""
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Stand for the option of this name."""
+        self._name = name
+
+    @overload
+    def __get__(self, optimizer: None, owner: type) -> Setting[_T]: ...
+    @overload
+    def __get__(self, optimizer: object, owner: type | None = None) -> _T: ...
+    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
+        """Return the option as it is now."""
+        return self if optimizer is None else getattr(_stepping(optimizer)._phase, self._name)
+
+    def __set__(self, optimizer: Any, value: _T) -> None:
+        """Take another from the next step on; wrong ones raise as at creation, changing nothing."""
+        _stepping(optimizer)._change_phase({self._name: value})
+
+
+class Fixed(Generic[_T]):
+    """What is read at the optimizer and cannot be set there."""
+
+    def __init__(self, read: Callable[[Any], _T], way_out: str = ANEW) -> None:
+        """Give what ``read`` returns for an optimizer; errors end with the ``way_out``."""
+        self._read, self._way_out = read, way_out
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        """Be known by this name."""
+        self._name = name
+
+    @overload
+    def __get__(self, optimizer: None, owner: type) -> Fixed[_T]: ...
+    @overload
+    def __get__(self, optimizer: object, owner: type | None = None) -> _T: ...
+    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
+        """Return it as it is now."""
+        return self if optimizer is None else self._read(optimizer)
+
+    def __set__(self, optimizer: Any, value: NoReturn) -> None:
+        """Raise AttributeError."""
+        raise _cannot_be_set(self._name, self._way_out)
+
+
+class fixed_method(Generic[_P, _R]):  # noqa: N801
+    """A method that has the name of an option, and so refuses to be set as one."""
+
+    def __init__(self, function: Callable[Concatenate[Any, _P], _R]) -> None:
+        """Decorate ``function``."""
+        self._function = function
+        self.__doc__ = function.__doc__
+
+    @overload
+    def __get__(self, optimizer: None, owner: type) -> Callable[Concatenate[Any, _P], _R]: ...
+    @overload
+    def __get__(self, optimizer: object, owner: type | None = None) -> Callable[_P, _R]: ...
+    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
+        """Return the method."""
+        return self._function if optimizer is None else MethodType(self._function, optimizer)
+
+    def __set__(self, optimizer: Any, value: NoReturn) -> None:
+        """Raise AttributeError."""
+        raise _cannot_be_set(self._function.__name__, ANEW)
+
+
+def _stepping(optimizer: Any) -> Any:
+    """Return who makes the steps. Lightning's wrapper is of the same class, and has it."""
+    return getattr(optimizer, "optimizer", optimizer)
+
+
+def _cannot_be_set(name: str, way_out: str) -> AttributeError:
+    return AttributeError(f"{name} cannot be set in a run. {way_out.format(name=name)}")
+
+
+def whole() -> Fixed[Phase]:
+    """Return what shows all options of the phase together."""
+    return Fixed(
+        lambda optimizer: optimizer._phase,
+        f"Set its options one by one ({' and '.join(_SETTABLE)}), or create another optimizer.",
+    )
+
+
+def told(phase: Phase) -> dict[str, Any]:
+    """Return the options that are not what they are where none is given, to be shown."""
+    options = ((field, getattr(phase, field.name)) for field in dataclasses.fields(phase))
+    return {field.name: value for field, value in options if value != field.default}
+
+
+def saved(phase: Phase, names: Collection[str]) -> dict[str, Any]:
+    """Return what a state_dict says of the options that were set: nothing if none was."""
+    chosen = {name: getattr(phase, name) for name in _SETTABLE if name in names}
+    return {KEY: chosen} if chosen else {}
+
+
+def loaded(state_dict: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options that a state_dict says were set, checked."""
+    chosen = state_dict.get(KEY, {})
+    if not isinstance(chosen, Mapping):
+        raise TypeError(
+            f"{KEY!r} to load is {kind(chosen)}, but it must be a dict of {_SETTABLE[0]} and "
+            f"{_SETTABLE[1]}. Give what state_dict() returned."
+        )
+    check_names(f"{KEY!r} to load", chosen, _SETTABLE)
+    try:
+        phase = Phase(**chosen)
+    except (TypeError, ValueError) as error:
+        raise type(error)(f"In {KEY!r} to load: {error}") from None
+    return {name: getattr(phase, name) for name in chosen}
