@@ -51,6 +51,7 @@ from adamas.groups import (
     with_options,
     with_parameters,
 )
+from adamas.keywords import OptionArguments, Unpack
 from adamas.options import (
     BiasCorrection,
     Decay,
@@ -215,7 +216,7 @@ class Optimizer:
         self.set_options(lr=lr)
 
     @in_turn()
-    def set_options(self, group: int | None = None, **changes: Any) -> None:
+    def set_options(self, group: int | None = None, **changes: Unpack[OptionArguments]) -> None:
         """Change options of one group (by index) or of all; checked as at creation.
 
         With other ``betas`` or ``state`` the running means are stored anew, as loading would do.

@@ -24,13 +24,14 @@ import warnings
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, NamedTuple, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from adamas.checks import check_choice, check_count, check_flag, check_rate, kind, near
 from adamas.coefficients import ema_weights
+from adamas.keywords import Method, MinimizeArguments, Unpack
 from adamas.numpy import Adam, Momentum, Optimizer, RMSProp
 from adamas.options import LearningRate, Options, Schedule
 from adamas.rule import smooth
@@ -58,7 +59,6 @@ except ModuleNotFoundError as missing:
 __all__ = ["Settings", "minimize"]
 
 Vector = NDArray[np.float64]
-Method = Literal["adam", "momentum", "rmsprop"]
 
 _METHODS: dict[str, type[Optimizer]] = {"adam": Adam, "momentum": Momentum, "rmsprop": RMSProp}
 _RATES = {"adam": 0.1, "momentum": 0.01, "rmsprop": 0.1}
@@ -316,7 +316,7 @@ def minimize(
     tol: float | None = None,
     callback: Callable[..., Any] | None = None,
     options: Mapping[str, Any] | None = None,
-    **more: Any,
+    **more: Unpack[MinimizeArguments],
 ) -> OptimizeResult:
     """Return the minimum that Adam finds, as SciPy's OptimizeResult.
 
@@ -515,7 +515,7 @@ def _described(result: OptimizeResult) -> str:
 
 
 def _sorted_options(
-    options: Mapping[str, Any] | None, more: dict[str, Any], tol: float | None
+    options: Mapping[str, Any] | None, more: Mapping[str, Any], tol: float | None
 ) -> tuple[Settings, dict[str, Any]]:
     """Return the settings and the options of the optimizer; warn of what is neither."""
     if options is not None and not isinstance(options, Mapping):

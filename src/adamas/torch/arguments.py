@@ -15,12 +15,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adamas import keywords
 from adamas.checks import check_amount, check_betas, check_names, check_number, kind, near
 from adamas.codecs import Storage
+from adamas.options import Rounding, StateForm
 from adamas.torch import small
+from adamas.torch.copies import CopyTo
 
 __all__ = [
     "ROUNDING",
+    "PhaseArguments",
     "check_fused",
     "check_group_names",
     "check_groups",
@@ -58,6 +62,15 @@ _OF_FRAMEWORKS = ("stage",)
 ROUNDING = 1e-12
 
 Options = Mapping[str, Any]
+
+
+class PhaseArguments(keywords.PhaseArguments, total=False):
+    """What each class takes besides torch's arguments, for editors and type checkers."""
+
+    copy_to: CopyTo | None
+    state: StateForm | tuple[StateForm, StateForm] | None
+    rounding: Rounding | None
+    offload: bool
 
 
 def check_options(options: Options, where: str = "", least_lr: float = 0.0) -> None:

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 
 from adamas.coefficients import Coefficients, one_minus_power
+from adamas.keywords import Unpack
 from adamas.options import Options
 from adamas.torch import arguments
+from adamas.torch.arguments import PhaseArguments
 from adamas.torch.base import Optimizer, Params
 from adamas.torch.gradients import refuse_sparse
 from adamas.torch.members import Entries, Member, scalar
@@ -42,7 +44,7 @@ class Adam(Optimizer):
         differentiable: bool = False,
         fused: bool | None = None,
         decoupled_weight_decay: bool = False,
-        **phase: Any,
+        **phase: Unpack[PhaseArguments],
     ) -> None:
         """Check the arguments as torch does."""
         arguments.check_tensor_lr(lr, foreach, capturable)
@@ -101,7 +103,7 @@ class AdamW(Adam):
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
-        **phase: Any,
+        **phase: Unpack[PhaseArguments],
     ) -> None:
         """Check the arguments as torch does."""
         arguments.refuse_unknown(type(self), phase.keys() & {"decoupled_weight_decay"})
@@ -147,7 +149,7 @@ class NAdam(Optimizer):
         maximize: bool = False,
         capturable: bool = False,
         differentiable: bool = False,
-        **phase: Any,
+        **phase: Unpack[PhaseArguments],
     ) -> None:
         """Check the arguments as torch does."""
         arguments.check_tensor_lr(lr)
@@ -239,7 +241,7 @@ class RMSprop(Optimizer):
         foreach: bool | None = None,
         maximize: bool = False,
         differentiable: bool = False,
-        **phase: Any,
+        **phase: Unpack[PhaseArguments],
     ) -> None:
         """Check the arguments as torch does."""
         arguments.check_tensor_lr(lr)
@@ -333,7 +335,7 @@ class SGD(Optimizer):
         foreach: bool | None = None,
         differentiable: bool = False,
         fused: bool | None = None,
-        **phase: Any,
+        **phase: Unpack[PhaseArguments],
     ) -> None:
         """Check the arguments as torch does."""
         arguments.check_tensor_lr(lr)
