@@ -165,12 +165,18 @@ StepNumbers step_numbers_of(nb::handle given) {
         Name name;
         double Numbers<double>::* number;
     } of_rule[] = {
-        {Name("grad_scale"), &Numbers<double>::grad_scale}, {Name("l2"), &Numbers<double>::l2},
-        {Name("decay"), &Numbers<double>::decay},           {Name("keep1"), &Numbers<double>::keep1},
-        {Name("take1"), &Numbers<double>::take1},           {Name("keep2"), &Numbers<double>::keep2},
-        {Name("take2"), &Numbers<double>::take2},           {Name("from_m"), &Numbers<double>::from_m},
-        {Name("from_g"), &Numbers<double>::from_g},         {Name("root"), &Numbers<double>::root},
-        {Name("inner"), &Numbers<double>::inner},           {Name("eps"), &Numbers<double>::eps},
+        {Name("grad_scale"), &Numbers<double>::grad_scale},
+        {Name("l2"), &Numbers<double>::l2},
+        {Name("decay"), &Numbers<double>::decay},
+        {Name("keep1"), &Numbers<double>::keep1},
+        {Name("take1"), &Numbers<double>::take1},
+        {Name("keep2"), &Numbers<double>::keep2},
+        {Name("take2"), &Numbers<double>::take2},
+        {Name("from_m"), &Numbers<double>::from_m},
+        {Name("from_g"), &Numbers<double>::from_g},
+        {Name("root"), &Numbers<double>::root},
+        {Name("inner"), &Numbers<double>::inner},
+        {Name("eps"), &Numbers<double>::eps},
         {Name("step"), &Numbers<double>::step},
     };
     static const Name rule_name("rule"), keep("keep"), take("take"), step("step");

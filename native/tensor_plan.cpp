@@ -418,9 +418,8 @@ void bind_tensor_plan(nb::module_& module) {
                            "A step over the parameters of a torch.optim.Optimizer.")
         .def(nb::init<nb::type_object, nb::type_object, nb::list, nb::sequence, nb::sequence,
                       nb::sequence, nb::object, nb::object>(),
-             nb::arg("tensor_type"), nb::arg("parameter_type"), nb::arg("groups"),
-             nb::arg("slots"), nb::arg("cohorts"), nb::arg("idle"), nb::arg("phase"),
-             nb::arg("increment_version"))
+             nb::arg("tensor_type"), nb::arg("parameter_type"), nb::arg("groups"), nb::arg("slots"),
+             nb::arg("cohorts"), nb::arg("idle"), nb::arg("phase"), nb::arg("increment_version"))
         .def("step", &TensorPlan::step, nb::arg("groups"), nb::arg("state"),
              nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0, nb::arg("numbers") = nb::none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")
