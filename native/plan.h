@@ -63,6 +63,7 @@ public:
     // present ones alone.
     void cut();
     const Phase& phase() const { return phase_; }
+    void set_phase(const Phase& phase) { phase_ = phase; }
 
     // Whether a step is long enough that others should run meanwhile.
     bool is_long() const { return elements_ >= 16 * tile_size; }

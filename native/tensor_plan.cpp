@@ -107,6 +107,12 @@ public:
         return made(groups, state, 1.0, 1.0, nb::none());
     }
 
+    // Steps as `phase` says from now on; what it keeps must be what was kept before.
+    void set_phase(nb::object phase) {
+        TensorWatch::Turn turn(watch_);
+        plan_->set_phase(phase_of(phase));
+    }
+
     void open() { watch_.open(); }
     bool close() { return watch_.close(); }
     bool is_called_here() const { return watch_.is_called_here(); }
@@ -425,6 +431,8 @@ void bind_tensor_plan(nb::module_& module) {
              "Make one step; None, the parts of an Outcome, or NotImplemented.")
         .def("step_if_open", &TensorPlan::step_if_open, nb::arg("groups"), nb::arg("state"),
              "Make one step; NotImplemented, too, where the plan is closed or in use.")
+        .def("set_phase", &TensorPlan::set_phase, nb::arg("phase"),
+             "Step by another phase from now on, which keeps the same averages.")
         .def("open", &TensorPlan::open, "Let anybody step.")
         .def("close", &TensorPlan::close,
              "Let nobody step that asks; false while such a step is in flight.")

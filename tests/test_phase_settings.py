@@ -181,26 +181,39 @@ def test_what_is_set_counts_from_the_next_step_on_as_if_made_with_it(route, kind
     assert everything(changed) == everything(judge)
 
 
-def test_what_is_taken_back_leaves_the_steps_of_before(route):
-    changed = train(made(route=route, clip_norm=0.5), 0, 2)
-    changed.clip_norm = None
-    train(changed, 2, 3)
-    changed.clip_norm = 0.25
-    train(changed, 3, 4)
-    changed.clip_norm = None
-    train(changed, 4, 6)
-    judge = train(made(route=route, clip_norm=0.5), 0, 2)
-    saved, values = copy.deepcopy((judge.state_dict(packed=True), params_of(judge)))
-    for first, last, clip_norm in ((2, 3, None), (3, 4, 0.25), (4, 6, None)):
+def stepped_with(clip_norms, route):
+    """A run in which each step has a new optimizer, made with its own norm."""
+    judge = made(route=route, clip_norm=clip_norms[0])
+    for step, clip_norm in enumerate(clip_norms):
+        saved, values = copy.deepcopy((judge.state_dict(packed=True), params_of(judge)))
         judge = made(route=route, clip_norm=clip_norm)
         with torch.no_grad():
             for p, value in zip(params_of(judge), values, strict=True):
                 p.copy_(value)
-        judge.load_state_dict(saved)
-        train(judge, first, last)
-        saved, values = copy.deepcopy((judge.state_dict(packed=True), params_of(judge)))
+        if step:
+            judge.load_state_dict(saved)
+        train(judge, step, step + 1)
+    return judge
+
+
+def test_what_is_taken_back_leaves_the_steps_of_before(route):
+    clip_norms = [0.5, 0.5, None, 0.25, None]
+    changed = made(route=route, clip_norm=clip_norms[0])
+    for step, clip_norm in enumerate(clip_norms):
+        changed.clip_norm = clip_norm
+        train(changed, step, step + 1)
     assert changed.gradient_norm is None
-    assert everything(changed) == everything(judge)
+    assert everything(changed) == everything(stepped_with(clip_norms, route))
+
+
+@pytest.mark.parametrize("route", [each for each in ROUTES if each != "device"], indirect=True)
+def test_a_run_may_adapt_the_norm_at_each_step(route):
+    clip_norms = [0.5, 0.25, 2.0, 0.125, 1e6]
+    changed = made(route=route, clip_norm=1.0)
+    for step, clip_norm in enumerate(clip_norms):
+        changed.clip_norm = clip_norm
+        train(changed, step, step + 1)
+    assert everything(changed) == everything(stepped_with(clip_norms, route))
 
 
 def test_an_error_where_gradients_are_not_finite_may_be_set(route):

@@ -60,6 +60,8 @@ class TensorPlan:
 
         A new plan is closed.
         """
+    def set_phase(self, phase: Phase) -> None:
+        """Step by another phase from now on, which keeps the same averages."""
     def open(self) -> None:
         """Let anybody step."""
     def close(self) -> bool:

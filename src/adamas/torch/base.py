@@ -180,12 +180,15 @@ class Optimizer(torch.optim.Optimizer):
             self._copies = copies.made(copy_to, self._parameters())
 
     def _change_phase(self, changes: Mapping[str, Any]) -> None:
-        """Take other options of the phase from the next step on; no plan of before is for them."""
+        """Take other options of the phase from the next step on."""
         with self._in_turn():
-            phase = replace(self._phase, **changes)
-            if phase != self._phase:
+            phase, plan = replace(self._phase, **changes), self._plan
+            is_alike = phase.reads_first == self._phase.reads_first
+            if is_alike and plan is not None and plan.is_native and not plan.looks_first:
+                plan.native.set_phase(phase)  # a run may adapt clip_norm at each step
+            elif phase != self._phase:
                 self._keep(None)
-                self._earlier.clear()
+            self._earlier.clear()
             self._phase, self._phase_set = phase, self._phase_set.union(changes)
 
     def __repr__(self) -> str:
