@@ -22,15 +22,16 @@ from adamas.torch import offload  # noqa: E402
 from queues import Queues  # noqa: E402
 
 SHAPES = [(5, 7), (40,), ()]
-#: Dtype, whether strided, options; how parameters are stepped.
+#: Dtype, which are strided, options; how parameters are stepped.
 ROUTES = {
-    "native, alone": (torch.float32, False, {}),
-    "native": (torch.float32, False, {"statistics": True}),
-    "native, in turn": (torch.float64, False, {"copy_to": torch.bfloat16, "ema": 0.9}),
-    "native, small": (torch.bfloat16, False, {"state": "8bit", "rounding": "remainder"}),
-    "operations": (torch.float32, True, {"ema": 0.9}),
-    "device": (torch.float32, False, {}),
-    "offload": (torch.float32, False, {"offload": True}),
+    "native, alone": (torch.float32, (), {}),
+    "native": (torch.float32, (), {"statistics": True}),
+    "native, in turn": (torch.float64, (), {"copy_to": torch.bfloat16, "ema": 0.9}),
+    "native, small": (torch.bfloat16, (), {"state": "8bit", "rounding": "remainder"}),
+    "operations": (torch.float32, (0, 1, 2), {"ema": 0.9}),
+    "native beside operations": (torch.float32, (1,), {"ema": 0.9}),
+    "device": (torch.float32, (), {}),
+    "offload": (torch.float32, (), {"offload": True}),
 }
 METHODS = ["Adam", "AdamW", "NAdam", "RMSprop", "SGD"]
 NEW = {"clip_norm": 0.5, "on_nonfinite": "skip"}
@@ -69,24 +70,23 @@ def route(request, monkeypatch):
     np.seterr(**before)
 
 
-def parameters(dtype=torch.float32, is_strided=False, device="cpu"):
+def parameters(dtype=torch.float32, strided=(), device="cpu"):
     generator = torch.Generator().manual_seed(0)
     made = []
-    for shape in SHAPES:
-        values = torch.randn((*shape, 2) if is_strided else shape, generator=generator)
-        values = values.to(device, dtype)
-        made.append(nn.Parameter(values[..., 0] if is_strided else values))
+    for i, shape in enumerate(SHAPES):
+        values = torch.randn((*shape, 2), generator=generator).to(device, dtype)[..., 0]
+        made.append(nn.Parameter(values if i in strided else values.contiguous()))
     return made
 
 
 def made(kind="AdamW", route="native", **more):
-    dtype, is_strided, options = ROUTES[route]
+    dtype, strided, options = ROUTES[route]
     if kind == "SGD":
         options = {"momentum": 0.9, **options}
         if options.get("state") == "8bit":
             options["state"] = "bfloat16"
     device = "cuda" if route == "device" and torch.cuda.is_available() else "cpu"
-    values = parameters(dtype, is_strided, device)
+    values = parameters(dtype, strided, device)
     return getattr(ours, kind)(values, lr=0.05, **options, **more)
 
 

@@ -5,8 +5,9 @@
     optimizer = AdamW(model.parameters(), lr=3e-4, clip_norm=1.0)
 
 Each takes what torch 2.13's optimizer of the same name takes, and the phase of a step besides:
-``clip_norm``, ``on_nonfinite``, ``ema``, ``copy_to`` and ``statistics``. ``state`` and ``rounding``
-say how things are stored, and ``offload`` keeps the state of parameters on a card in host memory.
+``clip_norm``, ``on_nonfinite``, ``ema``, ``copy_to`` and ``statistics``; it shows them, and the
+first two may be set between steps. ``state`` and ``rounding`` say how things are stored, and
+``offload`` keeps the state of parameters on a card in host memory.
 ``foreach``, ``fused`` and ``capturable`` choose in torch how a step is computed; here they are
 checked and kept, and change nothing but where ``step`` lives.
 """
