@@ -13,6 +13,8 @@ EVERYTHING = {
     "rmsprop": (adamas.RMSProp, {"eps": 0.1 + 0.2}),
     "fully": (adamas.Adam, {"decay": "fully-decoupled", "weight_decay": 0.1}),
 }
+#: Classes whose runs leave out steps that are not finite.
+SKIPPING = tuple(m for m, given in EVERYTHING.values() if given.get("on_nonfinite") == "skip")
 
 
 def schedule(step):
@@ -49,7 +51,7 @@ def gradients(weights, step):
 def advance(weights, optimizer, first, last):
     for step in range(first, last):
         given = gradients(weights, step)
-        if step == 3 and optimizer._phase.on_nonfinite == "skip":
+        if step == 3 and isinstance(optimizer, SKIPPING):
             given["a"][0, 0] = np.nan
         optimizer.step(given)
 

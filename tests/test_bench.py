@@ -36,8 +36,8 @@ def wrong(p, g):
 
 
 def test_a_contender_that_computes_something_else_is_not_timed(monkeypatch):
-    monkeypatch.setattr(measuring, "_taken_in_turn", lambda *_, **__: pytest.fail("it was timed"))
-    row = bench.Row("a step", "plain descent", None, arrays._against(wrong))
+    monkeypatch.setattr(measuring, "taken_in_turn", lambda *_, **__: pytest.fail("it was timed"))
+    row = bench.Row("a step", "plain descent", None, arrays.against(wrong))
     with pytest.raises(bench.WrongResultError, match="three steps of Adam: the results differ by"):
         bench.run([row], quick=True)
 
@@ -118,7 +118,7 @@ def test_the_tables_are_made_of_all_results(monkeypatch):
 
 def test_medians_are_of_the_rounds(monkeypatch):
     times = [(1.0, 2.0), (1.0, 8.0), (1.0, 3.0)]
-    monkeypatch.setattr(measuring, "_taken_in_turn", lambda *_, **__: times)
+    monkeypatch.setattr(measuring, "taken_in_turn", lambda *_, **__: times)
     pair = bench.Pair(lambda: None, lambda: None, lambda: None)
     (figure,) = bench.run([bench.Row("a", "b", None, lambda quick: pair)]).figures
     assert (figure.ratio, figure.lowest, figure.highest) == (3.0, 2.0, 8.0)

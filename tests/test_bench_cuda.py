@@ -25,7 +25,7 @@ HAS_CUDA = torch.cuda.is_available()
 OTHERS = {"bitsandbytes", "torchao"}
 ROWS = cuda.rows("cpu", seed=7)
 HERE = [row for row in ROWS if not OTHERS & set(row.needs)]
-CPU = cuda._Place("cpu", 7)
+CPU = cuda.Place("cpu", 7)
 
 
 def name_of(row):
@@ -86,7 +86,7 @@ def test_every_row_fits_into_a_device_of_80_gb_and_says_what_it_takes():
 
 
 def test_the_copy_moves_the_bytes_of_a_step():
-    read, written = (4 * cuda._copied(1 << 30) for _ in range(2))
+    read, written = (4 * cuda.floats_copied(1 << 30) for _ in range(2))
     assert read + written == (4 + 12 + 12) * (1 << 30)
 
 
@@ -118,18 +118,18 @@ def test_contenders_made_on_the_device_agree(row):
     pair.wait()
 
 
-TINY = cuda._Work("tiny", ((1500,), (7, 9)))
+TINY = cuda.Work("tiny", ((1500,), (7, 9)))
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="there the kernels run on the device")
 @pytest.mark.parametrize(
     "make",
     [
-        cuda._against(TINY, cuda._torch_default, CPU),
-        cuda._against(TINY, cuda._torch_default, CPU, {"state": "8bit"}),
-        cuda._against(TINY, cuda._torch_default, CPU, {"state": "compact"}),
-        cuda._against_a_copy(TINY, CPU),
-        cuda._against_parts(TINY, CPU),
+        cuda.against_other(TINY, cuda.torch_default, CPU),
+        cuda.against_other(TINY, cuda.torch_default, CPU, {"state": "8bit"}),
+        cuda.against_other(TINY, cuda.torch_default, CPU, {"state": "compact"}),
+        cuda.against_a_copy(TINY, CPU),
+        cuda.against_parts(TINY, CPU),
     ],
     ids=["float32", "8bit", "compact", "copy", "phase"],
 )
@@ -139,7 +139,7 @@ def test_the_kernels_of_the_device_give_what_is_compared(monkeypatch, make):
     from adamas.engines.triton.launches import Launches
 
     launches = []
-    step, step_twin = Launches.step, cuda._Twin.step
+    step, step_twin = Launches.step, cuda.Twin.step
 
     def counted(self, *arguments):
         launches.append(self)
@@ -153,7 +153,7 @@ def test_the_kernels_of_the_device_give_what_is_compared(monkeypatch, make):
 
     monkeypatch.setattr(devices, "DEVICE_TYPES", ("cpu",))
     monkeypatch.setattr(Launches, "step", counted)
-    monkeypatch.setattr(cuda._Twin, "step", step_on_the_cpu)
+    monkeypatch.setattr(cuda.Twin, "step", step_on_the_cpu)
     pair = make(True)
     pair.check()
     assert len(launches) >= 3
@@ -165,14 +165,14 @@ def descent(parameters):
 
 @pytest.mark.parametrize("form", [None, {"state": "8bit"}])
 def test_another_that_computes_something_else_is_refused_with_the_seed_of_the_inputs(form):
-    work = cuda._Work("small", ((100,), (7, 9)))
-    pair = cuda._against(work, descent, CPU, form)(True)
+    work = cuda.Work("small", ((100,), (7, 9)))
+    pair = cuda.against_other(work, descent, CPU, form)(True)
     with pytest.raises(bench.WrongResultError, match="AdamW with inputs of seed 7: the results"):
         pair.check()
 
 
 def test_inputs_are_drawn_anew_for_each_row_unless_a_seed_is_given():
-    seeds = {cuda._Place("cpu", None).new_seed() for _ in range(8)}
+    seeds = {cuda.Place("cpu", None).new_seed() for _ in range(8)}
     assert len(seeds) > 1
     assert CPU.new_seed() == 7
 
@@ -187,15 +187,15 @@ def test_what_would_fit_into_the_cache_is_made_several_times(monkeypatch):
     cache = 50 * 2**20
     properties = types.SimpleNamespace(L2_cache_size=cache)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: properties)
-    place = cuda._Place("cuda", 7)
-    many = place.sets_of(cuda._MANY.shapes, False)
+    place = cuda.Place("cuda", 7)
+    many = place.sets_of(cuda.MANY.shapes, False)
     assert many * 10 * 2_080_000 >= 4 * cache
-    assert [place.sets_of(work.shapes, False) for work in (cuda._LARGE, cuda._MODEL)] == [1, 1]
+    assert [place.sets_of(work.shapes, False) for work in (cuda.LARGE, cuda.MODEL)] == [1, 1]
 
 
 def test_each_call_steps_the_next_set():
     heard = []
-    step = cuda._in_turn([lambda: heard.append(1), lambda: heard.append(2)])
+    step = cuda.in_turn([lambda: heard.append(1), lambda: heard.append(2)])
     for _ in range(5):
         step()
     assert heard == [1, 2, 1, 2, 1]
@@ -206,9 +206,9 @@ def test_each_call_steps_the_next_set():
 
 def twins(options, shapes=((300,), (5, 40))):
     values, gradients = CPU.drawn(shapes, 3)
-    ours = cuda._parameters(values, gradients)
+    ours = cuda.parameters_of(values, gradients)
     mine = AdamW(ours, lr=1e-3, fused=True, **options)
-    twin = cuda._Twin(mine, ours, {"fused": True, **options}, "a step")
+    twin = cuda.Twin(mine, ours, {"fused": True, **options}, "a step")
     for _ in range(2):
         mine.step()
         twin.step()
@@ -216,7 +216,7 @@ def twins(options, shapes=((300,), (5, 40))):
 
 
 def flip(tensor, at):
-    bits = cuda._bits(tensor)
+    bits = cuda.bits_of(tensor)
     bits[at] ^= 1
 
 
@@ -250,8 +250,8 @@ def test_one_bit_that_the_cpu_does_not_give_is_refused(options, entry):
 
 @pytest.mark.parametrize(("at", "seen"), [(0, True), (63, True), (64, False), (-64, True)])
 def test_of_the_largest_both_ends_are_compared(monkeypatch, at, seen):
-    monkeypatch.setattr(cuda, "_WHOLE", 200)
-    monkeypatch.setattr(cuda, "_END", 64)
+    monkeypatch.setattr(cuda, "COMPARED_WHOLE", 200)
+    monkeypatch.setattr(cuda, "COMPARED_END", 64)
     mine, ours, twin = twins({}, ((300,),))
     twin.require_same_bits()
     flip(mine.state[ours[0]]["exp_avg"], at)
@@ -264,8 +264,8 @@ def test_of_the_largest_both_ends_are_compared(monkeypatch, at, seen):
 
 @pytest.mark.parametrize(("at", "seen"), [(0, True), (63, True), (-1, False)])
 def test_of_the_largest_with_small_states_the_beginning_is_compared(monkeypatch, at, seen):
-    monkeypatch.setattr(cuda, "_WHOLE", 200)
-    monkeypatch.setattr(cuda, "_END", 64)
+    monkeypatch.setattr(cuda, "COMPARED_WHOLE", 200)
+    monkeypatch.setattr(cuda, "COMPARED_END", 64)
     mine, ours, twin = twins({"state": "8bit"}, ((320,),))
     twin.require_same_bits()
     flip(mine.state[ours[0]]["exp_avg"], at)
@@ -304,7 +304,7 @@ def test_a_row_that_does_not_fit_into_the_device_says_how_much_it_takes(monkeypa
 
 def test_all_rows_are_measured_where_there_is_a_device(monkeypatch):
     monkeypatch.setattr(measuring, "why_no_cuda", lambda: None)
-    monkeypatch.setattr(measuring, "_taken_in_turn", lambda *_, **__: [(1.0, 2.0)])
+    monkeypatch.setattr(measuring, "taken_in_turn", lambda *_, **__: [(1.0, 2.0)])
     rows = [row for row in HERE if "GPT-2" in row.work]
     report = bench.run(rows, quick=True)
     assert [figure.ratio for figure in report.figures] == [2.0] * len(rows)
@@ -394,7 +394,7 @@ def measured(monkeypatch, save, tmp_path, rows):
     monkeypatch.setattr(bench, "why_no_cuda", lambda: None)
     monkeypatch.setattr(measuring, "why_no_cuda", lambda: None)
     monkeypatch.setattr(measuring, "free_cuda_memory", lambda: 10**12)
-    monkeypatch.setattr(measuring, "_taken_in_turn", lambda *_, **__: [(1.0, 2.0)])
+    monkeypatch.setattr(measuring, "taken_in_turn", lambda *_, **__: [(1.0, 2.0)])
     monkeypatch.setattr(bench, "rows", lambda: rows)
     monkeypatch.setattr(save, "RESULTS", tmp_path / "results")
     for name in ("README", "GUIDE"):

@@ -185,16 +185,16 @@ def test_the_held_out_digits_are_not_among_those_to_learn_from():
 def test_the_networks_gradient_is_that_of_its_loss():
     """Central differences in float64: their error is about the cube root of eps squared."""
     random = np.random.default_rng(1)
-    weights = {key: w.astype(np.float64) for key, w in demo._start(random).items()}
+    weights = {key: w.astype(np.float64) for key, w in demo.initial_weights(random).items()}
     images, labels = random.random((7, 64)), random.integers(0, 10, 7)
-    _, gradients = demo._loss_and_gradients(weights, images, labels)
+    _, gradients = demo.loss_and_gradients(weights, images, labels)
     for name, w in weights.items():
         for i in random.integers(0, w.size, 5):
             width = 1e-6
             losses = []
             for sign in (1, -1):
                 w.flat[i] += sign * width
-                losses.append(demo._loss_and_gradients(weights, images, labels)[0])
+                losses.append(demo.loss_and_gradients(weights, images, labels)[0])
                 w.flat[i] -= sign * width
             slope = (losses[0] - losses[1]) / (2 * width)
             assert gradients[name].flat[i] == pytest.approx(slope, abs=1e-8)

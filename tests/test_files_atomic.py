@@ -371,7 +371,7 @@ def left(directory, machine, age):
 def test_what_another_machine_may_still_write_is_left_for_a_day(tmp_path):
     _, optimizer = made()
     young, old = left(tmp_path, "0000aaaa", 3600), left(tmp_path, "0000bbbb", 90000)
-    own = left(tmp_path, atomic._machine(), 0)
+    own = left(tmp_path, atomic.this_machine(), 0)
     adamas.save(tmp_path / "run", optimizer)
     assert young.exists()
     assert not old.exists()
@@ -384,7 +384,7 @@ def test_nothing_is_removed_where_files_cannot_be_locked(tmp_path, monkeypatch):
         raise OSError(errno.ENOLCK, "No locks available")
 
     _, optimizer = made()
-    own = left(tmp_path, atomic._machine(), 90000)
+    own = left(tmp_path, atomic.this_machine(), 90000)
     monkeypatch.setattr("fcntl.flock", refuse)
     adamas.save(tmp_path / "run", optimizer)
     assert names(tmp_path) == [own.name, "run"]
@@ -394,7 +394,7 @@ def test_nothing_is_removed_where_files_cannot_be_locked(tmp_path, monkeypatch):
 def test_only_files_are_taken_for_what_was_left(tmp_path):
     _, optimizer = made()
     (tmp_path / "mine").write_bytes(b"mine")
-    prefix = f".adamas-partial-{atomic._machine()}"
+    prefix = f".adamas-partial-{atomic.this_machine()}"
     (tmp_path / f"{prefix}-1").symlink_to("mine")
     (tmp_path / f"{prefix}-2").mkdir()
     os.mkfifo(tmp_path / f"{prefix}-3")

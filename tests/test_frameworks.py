@@ -316,7 +316,7 @@ def test_zero_redundancy_takes_it_as_its_optimizer(mesh):
     "phase",
     [
         {"ema": 0.9, "clip_norm": 1, "on_nonfinite": "skip", "statistics": True, "seed": 3},
-        {"copy_to": torch.bfloat16, "offload": False},
+        {"copy_to": torch.bfloat16, "offload": False, "engine": "torch"},
     ],
     ids=", ".join,
 )

@@ -179,8 +179,8 @@ def test_the_table_has_the_numbers_of_every_step_as_far_as_they_change_and_of_la
 ):
     options = options_of(betas=betas, nesterov=nesterov)
     columns = [
-        numbers._table(numbers._mean_columns, betas[0], nesterov),
-        numbers._table(numbers._square_columns, betas[1], 1e-7),
+        numbers.table_of(numbers.mean_columns, betas[0], nesterov),
+        numbers.table_of(numbers.square_columns, betas[1], 1e-7),
     ]
     longest = max(map(len, columns))
     counts = np.concatenate([np.arange(longest + 10), LATE])
@@ -195,14 +195,14 @@ def test_the_table_of_any_decay_rate_has_the_numbers_of_every_step(beta):
 
 
 def test_a_table_is_made_only_where_it_is_short_and_certain():
-    table = functools.partial(numbers._table, numbers._square_columns)
+    table = functools.partial(numbers.table_of, numbers.square_columns)
     assert len(table(0.999, 0.0)) < 20_000
     assert table(0.9999, 0.0) is None
     assert table(1 - 2.0**-53, 0.0) is None
     # β1 / 1 and β1 / (1 - 2^-53) are rounded to different numbers: the middle of two of float32.
     middle = 0.75 + 2.0**-25
     assert np.float32(middle / (1 - 2.0**-53)) != np.float32(middle)
-    assert numbers._table(numbers._mean_columns, middle, True) is None
+    assert numbers.table_of(numbers.mean_columns, middle, True) is None
 
 
 @pytest.mark.parametrize(

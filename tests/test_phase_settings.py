@@ -18,7 +18,8 @@ from torch import nn  # noqa: E402
 
 import adamas.torch as ours  # noqa: E402
 from adamas.engines.triton import devices  # noqa: E402
-from adamas.torch import offload  # noqa: E402
+from adamas.torch import host_memory  # noqa: E402
+from adamas.torch.routes import offload  # noqa: E402
 from queues import Queues  # noqa: E402
 
 SHAPES = [(5, 7), (40,), ()]
@@ -64,7 +65,7 @@ def route(request, monkeypatch):
         pytest.importorskip("triton", reason="the interpreter is Triton's")
         monkeypatch.setattr(devices, "DEVICE_TYPES", ("cpu",))
     if request.param == "offload":
-        monkeypatch.setattr(offload, "is_offloaded", lambda parameter: True)
+        monkeypatch.setattr(host_memory, "is_offloaded", lambda parameter: True)
         monkeypatch.setattr(offload, "CudaStreams", lambda device: Queues("late"))
     yield request.param
     np.seterr(**before)

@@ -243,4 +243,4 @@ def test_a_flat_function_and_one_without_values_in_the_picture_are_drawn(tmp_pat
 
 def test_the_picture_is_wide_enough_for_its_start():
     track = race.Track("bowl", lambda x: x @ x, lambda x: 2 * x, (9.0, 0.0), ((-1, 1), (-1, 1)))
-    assert race._view(track) == [(-1, 9.5), (-1, 1)]
+    assert race.view_of(track) == [(-1, 9.5), (-1, 1)]

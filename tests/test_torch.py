@@ -14,7 +14,9 @@ from torch import nn
 import adamas
 import adamas.torch as ours
 from adamas.torch import operations
+from adamas.torch.plan import Plan
 from copied import left_by_steps
+from planned import plans_made
 
 F = nn.functional
 
@@ -198,7 +200,9 @@ def test_torchs_operations_give_the_bits_of_the_native_engine(name, phase, dtype
             q.grad = p.grad.clone()  # the model's own would differ, by the order in its products
         for optimizer in optimizers:
             optimizer.step()
-    assert optimizers[0]._plan is None or not optimizers[0]._plan.other_members
+    names = [f"0.{i}" for i in range(4)]
+    assert optimizers[0].routes() == dict.fromkeys(names, "native")
+    assert optimizers[1].routes() == dict.fromkeys(names, "torch")
     assert same(values(nets[0]), values(nets[1]))
     for p, q in zip(nets[0].parameters(), nets[1].parameters(), strict=True):
         a, b = (o.state[x] for o, x in zip(optimizers, (p, q), strict=True))
@@ -210,24 +214,26 @@ def test_torchs_operations_give_the_bits_of_the_native_engine(name, phase, dtype
         assert same(*(left_by_steps(each) for each in optimizers))
 
 
-def test_the_native_engine_answers_where_it_can():
+def test_the_native_engine_answers_where_it_can(monkeypatch):
     net = model()
     optimizer = ours.Adam(net.parameters())
-    train(net, optimizer, range(2))
-    assert len(optimizer._plan.native_members) == 4
-    assert optimizer._direct is not None
-    assert optimizer._plan.native.is_fast
+    with plans_made() as plans:
+        train(net, optimizer, range(2))
+    assert optimizer.routes() == {f"0.{i}": "native" for i in range(4)}
+    assert [plan.native.is_fast for plan in plans] == [True]
+    monkeypatch.setattr(Plan, "step", lambda *_: pytest.fail("it went the long way"))
+    train(net, optimizer, range(2, 4))
 
 
 def test_without_the_exchange_api_addresses_come_from_data_ptr(monkeypatch):
     nets = [model(), model()]
     plain = ours.Adam(nets[0].parameters())
     older = ours.Adam(nets[1].parameters())
-    train(nets[0], plain, range(3))
-    monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
-    train(nets[1], older, range(3))
-    assert plain._plan.native.is_fast
-    assert not older._plan.native.is_fast
+    with plans_made() as plans:
+        train(nets[0], plain, range(3))
+        monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
+        train(nets[1], older, range(3))
+    assert [plan.native.is_fast for plan in plans] == [True, False]
     assert same(values(nets[0]), values(nets[1]))
 
 

@@ -12,8 +12,10 @@ from torch import nn  # noqa: E402
 
 import adamas.torch as ours  # noqa: E402
 from adamas.engines.triton import devices  # noqa: E402
-from adamas.torch import offload  # noqa: E402
+from adamas.torch import host_memory  # noqa: E402
 from adamas.torch.counting import DeviceCounts  # noqa: E402
+from adamas.torch.routes import offload  # noqa: E402
+from queues import Queues  # noqa: E402
 
 LAST = 2**24
 
@@ -50,19 +52,10 @@ def natively():
 
 
 @contextlib.contextmanager
-def by_torchs_operations():
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(ours.Optimizer, "_takes_native", lambda *_: False)
-        yield
-
-
-@contextlib.contextmanager
 def offloaded():
-    from test_torch_offload import Device
-
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(offload, "is_offloaded", lambda parameter: True)
-        patched.setattr(offload, "CudaStreams", Device("late").streams)
+        patched.setattr(host_memory, "is_offloaded", lambda parameter: True)
+        patched.setattr(offload, "CudaStreams", lambda device: Queues("late"))
         yield
 
 
@@ -78,9 +71,9 @@ def by_triton():
 
 ROUTES = {
     "native": (natively, {}),
-    "torch's operations": (by_torchs_operations, {}),
+    "torch": (natively, {"engine": "torch"}),
     "offload": (offloaded, {"offload": True}),
-    "Triton": (by_triton, {}),
+    "triton": (by_triton, {}),
     "fused": (natively, {"fused": True}),
     "clipped": (natively, {"clip_norm": 1.0}),
 }
@@ -98,6 +91,8 @@ def test_counts_go_on_with_the_bits_of_one_in_float64(route, options):
                 each["step"] = torch.tensor(LAST - 2.0, dtype=dtype)
             stepped(optimizer, 6)
             assert counted(optimizer) == [(LAST + 4.0, torch.float64)] * 2
+            taken = route if route in ("torch", "offload", "triton") else "native"
+            assert {*optimizer.routes().values()} == {taken}
             found.append(bits(optimizer))
     assert found[0] == found[1]
 

@@ -67,7 +67,7 @@ def same(a, b):
 
 
 def is_native(optimizer):
-    return optimizer._plan.native is not None and not optimizer._plan.other_members
+    return {*optimizer.routes().values()} == {"native"}
 
 
 # ── bits ───────────────────────────────────────────────────────────────────────────────────────
@@ -99,20 +99,22 @@ def test_a_step_has_the_bits_of_the_numpy_front_end(dtype, rounding, state):
 @pytest.mark.parametrize("phase", [{}, {"ema": 0.9, "statistics": True, "clip_norm": 0.5}], ids=str)
 @pytest.mark.parametrize("state", [None, *STATES], ids=str)
 @pytest.mark.parametrize(("dtype", "rounding"), ROUNDINGS)
-def test_torchs_operations_give_the_bits_of_the_native_engine(
-    dtype, rounding, state, phase, monkeypatch
-):
+def test_torchs_operations_give_the_bits_of_the_native_engine(dtype, rounding, state, phase):
     values, gradients = drawn(dtype)
     runs = []
-    for takes in (True, False):
-        if not takes:
-            monkeypatch.setattr(ours.Optimizer, "_takes_native", lambda *_: False)
+    for engine in ("native", "torch"):
         params = parameters(values)
         optimizer = ours.Adam(
-            params, lr=0.01, state=state, rounding=rounding, copy_to=BFLOAT16, **phase
+            params,
+            lr=0.01,
+            state=state,
+            rounding=rounding,
+            copy_to=BFLOAT16,
+            engine=engine,
+            **phase,
         )
         trained(optimizer, params, gradients)
-        assert is_native(optimizer) is takes
+        assert {*optimizer.routes().values()} == {engine}
         entries = [each for kept in optimizer.state.values() for each in kept.values()]
         numbers = [torch.as_tensor(each) for each in entries]
         taken = optimizer.statistics().values() if phase else ()

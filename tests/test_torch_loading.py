@@ -12,7 +12,11 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import adamas.torch as ours  # noqa: E402
-from adamas.torch import storage  # noqa: E402
+from adamas.torch import host_memory, storage  # noqa: E402
+from adamas.torch.keeping import Keeping  # noqa: E402
+from adamas.torch.routes import offload  # noqa: E402
+from planned import plans_made  # noqa: E402
+from queues import Queues  # noqa: E402
 
 SHAPES = [(5, 7), (40,), ()]
 
@@ -184,33 +188,35 @@ ROUTES = {
 
 
 def assert_refused(optimizer, saved, message):
-    before, plan = everything(optimizer), optimizer._plan
+    before, routes = everything(optimizer), optimizer.routes()
     with pytest.raises((ValueError, TypeError, KeyError), match=message):
         optimizer.load_state_dict(saved)
     assert everything(optimizer) == before
-    assert optimizer._plan is plan
-    trained(optimizer, 1, first=9)
+    assert optimizer.routes() == routes
+    with plans_made() as plans:
+        trained(optimizer, 1, first=9)
+    assert len(plans) == (0 if routes else 1)  # the plan of before goes on
 
 
 @pytest.mark.parametrize("case", REFUSED)
 @pytest.mark.parametrize("route", ROUTES)
 def test_what_does_not_fit_is_refused_and_nothing_is_changed(route, case, monkeypatch):
-    from adamas.torch import offload
-
     options = dict(ROUTES[route])
     if "offload" in options:
-        monkeypatch.setattr(offload, "is_offloaded", lambda parameter: True)
+        monkeypatch.setattr(host_memory, "is_offloaded", lambda parameter: True)
+        monkeypatch.setattr(offload, "CudaStreams", lambda device: Queues("late"))
     change, message = REFUSED[case]
     saved = trained(made(**{**options, "offload": False})).state_dict()
     wrong = copy.deepcopy(saved)
     change(wrong)
     optimizer = made(**options)
     optimizer.load_state_dict(saved)
-    before, plan = everything(optimizer), optimizer._plan
+    trained(optimizer, 1, first=3)
+    before, routes = everything(optimizer), optimizer.routes()
     with pytest.raises((ValueError, TypeError, KeyError), match=message):
         optimizer.load_state_dict(wrong)
     assert everything(optimizer) == before
-    assert optimizer._plan is plan
+    assert optimizer.routes() == routes != {}
 
 
 @pytest.mark.parametrize(
@@ -313,7 +319,7 @@ def test_an_interrupt_while_loading_leaves_all_as_it_was(where, error, state, mo
 
             patched.setattr(storage, "fitted", stopped)
         else:
-            patched.setattr(optimizer, "_settle", stop)
+            patched.setattr(Keeping, "settle", stop)
         before = everything(optimizer)
         with pytest.raises(error):
             optimizer.load_state_dict(saved)
@@ -433,7 +439,7 @@ def test_means_of_another_dtype_become_those_of_the_parameter(dtype):
     for entries in optimizer.state.values():
         assert entries["exp_avg"].dtype == torch.float32
     trained(optimizer, 1)
-    assert optimizer._plan.is_native
+    assert {*optimizer.routes().values()} == {"native"}
 
 
 def test_entries_of_ones_own_and_state_of_no_parameter_load():

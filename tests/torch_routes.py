@@ -48,7 +48,8 @@ def _triton() -> Generator[torch.device]:
 
 @contextmanager
 def _offload(order: str) -> Generator[None]:
-    from adamas.torch import offload
+    from adamas.torch import host_memory
+    from adamas.torch.routes import chunks, offload
 
     def takes(parameter: torch.Tensor) -> bool:
         return True
@@ -57,8 +58,8 @@ def _offload(order: str) -> Generator[None]:
         return Queues(order)
 
     with (
-        mock.patch.object(offload, "is_offloaded", takes),
+        mock.patch.object(host_memory, "is_offloaded", takes),
         mock.patch.object(offload, "CudaStreams", streams),
-        mock.patch.object(offload, "CHUNK", 1024),
+        mock.patch.object(chunks, "CHUNK", 1024),
     ):
         yield

@@ -92,7 +92,7 @@ def train(
 ) -> Run:
     """Train the network by ``method`` (a key of ``METHODS``); ``progress`` is called each step."""
     random = np.random.default_rng(seed)
-    weights = _start(random)
+    weights = initial_weights(random)
     kind, rate = METHODS[method]
     steps = steps_of(digits, epochs)
     optimizer: Optimizer = kind(weights, lr=lambda step: rate * (1 - (step - 1) / steps))
@@ -101,14 +101,14 @@ def train(
     begin = time.perf_counter()
     for batch in _batches(len(digits.labels), epochs, random):
         images = _moved(digits.images[batch], random)
-        loss, gradients = _loss_and_gradients(weights, images, digits.labels[batch])
+        loss, gradients = loss_and_gradients(weights, images, digits.labels[batch])
         before = time.perf_counter()
         optimizer.step(gradients)
         in_optimizer += time.perf_counter() - before
         losses.append(loss)
         progress()
     seconds = time.perf_counter() - begin
-    final_loss, _ = _loss_and_gradients(weights, digits.images, digits.labels)
+    final_loss, _ = loss_and_gradients(weights, digits.images, digits.labels)
     guesses = _scores(weights, digits.test_images)[1].argmax(axis=1)
     accuracy = float(np.mean(guesses == digits.test_labels))
     return Run(method, np.array(losses), final_loss, accuracy, seconds, in_optimizer)
@@ -143,7 +143,7 @@ def draw(runs: list[Run], path: Path) -> None:
     pyplot.close(figure)
 
 
-def _start(random: np.random.Generator) -> Weights:
+def initial_weights(random: np.random.Generator) -> Weights:
     """Return weights of a width that keeps the size of signals (He et al. 2015), no biases yet."""
 
     def layer(inputs: int, outputs: int) -> Array:
@@ -181,7 +181,7 @@ def _scores(weights: Weights, images: Array) -> tuple[Array, Array]:
     return hidden, hidden @ weights["output"] + weights["output_bias"]
 
 
-def _loss_and_gradients(weights: Weights, images: Array, labels: Array) -> tuple[float, Weights]:
+def loss_and_gradients(weights: Weights, images: Array, labels: Array) -> tuple[float, Weights]:
     """Return the mean cross-entropy of softmax, and its gradient for each array of weights."""
     hidden, scores = _scores(weights, images)
     rows = np.arange(len(labels))

@@ -281,7 +281,7 @@ def animate(track: Track, paths: list[Path2D], path: Path, *, frames: int = 45) 
 def _ground(track: Track, size: tuple[float, float] = (7.5, 6)) -> tuple[Any, Any]:
     pyplot = _pyplot()
     figure, axes = pyplot.subplots(figsize=size, layout="constrained")
-    view = _view(track)
+    view = view_of(track)
     x, y = (np.linspace(*bounds, 241) for bounds in view)
     with np.errstate(all="ignore"):
         heights = np.array([[_value_at(track, np.array([a, b])) for a in x] for b in y])
@@ -304,7 +304,7 @@ def _ground(track: Track, size: tuple[float, float] = (7.5, 6)) -> tuple[Any, An
     return figure, axes
 
 
-def _view(track: Track) -> list[tuple[float, float]]:
+def view_of(track: Track) -> list[tuple[float, float]]:
     """Return the bounds of the picture, widened where the start would not be in it."""
     found: list[tuple[float, float]] = []
     for (lower, upper), start in zip(track.view, track.start, strict=True):

@@ -15,7 +15,18 @@ from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, over
 from adamas.checks import check_names, kind
 from adamas.options import Phase
 
-__all__ = ["ANEW", "KEY", "Fixed", "Setting", "fixed_method", "loaded", "saved", "told", "whole"]
+__all__ = [
+    "ANEW",
+    "KEY",
+    "Fixed",
+    "Setting",
+    "fixed_method",
+    "loaded",
+    "saved",
+    "shown",
+    "told",
+    "whole",
+]
 
 #: Where it stands in a state_dict, if anything was set.
 KEY = "phase"
@@ -114,6 +125,13 @@ def told(phase: Phase) -> dict[str, Any]:
     """Return the options that are not what they are where none is given, to be shown."""
     options = ((field, getattr(phase, field.name)) for field in dataclasses.fields(phase))
     return {field.name: value for field, value in options if value != field.default}
+
+
+def shown(text: str, phase: Phase, more: Mapping[str, Any]) -> str:
+    """Return torch's text of an optimizer with what is told of its phase, and ``more``."""
+    options = told(phase) | {name: value for name, value in more.items() if value is not None}
+    lines = "".join(f"    {name}: {options[name]}\n" for name in sorted(options))
+    return f"{text.removesuffix(')')}Phase\n{lines})" if options else text
 
 
 def saved(phase: Phase, names: Collection[str]) -> dict[str, Any]:

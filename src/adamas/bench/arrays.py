@@ -21,9 +21,9 @@ __all__ = ["drawn", "rows"]
 def rows() -> list[Row]:
     """Return the rows of NumPy."""
     return [
-        Row("NumPy step, 16 M", "the formula in NumPy", 8, _against(_formula)),
-        Row("NumPy step, 16 M", "the formula with out=", None, _against(_formula_in_place)),
-        Row("NumPy step, 16 M", "scikit-learn", 12, _against(_sklearn), needs=("sklearn",)),
+        Row("NumPy step, 16 M", "the formula in NumPy", 8, against(_formula)),
+        Row("NumPy step, 16 M", "the formula with out=", None, against(_formula_in_place)),
+        Row("NumPy step, 16 M", "scikit-learn", 12, against(_sklearn), needs=("sklearn",)),
         Row("step, 64 M", "reading and writing the arrays", 0.95, _bandwidth),
         Row("NumPy step of 100 elements", "3 µs", 1, _hundred),
         Row("import adamas", "import numpy + 50 ms", 1, _imports),
@@ -40,7 +40,7 @@ def drawn(count: int) -> tuple[Array, Array]:
 Stepper = Callable[[Array, Array], Callable[[], object]]
 
 
-def _against(other: Stepper) -> Callable[[bool], Pair]:
+def against(other: Stepper) -> Callable[[bool], Pair]:
     """Return a pair of steps over 16 M elements: ours and what ``other`` makes of its arrays."""
 
     def make(quick: bool) -> Pair:

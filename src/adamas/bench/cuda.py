@@ -47,21 +47,21 @@ def _gpt2() -> Shapes:
 GPT2 = _gpt2()
 
 
-class _Work(NamedTuple):
+class Work(NamedTuple):
     name: str
     shapes: Shapes
 
 
-_LARGE = _Work("1 G in 1 tensor", ((1 << 30,),))
-_MODEL = _Work("GPT-2, 124 M in 148 tensors", GPT2)
-_MANY = _Work("1,000 tensors of 2,080", ((2080,),) * 1000)
+LARGE = Work("1 G in 1 tensor", ((1 << 30,),))
+MODEL = Work("GPT-2, 124 M in 148 tensors", GPT2)
+MANY = Work("1,000 tensors of 2,080", ((2080,),) * 1000)
 
 #: What one step of float32 moves for each parameter: p, m and v in and out, g in.
 _BYTES_MOVED = 28
 
 
 @dataclass(frozen=True)
-class _Place:
+class Place:
     """Where contenders live, and from what their inputs are drawn; None: anew for each row."""
 
     device: str
@@ -109,7 +109,7 @@ def rows(device: str = "cuda", seed: int | None = None) -> list[Row]:
     ``device`` is where the contenders are made, ``seed`` what their inputs are drawn from; None
     draws a seed for each row, which is told where results differ.
     """
-    place = _Place(device, seed)
+    place = Place(device, seed)
     return [*_step_rows(place), *_small_rows(place), *_phase_rows(place)]
 
 
@@ -128,62 +128,62 @@ def _row(
     return Row(work, against, goal, make, ("torch", "triton", *needs), memory)
 
 
-def _step_rows(place: _Place) -> list[Row]:
+def _step_rows(place: Place) -> list[Row]:
     made: list[Row] = []
     others: dict[str, MakeOther] = {
         "torch fused": small.torch_fused,
-        "torch foreach": _torch_foreach,
-        "torch default": _torch_default,
+        "torch foreach": torch_foreach,
+        "torch default": torch_default,
     }
-    for work, goal in ((_LARGE, 1.0), (_MODEL, 1.0), (_MANY, 2.0)):
+    for work, goal in ((LARGE, 1.0), (MODEL, 1.0), (MANY, 2.0)):
         for against, other in others.items():
             aim = goal if other is small.torch_fused else None
-            make = _against(work, other, place)
+            make = against_other(work, other, place)
             made.append(_row(f"cuda step, {work.name}", against, aim, work.shapes, make))
-    for work, goal in ((_LARGE, 0.9), (_MODEL, None)):
+    for work, goal in ((LARGE, 0.9), (MODEL, None)):
         against = "a device copy, as many bytes"
-        make = _against_a_copy(work, place)
+        make = against_a_copy(work, place)
         made.append(_row(f"cuda step, {work.name}", against, goal, work.shapes, make, each=52))
     return made
 
 
-def _small_rows(place: _Place) -> list[Row]:
+def _small_rows(place: Place) -> list[Row]:
     made: list[Row] = []
     others: tuple[tuple[str, MakeOther, tuple[str, ...]], ...] = (
         ("torch fused, float32", small.torch_fused, ()),
         ("bitsandbytes 8-bit", small.bitsandbytes, ("bitsandbytes",)),
         ("torchao 8-bit", small.torchao, ("torchao",)),
     )
-    for work, form in itertools.product((_LARGE, _MODEL), ("8bit", "compact")):
+    for work, form in itertools.product((LARGE, MODEL), ("8bit", "compact")):
         for against, other, needs in others:
             aim = 1.5 if form == "8bit" and other is small.torch_fused else None
-            make = _against(work, other, place, {"state": form})
+            make = against_other(work, other, place, {"state": form})
             name = f"cuda step, {work.name}, {form} states"
             made.append(_row(name, against, aim, work.shapes, make, needs=needs))
     return made
 
 
-def _phase_rows(place: _Place) -> list[Row]:
+def _phase_rows(place: Place) -> list[Row]:
     return [
         _row(
             f"cuda phase, {work.name}",
             "torch fused and friends",
             1.5,
             work.shapes,
-            _against_parts(work, place),
+            against_parts(work, place),
             each=64,
         )
-        for work in (_MODEL, _MANY)
+        for work in (MODEL, MANY)
     ]
 
 
-def _torch_foreach(parameters: list[Any]) -> Any:
+def torch_foreach(parameters: list[Any]) -> Any:
     import torch
 
     return torch.optim.AdamW(parameters, lr=LR, foreach=True)
 
 
-def _torch_default(parameters: list[Any]) -> Any:
+def torch_default(parameters: list[Any]) -> Any:
     import torch
 
     return torch.optim.AdamW(parameters, lr=LR)
@@ -208,8 +208,8 @@ class _Contest:
     restore: Callable[[], None] = lambda: None
 
 
-def _against(
-    work: _Work, make_other: MakeOther, place: _Place, form: dict[str, Any] | None = None
+def against_other(
+    work: Work, make_other: MakeOther, place: Place, form: dict[str, Any] | None = None
 ) -> Callable[[bool], Pair]:
     """Return our step, with small states where a ``form`` is given, and another's."""
 
@@ -222,8 +222,8 @@ def _against(
 
         def contest(seed: int) -> _Contest:
             values, gradients = place.drawn(shapes, seed)
-            ours = _parameters([each.clone() for each in values], gradients)
-            theirs = _parameters(values, gradients)  # neither writes a gradient
+            ours = parameters_of([each.clone() for each in values], gradients)
+            theirs = parameters_of(values, gradients)  # neither writes a gradient
             what = f"AdamW with inputs of seed {seed}"
             return _Contest(
                 mine=AdamW(ours, lr=LR, **options),
@@ -239,7 +239,7 @@ def _against(
     return make
 
 
-def _against_a_copy(work: _Work, place: _Place) -> Callable[[bool], Pair]:
+def against_a_copy(work: Work, place: Place) -> Callable[[bool], Pair]:
     """Return a step, and a copy from one half of a memory to the other that moves as many bytes."""
 
     def make(quick: bool) -> Pair:
@@ -249,8 +249,8 @@ def _against_a_copy(work: _Work, place: _Place) -> Callable[[bool], Pair]:
 
         shapes = _sizes(work.shapes, quick)
         seed = place.new_seed()
-        ours = _parameters(*place.drawn(shapes, seed))
-        source = torch.randn(_copied(_count(shapes)), device=place.device)
+        ours = parameters_of(*place.drawn(shapes, seed))
+        source = torch.randn(floats_copied(_count(shapes)), device=place.device)
         target = torch.full_like(source, math.nan)
 
         def compare(_: int) -> None:
@@ -266,12 +266,12 @@ def _against_a_copy(work: _Work, place: _Place) -> Callable[[bool], Pair]:
     return make
 
 
-def _copied(parameters: int) -> int:
+def floats_copied(parameters: int) -> int:
     """Return how many float32 a copy reads and writes that moves as much as a step."""
     return _BYTES_MOVED * parameters // (2 * 4)
 
 
-def _against_parts(work: _Work, place: _Place) -> Callable[[bool], Pair]:
+def against_parts(work: Work, place: Place) -> Callable[[bool], Pair]:
     """Return clipping, AdamW, averaging and a bfloat16 copy: in one step, and in torch's parts."""
 
     def make(quick: bool) -> Pair:
@@ -283,8 +283,8 @@ def _against_parts(work: _Work, place: _Place) -> Callable[[bool], Pair]:
 
         def contest(seed: int) -> _Contest:
             values, gradients = place.drawn(shapes, seed)
-            ours = _parameters([each.clone() for each in values], [g.clone() for g in gradients])
-            phase = TorchPhase(_parameters(values, gradients))
+            ours = parameters_of([each.clone() for each in values], [g.clone() for g in gradients])
+            phase = TorchPhase(parameters_of(values, gradients))
             mine = AdamW(ours, lr=LR, **options)
             copies = mine.copies  # read before the steps: reading them later would renew them
             for copy in copies:
@@ -304,11 +304,9 @@ def _against_parts(work: _Work, place: _Place) -> Callable[[bool], Pair]:
     return make
 
 
-def _paired(
-    contests: Sequence[_Contest], options: dict[str, Any], place: _Place, what: str
-) -> Pair:
+def _paired(contests: Sequence[_Contest], options: dict[str, Any], place: Place, what: str) -> Pair:
     first, *rest = contests
-    twin = _Twin(first.mine, first.ours, options, what)
+    twin = Twin(first.mine, first.ours, options, what)
 
     def check() -> None:
         for number in range(1, 4):
@@ -324,14 +322,14 @@ def _paired(
             each.mine.step()
 
     return Pair(
-        _in_turn(each.mine.step for each in contests),
-        _in_turn(each.step_other for each in contests),
+        in_turn(each.mine.step for each in contests),
+        in_turn(each.step_other for each in contests),
         check,
         place.wait,
     )
 
 
-def _in_turn(steps: Iterable[Callable[[], object]]) -> Callable[[], object]:
+def in_turn(steps: Iterable[Callable[[], object]]) -> Callable[[], object]:
     """Return a function whose calls are those of each in turn."""
     every = list(steps)
     if len(every) == 1:
@@ -344,7 +342,7 @@ def _in_turn(steps: Iterable[Callable[[], object]]) -> Callable[[], object]:
     return step
 
 
-def _parameters(values: list[Any], gradients: list[Any]) -> list[Any]:
+def parameters_of(values: list[Any], gradients: list[Any]) -> list[Any]:
     import torch
 
     parameters: list[Any] = []
@@ -371,11 +369,11 @@ def _count(shapes: Shapes) -> int:
 # -- the same bits -------------------------------------------------------------------------------
 
 #: So many parameters are compared with the CPU's as a whole; of more, the ends of each tensor.
-_WHOLE = 1 << 28
-_END = 1 << 22
+COMPARED_WHOLE = 1 << 28
+COMPARED_END = 1 << 22
 
 
-class _Twin:
+class Twin:
     """Our own optimizer on the CPU, with equal parameters: it must give the same bits."""
 
     def __init__(self, mine: Any, ours: list[Any], options: dict[str, Any], what: str) -> None:
@@ -389,7 +387,7 @@ class _Twin:
             for of in (lambda p: p, lambda p: p.grad)
         )
         self._ours = ours
-        self._parameters = _parameters(values, gradients)
+        self._parameters = parameters_of(values, gradients)
         self._optimizer: Any = AdamW(self._parameters, lr=LR, **options)
 
     def step(self) -> None:
@@ -421,7 +419,7 @@ class _Twin:
                 self._require_same(_piece(got, part), entry, place, name)
 
     def _require_same(self, got: Any, expected: Any, place: int, name: str) -> None:
-        a, b = (_bits(each) for each in (got.to("cpu"), expected))
+        a, b = (bits_of(each) for each in (got.to("cpu"), expected))
         if a.dtype != b.dtype or a.shape != b.shape:
             self._refuse(f"{name} of tensor {place} is {a.dtype} of {tuple(a.shape)}")
         apart = int((a != b).sum())
@@ -440,21 +438,21 @@ def _pieces(parameters: list[Any], *, ends_match: bool) -> Iterable[tuple[int, s
     ``ends_match`` says that an element's step does not depend on where it stands; where it does,
     as in rounding by chance, only a beginning can be made again by itself.
     """
-    whole = sum(each.numel() for each in parameters) <= _WHOLE
+    whole = sum(each.numel() for each in parameters) <= COMPARED_WHOLE
     for place in range(len(parameters)):
-        yield place, slice(None if whole else _END)
+        yield place, slice(None if whole else COMPARED_END)
     if whole or not ends_match:
         return
     for place, each in enumerate(parameters):
-        if each.numel() > _END:
-            yield place, slice(-_END, None)
+        if each.numel() > COMPARED_END:
+            yield place, slice(-COMPARED_END, None)
 
 
 def _piece(tensor: Any, where: slice) -> Any:
     return tensor.detach().reshape(-1)[where]
 
 
-def _bits(tensor: Any) -> Any:
+def bits_of(tensor: Any) -> Any:
     import torch
 
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -105,7 +105,7 @@ def _measured(row: Row, quick: bool) -> Figure:
         return Figure(row.work, row.against, row.goal, missing=missing)
     pair = row.make(quick)
     pair.check()
-    times = _taken_in_turn(pair, rounds=3 if quick else 11, least=0.002 if quick else 0.1)
+    times = taken_in_turn(pair, rounds=3 if quick else 11, least=0.002 if quick else 0.1)
     ratios = [other / ours for ours, other in times]
     return Figure(
         row.work,
@@ -131,7 +131,7 @@ def _missing(row: Row, quick: bool) -> tuple[str, ...]:
     return modules
 
 
-def _taken_in_turn(pair: Pair, *, rounds: int, least: float) -> list[tuple[float, float]]:
+def taken_in_turn(pair: Pair, *, rounds: int, least: float) -> list[tuple[float, float]]:
     """Return the time of one call of each contender in each round, in seconds.
 
     A contender that takes less than ``least`` seconds is called as often as fills them.

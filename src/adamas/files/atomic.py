@@ -149,7 +149,7 @@ def _created(directory: str) -> tuple[FileIO, str]:
     """
     flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0)
     while True:
-        name = os.path.join(directory, f"{_PREFIX}{_machine()}-{secrets.token_hex(8)}")  # noqa: PTH118
+        name = os.path.join(directory, f"{_PREFIX}{this_machine()}-{secrets.token_hex(8)}")  # noqa: PTH118
         file = FileIO(os.open(name, flags | getattr(os, "O_CLOEXEC", 0), 0o666), "rb+")
         # Another save may take it for one that was left, before it is locked.
         if _lock(file.fileno()) is not False and os.fstat(file.fileno()).st_nlink:
@@ -168,7 +168,7 @@ def _remove_left(directory: str) -> None:
 
 def _remove_if_left(entry: os.DirEntry[str]) -> None:
     found = entry.stat(follow_symlinks=False)
-    is_ours = entry.name.startswith(f"{_PREFIX}{_machine()}-")
+    is_ours = entry.name.startswith(f"{_PREFIX}{this_machine()}-")
     if not stat.S_ISREG(found.st_mode) or not (is_ours or time.time() - found.st_mtime > _DAY):
         return
     if fcntl is None:
@@ -195,7 +195,7 @@ def _lock(descriptor: int) -> bool | None:
     return True
 
 
-def _machine() -> str:
+def this_machine() -> str:
     """Return 8 digits that tell this machine from others, in any directory they share."""
     return f"{zlib.crc32(platform.node().encode(errors='surrogateescape')):08x}"
 

@@ -63,7 +63,7 @@ def contents(
 def _held(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
     """Let no other thread step or change an optimizer of ours meanwhile."""
     if isinstance(optimizer, Optimizer):
-        return optimizer._in_turn()  # pyright: ignore[reportPrivateUsage]
+        return optimizer._stepper.turn.held()  # pyright: ignore[reportPrivateUsage]
     return nullcontext()
 
 
@@ -165,9 +165,11 @@ def _take_over(
             optimizer.load_state_dict(state_dict)
         if isinstance(optimizer, Optimizer):
             # Counts on devices stay: CUDA graphs write to them.
-            optimizer._skipped += skipped - optimizer.skipped  # pyright: ignore[reportPrivateUsage]
+            optimizer._stepper.record.skipped += skipped - optimizer.skipped  # pyright: ignore[reportPrivateUsage]
     except BaseException:
         optimizer.__dict__.update(before)
+        if isinstance(optimizer, Optimizer):
+            optimizer._stepper.resume()  # pyright: ignore[reportPrivateUsage]
         _put(kept)
         raise
 

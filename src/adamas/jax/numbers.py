@@ -175,11 +175,11 @@ def _looked_up(choices: Choices, count: Array) -> dict[str, Array]:
     tables: list[tuple[tuple[str, ...], NDArray[np.float32] | None]] = []
     if choices.corrects_mean and isinstance(choices.b1, float):
         names = ("from_m", "from_g") if choices.nesterov else ("from_m",)
-        tables.append((names, _table(_mean_columns, choices.b1, choices.nesterov)))
+        tables.append((names, table_of(mean_columns, choices.b1, choices.nesterov)))
     both = (choices.b2, choices.eps_root)
     if choices.corrects_square and all(isinstance(number, float) for number in both):
         names = ("root", "inner") if choices.eps_root else ("root",)
-        tables.append((names, _table(_square_columns, *both)))
+        tables.append((names, table_of(square_columns, *both)))
     for names, rows in tables:
         if rows is not None:
             row = jnp.take(jnp.asarray(rows), jnp.asarray(count), axis=0, mode="clip")
@@ -187,16 +187,16 @@ def _looked_up(choices: Choices, count: Array) -> dict[str, Array]:
     return found
 
 
-def _mean_columns(beta: float, nesterov: bool, q: Float64, following: Float64) -> list[Float64]:
+def mean_columns(beta: float, nesterov: bool, q: Float64, following: Float64) -> list[Float64]:
     return [beta / following, (1.0 - beta) / q] if nesterov else [1.0 / q]
 
 
-def _square_columns(beta: float, eps_root: float, q: Float64, following: Float64) -> list[Float64]:  # noqa: ARG001
+def square_columns(beta: float, eps_root: float, q: Float64, following: Float64) -> list[Float64]:  # noqa: ARG001
     return [1.0 / np.sqrt(q), eps_root * q] if eps_root else [1.0 / np.sqrt(q)]
 
 
 @functools.lru_cache(maxsize=64)
-def _table(
+def table_of(
     columns: Callable[..., list[Float64]], beta: float, choice: Any
 ) -> NDArray[np.float32] | None:
     """Return a row for each count, the last of them for all greater counts too.

@@ -9,23 +9,36 @@ from __future__ import annotations
 import inspect
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from adamas import keywords
-from adamas.checks import check_amount, check_betas, check_names, check_number, kind, near
+from adamas.checks import (
+    check_amount,
+    check_betas,
+    check_choice,
+    check_flag,
+    check_names,
+    check_number,
+    kind,
+    near,
+)
 from adamas.codecs import Storage
-from adamas.options import Rounding, StateForm
+from adamas.options import Phase, Rounding, StateForm
 from adamas.torch import small
-from adamas.torch.copies import CopyTo
 
 __all__ = [
     "ROUNDING",
+    "Chosen",
+    "CopyTo",
+    "Engine",
     "PhaseArguments",
+    "check_engine",
     "check_fused",
+    "check_group",
     "check_group_names",
     "check_groups",
     "check_loaded",
@@ -34,6 +47,7 @@ __all__ = [
     "check_tensor_lr",
     "checked_betas_alike",
     "checked_copy_to",
+    "checked_phase",
     "put_pairs",
     "refuse_model",
     "refuse_parameter",
@@ -54,7 +68,18 @@ _MEANINGS = ("amsgrad", "centered", "decoupled_weight_decay", "maximize", "neste
 _WAYS = ("capturable", "differentiable", "foreach", "fused")
 _FLAGS = (*_MEANINGS, *_WAYS)
 #: Options that concern the whole step, and so make no sense in a group.
-_OF_THE_STEP = ("clip_norm", "copy_to", "ema", "offload", "on_nonfinite", "seed", "statistics")
+_OF_THE_STEP = (
+    "clip_norm",
+    "copy_to",
+    "ema",
+    "engine",
+    "offload",
+    "on_nonfinite",
+    "seed",
+    "statistics",
+)
+#: What they may be where a group repeats them.
+_PLAIN = (bool, int, float, str, torch.dtype, type(None))
 #: What frameworks write into groups, though it is near to an option.
 _OF_FRAMEWORKS = ("stage",)
 
@@ -64,13 +89,53 @@ ROUNDING = 1e-12
 Options = Mapping[str, Any]
 
 
-class PhaseArguments(keywords.PhaseArguments, total=False):
-    """What each class takes besides torch's arguments, for editors and type checkers."""
+#: What may step parameters: the compiled engine, Triton's kernels, or PyTorch's operations.
+Engine = Literal["native", "triton", "torch"]
+#: What copies of parameters are kept in: a dtype, or tensors.
+CopyTo = torch.dtype | Sequence[Tensor]
 
+
+class PhaseArguments(keywords.PhaseArguments, total=False):
+    """What each class takes besides torch's arguments; the rest is :class:`adamas.Phase`."""
+
+    #: Low-precision copies of the parameters, which steps keep up to date.
     copy_to: CopyTo | None
+    #: How m and v are stored, see :class:`adamas.Options`; groups may have their own. None is
+    #: torch's way: the dtype of the parameter, but float32 where that is float16.
     state: StateForm | tuple[StateForm, StateForm] | None
+    #: How what is stored in few bits is rounded; groups may have their own.
     rounding: Rounding | None
+    #: Whether parameters on a CUDA device keep their state in host memory, and are stepped there.
     offload: bool
+    #: What may step parameters, for comparisons; a step raises ValueError for those that it cannot.
+    #: None leaves each to the fastest that can: :meth:`adamas.torch.Optimizer.routes`.
+    engine: Engine | None
+
+
+class Chosen(NamedTuple):
+    """What an optimizer was given besides torch's arguments, checked."""
+
+    phase: Phase
+    #: What stands in ``param_groups``, where it was given.
+    stored: dict[str, Any]
+    copy_to: CopyTo | None
+    offload: bool
+    engine: Engine | None
+
+
+def checked_phase(kind_of: type, params: Any, given: PhaseArguments) -> Chosen:
+    """Return what a class was given. Raises TypeError or ValueError for what cannot be."""
+    refuse_unknown(kind_of, given.keys() - PhaseArguments.__annotations__.keys())
+    refuse_model(kind_of, params)
+    offload, engine = check_flag("offload", given.get("offload", False)), given.get("engine")
+    check_engine(engine, offload)
+    copy_to = checked_copy_to(given.get("copy_to"))
+    options: dict[str, Any] = {**given}
+    of_phase = options.keys() & keywords.PhaseArguments.__annotations__.keys()
+    phase = Phase(**{name: options[name] for name in of_phase})
+    stored = {name: options.get(name) for name in ("state", "rounding")}
+    stored = {name: value for name, value in stored.items() if value is not None}
+    return Chosen(phase, stored, copy_to, offload, engine)
 
 
 def check_options(options: Options, where: str = "", least_lr: float = 0.0) -> None:
@@ -183,7 +248,7 @@ def refuse_unknown(kind_of: type, unknown: Collection[str]) -> None:
     if not unknown:
         return
     ours = [each for each in kind_of.__mro__ if each.__module__.startswith("adamas.")]
-    possible = {*_keywords(ours[0]), *_keywords(ours[-1])} - {"defaults"}
+    possible = {*_keywords(ours[0]), *PhaseArguments.__annotations__} - {"defaults"}
     check_names(f"{kind_of.__name__}()", unknown, possible)
 
 
@@ -192,7 +257,7 @@ def _keywords(of: type) -> Iterable[str]:
     return (each.name for each in parameters if each.kind is not each.VAR_KEYWORD)
 
 
-def checked_copy_to(copy_to: Any) -> torch.dtype | list[Tensor] | None:
+def checked_copy_to(copy_to: Any) -> CopyTo | None:
     """Return what copies of parameters are kept in: a dtype, or tensors."""
     if copy_to is None:
         return None
@@ -235,6 +300,36 @@ def check_group_names(group: Iterable[Any], known: Iterable[str]) -> None:
                 f"A group has the unknown option {name!r}.{near(name, meant)} "
                 "(A key that is no option may have any name that is not that near to one.)"
             )
+
+
+def check_engine(engine: Any, offload: bool) -> None:
+    """Raise ValueError for an engine that there is not, or none that offloaded state has."""
+    if engine is None:
+        return
+    check_choice("engine", engine, get_args(Engine))
+    if offload and engine != "native":
+        raise ValueError(
+            f"offload is True, but engine is {engine!r}: state in host memory is stepped by the "
+            'native engine. Leave out the one or the other, or use engine="native".'
+        )
+
+
+def check_group(
+    group: Options, defaults: Options, own: Options, place: int, takes_copies: bool
+) -> None:
+    """Raise TypeError or ValueError for a group to add, of names or options that make no sense.
+
+    It may repeat what the optimizer was given, its ``own``, as groups of ZeRO's wrapper do.
+    """
+    named = [
+        name
+        for name, value in group.items()
+        if not (takes_copies and name == "copy_to")
+        and not (name in own and isinstance(value, _PLAIN) and value == own[name])
+    ]
+    check_group_names(named, defaults)
+    merged = {**defaults, **group}
+    check_options({name: merged[name] for name in defaults}, f"param_groups[{place}]: ")
 
 
 def _is_slip(name: str, option: str) -> bool:

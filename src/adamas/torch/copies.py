@@ -7,16 +7,113 @@ those of parameters that a step leaves out after it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from adamas.torch import distributed, small
+from adamas.torch import arguments, distributed, small
+from adamas.torch.arguments import CopyTo
+from adamas.torch.grouping import parameters_of, places_of
+from adamas.torch.keeping import Keeping
 
-__all__ = ["fitted", "made", "renew"]
+__all__ = ["Copies", "made"]
 
-CopyTo = torch.dtype | Sequence[Tensor]
+
+class Copies:
+    """Copies of all parameters, in their order; of none, where none are asked for."""
+
+    def __init__(self) -> None:
+        """Begin without copies."""
+        self.tensors: list[Tensor] = []
+        #: What new ones have; None where all were given.
+        self.dtype: torch.dtype | None = None
+        #: By place: what a parameter was when its copy was renewed outside of a step.
+        self._renewed: dict[int, tuple[int, int]] = {}
+
+    def begin(self, copy_to: CopyTo | None, parameters: Sequence[Tensor]) -> None:
+        """Make copies, or take those that are given."""
+        if copy_to is not None:
+            self.tensors = made(copy_to, parameters)
+            self.dtype = copy_to if isinstance(copy_to, torch.dtype) else None
+
+    @property
+    def given(self) -> CopyTo | None:
+        """What copies are kept in; None where there are none."""
+        return self.dtype or self.tensors or None
+
+    @property
+    def told(self) -> torch.dtype | str | None:
+        """What is told of them where an optimizer is shown."""
+        return self.dtype or (f"{len(self.tensors)} tensors" if self.tensors else None)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the copies; what was renewed outside of a step is renewed again."""
+        return {**vars(self), "_renewed": {}}
+
+    def asked_of(self, group: dict[str, Any]) -> CopyTo | None:
+        """Return what copies of a group that is added are to be; None where there are none.
+
+        Raises ValueError where they would have to be given.
+        """
+        if not self.tensors:
+            return None
+        given = arguments.checked_copy_to(group.get("copy_to"))
+        if given is not None:
+            return given
+        if self.dtype is None:
+            raise ValueError(
+                "copy_to was given as tensors, so a group that is added needs some of its own: "
+                "give it a tensor for each of its parameters under 'copy_to'."
+            )
+        return self.dtype
+
+    def add(self, given: CopyTo, parameters: Sequence[Tensor]) -> None:
+        """Take copies of further parameters."""
+        self.tensors = [*self.tensors, *made(given, parameters, len(self.tensors))]
+
+    def fit(self, parameters: Sequence[Tensor]) -> None:
+        """Make copies for parameters that are new, or not what they were.
+
+        Raises RuntimeError where one is missing that would have to be given.
+        """
+        copies = self.tensors
+        if len(copies) == len(parameters) and all(map(_is_like, copies, parameters)):
+            return
+        dtype = self.dtype
+        if dtype is None:
+            raise RuntimeError(
+                f"There are {len(parameters)} parameters, but the {len(copies)} tensors given as "
+                "copy_to are not like them any more. Add parameters by add_param_group, with "
+                "tensors for them under 'copy_to' in the group, or make a new optimizer."
+            )
+        known = [*copies, *[None] * len(parameters)]
+        self.tensors = [
+            copy if copy is not None and _is_like(copy, p) else p.detach().to(dtype, copy=True)
+            for copy, p in zip(known, parameters, strict=False)
+        ]
+
+    def renew(
+        self,
+        groups: Iterable[dict[str, Any]],
+        states: Mapping[Tensor, dict[str, Any]],
+        keeping: Keeping,
+        *,
+        at_reading: bool = False,
+    ) -> None:
+        """Bring copies up to date: at reading all of them, else those that no step writes."""
+        if at_reading:
+            self.fit(parameters_of(groups))
+        for group, p, place in places_of(groups):
+            if p.grad is not None and not at_reading:
+                continue
+            now = (p._version, distributed.local(p.detach()).data_ptr())
+            if at_reading or self._renewed.get(place) != now:
+                keeps = keeping.remainder(group, p) is not None
+                remainder = states.get(p, {}).get("remainder") if keeps else None
+                _renew(self.tensors[place], p, remainder)
+                self._renewed[place] = now
 
 
 def made(copy_to: CopyTo, parameters: Sequence[Tensor], first: int = 0) -> list[Tensor]:
@@ -48,30 +145,7 @@ def made(copy_to: CopyTo, parameters: Sequence[Tensor], first: int = 0) -> list[
     return copies
 
 
-def fitted(
-    copies: list[Tensor], dtype: torch.dtype | None, parameters: Sequence[Tensor]
-) -> list[Tensor]:
-    """Return copies for the parameters that there are now, the same list where they still fit.
-
-    ``dtype`` is what new ones have, None where all were given. Raises RuntimeError where one is
-    missing that would have to be given.
-    """
-    if len(copies) == len(parameters) and all(map(_is_like, copies, parameters)):
-        return copies
-    if dtype is None:
-        raise RuntimeError(
-            f"There are {len(parameters)} parameters, but the {len(copies)} tensors given as "
-            "copy_to are not like them any more. Add parameters by add_param_group, with tensors "
-            "for them under 'copy_to' in the group, or make a new optimizer."
-        )
-    known = [*copies, *[None] * len(parameters)]
-    return [
-        copy if copy is not None and _is_like(copy, p) else p.detach().to(dtype, copy=True)
-        for copy, p in zip(known, parameters, strict=False)
-    ]
-
-
-def renew(copy: Tensor, parameter: Tensor, remainder: Tensor | None) -> None:
+def _renew(copy: Tensor, parameter: Tensor, remainder: Tensor | None) -> None:
     """Write the value of a parameter into its copy: the bits that a step leaves there."""
     with torch.no_grad():
         value = distributed.local(parameter.detach())

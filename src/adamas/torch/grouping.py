@@ -1,16 +1,16 @@
-"""Groups of parameters with and without weight decay, as most models are trained."""
+"""Groups of parameters: made as most models are trained, and walked through in their order."""
 
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from adamas.checks import check_amount, kind
 
-__all__ = ["param_groups"]
+__all__ = ["names_of", "param_groups", "parameters_of", "places_of"]
 
 #: Layers whose parameters set a scale or a position, so that shrinking them makes no sense.
 _NORMS = (
@@ -80,6 +80,29 @@ def param_groups(
             if members:
                 groups.append({"params": members, "weight_decay": decay, **form})
     return groups
+
+
+def places_of(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Tensor, int]]:
+    """Yield all parameters with their groups and their places among all."""
+    place = 0
+    for group in groups:
+        for parameter in group["params"]:
+            yield group, parameter, place
+            place += 1
+
+
+def parameters_of(groups: Iterable[dict[str, Any]]) -> list[Tensor]:
+    """Return the parameters of all groups, in their order."""
+    return [parameter for group in groups for parameter in group["params"]]
+
+
+def names_of(groups: Sequence[dict[str, Any]]) -> list[str]:
+    """Return their names: those given by ``named_parameters()``, or "<group>.<index>"."""
+    names: list[str] = []
+    for i, group in enumerate(groups):
+        given = group.get("param_names")
+        names.extend(given or (f"{i}.{j}" for j in range(len(group["params"]))))
+    return names
 
 
 def _matching(patterns: Iterable[str], names: list[str]) -> set[str]:

@@ -8,17 +8,21 @@ the optimizer is as it was; what is left then cannot fail. Errors name the param
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from adamas import checks
-from adamas.torch import arguments, counting, distributed, storage
+from adamas import checks, settings
+from adamas.torch import arguments, counting, distributed, small, storage
+from adamas.torch.grouping import names_of
+from adamas.torch.keeping import Keeping
+from adamas.torch.methods import Method
 from adamas.torch.storage import Kept
 
-__all__ = ["FORMAT", "PACKED", "Loaded", "Target", "prepared"]
+__all__ = ["FORMAT", "PACKED", "complete", "saved", "take_over"]
 
 #: Where a packed state stands: not under "state", where torch's classes would take codes for
 #: numbers.
@@ -35,22 +39,68 @@ State = dict[str, Any]
 Group = dict[str, Any]
 
 
+def saved(state_dict: State, groups: Sequence[Group], method: Method, *, packed: bool) -> State:
+    """Return what torch's state_dict() gives with codes as numbers, or packed: as they are."""
+    if packed:
+        others = {name: value for name, value in state_dict.items() if name != "state"}
+        return {PACKED: state_dict["state"], **others, "format": FORMAT}
+    dense = dict(state_dict["state"])
+    for group, own in zip(state_dict["param_groups"], groups, strict=True):
+        _, names = method.names(own)
+        for i in group["params"]:
+            if isinstance(dense.get(i), dict) and ("state" in own or "top" in dense[i]):
+                dense[i] = small.dense(dense[i], names.mean, names.square)
+    return {**state_dict, "state": dense}
+
+
+def complete(
+    groups: Sequence[Group], states: Any, defaults: Mapping[str, Any], method: Method
+) -> None:
+    """Give groups and states of older versions what they lack, as torch does."""
+    for group in groups:
+        for name, value in defaults.items():
+            group.setdefault(name, value)
+        step, _ = method.names(group)
+        is_beside = group.get("capturable") or group.get("fused")
+        for p in group["params"]:
+            kept = states.get(p)
+            if kept and step in kept and not isinstance(kept[step], Tensor):
+                kept[step] = counting.step_tensor(kept[step], p.device if is_beside else None)
+
+
+def take_over(optimizer: torch.optim.Optimizer, keeping: Keeping, given: Any) -> None:
+    """Load ``given``, with the hooks of torch's load_state_dict around; all of it or nothing.
+
+    What hooks do afterwards stands.
+    """
+    given = dict(given) if isinstance(given, Mapping) else given
+    for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():  # type: ignore[attr-defined]
+        result = hook(optimizer, given)
+        given = given if result is None else result
+    groups = optimizer.param_groups
+    target = Target(groups, optimizer.defaults, names_of(groups), keeping)
+    loaded = prepared(target, given)
+    state = defaultdict(dict, loaded.state)
+    chosen = settings.loaded(given)
+    groups = {"param_groups": loaded.groups, settings.KEY: chosen}
+    optimizer.__setstate__({"state": state, **groups})
+    for hook in optimizer._optimizer_load_state_dict_post_hooks.values():  # type: ignore[attr-defined]
+        hook(optimizer)
+
+
 class Target(NamedTuple):
     """What the loading needs to know of an optimizer; nothing of it is changed."""
 
-    method: str
     groups: Sequence[Group]
     defaults: Mapping[str, Any]
     #: Of all parameters, in order.
     names: Sequence[str]
-    kept: Callable[[Group], Kept]
-    #: From a checked state to what its group keeps, and where.
-    fitted: Callable[[State, Tensor, Group], State]
-    #: Raises for a group that could not be stepped.
-    refuse: Callable[[Group], None]
-    is_offloaded: Callable[[Tensor], bool]
-    #: Whether weights are averaged. An average that is not kept up would be of long ago.
-    averages: bool
+    keeping: Keeping
+
+    @property
+    def method(self) -> Method:
+        """Its method."""
+        return self.keeping.method
 
 
 class Loaded(NamedTuple):
@@ -70,7 +120,7 @@ def prepared(target: Target, given: Any) -> Loaded:
         for i, (own, each) in enumerate(zip(target.groups, saved, strict=True))
     ]
     for group in groups:
-        target.refuse(group)
+        target.keeping.refuse_loaded(group)
     by_id: dict[Any, int] = {}
     owners: list[tuple[Tensor, Group]] = []
     for group, each in zip(groups, saved, strict=True):
@@ -90,20 +140,20 @@ def prepared(target: Target, given: Any) -> Loaded:
             continue
         place = by_id[number]
         parameter, group = owners[place]
-        found.append((place, value, parameter, group, target.kept(group)))
+        found.append((place, value, parameter, group, target.method.kept(group)))
     for place, value, parameter, _, kept in found:
         storage.check(target.names[place], value, parameter, kept, loading=True)
     for _, value, parameter, group, kept in found:
-        is_offloaded = target.is_offloaded(parameter)
+        is_offloaded = target.keeping.is_offloaded(parameter)
         unread = storage.unread(value, kept.entries)
-        if not target.averages:
+        if target.keeping.phase.ema is None:  # it would not be kept up, and be of long ago
             unread.add("ema")
         own = {
             entry: _owned(entry, each, parameter, group, kept, is_offloaded=is_offloaded)
             for entry, each in value.items()
             if entry not in unread and (each is not None or entry not in kept.names)
         }
-        state[parameter] = target.fitted(own, parameter, group) if own else own
+        state[parameter] = target.keeping.fitted(own, parameter, group) if own else own
     return Loaded(state, groups)
 
 
@@ -169,7 +219,7 @@ def _group(i: int, target: Target, own: Group, saved: Mapping[str, Any]) -> Grou
     if missing and foreign:
         raise ValueError(
             f"param_groups[{i}] to load has {', '.join(foreign)} and no {', '.join(missing)}: it "
-            f"is of another class than {target.method}. Load it into that one, or begin anew."
+            f"is of another class than {target.method.name}. Load it into that one, or begin anew."
         )
     group = {name: copy.deepcopy(value) for name, value in saved.items() if name != "params"}
     group["params"] = own["params"]

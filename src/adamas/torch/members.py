@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
+from adamas.options import Rounding
+from adamas.state import Entries
 from adamas.torch import distributed, small
+from adamas.torch.operations import Tensors
 
-__all__ = ["Entries", "Member", "scalar"]
+__all__ = ["WIDE", "Member", "OwnStep", "scalar"]
 
+#: What engines compute in.
+WIDE = (torch.float32, torch.float64)
 
-class Entries(NamedTuple):
-    """Names of the entries of ``state[p]``; None where the method keeps no such entry."""
-
-    step: str | None
-    mean: str | None
-    square: str | None
-    largest_square: str | None
-    ema: str | None
-    header: str | None = None
-    remainder: str | None = None
+#: Steps one parameter of a group that follows another rule, given its parts of the state, and what
+#: the gradient is to be multiplied by.
+OwnStep = Callable[[Tensors, dict[str, Any], float], None]
 
 
 class Member(NamedTuple):
@@ -28,9 +28,15 @@ class Member(NamedTuple):
 
     parameter: Tensor
     group: dict[str, Any]
-    entries: Entries
     place: int  # among all parameters of all groups
+    state: dict[str, Any]  # of nobody, and empty, where nothing is kept
+    #: In the state: of the count of steps, and of what is kept by role.
+    step_name: str | None
+    names: Entries
     form: small.Form | None  # None: as torch stores it
+    is_offloaded: bool
+    copy: Tensor | None
+    own_step: OwnStep | None  # of a group that follows another rule
 
     @property
     def has_gradient(self) -> bool:
@@ -59,14 +65,63 @@ class Member(NamedTuple):
     @property
     def rounds_means_by_chance(self) -> bool:
         """Whether m or v is stored in few bits, rounded by random bits."""
-        form = self.form
-        return form is not None and not form.is_dense and form.rounding != "nearest"
+        return self.form is not None and self.form.storage.means_by_chance
+
+    @property
+    def rounds_parameter(self) -> bool:
+        """Whether the parameter is stored otherwise than to nearest."""
+        return self.is_half and self.rounding != "nearest"
 
     @property
     def draws(self) -> bool:
         """Whether random bits are needed to store what belongs to the parameter."""
-        by_chance = self.group.get("rounding") in ("stochastic", "remainder8")
-        return self.rounds_means_by_chance or (self.is_half and by_chance)
+        by_chance = self.is_half and self.rounding in ("stochastic", "remainder8")
+        return self.rounds_means_by_chance or by_chance
+
+    @property
+    def step(self) -> Tensor | None:
+        """The number of steps that were made; None where they are not counted."""
+        return None if self.step_name is None else self.state[self.step_name]
+
+    @property
+    def rounding(self) -> Rounding:
+        """How the parameter is rounded."""
+        return self.group.get("rounding") or "nearest"
+
+    @property
+    def wanted(self) -> set[str]:
+        """The names of all that is kept."""
+        return {name for name in (self.step_name, *self.names) if name is not None}
+
+    @property
+    def entries(self) -> Entries:
+        """What is kept, by role."""
+        return self.names.map(self.state.__getitem__)
+
+    def parts(self) -> Iterator[Tensor]:
+        """Yield this process's parts of the parameter and its state."""
+        entries = (self.state[name] for name in self.wanted)
+        return map(distributed.local, (self.parameter, *entries))
+
+    def with_dtypes(self) -> list[tuple[Tensor, torch.dtype]] | None:
+        """Return parameter, gradient and entries, each with the dtype that the engines read.
+
+        None where they follow another rule, compute in another dtype, or are on several devices.
+        """
+        p, form, names = self.parameter, self.form, self.names
+        if self.own_step is not None or self.is_offloaded:
+            return None
+        if form is None and p.dtype not in WIDE:
+            return None
+        wide = torch.float64 if p.dtype == torch.float64 else torch.float32
+        mean, square = (wide, wide) if form is None else form.dtypes
+        remainder = small.REMAINDERS.get(self.rounding, wide)
+        dtypes = Entries(mean, square, wide, wide, None, remainder)
+        stored = [(p, p.dtype)]
+        if self.has_gradient:
+            stored.append((self.gradient, p.dtype))
+        pairs = zip(names, dtypes, strict=True)
+        return stored + [(self.state[name], dtype) for name, dtype in pairs if name and dtype]
 
 
 def scalar(value: Any) -> float:

@@ -23,7 +23,6 @@ from torch import Tensor
 from adamas import codecs
 from adamas.codecs import REMAINDERS as REMAINDERS_BY_NAME
 from adamas.codecs import STORED_AS, Bits, Codes, StateForm, Storage
-from adamas.options import Options
 from adamas.torch import distributed
 
 __all__ = [
@@ -34,7 +33,6 @@ __all__ = [
     "decoded_parameter",
     "dense",
     "entry_of",
-    "form_of",
     "forms_in",
     "made_small",
     "put_parameter",
@@ -59,33 +57,16 @@ State = dict[str, Any]
 class Form(NamedTuple):
     """How the state of one parameter is stored."""
 
-    mean: str
-    square: str
-    #: None: small forms by chance, a parameter in half precision to nearest.
-    rounding: str | None
+    storage: Storage
     has_header: bool
     #: Of codes that are created now.
     top: int
 
     @property
-    def storage(self) -> Storage:
-        """The same as the definition has it."""
-        return Storage(self.mean, self.square, self.rounding)
-
-    @property
-    def forms(self) -> tuple[str, str]:
-        """The forms of m and of v."""
-        return self.mean, self.square
-
-    @property
-    def is_dense(self) -> bool:
-        """Whether both are float32."""
-        return not self.storage.is_small
-
-    @property
     def dtypes(self) -> tuple[torch.dtype, torch.dtype]:
         """The dtypes of what is stored of m and of v."""
-        return _MEANS.get(self.mean, torch.float32), _SQUARES.get(self.square, torch.float32)
+        mean, square = self.storage.forms
+        return _MEANS.get(mean, torch.float32), _SQUARES.get(square, torch.float32)
 
     def is_read_on(self, device: torch.device, state: State) -> bool:
         """Return whether engines read a state on a device: headers are there, and ``top`` is ours.
@@ -100,11 +81,11 @@ class Form(NamedTuple):
     ) -> tuple[Tensor | None, Tensor | None]:
         """Return m and v as new float32 tensors on the device of the state, laid out as it is."""
         codes = Codes(
-            None if mean is None else _codes_of(state[mean], self.mean),
-            None if square is None else _codes_of(state[square], self.square),
+            None if mean is None else _codes_of(state[mean], self.storage.mean),
+            None if square is None else _codes_of(state[square], self.storage.square),
             _header_of(state["header"]) if self.has_header else None,
         )
-        found = codecs.decode(self.forms, codes, state.get("top", 0))
+        found = codecs.decode(self.storage.forms, codes, state.get("top", 0))
         likes = (None if name is None else state[name] for name in (mean, square))
         m, v = (
             None if like is None else distributed.joined(like, torch.tensor(each))
@@ -122,8 +103,8 @@ class Form(NamedTuple):
     ) -> None:
         """Store m and v: rounded by ``random`` bits of the elements, or to nearest."""
         m, v = (None if each is None else _flat(each) for each in values)
-        random = None if self.rounding == "nearest" else random
-        codes = codecs.encode(self.forms, m, v, random, state.get("top", 0))
+        random = None if self.storage.rounding == "nearest" else random
+        codes = codecs.encode(self.storage.forms, m, v, random, state.get("top", 0))
         for name, code in ((mean, codes.mean), (square, codes.square)):
             if name is not None and code is not None:
                 _put(state[name], code)
@@ -138,8 +119,8 @@ class Form(NamedTuple):
         form's ``top``, or from a higher one where m is larger than its decay rates allow.
         """
         has_dtypes = all(
-            name is None or state[name].dtype == dtypes.get(form, torch.float32)
-            for name, dtypes, form in ((mean, _MEANS, self.mean), (square, _SQUARES, self.square))
+            name is None or state[name].dtype == dtype
+            for name, dtype in zip((mean, square), self.dtypes, strict=True)
         )
         counts = mean is not None and self.storage.is_relative
         if has_dtypes and (not counts or state["top"] == self.top):
@@ -155,20 +136,9 @@ class Form(NamedTuple):
         self.store(state, mean, square, (m, v), None)
 
     def _reaching_top(self, mean: Tensor | None, square: Tensor) -> int:
-        v = codecs.encode((self.mean, self.square), None, _flat(square), None, self.top)
-        _, read = codecs.decode((self.mean, self.square), v, self.top)
+        v = codecs.encode(self.storage.forms, None, _flat(square), None, self.top)
+        _, read = codecs.decode(self.storage.forms, v, self.top)
         return self.top if mean is None else codecs.reaching_top(_flat(mean), read, self.top)
-
-
-def form_of(options: Options, rounding: str | None) -> Form:
-    """Return how ``options`` store m and v."""
-    storage, (beta1, beta2) = options.storage, options.betas
-    return Form(
-        *storage.forms,
-        rounding,
-        storage.has_header(has_mean=options.has_mean, has_square=options.has_square),
-        0 if beta1 is None or beta2 is None else codecs.mean_top(beta1, beta2),
-    )
 
 
 def entry_of(state: Mapping[str, Any], name: str | None) -> Any:
@@ -193,7 +163,7 @@ def dense(state: State, mean: str | None, square: str | None) -> State:
     forms = forms_in(state, mean, square)
     values: State = {}
     if forms != ("float32", "float32"):
-        form = Form(*forms, None, "header" in state, 0)
+        form = Form(Storage(*forms), has_header="header" in state, top=0)
         pairs = zip((mean, square), form.decoded(state, mean, square), strict=True)
         values = {name: value for name, value in pairs if name is not None}
     return {
@@ -209,9 +179,8 @@ def made_small(state: State, mean: str | None, square: str | None, form: Form) -
     if not names:
         return state
     like = state[names[0]]
-    for name, dtypes, of in ((mean, _MEANS, form.mean), (square, _SQUARES, form.square)):
+    for name, dtype in zip((mean, square), form.dtypes, strict=True):
         if name is not None:
-            dtype = dtypes.get(of, torch.float32)
             state[name] = torch.zeros_like(like, dtype=dtype, memory_format=torch.preserve_format)
     if form.has_header:
         blocks = -(-distributed.local(like).numel() // codecs.BLOCK)
@@ -258,14 +227,13 @@ def refuse(parameter: Tensor, form: Form | None, rounding: str | None, is_specia
 
     ``form`` is None where the group does not say how to store m and v.
     """
-    is_small = form is not None and not form.is_dense
+    is_small = form is not None and form.storage.is_small
     if is_small and is_special:
         raise ValueError(
             "Small forms of state belong to the rule, but RMSprop with momentum or centered "
             'follows another. Use state="float32" for this group.'
         )
-    if is_small and parameter.dtype not in _DTYPES:
-        assert form is not None
+    if form is not None and is_small and parameter.dtype not in _DTYPES:
         way = "give it a group of its own with"
         raise TypeError(form.storage.refusal_of_dtype("a parameter has", parameter.dtype, way))
     if parameter.dtype not in HALF or rounding in (None, "nearest"):

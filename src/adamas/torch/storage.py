@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from adamas import checks, codecs
+from adamas.state import Entries
 from adamas.torch import counting, distributed, small
-from adamas.torch.members import Entries
 
 __all__ = [
     "Kept",

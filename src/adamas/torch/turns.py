@@ -12,21 +12,22 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Generator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from adamas.turns import changed_while_pickled, within
 
-__all__ = ["Snapshot", "Still", "Turn", "close", "held", "refuse_within"]
+__all__ = ["Snapshot", "Still", "Turn"]
 
 
 class Turn:
     """Whose turn it is with an optimizer."""
 
-    __slots__ = ("is_busy", "is_held", "lock")
+    __slots__ = ("is_busy", "is_held", "lock", "plan")
 
     def __init__(self) -> None:
         """Belong to nobody yet."""
@@ -35,6 +36,38 @@ class Turn:
         self.is_busy = False
         #: Whether it is in a call other than a step.
         self.is_held = False
+        #: The native plan that is open to everybody between turns, or None.
+        self.plan: Any = None
+
+    @contextmanager
+    def held(self) -> Generator[None]:
+        """Wait for the calls of other threads, and let them wait."""
+        self.refuse_within()
+        with self.lock:
+            is_outer = not self.is_held
+            self.is_held = True
+            try:
+                self.close()
+                yield
+            finally:
+                if is_outer:
+                    self.is_held = False
+                    if self.plan is not None:
+                        self.plan.open()
+
+    def refuse_within(self) -> None:
+        """Raise RuntimeError where a step or snapshot of this thread would be waited for."""
+        plan = self.plan
+        is_owned = self.lock._is_owned()  # type: ignore[attr-defined]  # as threading.Condition asks
+        if (self.is_busy and is_owned) or (plan is not None and plan.is_called_here):
+            raise RuntimeError(WITHIN)
+
+    def close(self) -> None:
+        """Let nobody make a step by the plan, and wait for one that is under way."""
+        pause = 1e-5
+        while self.plan is not None and not self.plan.close():
+            time.sleep(pause)
+            pause = min(2 * pause, 1e-3)
 
 
 class Snapshot(NamedTuple):
@@ -44,54 +77,18 @@ class Snapshot(NamedTuple):
     state_dict: dict[str, Any]
 
 
-@contextmanager
-def held(turn: Turn, open_plan: Callable[[], Any]) -> Generator[None]:
-    """Wait for the calls of other threads, and let them wait.
-
-    ``open_plan`` returns the plan that is open to everybody between turns, or None.
-    """
-    refuse_within(turn, open_plan())
-    with turn.lock:
-        is_outer = not turn.is_held
-        turn.is_held = True
-        try:
-            close(open_plan())
-            yield
-        finally:
-            if is_outer:
-                turn.is_held = False
-                plan = open_plan()
-                if plan is not None:
-                    plan.open()
-
-
-def refuse_within(turn: Turn, plan: Any) -> None:
-    """Raise RuntimeError where a step or snapshot of this thread would be waited for."""
-    is_owned = turn.lock._is_owned()  # type: ignore[attr-defined]  # threading.Condition asks, too
-    if (turn.is_busy and is_owned) or (plan is not None and plan.is_called_here):
-        raise RuntimeError(WITHIN)
-
-
-def close(plan: Any) -> None:
-    """Let nobody make a step by ``plan``, and wait for one that is under way."""
-    pause = 1e-5
-    while plan is not None and not plan.close():
-        time.sleep(pause)
-        pause = min(2 * pause, 1e-3)
-
-
 class Still:
     """Stands last in a pickled optimizer, and refuses where the run went on meanwhile."""
 
-    def __init__(self, of: Callable[[], Iterable[Any]], turn: Callable[[], Any]) -> None:
-        """Remember the objects that are pickled; ``of`` gives them as they are now."""
-        self._of = of
+    def __init__(self, optimizer: torch.optim.Optimizer, turn: Turn) -> None:
+        """Remember the objects that are pickled."""
+        self._optimizer = optimizer
         self._turn = turn
         self._before = self._now()
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Be nothing in the pickle."""
-        with self._turn():
+        with self._turn.held():
             now = self._now()
         same = len(now) == len(self._before) and all(
             a is b and version == before
@@ -102,7 +99,12 @@ class Still:
         return bool, (True,)
 
     def _now(self) -> list[tuple[Any, int | None]]:
-        return [(each, _version(each)) for each in self._of()]
+        found: list[Any] = []
+        for group in self._optimizer.param_groups:
+            found += [*group.values(), *group["params"]]
+        for state in self._optimizer.state.values():
+            found += state.values() if isinstance(state, dict) else (state,)
+        return [(each, _version(each)) for each in found]
 
 
 def _version(value: Any) -> int | None:

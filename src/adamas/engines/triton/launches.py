@@ -41,6 +41,11 @@ class DeviceOutcome:
         return self.launches.applied()
 
     @property
+    def verdict(self) -> Tensor:
+        """Not 0 where the step was made, on the device; nothing waits for it."""
+        return self.launches.verdict
+
+    @property
     def norm(self) -> float | None:
         """Euclidean norm of all gradients, unscaled; None where nothing needed it."""
         return self.launches.norm() if self.reads else None

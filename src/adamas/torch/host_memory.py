@@ -1,0 +1,79 @@
+"""State in host memory, for parameters on a card: the state of an optimizer with ``offload=True``.
+
+It is pinned, so that copies from and to the card go on by themselves.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adamas.torch import small
+
+__all__ = ["host_like", "in_host", "is_offloaded", "pins", "refuse", "settle"]
+
+_DTYPES = (torch.float32, torch.float64, *small.HALF)
+
+
+def is_offloaded(parameter: Tensor) -> bool:
+    """Whether a parameter of an optimizer with ``offload=True`` keeps its state elsewhere."""
+    return parameter.is_cuda
+
+
+def in_host(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Return a contiguous copy in host memory: pinned, where there is a card to pin it for."""
+    wanted = _empty(tensor.shape, dtype or tensor.dtype)
+    return wanted.copy_(tensor.detach())
+
+
+def host_like(parameter: Tensor) -> Tensor:
+    """Return a tensor as a parameter is, but in host memory, with no values."""
+    return torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+
+
+def settle(state: dict[str, Any], *, pinned: bool = False) -> None:
+    """Bring the tensors of a state into host memory, contiguous; with ``pinned``, pin them too."""
+    for name, value in state.items():
+        if isinstance(value, Tensor) and not (
+            value.is_cpu
+            and value.is_contiguous()
+            and (not pinned or not pins(value.shape) or value.is_pinned())
+        ):
+            state[name] = in_host(value)
+
+
+def _empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:
+    return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=pins(shape))
+
+
+def pins(shape: torch.Size) -> bool:
+    """Whether memory of a shape is pinned: there is a card, and more than a number."""
+    return shape.numel() > 1 and torch.cuda.is_available()
+
+
+def refuse(parameter: Tensor, is_special: bool, gradient: Tensor | None = None) -> None:
+    """Raise TypeError or ValueError for a parameter whose state cannot stay in host memory."""
+    if hasattr(parameter, "__tensor_flatten__"):
+        raise TypeError(
+            f"offload is True, but a parameter is a {type(parameter).__name__}, and plain tensors "
+            "alone are offloaded. FSDP2 offloads by itself, with "
+            "fully_shard(model, offload_policy=CPUOffloadPolicy()); else leave offload out."
+        )
+    if parameter.dtype not in _DTYPES or parameter.layout != torch.strided:
+        raise TypeError(
+            f"offload is True, but a parameter has dtype {parameter.dtype} and layout "
+            f"{parameter.layout}. Offloaded parameters are dense, and float32, float64, bfloat16 "
+            "or float16. Give the others an optimizer of their own."
+        )
+    if is_special:
+        raise ValueError(
+            "offload is True, but RMSprop with momentum or centered follows another rule than the "
+            "engine of the processor has. Leave out the one or the other."
+        )
+    if gradient is not None and gradient.dtype != parameter.dtype:
+        raise TypeError(
+            f"offload is True, but a gradient has dtype {gradient.dtype} and its parameter "
+            f"{parameter.dtype}. Convert the gradient."
+        )

@@ -1,0 +1,294 @@
+"""What an optimizer keeps for its parameters: what is created, in which form, and what is refused.
+
+All of it follows from a method, a phase, the groups and what is stored already. Nothing here steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from adamas.codecs import Storage
+from adamas.coefficients import is_count
+from adamas.engines.triton import devices
+from adamas.options import Phase
+from adamas.torch import (
+    arguments,
+    counting,
+    distributed,
+    gradients,
+    host_memory,
+    small,
+    storage,
+)
+from adamas.torch.members import Member
+from adamas.torch.methods import Method
+
+__all__ = ["NOT_DIFFERENTIABLE", "Group", "Keeping", "State"]
+
+#: Ways of rounding that ask for no random bits.
+_TO_NEAREST = (None, "nearest")
+Group = dict[str, Any]
+State = dict[str, Any]
+
+NOT_DIFFERENTIABLE = (
+    "differentiable=True asks for a step that autograd can see through, but adamas steps in place "
+    "outside of autograd. Use torch.optim for that optimizer, or torch.func with adamas.rule."
+)
+
+
+class Keeping(NamedTuple):
+    """What is kept for the parameters of an optimizer, and how."""
+
+    method: Method
+    phase: Phase
+    #: Whether parameters on a card keep their state in host memory.
+    offloads: bool
+
+    # -- what is kept, in which form -----------------------------------------------------------
+
+    def is_offloaded(self, parameter: Tensor) -> bool:
+        """Whether a parameter keeps its state in host memory, and is stepped there."""
+        return self.offloads and host_memory.is_offloaded(parameter)
+
+    def storage(self, group: Group) -> Storage:
+        """Return how ``group`` is stored, checked."""
+        _, names = self.method.names(group)
+        state = group.get("state")
+        return Storage.checked(
+            "float32" if state is None else state,
+            group.get("rounding"),
+            has_mean=names.mean is not None,
+            has_square=names.square is not None,
+            amsgrad=names.largest_square is not None,
+        )
+
+    def form(self, group: Group, parameter: Tensor, state: State) -> small.Form | None:
+        """Return how the state of a parameter is stored, or None where it is as torch stores it.
+
+        Without ``state=``, bfloat16 parameters have a state in bfloat16 (or in what was loaded),
+        rounded to nearest, as in torch; those in float16, which is too narrow for a mean of
+        squares, have one in float32.
+        """
+        storage, (_, names) = self.storage(group), self.method.names(group)
+        if "state" in group:
+            if not storage.is_small and parameter.dtype not in small.HALF:
+                return None
+        elif parameter.dtype != torch.float16:
+            if (
+                parameter.dtype != torch.bfloat16
+                or names.largest_square is not None
+                or self.method.own_step(group) is not None
+                or (distributed.is_distributed(parameter) and storage.rounding in _TO_NEAREST)
+            ):
+                return None
+            mean, square = (
+                "float32" if name in state and state[name].dtype == torch.float32 else "bfloat16"
+                for name in (names.mean, names.square)
+            )
+            storage = Storage(mean, square, storage.rounding or "nearest")
+        has_header = storage.has_header(
+            has_mean=names.mean is not None, has_square=names.square is not None
+        )
+        return small.Form(storage, has_header, self.method.top(group))
+
+    def remainder(self, group: Group, parameter: Tensor) -> torch.dtype | None:
+        """Return what the remainder of a parameter is stored in; None where it has none."""
+        is_kept = parameter.dtype == torch.bfloat16
+        return small.REMAINDERS.get(group.get("rounding", "")) if is_kept else None
+
+    def member(
+        self, group: Group, parameter: Tensor, place: int, state: State, copy: Tensor | None
+    ) -> Member:
+        """Return a parameter with what belongs to it; ``state`` is what is there of it yet."""
+        step, names = self.method.names(group)
+        form = self.form(group, parameter, state)
+        names = names._replace(
+            ema=None if self.phase.ema is None else "ema",
+            header="header" if form is not None and form.has_header else None,
+            remainder=None if self.remainder(group, parameter) is None else "remainder",
+        )
+        member = Member(
+            parameter=parameter,
+            group=group,
+            place=place,
+            state=state,
+            step_name=step,
+            names=names,
+            form=form,
+            is_offloaded=self.is_offloaded(parameter),
+            copy=copy,
+            own_step=self.method.own_step(group),
+        )
+        # Random bits are those of a step, so steps have to be counted.
+        return member._replace(step_name="step") if step is None and member.draws else member
+
+    def fitted(self, state: State, parameter: Tensor, group: Group) -> State:
+        """Return a checked state in the form that its group stores, ``state`` itself if it is."""
+        is_asked_for = "state" in group or parameter.dtype == torch.float16
+        _, names = self.method.names(group)
+        fitted = storage.fitted(
+            state,
+            parameter,
+            names,
+            self.form(group, parameter, state) if is_asked_for else None,
+            remainder=self.remainder(group, parameter),
+        )
+        return state if fitted is None else fitted
+
+    def going_on(self, member: Member, name: str) -> State:
+        """Return the state with which a member can be stepped, its own if that is.
+
+        State and groups are anybody's to change between steps. Raises ValueError or TypeError
+        where a state is none of the parameter, whose name is for the text.
+        """
+        kept, parameter = self.method.kept(member.group), member.parameter
+        device = None if member.is_offloaded else parameter.device
+        found = storage.begun_anew(member.state, kept)
+        storage.check(name, found, parameter, kept, device=device)
+        return self.fitted(found, parameter, member.group)
+
+    # -- what is created -----------------------------------------------------------------------
+
+    def complete(self, member: Member) -> bool:
+        """Create what the state of a member lacks; return whether it is a new one."""
+        state, wanted = member.state, member.wanted
+        if member.is_offloaded:
+            host_memory.settle(state)
+        is_new = not wanted & state.keys()
+        if not wanted <= state.keys():
+            self._create(member, wanted, is_new=is_new)
+        self.method.complete(member.group, state)
+        return is_new
+
+    def _create(self, member: Member, wanted: set[str], *, is_new: bool) -> None:
+        state, p = member.state, member.parameter.detach()
+        if not (wanted - {"ema"}) <= state.keys():  # a remainder that was not saved is zero, too
+            for name, entry in self._zeros(member).items():
+                state.setdefault(name, entry)
+        if "step" in wanted and "step" not in state:  # a method that counts none by itself
+            state["step"] = counting.step_tensor(0.0 if is_new else 1.0)
+        if "ema" in wanted and "ema" not in state:
+            wide = torch.float32 if p.dtype in small.HALF else p.dtype
+            if member.is_offloaded:
+                state["ema"] = host_memory.in_host(p, wide)
+            else:
+                state["ema"] = p.to(dtype=wide, copy=True, memory_format=torch.preserve_format)
+        if member.is_offloaded:
+            host_memory.settle(state, pinned=True)
+
+    def _zeros(self, member: Member) -> State:
+        """Return the state before the first step: zeros, as torch makes them."""
+        parameter, group, form = member.parameter, member.group, member.form
+        step, names = self.method.names(group)
+        if member.is_offloaded:
+            parameter = host_memory.host_like(parameter)
+        dtype = parameter.dtype
+        if form is not None and dtype in small.HALF:
+            dtype = torch.float32
+        state: State = {}
+        if step is not None:
+            state[step] = self._first_step(group, parameter.device)
+        for name in filter(None, names):
+            state[name] = _zeros_like(parameter, dtype)
+        if form is not None:
+            small.made_small(state, names.mean, names.square, form)
+        remainder = self.remainder(group, parameter)
+        if remainder is not None:
+            state["remainder"] = _zeros_like(parameter, remainder)
+        return self.method.created(state, member.state)
+
+    def _first_step(self, group: Group, device: torch.device) -> Tensor:
+        """Return the number of steps made, 0, where torch keeps it or kernels read it."""
+        is_beside = group.get("capturable") or group.get("fused")
+        is_read = self.phase.reads_first and devices.takes(device)
+        dtype = torch.float32 if group.get("fused") else None
+        return counting.step_tensor(0.0, device if is_beside or is_read else None, dtype)
+
+    def settle(self, states: Mapping[Any, Any]) -> None:
+        """Bring the state of offloaded parameters into pinned host memory."""
+        for parameter, state in states.items() if self.offloads else ():
+            if isinstance(parameter, Tensor) and self.is_offloaded(parameter):
+                host_memory.settle(state, pinned=True)
+
+    # -- what is refused -----------------------------------------------------------------------
+
+    def refuse_group(self, group: Group, defaults: Group) -> None:
+        """Raise TypeError or ValueError for parameters that ``group`` cannot have."""
+        self._refuse_own_step(group)
+        if group.get("rounding") != defaults.get("rounding"):
+            arguments.check_remainder([group])
+        for parameter in group["params"]:
+            distributed.cuts(parameter)
+            if self.is_offloaded(parameter):
+                host_memory.refuse(parameter, self.method.own_step(group) is not None)
+
+    def refuse_loaded(self, group: Group) -> None:
+        """Raise TypeError or ValueError where ``group`` could not be stepped once it is loaded."""
+        self._refuse_own_step(group)
+        if self.method.own_step(group) is not None:
+            for parameter in group["params"]:
+                form = self.form(group, parameter, {}) if "state" in group else None
+                small.refuse(parameter, form, group.get("rounding"), is_special=True)
+
+    def refuse(self, member: Member, name: str) -> None:
+        """Raise where a parameter cannot be stepped along its gradient."""
+        self.refuse_parameter(member, name)
+        if member.gradient.is_sparse:
+            self.method.refuse_sparse(name, member.group, is_offloaded=member.is_offloaded)
+        gradients.refuse(name, member.parameter, member.gradient)
+        found = {"parameter": member.parameter, "gradient": member.gradient, **member.state}
+        gradients.refuse_freed(name, found)
+        kept = {
+            name: entry
+            for role, name in member.names.items()
+            if role not in ("header", "remainder")
+            and isinstance(entry := member.state.get(name), Tensor)
+        }
+        gradients.refuse_expanded(name, {"parameter": member.parameter, **kept})
+        if member.is_offloaded:
+            is_special = member.own_step is not None
+            host_memory.refuse(member.parameter, is_special, member.gradient)
+
+    def refuse_parameter(self, member: Member, name: str) -> None:
+        """Raise where a parameter cannot be stepped, whatever its gradient will be."""
+        group = member.group
+        if group.get("differentiable"):
+            raise ValueError(NOT_DIFFERENTIABLE)
+        arguments.refuse_parameter(member.parameter)
+        self._refuse_step_number(member, name)
+        self._refuse_own_step(group)
+        if "state" in group or "rounding" in group:
+            chosen, is_special = (
+                member.form if "state" in group else None,
+                member.own_step is not None,
+            )
+            small.refuse(member.parameter, chosen, group.get("rounding"), is_special)
+
+    def _refuse_own_step(self, group: Group) -> None:
+        """Raise ValueError where a group of another rule is asked for what ours alone has."""
+        asked = self.phase.ema is not None or self.phase.statistics
+        if asked and self.method.own_step(group) is not None:
+            raise ValueError(
+                "ema and statistics belong to the rule, but RMSprop with momentum or centered "
+                "follows another. Leave out the one or the other."
+            )
+
+    def _refuse_step_number(self, member: Member, name: str) -> None:
+        """Raise ValueError where the steps of a parameter cannot be counted on."""
+        done = member.state.get(member.step_name or "")
+        if not isinstance(done, Tensor) or not done.is_cpu or not storage.is_number(done):
+            return  # one on the device is not waited for; the kernel ends whatever it is
+        if not is_count(done.item()):
+            raise ValueError(
+                f"The number of steps of {name} is {done.item()}, but it must be a whole number "
+                "from 0 to 2**53 - 1. Load a state that was saved, or set "
+                f'state["{member.step_name}"] of this parameter to what it was.'
+            )
+
+
+def _zeros_like(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)

@@ -1,0 +1,98 @@
+"""The numbers of the coming step: which step it is, and what it means for a parameter."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from adamas.coefficients import Coefficients, StepNumbers, at_step, ema_weights
+from adamas.torch.members import Member, scalar
+from adamas.torch.methods import Method
+
+__all__ = ["UNSCALED", "Numbers", "Scaling"]
+
+
+class Scaling(NamedTuple):
+    """What a GradScaler says of the gradients: tensors or numbers."""
+
+    #: What they were multiplied by; None where that is undone.
+    grad_scale: Any = None
+    #: Not 0 where there is an infinity among them.
+    found_inf: Any = None
+
+    @classmethod
+    def left_in(cls, attributes: dict[str, Any]) -> Scaling:
+        """Return what a GradScaler has left in the attributes of an optimizer."""
+        if "found_inf" not in attributes and "grad_scale" not in attributes:
+            return UNSCALED  # as in nearly every step
+        return cls(attributes.get("grad_scale"), attributes.get("found_inf"))
+
+    @property
+    def has_overflowed(self) -> bool:
+        """Whether an infinity was found; that waits for a device."""
+        found = self.found_inf
+        return bool(found.item() if isinstance(found, Tensor) else found)
+
+    @property
+    def loss_scale(self) -> float:
+        """What gradients are to be divided by."""
+        scale = self.grad_scale
+        if scale is None:
+            return 1.0
+        return float(scale.item() if isinstance(scale, Tensor) else scale)
+
+
+#: Of gradients that no GradScaler has to do with.
+UNSCALED = Scaling()
+
+
+class Numbers:
+    """The numbers of coming steps."""
+
+    def __init__(self, method: Method, ema: float | None) -> None:
+        """Take the decay rate of the averaged weights, None where there are none."""
+        self.method = method
+        self._ema = ema
+        #: Parameters (by identity) before their first step, where no step is kept.
+        self._fresh: set[int] = set()
+
+    @property
+    def has_fresh(self) -> bool:
+        """Whether a parameter of which no step is kept is before its first."""
+        return bool(self._fresh)
+
+    def begins(self, parameter: Tensor) -> None:
+        """Take notice of a parameter before its first step."""
+        self._fresh.add(id(parameter))
+
+    def begun(self, members: Sequence[Member]) -> None:
+        """Take notice of a step: the next one of ``members`` is not their first."""
+        self._fresh.difference_update(id(member.parameter) for member in members)
+
+    def step(self, member: Member) -> int:
+        """Return the number of the coming step, 1 first; 2 for all others where none is kept."""
+        counted = member.step
+        if counted is not None:
+            return int(counted.item()) + 1
+        return 1 if id(member.parameter) in self._fresh else 2
+
+    def cohort(self, member: Member) -> Hashable:
+        """Return what parameters must have in common to be stepped with the same numbers."""
+        return (id(member.group), self.step(member), self.method.cohort(member))
+
+    def average(self, member: Member) -> tuple[float, float] | None:
+        """Return what the averaged weights keep and take; None where there are none."""
+        return None if self._ema is None else ema_weights(self._ema, self.step(member))
+
+    def rule(self, member: Member) -> Coefficients:
+        """Return the numbers of the rule, from options or of the method's own."""
+        options = self.method.options(member.group)
+        if options is None:
+            return self.method.numbers(member, self.step(member))
+        return at_step(options, self.step(member), scalar(member.group["lr"]))
+
+    def all(self, member: Member) -> StepNumbers:
+        """Return the numbers of the rule, of the average, and of the step."""
+        return StepNumbers.averaging(self.rule(member), self._ema, self.step(member))

@@ -1,0 +1,353 @@
+"""What the optimizers for PyTorch share: torch's contract, and nothing else.
+
+Here is what torch and its users call; the work is done below. :mod:`.plan` chooses the routes of a
+step, :mod:`.keeping` says what is kept, :mod:`.loading` takes over a state_dict, :mod:`.turns` lets
+one call in at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any, cast
+
+import torch
+import torch.optim.optimizer as torch_optimizer
+from torch import Tensor
+from torch.autograd import profiler
+
+from adamas import settings
+from adamas.keywords import Unpack
+from adamas.options import OnNonfinite, Phase
+from adamas.settings import Fixed, Setting, fixed_method
+from adamas.statistics import NOT_TAKEN
+from adamas.torch import arguments, loading
+from adamas.torch.arguments import CopyTo, Engine, PhaseArguments
+from adamas.torch.copies import Copies
+from adamas.torch.grouping import names_of, parameters_of
+from adamas.torch.keeping import NOT_DIFFERENTIABLE, Keeping
+from adamas.torch.methods import Method
+from adamas.torch.numbers import Scaling
+from adamas.torch.stepper import Stepper
+from adamas.torch.turns import Snapshot, Still
+from adamas.turns import would_lose
+
+__all__ = ["Optimizer", "Params"]
+
+Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
+
+
+class Optimizer(torch.optim.Optimizer):
+    """Base of the optimizers; make an Adam, AdamW, NAdam, RMSprop or SGD.
+
+    ``clip_norm`` and ``on_nonfinite`` may be set between steps, and count from the next one on.
+    """
+
+    clip_norm = Setting[float | None]()
+    on_nonfinite = Setting[OnNonfinite]()
+    ema = Fixed[float | None](lambda optimizer: optimizer._phase.ema)
+    seed = Fixed[int](lambda optimizer: optimizer._phase.seed)
+    copy_to = Fixed[CopyTo | None](lambda optimizer: optimizer._copies.given)
+    offload = Fixed[bool](lambda optimizer: optimizer._offloads)
+    engine = Fixed[Engine | None](lambda optimizer: optimizer._engine)
+    phase = settings.whole()
+
+    #: Makes the method, given the name of the class.
+    _made_method: type[Method] = Method
+
+    def __init__(
+        self,
+        params: Params,
+        defaults: dict[str, Any],
+        **phase: Unpack[PhaseArguments],
+    ) -> None:
+        """Take torch's parameters and defaults, and the phase; see :class:`PhaseArguments`.
+
+        Raises TypeError or ValueError for what there is not, or cannot be.
+        """
+        chosen = arguments.checked_phase(type(self), params, phase)
+        defaults |= chosen.stored
+        arguments.put_pairs(defaults, defaults)
+        if defaults.get("differentiable"):
+            raise ValueError(NOT_DIFFERENTIABLE)
+        self._phase = chosen.phase
+        #: The names of what was set since.
+        self._phase_set: frozenset[str] = frozenset()
+        self._offloads = chosen.offload
+        self._engine: Engine | None = chosen.engine
+        self._copies = Copies()
+        self._begin()
+        super().__init__(cast(Any, params), defaults)
+        arguments.check_remainder(self.param_groups)
+        self._copies.begin(chosen.copy_to, parameters_of(self.param_groups))
+
+    def _begin(self) -> None:
+        """Begin the steps anew: of a new optimizer, or of one that has loaded."""
+        before = self.__dict__.get("_stepper")
+        self._method = self._made_method(type(self).__name__)
+        self._stepper = Stepper(self._keeping, self._engine, self._copies, before)
+
+    def _change_phase(self, changes: Mapping[str, Any]) -> None:
+        """Take other options of the phase from the next step on."""
+        with self._stepper.held():
+            self._phase = replace(self._phase, **changes)
+            self._phase_set = self._phase_set.union(changes)
+            self._stepper.go_by(self._keeping)
+
+    def __repr__(self) -> str:
+        """Return torch's own text, and what of the phase was given or set."""
+        own = {"offload": self._offloads or None, "engine": self._engine}
+        return settings.shown(
+            super().__repr__(), self._phase, {**own, "copy_to": self._copies.told}
+        )
+
+    @property
+    def _keeping(self) -> Keeping:
+        return Keeping(self._method, self._phase, self._offloads)
+
+    @property
+    def _step_supports_amp_scaling(self) -> bool:
+        """Whether a GradScaler leaves unscaling and skipping to us: a pass over gradients less.
+
+        As in torch where ``fused=True``, and where the step clips. Otherwise not: Lightning takes
+        it to mean that nobody else may clip the gradients.
+        """
+        return bool(self.defaults.get("fused")) or self._phase.clip_norm is not None
+
+    # -- the step ------------------------------------------------------------------------------
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Make one step; return what ``closure`` returns, or None.
+
+        ``closure`` evaluates the model anew, with gradients enabled, and is called once. Raises
+        RuntimeError for sparse gradients (SGD takes them) and FloatingPointError for ones that are
+        not finite (where ``on_nonfinite="raise"``), before anything is changed.
+        """
+        if (
+            self._optimizer_step_pre_hooks
+            or self._optimizer_step_post_hooks
+            or profiler._is_profiler_enabled  # pyright: ignore[reportPrivateUsage]
+            or torch_optimizer._global_optimizer_pre_hooks  # pyright: ignore[reportPrivateUsage]
+            or torch_optimizer._global_optimizer_post_hooks  # pyright: ignore[reportPrivateUsage]
+        ):
+            return self._observed_step() if closure is None else self._observed_step(closure)
+        # What nearly every step is, with next to no Python around the native call.
+        direct = self._stepper.direct
+        if (
+            direct is not None
+            and closure is None
+            and "found_inf" not in self.__dict__
+            and direct(self.param_groups, self.state) is None
+        ):
+            return None
+        return self._step(closure)
+
+    #: torch wraps `step` for hooks and the profiler unless it finds this; see `_observed_step`.
+    step.hooked = True  # type: ignore[attr-defined]
+
+    def _step(self, closure: Callable[[], Any] | None = None) -> Any:
+        if torch.compiler.is_compiling():  # of a training step: this is not for its graph
+            return _uncompiled_step(self, closure)
+        loss = None
+        turn = self._stepper.turn
+        if turn.is_busy or turn.plan is not None:
+            turn.refuse_within()
+        try:
+            self._stepper.averages.refuse("no step can be made")  # before the closure is called
+            if closure is not None:
+                with torch.enable_grad():
+                    loss = closure()
+            with turn.lock:
+                turn.is_busy = True
+                try:
+                    scaling = Scaling.left_in(self.__dict__)
+                    self._stepper.step(self.param_groups, self.state, self.defaults, scaling)
+                finally:
+                    turn.is_busy = False
+                    if turn.plan is not None and not turn.is_held:
+                        turn.plan.open()
+        except BaseException:
+            # A GradScaler takes these back after a step that went well, and only then.
+            self.__dict__.pop("grad_scale", None)
+            self.__dict__.pop("found_inf", None)
+            raise
+        return loss
+
+    _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
+
+    def routes(self) -> dict[str, str]:
+        """Return how each parameter is stepped as things are: its name, and that of the route.
+
+        They are those of the last step: "native" (the compiled engine), "triton", "offload" (the
+        compiled engine, with the state in host memory) or "torch" (PyTorch's own operations).
+        Parameters without a gradient are not among them, and before the first step none is.
+        """
+        with self._stepper.held():
+            return self._stepper.routes(self.param_groups)
+
+    @fixed_method
+    def statistics(self) -> dict[str, Tensor]:
+        """Return what the last step did: float64 scalars under ``"<parameter>/<statistic>"``.
+
+        The statistics are the fields of :class:`adamas.Statistics`; parameters have the names
+        given by ``named_parameters()``, or ``"<group>.<index>"``. The form is that of
+        TensorBoard's ``add_scalar(tag, value)``. Raises RuntimeError where ``statistics=True``
+        was not given or no step was made yet.
+        """
+        if not self._phase.statistics:
+            raise RuntimeError(NOT_TAKEN)
+        with self._stepper.held():
+            return self._stepper.record.statistics(names_of(self.param_groups))
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were left out because a gradient was not finite (on_nonfinite="skip")."""
+        return self._stepper.skipped
+
+    @property
+    def gradient_norm(self) -> float | None:
+        """Norm of all gradients of the last step, unscaled; None where no option needed it."""
+        return self._stepper.record.norm
+
+    @property
+    def copies(self) -> list[Tensor]:
+        """The low-precision copies of the parameters, in their order; empty without ``copy_to``.
+
+        Reading them brings them up to date with what changed outside of steps. While
+        ``ema_weights()`` is open they are those of the weights in training.
+        """
+        return self._stepper.copies(self.param_groups, self.state)
+
+    def ema_weights(self) -> AbstractContextManager[None]:
+        """Put the averaged parameters in place of the parameters while the context is open.
+
+        They come back when it closes, on errors too. Inside, the model's state_dict has the
+        averages; a step, and all that saves, loads or copies the optimizer or adds a group, raises
+        RuntimeError. Parameters that were never stepped stay as they are, and so do a model's
+        buffers, as with torch's AveragedModel. Raises RuntimeError without ``ema``, or in itself.
+        """
+        return self._stepper.averaged(self.param_groups, self.state)
+
+    # -- groups, saving, loading, copying ------------------------------------------------------
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Add a group, as in torch; its options, and how it is to be stored, are checked first."""
+        why = "a group cannot be added: its weights have no average to stand for"
+        with self._stepper.held(why):
+            given = None
+            if isinstance(param_group, dict):  # torch refuses others
+                given = self._copies.asked_of(param_group)
+                own = {**vars(self._phase), "offload": self._offloads, "engine": self._engine}
+                own["copy_to"], place = self._copies.dtype, len(self.param_groups)
+                arguments.check_group(param_group, self.defaults, own, place, given is not None)
+                self._keeping.storage({**self.defaults, **param_group})
+                arguments.put_pairs(param_group, self.defaults)
+            super().add_param_group(param_group)
+            group = self.param_groups[-1]
+            try:
+                self._keeping.refuse_group(group, self.defaults)
+                if given is not None:
+                    group.pop("copy_to", None)
+                    self._copies.add(given, group["params"])
+            except BaseException:
+                del self.param_groups[-1]
+                raise
+
+    def state_dict(self, *, packed: bool = False) -> dict[str, Any]:
+        """Return groups and state in torch's form.
+
+        Running means in a small form are given as float32, which loses nothing and which torch's
+        optimizers can load. With ``packed=True`` all is as it is stored, under "packed_state" in
+        place of "state": torch's optimizers, which would take codes for numbers, refuse it.
+
+        As in torch, tensors are the optimizer's own and change with the next step; see
+        :meth:`snapshot` where other threads step.
+        """
+        with self._stepper.held(would_lose("a checkpoint")):
+            saved = {**super().state_dict(), **settings.saved(self._phase, self._phase_set)}
+            return loading.saved(saved, self.param_groups, self._method, packed=packed)
+
+    @contextmanager
+    def snapshot(self, *, packed: bool = False) -> Generator[Snapshot]:
+        """Hold the run still, and give parameters and state as they are, to be written down.
+
+        Calls of other threads wait until the context closes; those of this thread are refused.
+        Nothing is copied, but for what has to be decoded. Processes that wait for each other inside
+        should open it in the thread that steps.
+        """
+        with self._stepper.held():
+            groups = self.param_groups
+            named = dict(zip(names_of(groups), parameters_of(groups), strict=True))
+            snapshot = Snapshot(named, self.state_dict(packed=packed))
+            self._stepper.turn.is_busy = True
+            try:
+                yield snapshot
+            finally:
+                self._stepper.turn.is_busy = False
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state_dict, of this optimizer or of torch's of the same name.
+
+        All of it is checked first: raises ValueError, TypeError or KeyError, naming the parameter
+        and the entry, and nothing has changed. Unlike torch, running means that are wider than
+        their parameter stay so, and no entry shares memory with ``state_dict`` afterwards. How
+        groups store their state stays as it is. What hooks do after loading stands.
+        """
+        with self._stepper.held("what is loaded would not belong to the weights that come back"):
+            before = dict(self.__dict__)
+            try:
+                loading.take_over(self, self._keeping, state_dict)
+            except BaseException:
+                self.__dict__.update(before)
+                self._stepper.resume()
+                raise
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return what torch keeps, and the phase; refuse to be pickled with steps between."""
+        with self._stepper.held(would_lose("a copy")):
+            own = {name: getattr(self, name) for name in (*_OWN, "skipped")}
+            still = Still(self, self._stepper.turn)
+            return {**super().__getstate__(), **own, _STILL: still}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        """Return a copy with parameters, state and counts of its own."""
+        with self._stepper.held():
+            twin = type(self).__new__(type(self))
+            memo[id(self)] = twin
+            twin.__setstate__(deepcopy(self.__getstate__(), memo))
+        return twin
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take over a state, older ones with fewer options included."""
+        skipped = state.get("skipped")
+        super().__setstate__({n: v for n, v in state.items() if n not in _NOT_KEPT})
+        for name, made in _OWN.items():
+            if name not in self.__dict__:
+                setattr(self, name, made())
+        chosen = state.get(settings.KEY, {})
+        self._phase = replace(self._phase, **chosen)
+        self._phase_set = self._phase_set.union(chosen)
+        self._begin()
+        if skipped is not None:
+            self._stepper.record.skipped = skipped
+        loading.complete(self.param_groups, self.state, self.defaults, self._method)
+        self._keeping.settle(self.state)
+
+
+@torch._disable_dynamo  # type: ignore[attr-defined]
+def _uncompiled_step(optimizer: Optimizer, closure: Callable[[], Any] | None) -> Any:
+    return optimizer._step(closure)  # pyright: ignore[reportPrivateUsage]
+
+
+#: What a copy takes along besides what torch keeps, and how it begins where it was not there yet.
+_OWN: dict[str, Callable[[], Any]] = {
+    "_phase": Phase,
+    "_phase_set": frozenset,
+    "_offloads": bool,
+    "_engine": lambda: None,
+    "_copies": Copies,
+}
+_STILL = "still"
+_NOT_KEPT = (_STILL, "skipped", settings.KEY)

@@ -1,0 +1,369 @@
+"""Which route steps which parameter, and one step over all of them.
+
+A plan for one route is used again as long as that finds all as it was. One for several is made anew
+for each step: norm and guard are taken over all of them first, and every route says what it would
+refuse before any of them steps.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adamas.coefficients import clip_factor
+from adamas.engines.triton import devices
+from adamas.options import Phase
+from adamas.statistics import Outcome, Statistics
+from adamas.torch import distributed, operations, storage
+from adamas.torch.arguments import Engine
+from adamas.torch.grouping import parameters_of, places_of
+from adamas.torch.keeping import Group, Keeping, State
+from adamas.torch.members import Member
+from adamas.torch.memory import Memory
+from adamas.torch.numbers import UNSCALED, Numbers, Scaling
+from adamas.torch.routes import Groups, Made, Route, Setup, States, device, native, offload, plain
+from adamas.torch.routes.device import Device, Devices
+from adamas.torch.routes.native import Native
+from adamas.torch.routes.offload import Offload, Offloaded
+from adamas.torch.routes.plain import Plain
+from adamas.turns import CHANGED
+
+__all__ = ["OVERFLOWED", "Plan", "Planner"]
+
+#: The first that takes a parameter steps it.
+ROUTES = (device, offload, native, plain)
+_OF_ENGINES = {"native": (offload, native), "triton": (device,), "torch": (plain,)}
+#: Those that step all of theirs at once.
+_AT_ONCE = (device, native)
+
+#: Plans for devices that are kept for the next time.
+_MOST_EARLIER = 8
+
+#: What a step says that a GradScaler has asked to be left out.
+OVERFLOWED = Outcome(applied=False, norm=None, nonfinite=None, statistics=None)
+
+
+class Plan:
+    """How to make a step, and further ones as long as nothing changes."""
+
+    def __init__(
+        self, routes: Sequence[Route], phase: Phase, groups: Groups, *, apart: bool
+    ) -> None:
+        """Take the routes in the order in which outcomes report what they step.
+
+        ``apart``: norm and guard are taken here, before any of them.
+        """
+        self._routes = tuple(routes)
+        self._phase = phase
+        self._groups = groups
+        self._is_new = True
+        #: The route that takes all there is, norm and guard included, or None.
+        self._whole = None
+        if len(self._routes) == 1 and not apart and isinstance(self._routes[0], (Native, Device)):
+            self._whole = self._routes[0]
+        native = self._whole if isinstance(self._whole, Native) else None
+        #: The plan of the native engine where it takes all there is, or None.
+        self.native = None if native is None else native.plan
+        #: The native step, where it is all there is to do and reports nothing.
+        self.direct = None if native is None else native.direct
+        #: What launches steps on devices, all of it or a part, or None.
+        self.device = next((each for each in self._routes if isinstance(each, Device)), None)
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """All parameters that have gradients now, in the order in which outcomes report them."""
+        return tuple(member for route in self._routes for member in route.members)
+
+    @property
+    def routes(self) -> dict[int, str]:
+        """The name of the route of each, by place."""
+        return {member.place: route.name for route in self._routes for member in route.members}
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether all of it is launched, and nothing waits for it."""
+        return self._whole is not None and self._whole is self.device
+
+    def goes_by(self, phase: Phase) -> bool:
+        """Go on by another phase, as a run may adapt clip_norm at each step; False if it cannot."""
+        if self.native is None or phase.reads_first != self._phase.reads_first:
+            return False
+        self.native.set_phase(phase)
+        self._phase = phase
+        return True
+
+    def step(self, groups: Groups, states: States, scaling: Scaling) -> Made | None:
+        """Make one step; NotImplemented, having done nothing, where something has changed.
+
+        Nothing is done either where ``scaling`` says so: then the answer is OVERFLOWED.
+        """
+        whole = self._whole
+        if not self._is_new and (whole is None or not whole.fits(groups, states)):
+            return NotImplemented
+        self._is_new = False
+        if scaling is not UNSCALED:
+            is_waited_for = not self.is_on_device or self._phase.on_nonfinite == "raise"
+            if is_waited_for or not isinstance(scaling.found_inf, Tensor):
+                if scaling.has_overflowed:  # a scaler's own doing, and no reason to raise
+                    return OVERFLOWED
+                scaling = scaling._replace(found_inf=None)
+        if whole is not None:
+            return whole.step(groups, states, scaling)
+        return self._step_apart(groups, states, Scaling(scaling.loss_scale))
+
+    def _step_apart(self, groups: Groups, states: States, scaling: Scaling) -> Outcome | None:
+        """Make one step of tensors of several kinds: norm and guard first, then kind by kind."""
+        phase = self._phase
+        norm = nonfinite = None
+        factor = 1.0
+        if phase.reads_first:
+            norm, nonfinite, is_finite = self._read(scaling)
+            if not is_finite and phase.on_nonfinite != "propagate":
+                return Outcome(applied=False, norm=norm, nonfinite=nonfinite, statistics=None)
+            if phase.clip_norm is not None:
+                factor = clip_factor(phase.clip_norm, norm)
+        for route in self._routes:
+            route.ready()
+        records: list[Statistics] = []
+        for route in self._routes:
+            made = route.step(groups, states, scaling, factor)
+            if made is NotImplemented:
+                raise RuntimeError(CHANGED)
+            if made is not None:
+                records.extend(made.statistics or ())
+        if not phase.reads_first and not phase.statistics:
+            return None
+        taken = tuple(records) if phase.statistics else None
+        return Outcome(applied=True, norm=norm, nonfinite=nonfinite, statistics=taken)
+
+    def _read(self, scaling: Scaling) -> tuple[float, tuple[int, ...], bool]:
+        """Return norm, numbers of non-finite elements, and whether all are finite everywhere."""
+        members = self.members
+        read = [member.local_gradient for member in members]
+        parameters = parameters_of(self._groups)
+        groups = [distributed.shard_groups(p) for p in parameters]
+
+        def of_all(parts: list[list[Any]]) -> list[list[Any]]:
+            # Other processes may have gradients where this one has none.
+            own = {member.place: part for member, part in zip(members, parts, strict=True)}
+            return distributed.gathered(
+                [own.get(place, []) for place in range(len(parameters))], groups
+            )
+
+        norm = operations.norm_from_tiles(read, of_all) / scaling.loss_scale
+        counts = of_all([[operations.count_nonfinite(each)] for each in read])
+        nonfinite = tuple(sum(counts[member.place]) for member in members)
+        return norm, nonfinite, not any(map(sum, counts))
+
+
+class Planner:
+    """Makes plans, and keeps what outlives them."""
+
+    def __init__(self, keeping: Keeping, engine: Engine | None) -> None:
+        """Begin without a plan."""
+        self.keeping = keeping
+        self._engine = engine
+        self.numbers = Numbers(keeping.method, keeping.phase.ema)
+        self.devices = Devices()
+        self._pipeline = Offload(keeping.phase)
+        #: Plans for devices whose gradients may come back, and how far their counts may come.
+        self._earlier: list[tuple[Plan, float]] = []
+
+    def go_by(self, keeping: Keeping) -> None:
+        """Make plans for another phase from now on; those of before are not for it."""
+        self.keeping = keeping
+        self._earlier.clear()
+
+    def leave(self, plan: Plan | None) -> None:
+        """Let go of a plan, but for what may be asked for again."""
+        if plan is not None and plan.device is not None:
+            self.devices.leave(plan.device)
+            if plan.is_on_device:
+                self._earlier.append((plan, self.devices.counts.last))
+
+    def earlier(self, groups: Groups, states: States) -> tuple[Plan, float] | None:
+        """Return a plan of before that finds all as it was, and how far its counts may come."""
+        for i, (plan, _) in enumerate(self._earlier):
+            if plan.device is not None and plan.device.finds(groups, states):
+                return self._earlier.pop(i)
+        return None
+
+    def forget(self, states: States) -> None:
+        """Let go of plans of before that cannot fit any more, and of the oldest."""
+        self._earlier = [
+            each
+            for each in self._earlier[-_MOST_EARLIER:]
+            if each[0].device is not None and each[0].device.is_current(states)
+        ]
+
+    def read_and_written(
+        self, groups: Groups, states: States, names: Sequence[str], copies: Sequence[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """Return the parameters that have gradients, and all that a step along them may write.
+
+        A plan for the processor is for parameters without a gradient, too. Raises TypeError where
+        a state is no dict.
+        """
+        read: list[Tensor] = []
+        written: list[Tensor] = list(copies)
+        for group, p, place in places_of(groups):
+            storage.check_kind(names[place], states.get(p, {}))
+            if p.grad is not None:
+                read.append(p)
+            elif not (native.is_plain(p, (p.dtype,)) and self._may_return(group, p, states)):
+                continue
+            entries = (x for x in states.get(p, {}).values() if isinstance(x, Tensor))
+            written += (x for x in (p, *entries) if x.layout == torch.strided)
+        return read, written
+
+    def planned(
+        self,
+        groups: Groups,
+        states: States,
+        names: Sequence[str],
+        copies: Sequence[Tensor],
+        before: Plan | None,
+    ) -> Plan:
+        """Return a plan for the gradients that there are now, and create what states lack.
+
+        Raises before anything is touched where a parameter, a gradient or a state is refused.
+        """
+        members = list(self._members(groups, states, copies))
+        for member in members:
+            self.keeping.refuse(member, names[member.place])
+        if self._bring_into_form(members, names):
+            members = list(self._members(groups, states, copies))  # forms may be told by the state
+        members = [self._completed(member, states) for member in members]
+        chosen: dict[Any, list[Member]] = {native: [], device: [], offload: [], plain: []}
+        taken = Memory()
+        for member in members:
+            chosen[self._route(member, taken, names[member.place])].append(member)
+        if chosen[native] and sum(map(bool, chosen.values())) == 1:
+            # Whether they have gradients is no part of a plan for the processor.
+            absent = self._absent(groups, states, copies)
+            chosen[native].extend(m for m in absent if taken.add(m.parts()))
+        # Plans walk the state in its own order, which is that of the first gradients.
+        order = {id(p): i for i, p in enumerate(states)}
+        for each in (native, device):
+            chosen[each].sort(key=lambda member: order.get(id(member.parameter), -1))
+        return self._plan(groups, states, chosen, before)
+
+    def _route(self, member: Member, taken: Memory, name: str) -> Any:
+        """Return what steps a member: the first that takes it, of those that ``engine`` leaves.
+
+        Raises ValueError where that is none.
+        """
+        allowed = ROUTES if self._engine is None else _OF_ENGINES[self._engine]
+        for route in allowed:
+            # What shares memory is stepped one after another, as torch does.
+            if route.takes(member) and (route not in _AT_ONCE or taken.add(member.parts())):
+                return route
+        p = member.parameter
+        raise ValueError(
+            f'engine is "{self._engine}", but that cannot step {name}, of dtype {p.dtype} and '
+            f"layout {p.layout} on {p.device}, with its gradient and state. Leave engine out, so "
+            "that each parameter is stepped by the fastest that can; routes() says which that is."
+        )
+
+    def _plan(
+        self, groups: Groups, states: States, chosen: dict[Any, list[Member]], before: Plan | None
+    ) -> Plan:
+        phase = self.keeping.phase
+        parameters = parameters_of(groups)
+        is_several = sum(map(bool, chosen.values())) > 1 or chosen[plain] or chosen[offload]
+        is_spread = any(map(distributed.is_distributed, parameters))
+        apart = phase.reads_first and bool(is_several or is_spread)
+        if apart:
+            phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
+        stepped = {id(member.parameter) for members in chosen.values() for member in members}
+        idle = [p for p in parameters if id(p) not in stepped]
+        setup = Setup(groups, states, self.keeping, phase, self.numbers, idle)
+        on_device = chosen[device]
+        self.devices.counts.planned(m.step for m in on_device if m.step is not None)
+        routes: list[Route] = []
+        if chosen[native]:
+            routes.append(Native(chosen[native], setup))
+        if on_device:
+            known = None if before is None else before.device
+            routes.append(Device(on_device, setup, self.devices, known))
+        if chosen[plain]:
+            routes.append(Plain(chosen[plain], setup))
+        if chosen[offload]:
+            routes.append(Offloaded(chosen[offload], setup, self._pipeline))
+        return Plan(routes, self.keeping.phase, groups, apart=apart)
+
+    # -- members and their states --------------------------------------------------------------
+
+    def _members(
+        self, groups: Groups, states: States, copies: Sequence[Tensor], *, present: bool = True
+    ) -> Iterator[Member]:
+        """Yield the parameters that have gradients, or those that have none."""
+        for group, parameter, place in places_of(groups):
+            if (parameter.grad is not None) is present:
+                copy = copies[place] if copies else None
+                state = states.get(parameter)
+                state = {} if state is None else state
+                yield self.keeping.member(group, parameter, place, state, copy)
+
+    def _absent(self, groups: Groups, states: States, copies: Sequence[Tensor]) -> Iterator[Member]:
+        """Yield parameters without a gradient that could be stepped at once if they had one."""
+        for member in self._members(groups, states, copies, present=False):
+            may_return = self._may_return(member.group, member.parameter, states)
+            if may_return and self._is_complete(member) and native.takes(member):
+                yield member
+
+    def _may_return(self, group: Group, parameter: Tensor, states: States) -> bool:
+        """Whether a gradient would find all that the parameter keeps, if it keeps anything."""
+        step, names = self.keeping.method.names(group)
+        return parameter in states or not any((step, *names))
+
+    def _is_complete(self, member: Member) -> bool:
+        """Return whether nothing is to be created, converted or refused for a parameter."""
+        wanted = member.wanted
+        if not wanted <= member.state.keys():
+            return False
+        try:
+            self.keeping.refuse_parameter(member, "")
+            return not wanted or self.keeping.going_on(member, "") is member.state
+        except (TypeError, ValueError):
+            return False  # and who gives it a gradient is told why
+
+    def _bring_into_form(self, members: Sequence[Member], names: Sequence[str]) -> bool:
+        """Bring states into the form that their groups store now; return whether one had another.
+
+        Raises ValueError or TypeError, having changed nothing, where a state is none of its
+        parameter.
+        """
+        changed: list[tuple[State, State]] = []
+        for member in members:
+            if not member.state:
+                continue
+            fitted = self.keeping.going_on(member, names[member.place])
+            step = fitted.get("step")
+            if isinstance(step, Tensor) and devices.takes(member.parameter.device):
+                counted = self.devices.counts.counting(step)
+                fitted = fitted if counted is step else {**fitted, "step": counted}
+            if fitted is not member.state:
+                changed.append((member.state, fitted))
+        for state, fitted in changed:
+            state.update(fitted)
+            for name in state.keys() - fitted.keys():
+                del state[name]
+        return bool(changed)
+
+    def _completed(self, member: Member, states: States) -> Member:
+        """Create what the state of a member lacks; return it with its state."""
+        if not member.wanted:
+            return member._replace(state={})
+        if member.parameter not in states:
+            states[member.parameter] = {}
+        member = member._replace(state=states[member.parameter])
+        if self.keeping.complete(member):
+            if member.step_name is None:
+                self.numbers.begins(member.parameter)
+            elif devices.takes(member.parameter.device):
+                self.devices.counts.created(member.state["step"])
+        return member

@@ -1,0 +1,291 @@
+"""Tensors on devices that Triton serves: a few launches step all of them, and nothing waits.
+
+The engine knows arrays and tables; here is what an optimizer knows of them: which entry of which
+state is which array, where rates and numbers of steps are kept, what has to be copied because it is
+not contiguous, and whether all this still fits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from adamas.engines.native import TensorWatch
+from adamas.engines.triton import devices as triton
+from adamas.engines.triton.jobs import Inputs, Job, form_name, signature_of
+from adamas.engines.triton.launches import Launches
+from adamas.options import Phase
+from adamas.torch import arguments, distributed, gradients, small
+from adamas.torch.counting import DeviceCounts
+from adamas.torch.members import WIDE, Member, scalar
+from adamas.torch.numbers import Scaling
+from adamas.torch.routes import PLAIN_TYPES, Groups, Made, Setup, States
+
+__all__ = ["Device", "Devices", "takes"]
+
+
+def takes(member: Member) -> bool:
+    """Whether Triton can step a parameter: on one of its devices, with all that belongs to it.
+
+    Of a distributed tensor it steps this process's part, where the bits to round with are those
+    of consecutive elements.
+    """
+    p = member.parameter
+    if not triton.takes(p.device):
+        return False
+    stored = member.with_dtypes()
+    if stored is None:
+        return False
+    local = [(distributed.local(x), dtype) for x, dtype in stored]
+    part = local[0][0]
+    fits = all(
+        x.device == part.device
+        and x.dtype == dtype
+        and x.layout == torch.strided
+        and x.shape == part.shape
+        and not gradients.is_lazy(x)
+        for x, dtype in local
+    )
+    form, copy = member.form, member.copy
+    return (
+        fits
+        and (form is None or form.is_read_on(part.device, member.state))
+        and (copy is None or (copy.dtype in small.HALF and copy.device == part.device))
+        and (not member.draws or distributed.first_element(p) is not None)
+    )
+
+
+class Devices:
+    """What outlives the plans for devices."""
+
+    def __init__(self) -> None:
+        """Know nothing yet."""
+        self.counts = DeviceCounts()
+        self._skipped: dict[torch.device, Tensor] = {}
+        #: Launches that a CUDA graph has recorded, whose tables it reads at each replay.
+        self._captured: dict[int, Launches] = {}
+
+    @property
+    def skipped(self) -> int:
+        """How many steps devices left out; it waits for them."""
+        return sum(int(each.item()) for each in self._skipped.values())
+
+    def counters(self, devices: Iterable[torch.device]) -> dict[torch.device, Tensor]:
+        """Return where devices count the steps that they leave out."""
+        for device in devices:
+            if device not in self._skipped:
+                self._skipped[device] = torch.zeros((), dtype=torch.int64, device=device)
+        return self._skipped
+
+    def leave(self, route: Device) -> None:
+        """Keep what a CUDA graph may go on to read when a plan goes."""
+        if route.launches.is_captured:
+            self._captured[id(route.launches)] = route.launches
+
+
+class Device:
+    """Launches, and the parameters that they step."""
+
+    name = "triton"
+
+    def __init__(
+        self, members: Sequence[Member], setup: Setup, devices: Devices, before: Device | None
+    ) -> None:
+        """Make the tables, or take those of ``before`` where they still fit."""
+        phase, numbers = setup.phase, setup.numbers
+        self.members = tuple(members)
+        self._phase = phase
+        self._numbers = numbers
+        self._shared = devices
+        self._devices = frozenset(member.parameter.device for member in members)
+        #: Their groups, and of each the learning rate where it is kept on the device.
+        self._groups = list({id(m.group): m.group for m in members}.values())
+        self._rates = [_rate_on_device(group, members) for group in self._groups]
+        options = [numbers.method.options(group) for group in self._groups]
+        index = {id(group): i for i, group in enumerate(self._groups)}
+        #: What was not contiguous, and what is stepped in its place.
+        self._replaced: list[tuple[Tensor, Tensor]] = []
+        #: By place: numbers of steps that are kept on the host.
+        self._host_steps: dict[int, Tensor] = {}
+        #: What the tables were made of: keeps contiguous copies while kernels read them.
+        self._jobs: list[Job] = []
+        for place, member in enumerate(members):
+            step, group = member.step, index[id(member.group)]
+            if step is not None and not triton.is_beside(step, member.parameter):
+                self._host_steps[place] = step
+                step = None
+            job = _job(member, phase, self._replaced)
+            self._jobs.append(
+                job._replace(
+                    step=step,
+                    lr=self._rates[group],
+                    group=group,
+                    is_given=options[group] is None,
+                )
+            )
+        #: Those whose numbers are given with each step.
+        self._given = [m for m in members if options[index[id(m.group)]] is None]
+        signature = signature_of(self._jobs, options, phase)
+        if before is not None and before.launches.signature == signature:
+            self.launches = before.launches
+        else:
+            self.launches = Launches(self._jobs, options, phase)
+        #: Addresses of the gradients.
+        self._gradients = np.array([job.gradient.data_ptr() for job in self._jobs], np.int64)
+        #: Places of gradients whose norm needs another order than theirs, and room for them in it.
+        self._ordered = {
+            i: torch.empty_like(job.gradient, memory_format=torch.contiguous_format)
+            for i, job in enumerate(self._jobs)
+            if phase.reads_first and not job.gradient.is_contiguous()
+        }
+        #: Tells whether the tensors still fit; None where each step has to look closely.
+        self._watch: Any = None
+        if not self._replaced and all(type(m.parameter) in PLAIN_TYPES for m in members):
+            watched = [(m.parameter, m.state, [] if m.copy is None else [m.copy]) for m in members]
+            self._watch = TensorWatch(Tensor, torch.nn.Parameter, setup.groups, watched, setup.idle)
+
+    def fits(self, groups: Groups, states: States) -> bool:
+        """Return whether it can make the next step; then the gradients' addresses are known."""
+        return self._shared.counts.go_on and self.finds(groups, states)
+
+    def finds(self, groups: Groups, states: States) -> bool:
+        """Return whether all is there as it was, whatever the counts of steps have come to."""
+        return (
+            self._watch is not None
+            and all(map(_is_rate, self._groups, self._rates))
+            and self._watch.gradients(groups, states, self._gradients)
+        )
+
+    def is_current(self, states: States) -> bool:
+        """Return whether what it steps is still what belongs to its parameters."""
+        for member, job in zip(self.members, self._jobs, strict=True):
+            kept, names = states.get(member.parameter, {}), member.names
+            pairs = ((names.mean, job.mean), (names.square, job.square))
+            if any(name is not None and kept.get(name) is not entry for name, entry in pairs):
+                return False
+        return True
+
+    def ready(self) -> None:
+        """Take the numbers that are given."""
+        for member in self._given:
+            self._numbers.all(member)
+
+    def step(
+        self,
+        groups: Groups,  # noqa: ARG002
+        states: States,  # noqa: ARG002
+        scaling: Scaling,
+        factor: float = 1.0,
+    ) -> Made | None:
+        """Launch one step, and wait for none of it."""
+        found, scale = scaling.found_inf, scaling.grad_scale
+        inputs: dict[str, Any] = {"factor": factor, "scale_on_device": scale}
+        if not isinstance(scale, Tensor):
+            inputs["loss_scale"], inputs["scale_on_device"] = scaling.loss_scale, None
+        self._refuse_capture()
+        self._shared.counts.step()
+        given = [self._numbers.all(member) for member in self._given]
+        steps = np.zeros(len(self.members), np.int64)
+        for place, step in self._host_steps.items():
+            steps[place] = int(step.item()) + 1
+        rates = [
+            scalar(group["lr"]) if rate is None else 0.0
+            for group, rate in zip(self._groups, self._rates, strict=True)
+        ]
+        ordered = self._gradients.copy()
+        for place, room in self._ordered.items():
+            room.copy_(self.members[place].local_gradient.detach())
+            ordered[place] = room.data_ptr()
+        values = Inputs(
+            self._gradients, ordered, steps, rates, given=given, found_inf=found, **inputs
+        )
+        outcome = self.launches.step(values, self._shared.counters(self._devices))
+        for target, source in self._replaced:
+            target.copy_(source)
+        if self._host_steps and (outcome is None or outcome.applied):
+            for counted in self._host_steps.values():
+                counted.add_(1)
+        torch.autograd.graph.increment_version([member.parameter for member in self.members])
+        return outcome
+
+    def _refuse_capture(self) -> None:
+        """Raise RuntimeError where a CUDA graph is recorded of a step that it could not repeat."""
+        on_host = bool(self._given) and any(rate is not None for rate in self._rates)
+        changes = bool(self._given) and self._numbers.method.has_more_state
+        triton.refuse_capture(
+            self._devices,
+            host_steps=bool(self._host_steps),
+            given=on_host or changes,
+            fresh=self._numbers.has_fresh,
+            waits=self._phase.on_nonfinite == "raise",
+        )
+
+
+def _job(member: Member, phase: Phase, replaced: list[tuple[Tensor, Tensor]]) -> Job:
+    """Return what kernels have to know of a parameter, numbers apart; add to ``replaced``."""
+    mean, square = ("float32", "float32") if member.form is None else member.form.storage.forms
+    entries = member.entries
+    written = [
+        None if each is None else distributed.local(each)
+        for each in (
+            member.parameter.detach(),
+            *entries._replace(header=None),
+            member.copy,
+        )
+    ]
+    is_ordered = member.draws or "8bit" in (mean, square) or phase.statistics
+    g, *laid = triton.laid_out([member.local_gradient, *written], is_ordered=is_ordered)
+    replaced.extend(
+        (target, source)
+        for target, source in zip(written, laid, strict=True)
+        if target is not None and source is not None and source is not target
+    )
+    p, m, v, w, ema, _, remainder, copied = laid
+    assert p is not None
+    assert g is not None
+    return Job(
+        parameter=p,
+        gradient=g,
+        mean=m,
+        square=v,
+        largest_square=w,
+        ema=ema,
+        copy=copied,
+        header=entries.header,
+        remainder=remainder,
+        step=None,
+        lr=None,
+        forms=(form_name(mean, m), form_name(square, v)),
+        rounding=member.rounding if member.is_half else "nearest",
+        by_chance=member.rounds_means_by_chance,
+        top=member.state.get("top", 0),
+        place=member.place,
+        first=distributed.first_element(member.parameter) or 0,
+        group=0,
+        is_given=False,
+    )
+
+
+def _rate_on_device(group: dict[str, Any], members: Sequence[Member]) -> Tensor | None:
+    """Return the learning rate of a group where kernels can read it, on the device of them all."""
+    lr = group["lr"]
+    devices = {member.parameter.device for member in members if member.group is group}
+    is_read = isinstance(lr, Tensor) and {lr.device} == devices and lr.dtype in WIDE
+    return lr.detach() if is_read and lr.numel() == 1 else None
+
+
+def _is_rate(group: dict[str, Any], known: Tensor | None) -> bool:
+    """Return whether the learning rate of a group is still where it was."""
+    lr = group.get("lr")
+    if known is not None:
+        if not isinstance(lr, Tensor):
+            return False
+        return lr.data_ptr() == known.data_ptr() and lr.dtype == known.dtype
+    # What is not at least about 0 is for a close look, which says what is wrong.
+    if isinstance(lr, Tensor):
+        return lr.is_cpu and not triton.takes(lr.device) and bool((lr >= -arguments.ROUNDING).all())
+    return isinstance(lr, (int, float, np.number)) and bool(lr >= -arguments.ROUNDING)

@@ -1,0 +1,158 @@
+"""Plain tensors on the CPU: one call of the native engine steps all of them.
+
+A plan that was made once says what is read and written (``native/tensor_plan.cpp``). Each step sees
+whether all of it is as it was, and takes the gradients that are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adamas.codecs import Storage
+from adamas.coefficients import StepNumbers
+from adamas.engines.native import Cohort, TensorPlan, TensorSlot, outcome_of
+from adamas.options import Options
+from adamas.torch import gradients, small
+from adamas.torch.members import WIDE, Member
+from adamas.torch.numbers import UNSCALED, Scaling
+from adamas.torch.routes import PLAIN_TYPES, Groups, Made, Setup, States
+
+__all__ = ["Native", "is_plain", "takes"]
+
+#: What a wrong option or count raises when it is read; a plan made anew says which it is.
+_WRONG = (LookupError, AttributeError, TypeError, ValueError, ArithmeticError, RuntimeError)
+
+
+def takes(member: Member) -> bool:
+    """Whether the native engine can step a parameter: plain, on the CPU, contiguous."""
+    stored = member.with_dtypes()
+    p, step, form = member.parameter, member.step, member.form
+    if stored is None or not all(is_plain(x, (dtype,)) for x, dtype in stored):
+        return False
+    if form is not None and not form.is_read_on(p.device, member.state):
+        return False
+    if step is not None and not (type(step) is Tensor and step.is_cpu and step.dtype in WIDE):
+        return False
+    has_copy = member.copy is None or is_plain(member.copy, small.HALF)
+    return has_copy and all(x.shape == p.shape for x, _ in stored)
+
+
+def is_plain(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
+    """Whether an array can stand for a tensor: contiguous, on the CPU, with its values there."""
+    return (
+        type(tensor) in PLAIN_TYPES
+        and tensor.dtype in dtypes
+        and tensor.is_cpu
+        and tensor.layout == torch.strided
+        and tensor.is_contiguous()
+        and not gradients.is_lazy(tensor)
+    )
+
+
+class Native:
+    """A plan of the native engine, and the parameters that it steps."""
+
+    name = "native"
+
+    def __init__(self, members: Sequence[Member], setup: Setup) -> None:
+        """Make the plan; those of ``members`` without a gradient are left out of a step."""
+        self._all = tuple(members)
+        self._numbers = setup.numbers
+        cohorts, places = _cohorts(members, setup)
+        #: One member of each cohort whose numbers are given with each step.
+        self._given = tuple(member for member, cohort in cohorts if cohort.options is None)
+        self._is_new = True
+        self.plan = TensorPlan(
+            Tensor,
+            torch.nn.Parameter,
+            setup.groups,
+            [_slot(*each) for each in zip(members, places, strict=True)],
+            [cohort for _, cohort in cohorts],
+            setup.idle,
+            setup.phase,
+            torch.autograd.graph.increment_version,
+        )
+        phase = setup.phase
+        is_silent = not phase.reads_first and not phase.statistics
+        #: Makes a step where that is all there is to do: nothing to give, and nothing to report.
+        self.direct: Callable[[Groups, States], Any] | None = (
+            self.plan.step_if_open if is_silent and not self._given else None
+        )
+
+    @property
+    def members(self) -> tuple[Member, ...]:
+        """Those that have gradients now."""
+        return tuple(member for member in self._all if member.has_gradient)
+
+    def fits(self, groups: Groups, states: States) -> bool:  # noqa: ARG002
+        """Leave it to the plan, which looks on its way."""
+        return True
+
+    def ready(self) -> None:
+        """Take the numbers."""
+        self._numbers_given()
+
+    def step(
+        self, groups: Groups, states: States, scaling: Scaling, factor: float = 1.0
+    ) -> Made | None:
+        """Make one step in one call."""
+        given = None
+        if self._given:
+            try:
+                given = self._numbers_given()
+            except _WRONG:
+                if self._is_new:
+                    raise
+                return NotImplemented
+        self._is_new = False
+        scale = 1.0 if scaling is UNSCALED else scaling.loss_scale
+        return outcome_of(self.plan.step(groups, states, scale, factor, given))
+
+    def _numbers_given(self) -> list[StepNumbers]:
+        """Return the numbers of the coming step that the plan does not make itself."""
+        for member in self._given:
+            for name in self._numbers.method.counts(member):
+                _ = member.state[name]  # which may have been taken out
+        return [self._numbers.all(member) for member in self._given]
+
+
+def _cohorts(
+    members: Iterable[Member], setup: Setup
+) -> tuple[list[tuple[Member, Cohort]], list[int]]:
+    """Return cohorts, each with one of its members, and of each member which it is of."""
+    index = {id(group): i for i, group in enumerate(setup.groups)}
+    options: dict[int, Options | None] = {}
+    known: dict[Hashable, int] = {}
+    cohorts: list[tuple[Member, Cohort]] = []
+    places: list[int] = []
+    for member in members:
+        group = id(member.group)
+        if group not in options:
+            options[group] = setup.numbers.method.options(member.group)
+        own = options[group]
+        key = setup.numbers.cohort(member) if own is None else group
+        if key not in known:
+            known[key] = len(cohorts)
+            cohorts.append((member, Cohort(index[group], own)))
+        places.append(known[key])
+    return cohorts, places
+
+
+def _slot(member: Member, cohort: int) -> TensorSlot:
+    """Return what the plan has to know of a parameter."""
+    form = member.form
+    return TensorSlot(
+        parameter=member.parameter,
+        state=member.state,
+        step=member.step_name,
+        names=member.names,
+        storage=Storage() if form is None else form.storage,
+        top=0 if form is None else member.state.get("top", 0),
+        number=member.place,
+        copy=member.copy,
+        cohort=cohort,
+    )

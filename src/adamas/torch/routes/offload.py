@@ -1,0 +1,386 @@
+"""Steps of parameters on a card whose state stays in host memory, by the processor.
+
+Elements go in chunks through a few staging buffers: gradients and parameters come down, the native
+engine steps them with their slice of the state, parameters go up. A chunk comes down while the one
+before is stepped and the one before that goes up. The card keeps parameters and gradients alone.
+
+Three queues of copies take part: the device's own (its current stream), "down" and "up". All that
+one waits for is said here, in :class:`Offload`; :class:`CudaStreams` only carries it out.
+
+Random bits and blocks are those of whole tensors, and chunks are cut where tiles are, so a step
+has the bits of one in the processor's memory.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Hashable, Sequence
+from typing import Any, Literal, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from adamas.codecs import Storage
+from adamas.coefficients import StepNumbers
+from adamas.options import Phase
+from adamas.statistics import Outcome, Statistics
+from adamas.torch import small
+from adamas.torch.members import Member
+from adamas.torch.numbers import Scaling
+from adamas.torch.routes import Groups, Made, Setup, States
+from adamas.torch.routes.chunks import (
+    Chunk,
+    Item,
+    Room,
+    bound,
+    cut_up,
+    refuse_state,
+    rounds_of,
+    staging_bytes,
+    wide_bytes,
+)
+
+__all__ = ["BUFFERS", "CudaStreams", "Offload", "Offloaded", "Streams", "takes"]
+
+#: Staging buffers: one comes down, one is stepped, one goes up.
+BUFFERS = 3
+#: Sets of items that are kept ready for the next time.
+_MOST_PREPARED = 8
+
+Queue = Literal["own", "down", "up"]
+Pairs = Sequence[tuple[Tensor, Tensor]]
+
+
+def takes(member: Member) -> bool:
+    """Whether the state of a parameter is in host memory."""
+    return member.is_offloaded
+
+
+# ── queues of copies ───────────────────────────────────────────────────────────────────────────
+
+
+class Streams(Protocol):
+    """Queues of copies of one device, which go on by themselves, each in its order."""
+
+    def record(self, queue: Queue) -> Any:
+        """Return an event: all that was asked of a queue before is done."""
+        ...
+
+    def wait(self, queue: Queue, event: Any) -> None:
+        """Let what is asked of a queue from now on begin after an event."""
+        ...
+
+    def copy(self, queue: Queue, pairs: Pairs) -> None:
+        """Ask for copies, each from the second to the first."""
+        ...
+
+    def synchronize(self, event: Any) -> None:
+        """Return after an event."""
+        ...
+
+
+class CudaStreams:
+    """:class:`Streams` of a CUDA device; its own queue is the stream that is current there."""
+
+    def __init__(self, device: torch.device) -> None:
+        """Create streams on ``device``."""
+        self._device = device
+        self._streams = {"down": torch.cuda.Stream(device), "up": torch.cuda.Stream(device)}
+
+    def record(self, queue: Queue) -> torch.cuda.Event:
+        """Return an event after all that was asked of a queue."""
+        return self._stream(queue).record_event()
+
+    def wait(self, queue: Queue, event: torch.cuda.Event) -> None:
+        """Let a queue wait for an event."""
+        self._stream(queue).wait_event(event)
+
+    def copy(self, queue: Queue, pairs: Pairs) -> None:
+        """Ask for copies, which return at once where the host's side is pinned."""
+        with torch.cuda.stream(self._stream(queue)):
+            for target, source in pairs:
+                target.copy_(source, non_blocking=True)
+
+    def synchronize(self, event: torch.cuda.Event) -> None:
+        """Wait for an event."""
+        event.synchronize()
+
+    def _stream(self, queue: Queue) -> Any:
+        if queue == "own":
+            return torch.cuda.current_stream(self._device)
+        return self._streams[queue]
+
+
+# ── what is stepped ────────────────────────────────────────────────────────────────────────────
+
+
+class _Round(NamedTuple):
+    """Chunks of one device that share no memory, and the items they are made of."""
+
+    items: list[int]
+    chunks: list[Chunk]
+
+
+class Offload:
+    """Steps items, with chunks and buffers that are made once and kept while they fit."""
+
+    def __init__(self, phase: Phase) -> None:
+        """Take ``phase``; its norm, guard and clipping are over when a step begins."""
+        self._phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
+        #: What the last sets of items were cut into: gradients may come and go.
+        self._prepared: dict[tuple[Any, ...], list[_Round]] = {}
+        self._rounds: list[_Round] = []
+        self._buffers: list[Room] = []
+        self._streams: dict[torch.device, Streams] = {}
+        #: The last copies up, of any device: they read the buffers.
+        self._uploaded: Any = None
+
+    def prepare(self, items: Sequence[Item]) -> list[_Round]:
+        """Return what a step of items goes by, which is kept for the next one.
+
+        Raises TypeError or ValueError where a state does not fit its parameter.
+        """
+        known = tuple((item.memory, item.form) for item in items)
+        rounds = self._prepared.pop(known, None)
+        if rounds is None:
+            self._rounds = []
+            self._forget(known)
+            rounds = self._made(items)
+        self._prepared[known] = self._rounds = rounds
+        return rounds
+
+    def step(
+        self,
+        items: Sequence[Item],
+        numbers: Sequence[StepNumbers],
+        loss_scale: float,
+        factor: float,
+    ) -> list[Statistics | None]:
+        """Make one step in place; return what it did to each item, where the phase records.
+
+        ``numbers`` are those of the cohorts. Raises as :meth:`prepare` does, before anything is
+        touched.
+        """
+        rounds = self.prepare(items)
+        records: list[Statistics | None] = [None] * len(items)
+        for each in rounds:
+            for item, record in self._run(each, items, numbers, loss_scale, factor):
+                records[item] = record
+        return records
+
+    def _run(
+        self,
+        this: _Round,
+        items: Sequence[Item],
+        numbers: Sequence[StepNumbers],
+        loss_scale: float,
+        factor: float,
+    ) -> list[tuple[int, Statistics]]:
+        """Make the step of one round; return the records of its items."""
+        streams = self._streams_of(items[this.items[0]].parameter.device)
+        flat = _Flat(items, this.items)
+        # What the device computed before, gradients above all, is done before it is read. The
+        # copies up need not wait for it: each is of what came down.
+        streams.wait("down", streams.record("own"))
+        if self._uploaded is not None:
+            streams.wait("down", self._uploaded)
+        came: deque[Any] = deque()
+        records: list[tuple[int, Statistics]] = []
+
+        def fetch(chunk: Chunk) -> None:
+            streams.copy("down", flat.sources(chunk))
+            came.append(streams.record("down"))
+
+        try:
+            for chunk in this.chunks[: len(self._buffers)]:
+                fetch(chunk)
+            following = this.chunks[len(self._buffers) :]
+            for chunk, later in itertools.zip_longest(this.chunks, following):
+                streams.synchronize(came.popleft())
+                records += _stepped(chunk, numbers, loss_scale, factor)
+                streams.copy("up", flat.targets(chunk))
+                self._uploaded = streams.record("up")
+                if later is not None:  # into the buffer that is now read
+                    streams.wait("down", self._uploaded)
+                    fetch(later)
+        finally:
+            # What is asked of the device next finds the new parameters, and no copy under way
+            # reads or writes memory that it takes.
+            streams.wait("own", streams.record("down"))
+            streams.wait("own", streams.record("up"))
+        flat.put_back()
+        return records
+
+    def _streams_of(self, device: torch.device) -> Streams:
+        if device not in self._streams:
+            self._streams[device] = CudaStreams(device)
+        return self._streams[device]
+
+    # -- the plan ----------------------------------------------------------------------------
+
+    def _forget(self, known: tuple[Any, ...]) -> None:
+        """Let go of what was prepared longest ago, or for memory that is not in use any more."""
+        used = {memory[0]: memory for memory, _ in known}
+        for before in list(self._prepared):
+            if any(used.get(memory[0], memory) != memory for memory, _ in before):
+                del self._prepared[before]
+        while len(self._prepared) >= _MOST_PREPARED:
+            del self._prepared[next(iter(self._prepared))]
+
+    def _made(self, items: Sequence[Item]) -> list[_Round]:
+        """Return items cut into chunks, each bound to a buffer."""
+        for item in items:
+            refuse_state(item)
+        rounds = [
+            (indices, cut_up(items, indices, whole=self._phase.statistics))
+            for indices in rounds_of(items)
+        ]
+        pieces = [each for _, cut in rounds for each in cut]
+        needed = max((staging_bytes(items, each) for each in pieces), default=0)
+        count = min(BUFFERS, max((len(cut) for _, cut in rounds), default=0))
+        if len(self._buffers) < count or any(room.nbytes < needed for room in self._buffers):
+            self._prepared.clear()  # they are bound to buffers that go
+            self._buffers = []
+            self._buffers = [Room(needed, pinned=True) for _ in range(count)]
+        made: list[_Round] = []
+        wide = Room(max((wide_bytes(items, each) for each in pieces), default=0), pinned=False)
+        for indices, cut in rounds:
+            chunks: list[Chunk] = []
+            for own, room in zip(cut, itertools.cycle(self._buffers), strict=False):
+                room.clear()
+                wide.clear()
+                chunks.append(bound(items, own, room, wide, self._phase))
+            made.append(_Round(indices, chunks))
+        return made
+
+
+class Offloaded:
+    """The parameters that are stepped so."""
+
+    name = "offload"
+
+    def __init__(self, members: Sequence[Member], setup: Setup, pipeline: Offload) -> None:
+        """Step ``members`` through a pipeline, which keeps what it has prepared."""
+        self.members = tuple(members)
+        self._setup = setup
+        self._pipeline = pipeline
+        self._items: list[Item] = []
+        self._numbers: list[StepNumbers] = []
+
+    def fits(self, groups: Groups, states: States) -> bool:  # noqa: ARG002
+        """Look closely before each step."""
+        return False
+
+    def ready(self) -> None:
+        """Take the numbers, and cut what has not been cut before."""
+        numbers = self._setup.numbers
+        cohorts: dict[Hashable, int] = {}
+        self._items, self._numbers = [], []
+        for member in self.members:
+            key = numbers.cohort(member)
+            if key not in cohorts:
+                cohorts[key] = len(cohorts)
+                self._numbers.append(numbers.all(member))
+            self._items.append(self._item(member, cohorts[key]))
+        self._pipeline.prepare(self._items)
+
+    def step(
+        self,
+        groups: Groups,  # noqa: ARG002
+        states: States,  # noqa: ARG002
+        scaling: Scaling,
+        factor: float = 1.0,
+    ) -> Made | None:
+        """Make one step, chunk by chunk."""
+        records = self._pipeline.step(self._items, self._numbers, scaling.loss_scale, factor)
+        for member in self.members:
+            if member.step is not None:
+                member.step.add_(1)
+        taken = tuple(each for each in records if each is not None)
+        recorded = taken if self._setup.phase.statistics else None
+        return Outcome(applied=True, norm=None, nonfinite=None, statistics=recorded)
+
+    def _item(self, member: Member, cohort: int) -> Item:
+        """Return a member as an item."""
+        storage = Storage(rounding=member.group.get("rounding"))
+        return Item(
+            parameter=member.parameter,
+            gradient=member.gradient,
+            entries=member.entries,
+            storage=storage if member.form is None else member.form.storage,
+            top=member.state.get("top", 0),
+            number=member.place,
+            cohort=cohort,
+            copy=member.copy,
+        )
+
+
+def _stepped(
+    chunk: Chunk, numbers: Sequence[StepNumbers], loss_scale: float, factor: float
+) -> list[tuple[int, Statistics]]:
+    """Step what lies in a staging buffer; return the records of items."""
+    for narrow, wide in chunk.widened:
+        wide.copy_(narrow)
+    own = [numbers[cohort] for cohort in chunk.cohorts]
+    outcome = chunk.plan.step_with(chunk.gradients, own, loss_scale, factor)
+    for narrow, wide in chunk.widened:
+        narrow.copy_(wide)
+    for staged in chunk.staged:
+        if staged.copy is not None:
+            staged.copy.copy_(small.decoded_parameter(staged.parameter, staged.remainder))
+    if outcome is None or outcome.statistics is None:
+        return []
+    return list(zip(chunk.items, outcome.statistics, strict=True))
+
+
+class _Flat:
+    """The memory of items on their device, as the copies see it: flat and contiguous.
+
+    What is not contiguous, or a copy on another device, has a double there that is put back after.
+    """
+
+    def __init__(self, items: Sequence[Item], indices: Sequence[int]) -> None:
+        self._put_back: list[tuple[Tensor, Tensor]] = []
+        self._gradients = {i: items[i].gradient.detach().contiguous().view(-1) for i in indices}
+        self._parameters = {
+            i: self._written(items[i].parameter, items[i].parameter.device) for i in indices
+        }
+        self._copies: dict[int, Tensor] = {}
+        for i in indices:
+            copy = items[i].copy
+            if copy is not None and items[i].needs_host_for_copy:
+                self._copies[i] = self._written(copy, items[i].parameter.device)
+            elif copy is not None:
+                self._put_back.append((copy, items[i].parameter.detach()))
+
+    def sources(self, chunk: Chunk) -> list[tuple[Tensor, Tensor]]:
+        """Return what comes down."""
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for staged in chunk.staged:
+            item, part = staged.piece.item, slice(staged.piece.first, staged.piece.last)
+            pairs.append((staged.parameter, self._parameters[item][part]))
+            pairs.append((staged.gradient, self._gradients[item][part]))
+        return pairs
+
+    def targets(self, chunk: Chunk) -> list[tuple[Tensor, Tensor]]:
+        """Return what goes up."""
+        pairs: list[tuple[Tensor, Tensor]] = []
+        for staged in chunk.staged:
+            item, part = staged.piece.item, slice(staged.piece.first, staged.piece.last)
+            pairs.append((self._parameters[item][part], staged.parameter))
+            if staged.copy is not None:
+                pairs.append((self._copies[item][part], staged.copy))
+        return pairs
+
+    def put_back(self) -> None:
+        """Write what is left to write, where all else is up."""
+        for target, source in self._put_back:
+            target.copy_(source)
+
+    def _written(self, tensor: Tensor, device: torch.device) -> Tensor:
+        tensor = tensor.detach()
+        flat = tensor.to(device).contiguous()
+        if flat is not tensor:
+            self._put_back.append((tensor, flat))
+        return flat.view(-1)

@@ -1,0 +1,125 @@
+"""Whatever the engines do not take, one parameter after another, by torch's own operations.
+
+Complex, strided and distributed tensors, other devices, parameters that share memory, and groups
+that follow another rule. Codes are read and written by :mod:`adamas.codecs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from adamas.codecs import key_of, random_bits_at
+from adamas.statistics import Outcome, Statistics
+from adamas.torch import distributed, operations, small
+from adamas.torch.members import Member
+from adamas.torch.numbers import Scaling
+from adamas.torch.operations import Tensors
+from adamas.torch.routes import Groups, Made, Setup, States
+
+__all__ = ["Plain", "takes"]
+
+
+def takes(member: Member) -> bool:  # noqa: ARG001
+    """Take all that there may be."""
+    return True
+
+
+class Plain:
+    """Steps parameters one by one."""
+
+    name = "torch"
+
+    def __init__(self, members: Sequence[Member], setup: Setup) -> None:
+        """Take any parameters."""
+        self.members = tuple(members)
+        self._phase = setup.phase
+        self._numbers = setup.numbers
+
+    def fits(self, groups: Groups, states: States) -> bool:  # noqa: ARG002
+        """Look closely before each step."""
+        return False
+
+    def ready(self) -> None:
+        """Take the numbers."""
+        for member in self.members:
+            if member.own_step is None:
+                self._numbers.rule(member)
+
+    @torch.no_grad()
+    def step(
+        self,
+        groups: Groups,  # noqa: ARG002
+        states: States,  # noqa: ARG002
+        scaling: Scaling,
+        factor: float = 1.0,
+    ) -> Made | None:
+        """Make one step of each."""
+        factor = factor / scaling.loss_scale
+        records = [self._step(member, factor) for member in self.members]
+        taken = tuple(each for each in records if each is not None)
+        recorded = taken if self._phase.statistics else None
+        return Outcome(applied=True, norm=None, nonfinite=None, statistics=recorded)
+
+    def _step(self, member: Member, factor: float) -> Statistics | None:
+        if member.own_step is not None:
+            parts = {name: distributed.local(each) for name, each in member.state.items()}
+            member.own_step(self._tensors(member), parts, factor)
+            return None
+        numbers = self._numbers.rule(member)
+        numbers = numbers._replace(grad_scale=numbers.grad_scale * factor)
+        if member.gradient.is_sparse and self._steps_rows(member):
+            operations.step_rows(member.parameter.detach(), member.gradient, numbers)
+            return None
+        tensors = self._tensors(member)
+        form, names, state = member.form, member.names, member.state
+        random = self._random_bits(member)
+        if form is not None:
+            decoded = form.decoded(state, names.mean, names.square)
+            tensors.mean, tensors.square = (
+                None if each is None else distributed.local(each) for each in decoded
+            )
+        if member.rounds_parameter:
+            self._round(member, tensors, random)
+        average, recorded = self._numbers.average(member), self._phase.statistics
+        record = operations.step_tensor(tensors, numbers, average, recorded=recorded)
+        if form is not None:
+            means = (tensors.mean, tensors.square)
+            form.store(state, names.mean, names.square, means, random)
+        if member.step is not None:
+            member.step.add_(1)
+        return record
+
+    def _tensors(self, member: Member) -> Tensors:
+        """Return this process's parts."""
+        parts = member.entries.map(distributed.local)
+        return Tensors(
+            parameter=distributed.local(member.parameter.detach()),
+            gradient=member.local_gradient,
+            mean=parts.mean,
+            square=parts.square,
+            largest_square=parts.largest_square,
+            ema=parts.ema,
+            copy=None if member.copy is None else distributed.local(member.copy),
+        )
+
+    def _random_bits(self, member: Member) -> np.ndarray:
+        """Return the random bits of this process's elements; none where nothing asks for them."""
+        if member.form is None and not member.rounds_parameter:
+            return np.zeros(0, np.uint32)
+        key = key_of(self._phase.seed, self._numbers.step(member), member.place)
+        return random_bits_at(key, distributed.element_indices(member.parameter))
+
+    def _round(self, member: Member, tensors: Tensors, random: np.ndarray) -> None:
+        """Let a parameter in half precision be stored otherwise than to nearest."""
+        p, rounding = tensors.parameter, member.rounding
+        remainder = member.entries.map(distributed.local).remainder
+        tensors.value = small.decoded_parameter(p, remainder)
+        tensors.put = lambda value: small.put_parameter(p, remainder, value, rounding, random)
+
+    def _steps_rows(self, member: Member) -> bool:
+        """Whether a sparse gradient moves nothing but the rows that it has."""
+        is_bare = member.copy is None and not self._phase.statistics
+        return is_bare and not member.wanted and not member.draws

@@ -1,0 +1,183 @@
+"""One step after another: by the plan of before, or by a new one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adamas.torch import arguments, gradients
+from adamas.torch.arguments import Engine
+from adamas.torch.averages import Averages
+from adamas.torch.copies import Copies
+from adamas.torch.grouping import names_of, parameters_of
+from adamas.torch.keeping import Group, Keeping
+from adamas.torch.numbers import Scaling
+from adamas.torch.plan import OVERFLOWED, Plan, Planner
+from adamas.torch.record import Record
+from adamas.torch.routes import Groups, States
+from adamas.torch.turns import Turn
+from adamas.turns import CHANGED
+
+__all__ = ["Stepper"]
+
+
+class Stepper:
+    """What goes on from step to step; groups and states are the optimizer's, as they are then."""
+
+    def __init__(
+        self, keeping: Keeping, engine: Engine | None, copies: Copies, before: Stepper | None
+    ) -> None:
+        """Begin without a plan; keep turn and counts of ``before``, where there is one."""
+        self.turn = Turn() if before is None else before.turn
+        self.record = Record()
+        self.averages = Averages()
+        self._planner = Planner(keeping, engine)
+        self._copies = copies
+        self._plan: Plan | None = None
+        if before is not None:
+            before._planner.leave(before._plan)
+            self._planner.devices = before._planner.devices
+            self.record.skipped = before.record.skipped
+        #: The native step where it is all there is to do, and reports nothing; else None.
+        self.direct: Callable[[Groups, States], Any] | None = None
+        self.resume()
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were left out; that waits for devices."""
+        return self.record.skipped + self._planner.devices.skipped
+
+    @contextmanager
+    def held(self, why: str | None = None) -> Generator[None]:
+        """Take the turn; with ``why``, raise RuntimeError while the averages are in place."""
+        with self.turn.held():
+            if why is not None:
+                self.averages.refuse(why)
+            yield
+
+    def routes(self, groups: Groups) -> dict[str, str]:
+        """Return the route of each parameter that the plan steps, by name."""
+        found = {} if self._plan is None else self._plan.routes
+        return {name: found[i] for i, name in enumerate(names_of(groups)) if i in found}
+
+    def go_by(self, keeping: Keeping) -> None:
+        """Go on with another phase, by the plan that there is if it can."""
+        if self._planner.keeping != keeping:
+            if self._plan is None or not self._plan.goes_by(keeping.phase):
+                self._install(None)
+            self._planner.go_by(keeping)
+
+    # -- the step ------------------------------------------------------------------------------
+
+    def step(self, groups: Groups, states: States, defaults: Group, scaling: Scaling) -> None:
+        """Make one step; the turn is taken."""
+        self.averages.refuse("no step can be made")  # which no plan looks at
+        if self.turn.plan is not None:
+            self.turn.close()
+        is_made = self._plan is not None and self._step_by(self._plan, groups, states, scaling)
+        if not is_made and not self._step_as_earlier(groups, states, scaling):
+            self._step_closely(groups, states, defaults, scaling)
+        if self._copies.tensors:
+            self._renew_copies(groups, states)
+
+    def _step_by(self, plan: Plan, groups: Groups, states: States, scaling: Scaling) -> bool:
+        """Make one step by a plan; False, having done nothing, where it does not fit."""
+        made = plan.step(groups, states, scaling)
+        if made is NotImplemented:
+            return False
+        if made is not OVERFLOWED:
+            phase, numbers = self._planner.keeping.phase, self._planner.numbers
+            if self.record.take(plan, made, scaling, phase, numbers, groups):
+                self._install(None)
+        return True
+
+    def _step_as_earlier(self, groups: Groups, states: States, scaling: Scaling) -> bool:
+        """Make one step by a plan of before that is none now; False without one."""
+        found = self._planner.earlier(groups, states)
+        if found is None:
+            return False
+        plan, last = found
+        self._install(plan)
+        self._planner.devices.counts.last = last
+        return self._step_by(plan, groups, states, scaling)
+
+    @torch.no_grad()
+    def _step_closely(
+        self, groups: Groups, states: States, defaults: Group, scaling: Scaling
+    ) -> None:
+        """Make one step after a close look at every parameter, with a plan for the next."""
+        if self._copies.tensors:
+            self._copies.fit(parameters_of(groups))
+        arguments.check_groups(groups, defaults)
+        planner, of = self._planner, (groups, states, names_of(groups), self._copies.tensors)
+        with gradients.kept_apart(*planner.read_and_written(*of)):
+            plan = planner.planned(*of, self._plan)
+            self._install(plan)
+            planner.forget(states)
+            if not self._step_by(plan, groups, states, scaling):
+                raise RuntimeError(CHANGED)
+
+    def _install(self, plan: Plan | None) -> None:
+        """Take over a plan for the next step."""
+        if plan is not self._plan:
+            self._planner.leave(self._plan)
+        self._plan = plan
+        self.resume()
+
+    def resume(self) -> None:
+        """Let further steps be made directly, where the plan can."""
+        self.direct = None if self._plan is None else self._plan.direct
+        self.turn.plan = None if self._plan is None or self.direct is None else self._plan.native
+        if self.direct is not None and self._copies.tensors:
+            self.direct = self._step_with_copies
+
+    def pause(self) -> None:
+        """Let each step ask first whether it may be made."""
+        self.direct = self.turn.plan = None
+
+    # -- copies and averages -------------------------------------------------------------------
+
+    def _step_with_copies(self, groups: Groups, states: States) -> Any:
+        """Make a native step that is all there is to do, but for copies that it does not write."""
+        plan = self.turn.plan
+        outcome = plan.step_if_open(groups, states)
+        if outcome is None and plan.stepped < len(self._copies.tensors):
+            with self.turn.held():
+                if not self.averages.are_in_place:
+                    self._renew_copies(groups, states)
+        return outcome
+
+    def _renew_copies(self, groups: Groups, states: States) -> None:
+        """Bring copies up to date that the last step has not written."""
+        native = None if self._plan is None else self._plan.native
+        if native is None or native.stepped < len(self._copies.tensors):
+            self._copies.renew(groups, states, self._planner.keeping)
+
+    def copies(self, groups: Groups, states: States) -> list[Tensor]:
+        """Return copies of the weights in training, up to date."""
+        with self.turn.held():
+            if self._copies.tensors and not self.averages.are_in_place:
+                self._copies.renew(groups, states, self._planner.keeping, at_reading=True)
+            return list(self._copies.tensors)
+
+    @contextmanager
+    def averaged(self, groups: Groups, states: States) -> Generator[None]:
+        """Put the averaged weights in place while the context is open."""
+        is_put = False
+        try:
+            with self.turn.held():
+                self.averages.keep(states, self._planner.keeping)
+                self.copies(groups, states)  # while the weights in training are there
+                self.pause()
+                is_put = True
+                self.averages.put()
+            yield
+        finally:
+            if is_put:
+                with self.turn.held():
+                    self.averages.take_back()
+                    self.resume()
