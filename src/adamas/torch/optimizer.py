@@ -260,7 +260,8 @@ class Optimizer(torch.optim.Optimizer):
 
         Running means in a small form are given as float32, which loses nothing and which torch's
         optimizers can load. With ``packed=True`` all is as it is stored, under "packed_state" in
-        place of "state": torch's optimizers, which would take codes for numbers, refuse it.
+        place of "state": torch's optimizers, which would take codes for numbers, refuse it. Options
+        that were set in the run (``clip_norm``, ``on_nonfinite``) stand under "phase".
 
         As in torch, tensors are the optimizer's own and change with the next step; see
         :meth:`snapshot` where other threads step.
