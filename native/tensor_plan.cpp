@@ -120,6 +120,7 @@ public:
     bool is_fast() const { return watch_.is_fast(); }
 
     std::size_t stepped() const { return changed_.size(); }
+    nb::list parameters() const { return nb::list(changed_); }
 
     int traverse(visitproc visit, void* arg) const {
         Py_VISIT(increment_version_.ptr());
@@ -440,6 +441,7 @@ void bind_tensor_plan(nb::module_& module) {
                      "Whether a step of this thread is in flight.")
         .def_prop_ro("stepped", &TensorPlan::stepped,
                      "How many parameters the last step was about: those with a gradient.")
+        .def_prop_ro("parameters", &TensorPlan::parameters, "Those parameters.")
         .def_prop_ro("is_fast", &TensorPlan::is_fast,
                      "Whether addresses come through the DLPack exchange API.");
 }

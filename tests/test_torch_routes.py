@@ -347,11 +347,18 @@ NOT_NATIVE = {
 }
 
 
+TAKEN = {
+    "native": "real tensors on the CPU that are contiguous, as their gradients, state and copies",
+    "triton": "real tensors on CUDA devices, beside their gradients and copies, by Triton",
+}
+
+
 def refused_by(engine, name, p):
     return (
-        f'engine is "{engine}", but that cannot step {name}, of dtype {p.dtype} and layout '
-        f"torch.strided on cpu, with its gradient and state. Leave engine out, so that each "
-        "parameter is stepped by the fastest that can; routes() says which that is."
+        f'engine is "{engine}", but {name} has dtype {p.dtype}, strides {p.stride()} and device '
+        f"cpu, and that engine steps {TAKEN[engine]}, if they share no memory; and not RMSprop "
+        "with momentum or centered. Leave engine out, so that each parameter is stepped by the "
+        "fastest that can; routes() says which that is."
     )
 
 
@@ -432,7 +439,7 @@ def test_an_engine_is_kept_by_copies_and_pickles(engine, copied):
     assert {*other.routes().values()} == {engine}
     other.add_param_group({"params": [nn.Parameter(strided())]})
     if engine == "native":
-        with pytest.raises(ValueError, match=r'^engine is "native", but that cannot step 1\.0'):
+        with pytest.raises(ValueError, match=r'^engine is "native", but 1\.0 has'):
             stepped(other, 1, 2)
     else:
         stepped(other, 1, 2)

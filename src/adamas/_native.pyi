@@ -73,6 +73,9 @@ class TensorPlan:
     def stepped(self) -> int:
         """How many parameters the last step was about: those with a gradient."""
     @property
+    def parameters(self) -> list[Any]:
+        """Those parameters."""
+    @property
     def is_fast(self) -> bool: ...
 
 class TensorWatch:

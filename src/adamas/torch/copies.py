@@ -24,11 +24,11 @@ __all__ = ["Copies", "made"]
 class Copies:
     """Copies of all parameters, in their order; of none, where none are asked for."""
 
-    def __init__(self) -> None:
-        """Begin without copies."""
+    def __init__(self, copy_to: CopyTo | None = None) -> None:
+        """Begin without copies, before the parameters are there."""
         self.tensors: list[Tensor] = []
         #: What new ones have; None where all were given.
-        self.dtype: torch.dtype | None = None
+        self.dtype = copy_to if isinstance(copy_to, torch.dtype) else None
         #: By place: what a parameter was when its copy was renewed outside of a step.
         self._renewed: dict[int, tuple[int, int]] = {}
 
@@ -36,7 +36,6 @@ class Copies:
         """Make copies, or take those that are given."""
         if copy_to is not None:
             self.tensors = made(copy_to, parameters)
-            self.dtype = copy_to if isinstance(copy_to, torch.dtype) else None
 
     @property
     def given(self) -> CopyTo | None:

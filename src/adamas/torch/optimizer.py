@@ -77,7 +77,7 @@ class Optimizer(torch.optim.Optimizer):
         self._phase_set: frozenset[str] = frozenset()
         self._offloads = chosen.offload
         self._engine: Engine | None = chosen.engine
-        self._copies = Copies()
+        self._copies = Copies(chosen.copy_to)
         self._begin()
         super().__init__(cast(Any, params), defaults)
         arguments.check_remainder(self.param_groups)
@@ -178,11 +178,11 @@ class Optimizer(torch.optim.Optimizer):
     _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
 
     def routes(self) -> dict[str, str]:
-        """Return how each parameter is stepped as things are: its name, and that of the route.
+        """Return how the last step stepped each parameter: its name, and that of the route.
 
-        They are those of the last step: "native" (the compiled engine), "triton", "offload" (the
-        compiled engine, with the state in host memory) or "torch" (PyTorch's own operations).
-        Parameters without a gradient are not among them, and before the first step none is.
+        Routes are "native" (the compiled engine), "triton", "offload" (the compiled engine, with
+        the state in host memory) and "torch" (PyTorch's own operations). Parameters that had no
+        gradient are not among them. Before the first step, and after loading, there are none.
         """
         with self._stepper.held():
             return self._stepper.routes(self.param_groups)

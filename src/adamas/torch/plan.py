@@ -36,6 +36,11 @@ __all__ = ["OVERFLOWED", "Plan", "Planner"]
 #: The first that takes a parameter steps it.
 ROUTES = (device, offload, native, plain)
 _OF_ENGINES = {"native": (offload, native), "triton": (device,), "torch": (plain,)}
+#: What is said of them.
+_TAKEN = {
+    native: "real tensors on the CPU that are contiguous, as their gradients, state and copies",
+    device: "real tensors on CUDA devices, beside their gradients and copies, by Triton",
+}
 #: Those that step all of theirs at once.
 _AT_ONCE = (device, native)
 
@@ -79,8 +84,8 @@ class Plan:
 
     @property
     def routes(self) -> dict[int, str]:
-        """The name of the route of each, by place."""
-        return {member.place: route.name for route in self._routes for member in route.members}
+        """The name of the route of each parameter that was stepped last, by place."""
+        return {member.place: route.name for route in self._routes for member in route.stepped}
 
     @property
     def is_on_device(self) -> bool:
@@ -231,6 +236,27 @@ class Planner:
 
         Raises before anything is touched where a parameter, a gradient or a state is refused.
         """
+        if self._engine is None:
+            return self._planned(groups, states, names, copies, before)
+        kept = {p: (state, dict(state)) for p, state in states.items()}
+        try:  # whether an engine takes a parameter is known when its state is there
+            return self._planned(groups, states, names, copies, before)
+        except BaseException:
+            for p in states.keys() - kept.keys():
+                del states[p]
+            for state, entries in kept.values():
+                state.clear()
+                state.update(entries)
+            raise
+
+    def _planned(
+        self,
+        groups: Groups,
+        states: States,
+        names: Sequence[str],
+        copies: Sequence[Tensor],
+        before: Plan | None,
+    ) -> Plan:
         members = list(self._members(groups, states, copies))
         for member in members:
             self.keeping.refuse(member, names[member.place])
@@ -262,10 +288,12 @@ class Planner:
             if route.takes(member) and (route not in _AT_ONCE or taken.add(member.parts())):
                 return route
         p = member.parameter
+        laid = f"strides {p.stride()}" if p.layout == torch.strided else p.layout
         raise ValueError(
-            f'engine is "{self._engine}", but that cannot step {name}, of dtype {p.dtype} and '
-            f"layout {p.layout} on {p.device}, with its gradient and state. Leave engine out, so "
-            "that each parameter is stepped by the fastest that can; routes() says which that is."
+            f'engine is "{self._engine}", but {name} has dtype {p.dtype}, {laid} and device '
+            f"{p.device}, and that engine steps {_TAKEN[allowed[-1]]}, if they share no memory; "
+            "and not RMSprop with momentum or centered. Leave engine out, so that each parameter "
+            "is stepped by the fastest that can; routes() says which that is."
         )
 
     def _plan(

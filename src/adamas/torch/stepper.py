@@ -38,6 +38,8 @@ class Stepper:
         self._planner = Planner(keeping, engine)
         self._copies = copies
         self._plan: Plan | None = None
+        #: By which the last step was made.
+        self._last: Plan | None = None
         if before is not None:
             before._planner.leave(before._plan)
             self._planner.devices = before._planner.devices
@@ -60,8 +62,8 @@ class Stepper:
             yield
 
     def routes(self, groups: Groups) -> dict[str, str]:
-        """Return the route of each parameter that the plan steps, by name."""
-        found = {} if self._plan is None else self._plan.routes
+        """Return the route of each parameter that was stepped last, by name."""
+        found = {} if self._last is None else self._last.routes
         return {name: found[i] for i, name in enumerate(names_of(groups)) if i in found}
 
     def go_by(self, keeping: Keeping) -> None:
@@ -90,6 +92,7 @@ class Stepper:
         if made is NotImplemented:
             return False
         if made is not OVERFLOWED:
+            self._last = plan
             phase, numbers = self._planner.keeping.phase, self._planner.numbers
             if self.record.take(plan, made, scaling, phase, numbers, groups):
                 self._install(None)

@@ -82,6 +82,11 @@ class Route(Protocol):
         """Those that have gradients now, in the order in which outcomes report them."""
         ...
 
+    @property
+    def stepped(self) -> Sequence[Member]:
+        """Those that the last step was about."""
+        ...
+
     def fits(self, groups: Groups, states: States) -> bool:
         """Return whether it may be asked for another step; it need not be made by one then."""
         ...

@@ -206,7 +206,8 @@ class Room:
         """Take so many bytes."""
         self.nbytes = nbytes
         shape = torch.Size((nbytes,))
-        self._bytes = torch.empty(
+        #: All of it, as bytes.
+        self.memory = torch.empty(
             shape, dtype=torch.uint8, device="cpu", pin_memory=pinned and pins(shape)
         )
         self._next = 0
@@ -218,7 +219,7 @@ class Room:
     def take(self, count: int, dtype: torch.dtype) -> Tensor:
         """Return so many elements, with any values."""
         nbytes = count * dtype.itemsize
-        part = self._bytes[self._next : self._next + nbytes].view(dtype)
+        part = self.memory[self._next : self._next + nbytes].view(dtype)
         self._next += _aligned(nbytes)
         return part
 

@@ -97,7 +97,7 @@ class Device:
     ) -> None:
         """Make the tables, or take those of ``before`` where they still fit."""
         phase, numbers = setup.phase, setup.numbers
-        self.members = tuple(members)
+        self.members = self.stepped = tuple(members)
         self._phase = phase
         self._numbers = numbers
         self._shared = devices

@@ -88,6 +88,12 @@ class Native:
         """Those that have gradients now."""
         return tuple(member for member in self._all if member.has_gradient)
 
+    @property
+    def stepped(self) -> tuple[Member, ...]:
+        """Those that the last step was about."""
+        found = set(map(id, self.plan.parameters))
+        return tuple(member for member in self._all if id(member.parameter) in found)
+
     def fits(self, groups: Groups, states: States) -> bool:  # noqa: ARG002
         """Leave it to the plan, which looks on its way."""
         return True

@@ -129,12 +129,12 @@ class Offload:
         """Take ``phase``; its norm, guard and clipping are over when a step begins."""
         self._phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
         #: What the last sets of items were cut into: gradients may come and go.
-        self._prepared: dict[tuple[Any, ...], list[_Round]] = {}
-        self._rounds: list[_Round] = []
-        self._buffers: list[Room] = []
+        self.prepared: dict[tuple[Any, ...], list[_Round]] = {}
+        #: Where chunks are staged, one after another.
+        self.buffers: list[Room] = []
         self._streams: dict[torch.device, Streams] = {}
         #: The last copies up, of any device: they read the buffers.
-        self._uploaded: Any = None
+        self.uploaded: Any = None
 
     def prepare(self, items: Sequence[Item]) -> list[_Round]:
         """Return what a step of items goes by, which is kept for the next one.
@@ -142,12 +142,11 @@ class Offload:
         Raises TypeError or ValueError where a state does not fit its parameter.
         """
         known = tuple((item.memory, item.form) for item in items)
-        rounds = self._prepared.pop(known, None)
+        rounds = self.prepared.pop(known, None)
         if rounds is None:
-            self._rounds = []
             self._forget(known)
             rounds = self._made(items)
-        self._prepared[known] = self._rounds = rounds
+        self.prepared[known] = rounds
         return rounds
 
     def step(
@@ -183,8 +182,8 @@ class Offload:
         # What the device computed before, gradients above all, is done before it is read. The
         # copies up need not wait for it: each is of what came down.
         streams.wait("down", streams.record("own"))
-        if self._uploaded is not None:
-            streams.wait("down", self._uploaded)
+        if self.uploaded is not None:
+            streams.wait("down", self.uploaded)
         came: deque[Any] = deque()
         records: list[tuple[int, Statistics]] = []
 
@@ -193,16 +192,16 @@ class Offload:
             came.append(streams.record("down"))
 
         try:
-            for chunk in this.chunks[: len(self._buffers)]:
+            for chunk in this.chunks[: len(self.buffers)]:
                 fetch(chunk)
-            following = this.chunks[len(self._buffers) :]
+            following = this.chunks[len(self.buffers) :]
             for chunk, later in itertools.zip_longest(this.chunks, following):
                 streams.synchronize(came.popleft())
                 records += _stepped(chunk, numbers, loss_scale, factor)
                 streams.copy("up", flat.targets(chunk))
-                self._uploaded = streams.record("up")
+                self.uploaded = streams.record("up")
                 if later is not None:  # into the buffer that is now read
-                    streams.wait("down", self._uploaded)
+                    streams.wait("down", self.uploaded)
                     fetch(later)
         finally:
             # What is asked of the device next finds the new parameters, and no copy under way
@@ -222,11 +221,11 @@ class Offload:
     def _forget(self, known: tuple[Any, ...]) -> None:
         """Let go of what was prepared longest ago, or for memory that is not in use any more."""
         used = {memory[0]: memory for memory, _ in known}
-        for before in list(self._prepared):
+        for before in list(self.prepared):
             if any(used.get(memory[0], memory) != memory for memory, _ in before):
-                del self._prepared[before]
-        while len(self._prepared) >= _MOST_PREPARED:
-            del self._prepared[next(iter(self._prepared))]
+                del self.prepared[before]
+        while len(self.prepared) >= _MOST_PREPARED:
+            del self.prepared[next(iter(self.prepared))]
 
     def _made(self, items: Sequence[Item]) -> list[_Round]:
         """Return items cut into chunks, each bound to a buffer."""
@@ -239,15 +238,15 @@ class Offload:
         pieces = [each for _, cut in rounds for each in cut]
         needed = max((staging_bytes(items, each) for each in pieces), default=0)
         count = min(BUFFERS, max((len(cut) for _, cut in rounds), default=0))
-        if len(self._buffers) < count or any(room.nbytes < needed for room in self._buffers):
-            self._prepared.clear()  # they are bound to buffers that go
-            self._buffers = []
-            self._buffers = [Room(needed, pinned=True) for _ in range(count)]
+        if len(self.buffers) < count or any(room.nbytes < needed for room in self.buffers):
+            self.prepared.clear()  # they are bound to buffers that go
+            self.buffers = []
+            self.buffers = [Room(needed, pinned=True) for _ in range(count)]
         made: list[_Round] = []
         wide = Room(max((wide_bytes(items, each) for each in pieces), default=0), pinned=False)
         for indices, cut in rounds:
             chunks: list[Chunk] = []
-            for own, room in zip(cut, itertools.cycle(self._buffers), strict=False):
+            for own, room in zip(cut, itertools.cycle(self.buffers), strict=False):
                 room.clear()
                 wide.clear()
                 chunks.append(bound(items, own, room, wide, self._phase))
@@ -262,7 +261,7 @@ class Offloaded:
 
     def __init__(self, members: Sequence[Member], setup: Setup, pipeline: Offload) -> None:
         """Step ``members`` through a pipeline, which keeps what it has prepared."""
-        self.members = tuple(members)
+        self.members = self.stepped = tuple(members)
         self._setup = setup
         self._pipeline = pipeline
         self._items: list[Item] = []

@@ -34,7 +34,7 @@ class Plain:
 
     def __init__(self, members: Sequence[Member], setup: Setup) -> None:
         """Take any parameters."""
-        self.members = tuple(members)
+        self.members = self.stepped = tuple(members)
         self._phase = setup.phase
         self._numbers = setup.numbers
 
