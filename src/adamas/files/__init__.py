@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from adamas.checks import kind
 from adamas.files import arrays
 from adamas.files.atomic import AnyPath, naming, opened, replacing, text_of
-from adamas.files.contents import check_method, check_weights
+from adamas.files.contents import check_method
 from adamas.files.tensors import read, write
 from adamas.numpy import Optimizer
 from adamas.turns import would_lose
@@ -47,7 +47,7 @@ def save(path: AnyPath, optimizer: AnyOptimizer) -> None:
     """
     name = text_of(path)
     front_end, optimizer = _front_end(optimizer)
-    check_weights(optimizer, would_lose("a checkpoint"))
+    front_end.check_weights(optimizer, would_lose("a checkpoint"))
     with front_end.contents(optimizer) as (sources, about), replacing(name) as file:
         write(file, sources, about)
 
@@ -62,7 +62,7 @@ def load(path: AnyPath, optimizer: AnyOptimizer) -> None:
     """
     name = text_of(path)
     front_end, optimizer = _front_end(optimizer)
-    check_weights(optimizer, "what is loaded would be undone on leaving")
+    front_end.check_weights(optimizer, "what is loaded would be undone on leaving")
     with naming(name), opened(name) as file:
         about, tensors = read(file, name)
     check_method(name, about, front_end.KIND, type(optimizer).__name__)

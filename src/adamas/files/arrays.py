@@ -15,8 +15,9 @@ from adamas.files.contents import check_parameters, check_structure, fitting, so
 from adamas.files.tensors import Source, Stored
 from adamas.numpy import Optimizer
 from adamas.settings import KEY
+from adamas.turns import averages_in_place
 
-__all__ = ["KIND", "contents", "put_back"]
+__all__ = ["KIND", "check_weights", "contents", "put_back"]
 
 #: Of a file.
 KIND = "numpy"
@@ -36,6 +37,12 @@ _DTYPES = {
     "U16": "uint16",
 }
 _CODES = {name: code for code, name in _DTYPES.items()}
+
+
+def check_weights(optimizer: Optimizer, why: str) -> None:
+    """Raise RuntimeError, saying ``why``, while averages stand in place of the weights."""
+    if optimizer._averaged:  # pyright: ignore[reportPrivateUsage]
+        raise averages_in_place(why)
 
 
 @contextmanager

@@ -6,13 +6,10 @@ import contextlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
-from adamas.turns import averages_in_place
-
 __all__ = [
     "check_method",
     "check_parameters",
     "check_structure",
-    "check_weights",
     "fitting",
     "listed",
     "sorted_out",
@@ -29,12 +26,6 @@ def check_method(path: str, about: Mapping[str, Any], kind: str, method: str) ->
             f"{path} holds the state of {_called(*saved)}, but the optimizer is "
             f"{_called(kind, method)}. Load it into an optimizer of the kind it was saved from."
         )
-
-
-def check_weights(optimizer: Any, why: str) -> None:
-    """Raise RuntimeError, saying ``why``, while averages stand in place of the weights."""
-    if getattr(optimizer, "_averaged", False):
-        raise averages_in_place(why)
 
 
 def _called(kind: Any, method: Any) -> str:

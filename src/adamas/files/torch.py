@@ -23,7 +23,7 @@ from adamas.files.tensors import SIZES, Source, Stored
 from adamas.torch import Optimizer
 from adamas.torch.loading import PACKED
 
-__all__ = ["KIND", "contents", "put_back"]
+__all__ = ["KIND", "check_weights", "contents", "put_back"]
 
 #: Of a file.
 KIND = "torch"
@@ -49,6 +49,12 @@ _ELSE = "Save this optimizer with torch.save(optimizer.state_dict(), path)."
 _WHENCE = " Names are those of named_parameters(), if it was given that."
 
 Found = dict[str, Tensor]
+
+
+def check_weights(optimizer: torch.optim.Optimizer, why: str) -> None:
+    """Raise RuntimeError, saying ``why``, while averages stand in place of the weights."""
+    if isinstance(optimizer, Optimizer):
+        optimizer._stepper.averages.refuse(why)  # pyright: ignore[reportPrivateUsage]
 
 
 @contextmanager
