@@ -43,8 +43,8 @@ std::int64_t step_of(nanobind::handle given);
 Options options_of(nanobind::handle given);
 Phase phase_of(nanobind::handle given);
 
-// Puts how a tensor is stored into a layout: an adamas.codecs.Storage, and what codes of m are
-// counted from: adamas.codecs.mean_top.
+// Puts how a tensor is stored into a layout: an adamas.storage.Storage, and what codes of m
+// are counted from: adamas.codecs.mean_top.
 void put_storage(Layout& layout, nanobind::handle storage, nanobind::handle top);
 
 // An adamas.coefficients.StepNumbers. Throws TypeError for what is none.

@@ -13,19 +13,20 @@ import numpy as np
 import pytest
 
 import adamas
-from adamas import codecs
 from adamas import state as states
-from adamas.codecs import STORED_AS, Codes, Storage
+from adamas import storage as storages
+from adamas.codecs import Codes
 from adamas.coefficients import StepNumbers, at_step
 from adamas.engines import Group, Slot, native
 from adamas.options import Options, Phase
 from adamas.state import Entries
+from adamas.storage import STORED_AS, Storage, bits_of
 
 torch = pytest.importorskip("torch")
 import adamas.torch as in_torch  # noqa: E402
 from adamas.torch import small as small_in_torch  # noqa: E402
 
-FORMS = get_args(codecs.StateForm)
+FORMS = get_args(storages.StateForm)
 PAIRS = list(itertools.product(FORMS, FORMS))
 METHODS = {"Adam": (0.9, 0.999), "Momentum": (0.9, None), "RMSProp": (None, 0.999)}
 ELEMENTS = 4096
@@ -64,7 +65,7 @@ def test_a_state_of_numpy_has_the_bytes_and_dtypes_of_its_storage(pair, method):
     for role in ("mean", "square", "header"):
         array = getattr(state, role)
         if array is not None:
-            assert array.dtype == codecs.bits_of(getattr(storage.codes, role) or "float32")
+            assert array.dtype == bits_of(getattr(storage.codes, role) or "float32")
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids="-".join)
@@ -105,7 +106,7 @@ def test_rounding_says_who_draws_and_who_keeps_a_remainder():
             Storage("8bit", "8bit", rounding).parameters_by_chance,
             Storage("8bit", "8bit", rounding).remainder,
         )
-        for rounding in (None, *get_args(codecs.Rounding))
+        for rounding in (None, *get_args(storages.Rounding))
     }
     assert said == {
         None: (True, False, None),

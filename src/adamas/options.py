@@ -20,7 +20,7 @@ from adamas.checks import (
     check_flag,
     check_rate,
 )
-from adamas.codecs import Rounding, StateForm, Storage
+from adamas.storage import Rounding, StateForm, Storage
 
 __all__ = [
     "BiasCorrection",

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 
 from adamas import codecs
 from adamas.checks import kind
-from adamas.codecs import Codes, Storage
+from adamas.codecs import Codes
 from adamas.options import Options
+from adamas.storage import Storage, bits_of
 
 __all__ = ["ENTRIES", "Entries", "State", "converted", "create", "loaded"]
 
@@ -156,7 +157,7 @@ def create(parameter: Array, options: Options, *, ema: bool = False) -> State:
     start = codecs.decode_parameter(parameter)
 
     def zeros(wanted: bool, code: str | None = None) -> Array | None:
-        dtype = start.dtype if code is None else codecs.bits_of(code)
+        dtype = start.dtype if code is None else bits_of(code)
         return np.zeros(parameter.shape, dtype) if wanted else None
 
     header = None

@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from adamas import _native
 from adamas.checks import whole_number
-from adamas.codecs import Storage
 from adamas.coefficients import StepNumbers
 from adamas.engines import Group
 from adamas.options import Options, Phase
 from adamas.state import Entries
 from adamas.statistics import Outcome, Statistics
+from adamas.storage import Storage
 
 __all__ = [
     "Cohort",

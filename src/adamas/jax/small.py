@@ -16,9 +16,10 @@ import numpy as np
 from jax import lax
 
 from adamas import codecs
-from adamas.codecs import Codes, Storage
+from adamas.codecs import Codes
 from adamas.jax import words
 from adamas.jax.words import Word
+from adamas.storage import Storage, bits_of
 
 __all__ = [
     "CodedState",
@@ -56,7 +57,7 @@ class CodedState(NamedTuple):
 
 def dtypes(storage: Storage) -> Codes:
     """Return the dtypes that m, v and headers are stored in."""
-    codes = (codecs.bits_of(code or "float32") for code in storage.codes)
+    codes = (bits_of(code or "float32") for code in storage.codes)
     return Codes(*codes)
 
 

@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from adamas.codecs import HIGHEST_TOP, LOWEST_TOP, Codes, Storage
+from adamas.codecs import HIGHEST_TOP, LOWEST_TOP, Codes
 from adamas.coefficients import Coefficients
 from adamas.jax import small, states
 from adamas.jax.numbers import Choices, Number, coefficients
 from adamas.jax.operands import Operand, constant, real_dtype
 from adamas.jax.small import CodedState
 from adamas.rule import Result, rule, smooth
+from adamas.storage import Storage
 
 __all__ = ["Coding", "Moments", "stepped", "traced"]
 

@@ -26,8 +26,8 @@ from adamas.checks import (
     kind,
     near,
 )
-from adamas.codecs import Storage
 from adamas.options import Phase, Rounding, StateForm
+from adamas.storage import Storage
 from adamas.torch import small
 
 __all__ = [

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adamas.codecs import Storage
 from adamas.coefficients import is_count
 from adamas.engines.triton import devices
 from adamas.options import Phase
+from adamas.storage import Storage
 from adamas.torch import (
     arguments,
     counting,

@@ -21,8 +21,9 @@ import torch
 from torch import Tensor
 
 from adamas import codecs
-from adamas.codecs import REMAINDERS as REMAINDERS_BY_NAME
-from adamas.codecs import STORED_AS, Bits, Codes, StateForm, Storage
+from adamas.codecs import Bits, Codes
+from adamas.storage import REMAINDERS as REMAINDERS_BY_NAME
+from adamas.storage import STORED_AS, StateForm, Storage
 from adamas.torch import distributed
 
 __all__ = [

@@ -16,11 +16,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from adamas.codecs import BLOCK, Storage
+from adamas.codecs import BLOCK
 from adamas.engines import Group, Slot, native
 from adamas.options import Options, Phase
 from adamas.state import Entries, State
 from adamas.statistics import TILE
+from adamas.storage import Storage
 from adamas.torch import small
 from adamas.torch.host_memory import pins
 from adamas.torch.memory import Memory

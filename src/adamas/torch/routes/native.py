@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamas.codecs import Storage
 from adamas.coefficients import StepNumbers
 from adamas.engines.native import Cohort, TensorPlan, TensorSlot, outcome_of
 from adamas.options import Options
+from adamas.storage import Storage
 from adamas.torch import gradients, small
 from adamas.torch.members import WIDE, Member
 from adamas.torch.numbers import UNSCALED, Scaling

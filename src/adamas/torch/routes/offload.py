@@ -21,10 +21,10 @@ from typing import Any, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from adamas.codecs import Storage
 from adamas.coefficients import StepNumbers
 from adamas.options import Phase
 from adamas.statistics import Outcome, Statistics
+from adamas.storage import Storage
 from adamas.torch import small
 from adamas.torch.members import Member
 from adamas.torch.numbers import Scaling
