@@ -5,6 +5,7 @@ All of it follows from a method, a phase, the groups and what is stored already.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ from torch import Tensor
 from adamas.coefficients import is_count
 from adamas.engines.triton import devices
 from adamas.options import Phase
+from adamas.state import Entries
 from adamas.storage import Storage
 from adamas.torch import (
     arguments,
@@ -57,14 +59,15 @@ class Keeping(NamedTuple):
     def storage(self, group: Group) -> Storage:
         """Return how ``group`` is stored, checked."""
         _, names = self.method.names(group)
+        return self._storage(group, names)
+
+    def _storage(self, group: Group, names: Entries) -> Storage:
         state = group.get("state")
-        return Storage.checked(
-            "float32" if state is None else state,
-            group.get("rounding"),
-            has_mean=names.mean is not None,
-            has_square=names.square is not None,
-            amsgrad=names.largest_square is not None,
-        )
+        asked = ("float32" if state is None else state, group.get("rounding"), names)
+        try:
+            return _storage(*asked)
+        except TypeError:  # of what cannot be kept, or is wrong
+            return _storage.__wrapped__(*asked)
 
     def form(self, group: Group, parameter: Tensor, state: State) -> small.Form | None:
         """Return how the state of a parameter is stored, or None where it is as torch stores it.
@@ -73,7 +76,8 @@ class Keeping(NamedTuple):
         rounded to nearest, as in torch; those in float16, which is too narrow for a mean of
         squares, have one in float32.
         """
-        storage, (_, names) = self.storage(group), self.method.names(group)
+        _, names = self.method.names(group)
+        storage = self._storage(group, names)
         if "state" in group:
             if not storage.is_small and parameter.dtype not in small.HALF:
                 return None
@@ -288,6 +292,18 @@ class Keeping(NamedTuple):
                 "from 0 to 2**53 - 1. Load a state that was saved, or set "
                 f'state["{member.step_name}"] of this parameter to what it was.'
             )
+
+
+@functools.lru_cache(maxsize=64)
+def _storage(state: Any, rounding: Any, names: Entries) -> Storage:
+    """Return how something is stored, checked; kept, since all parameters ask for it."""
+    return Storage.checked(
+        state,
+        rounding,
+        has_mean=names.mean is not None,
+        has_square=names.square is not None,
+        amsgrad=names.largest_square is not None,
+    )
 
 
 def _zeros_like(parameter: Tensor, dtype: torch.dtype) -> Tensor:

@@ -91,7 +91,7 @@ class Member(NamedTuple):
     @property
     def wanted(self) -> set[str]:
         """The names of all that is kept."""
-        return {name for name in (self.step_name, *self.names) if name is not None}
+        return {name for name in (self.step_name, *self.names) if name}
 
     @property
     def entries(self) -> Entries:
@@ -100,7 +100,7 @@ class Member(NamedTuple):
 
     def parts(self) -> Iterator[Tensor]:
         """Yield this process's parts of the parameter and its state."""
-        entries = (self.state[name] for name in self.wanted)
+        entries = (self.state[name] for name in (self.step_name, *self.names) if name)
         return map(distributed.local, (self.parameter, *entries))
 
     def with_dtypes(self) -> list[tuple[Tensor, torch.dtype]] | None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from adamas.coefficients import Coefficients, StepNumbers, at_step, ema_weights
+from adamas.coefficients import StepNumbers, at_step
 from adamas.torch.members import Member, scalar
 from adamas.torch.methods import Method
 
@@ -82,17 +82,11 @@ class Numbers:
         """Return what parameters must have in common to be stepped with the same numbers."""
         return (id(member.group), self.step(member), self.method.cohort(member))
 
-    def average(self, member: Member) -> tuple[float, float] | None:
-        """Return what the averaged weights keep and take; None where there are none."""
-        return None if self._ema is None else ema_weights(self._ema, self.step(member))
-
-    def rule(self, member: Member) -> Coefficients:
-        """Return the numbers of the rule, from options or of the method's own."""
-        options = self.method.options(member.group)
+    def of(self, member: Member) -> StepNumbers:
+        """Return the numbers of the coming step, from options or of the method's own."""
+        step, options = self.step(member), self.method.options(member.group)
         if options is None:
-            return self.method.numbers(member, self.step(member))
-        return at_step(options, self.step(member), scalar(member.group["lr"]))
-
-    def all(self, member: Member) -> StepNumbers:
-        """Return the numbers of the rule, of the average, and of the step."""
-        return StepNumbers.averaging(self.rule(member), self._ema, self.step(member))
+            rule = self.method.numbers(member, step)
+        else:
+            rule = at_step(options, step, scalar(member.group["lr"]))
+        return StepNumbers.averaging(rule, self._ema, step)

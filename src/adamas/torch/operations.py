@@ -55,7 +55,7 @@ class Tensors:
 def step_tensor(
     tensors: Tensors,
     numbers: Coefficients,
-    ema_weights: tuple[float, float] | None,
+    ema_weights: tuple[float, float],
     *,
     recorded: bool,
 ) -> Statistics | None:
@@ -86,7 +86,7 @@ def step_tensor(
     _store(tensors.mean, result.m)
     _store(tensors.square, result.v)
     _store(tensors.largest_square, result.w)
-    if tensors.ema is not None and ema_weights is not None:
+    if tensors.ema is not None:
         average = _Operand(_real(tensors.ema).to(_arithmetic(tensors.ema)))
         now = _Operand(stored.to(average.tensor.dtype))
         keep, take = (_number(weight, average.tensor.dtype) for weight in ema_weights)
@@ -101,7 +101,7 @@ def step_rows(parameter: Tensor, gradient: Tensor, numbers: Coefficients) -> Non
     where = tuple(gradient.indices())
     rows = parameter[where]
     tensors = Tensors(rows, gradient.values(), None, None, None, None, None)
-    step_tensor(tensors, numbers, None, recorded=False)
+    step_tensor(tensors, numbers, (0.0, 0.0), recorded=False)
     parameter[where] = rows
 
 

@@ -80,6 +80,8 @@ class Plan:
     @property
     def members(self) -> tuple[Member, ...]:
         """All parameters that have gradients now, in the order in which outcomes report them."""
+        if self._whole is not None:
+            return tuple(self._whole.members)
         return tuple(member for route in self._routes for member in route.members)
 
     @property
@@ -384,11 +386,12 @@ class Planner:
 
     def _completed(self, member: Member, states: States) -> Member:
         """Create what the state of a member lacks; return it with its state."""
-        if not member.wanted:
+        if member.step_name is None and not any(member.names):
             return member._replace(state={})
         if member.parameter not in states:
             states[member.parameter] = {}
-        member = member._replace(state=states[member.parameter])
+        if member.state is not states[member.parameter]:
+            member = member._replace(state=states[member.parameter])
         if self.keeping.complete(member):
             if member.step_name is None:
                 self.numbers.begins(member.parameter)

@@ -86,7 +86,7 @@ class Native:
     @property
     def members(self) -> tuple[Member, ...]:
         """Those that have gradients now."""
-        return tuple(member for member in self._all if member.has_gradient)
+        return tuple(member for member in self._all if member.parameter.grad is not None)
 
     @property
     def stepped(self) -> tuple[Member, ...]:
@@ -123,7 +123,7 @@ class Native:
         for member in self._given:
             for name in self._numbers.method.counts(member):
                 _ = member.state[name]  # which may have been taken out
-        return [self._numbers.all(member) for member in self._given]
+        return [self._numbers.of(member) for member in self._given]
 
 
 def _cohorts(

@@ -280,7 +280,7 @@ class Offloaded:
             key = numbers.cohort(member)
             if key not in cohorts:
                 cohorts[key] = len(cohorts)
-                self._numbers.append(numbers.all(member))
+                self._numbers.append(numbers.of(member))
             self._items.append(self._item(member, cohorts[key]))
         self._pipeline.prepare(self._items)
 

@@ -46,7 +46,7 @@ class Plain:
         """Take the numbers."""
         for member in self.members:
             if member.own_step is None:
-                self._numbers.rule(member)
+                self._numbers.of(member)
 
     @torch.no_grad()
     def step(
@@ -68,14 +68,14 @@ class Plain:
             parts = {name: distributed.local(each) for name, each in member.state.items()}
             member.own_step(self._tensors(member), parts, factor)
             return None
-        numbers = self._numbers.rule(member)
-        numbers = numbers._replace(grad_scale=numbers.grad_scale * factor)
+        numbers = self._numbers.of(member)
+        rule = numbers.rule._replace(grad_scale=numbers.rule.grad_scale * factor)
         if member.gradient.is_sparse and self._steps_rows(member):
-            operations.step_rows(member.parameter.detach(), member.gradient, numbers)
+            operations.step_rows(member.parameter.detach(), member.gradient, rule)
             return None
         tensors = self._tensors(member)
         form, names, state = member.form, member.names, member.state
-        random = self._random_bits(member)
+        random = self._random_bits(member, numbers.step)
         if form is not None:
             decoded = form.decoded(state, names.mean, names.square)
             tensors.mean, tensors.square = (
@@ -83,8 +83,8 @@ class Plain:
             )
         if member.rounds_parameter:
             self._round(member, tensors, random)
-        average, recorded = self._numbers.average(member), self._phase.statistics
-        record = operations.step_tensor(tensors, numbers, average, recorded=recorded)
+        average, recorded = (numbers.keep, numbers.take), self._phase.statistics
+        record = operations.step_tensor(tensors, rule, average, recorded=recorded)
         if form is not None:
             means = (tensors.mean, tensors.square)
             form.store(state, names.mean, names.square, means, random)
@@ -105,11 +105,11 @@ class Plain:
             copy=None if member.copy is None else distributed.local(member.copy),
         )
 
-    def _random_bits(self, member: Member) -> np.ndarray:
+    def _random_bits(self, member: Member, step: int) -> np.ndarray:
         """Return the random bits of this process's elements; none where nothing asks for them."""
         if member.form is None and not member.rounds_parameter:
             return np.zeros(0, np.uint32)
-        key = key_of(self._phase.seed, self._numbers.step(member), member.place)
+        key = key_of(self._phase.seed, step, member.place)
         return random_bits_at(key, distributed.element_indices(member.parameter))
 
     def _round(self, member: Member, tensors: Tensors, random: np.ndarray) -> None:
