@@ -14,6 +14,7 @@ import adamas.torch as ours  # noqa: E402
 from adamas.torch import host_memory  # noqa: E402
 from adamas.torch.routes import offload  # noqa: E402
 from queues import Queues  # noqa: E402
+from torch_bits import trained_bits  # noqa: E402
 
 BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
 FORMS = ["float32", "bfloat16", "compact", "8bit", ("8bit", "float32"), ("compact", "8bit"), None]
@@ -32,20 +33,6 @@ def stepped(optimizer, steps=1, first=0, scale=1.0):
             p.grad = (torch.randn(p.shape, generator=generator) * scale).to(p.dtype)
         optimizer.step()
     return optimizer
-
-
-def bits(value):
-    if isinstance(value, torch.Tensor):
-        value = value.detach().contiguous()
-        return value.dtype, tuple(value.shape), bytes(value.reshape(-1).view(torch.uint8).numpy())
-    if isinstance(value, dict):
-        return {key: bits(each) for key, each in value.items()}
-    return [bits(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
-def everything(optimizer):
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    return copy.deepcopy((bits(params), bits([optimizer.state.get(p) for p in params])))
 
 
 def set_form(optimizer, form):
@@ -73,7 +60,7 @@ def test_a_form_that_changes_in_a_run_is_that_of_a_loaded_state(before, after, d
     loaded = ours.Adam(params, lr=0.02, state=after, engine=engine)
     loaded.load_state_dict(optimizer.state_dict(packed=True))
     set_form(optimizer, after)
-    assert everything(stepped(optimizer, 3, 10)) == everything(stepped(loaded, 3, 10))
+    assert trained_bits(stepped(optimizer, 3, 10)) == trained_bits(stepped(loaded, 3, 10))
     assert {*optimizer.routes().values(), *loaded.routes().values()} == {engine}
 
 
@@ -85,7 +72,7 @@ def test_a_rounding_that_changes_in_a_run_is_that_of_a_loaded_state(rounding):
     loaded.load_state_dict(optimizer.state_dict(packed=True))
     for group in optimizer.param_groups:
         group["rounding"] = rounding
-    assert everything(stepped(optimizer, 2, 5)) == everything(stepped(loaded, 2, 5))
+    assert trained_bits(stepped(optimizer, 2, 5)) == trained_bits(stepped(loaded, 2, 5))
 
 
 def test_a_form_that_changes_with_offload_is_that_of_a_loaded_state(monkeypatch):
@@ -97,21 +84,21 @@ def test_a_form_that_changes_with_offload_is_that_of_a_loaded_state(monkeypatch)
         stepped(optimizer, 5)
         set_form(optimizer, "8bit")
         optimizer.param_groups[0]["betas"] = (0.5, 0.999)
-        found.append(everything(stepped(optimizer, 3, 5)))
+        found.append(trained_bits(stepped(optimizer, 3, 5)))
     assert found[0] == found[1]
 
 
 def test_what_cannot_be_stored_so_is_refused_and_nothing_is_changed():
     optimizer = stepped(ours.Adam(parameters(torch.float64)), 2)
-    before = everything(optimizer)
+    before = trained_bits(optimizer)
     set_form(optimizer, "8bit")
     with pytest.raises(TypeError, match=r"dtype torch\.float64: small forms are for float32 and"):
         stepped(optimizer, 1, 2)
-    assert everything(optimizer) == before
+    assert trained_bits(optimizer) == before
     set_form(optimizer, "4bit")
     with pytest.raises(ValueError, match="state is '4bit', but it must be one of"):
         stepped(optimizer, 1, 2)
-    assert everything(optimizer) == before
+    assert trained_bits(optimizer) == before
     set_form(optimizer, None)
     stepped(optimizer, 1, 2)
 
@@ -151,7 +138,7 @@ def test_what_is_taken_over_is_never_read_as_something_else(mine, theirs, take):
     loaded = ours.Adam(twins, lr=0.02, **({} if form is None else {"state": form}))
     loaded.load_state_dict(source.state_dict(packed=True))
     take(optimizer, other)
-    assert everything(stepped(optimizer, 2, 5)) == everything(stepped(loaded, 2, 5))
+    assert trained_bits(stepped(optimizer, 2, 5)) == trained_bits(stepped(loaded, 2, 5))
 
 
 @pytest.mark.parametrize("name", ["SGD", "RMSprop", "NAdam"])
@@ -161,10 +148,10 @@ def test_the_state_of_another_class_is_refused_and_nothing_is_changed(name):
     other = stepped(getattr(ours, name)(params, **options), 2)
     optimizer = ours.Adam(params)
     optimizer.state = other.state
-    before = everything(optimizer)
+    before = trained_bits(optimizer)
     with pytest.raises(ValueError, match="which Adam does not keep"):
         stepped(optimizer, 1)
-    assert everything(optimizer) == before
+    assert trained_bits(optimizer) == before
 
 
 WRONG = {
@@ -185,12 +172,12 @@ def test_an_entry_that_does_not_fit_is_refused_before_any_parameter_moves(case, 
     p = optimizer.param_groups[0]["params"][1]
     kept = optimizer.state[p]["exp_avg"]
     optimizer.state[p]["exp_avg"] = torch.zeros_like(kept)
-    before = everything(optimizer)
+    before = trained_bits(optimizer)
     optimizer.state[p]["exp_avg"] = value
     with pytest.raises(error, match=message):
         stepped(optimizer, 1, 2)
     optimizer.state[p]["exp_avg"] = torch.zeros_like(kept)
-    assert everything(optimizer) == before
+    assert trained_bits(optimizer) == before
     stepped(optimizer, 1, 2)
 
 
@@ -207,12 +194,12 @@ def test_a_count_that_is_no_number_is_refused_before_any_parameter_moves(case, e
     state = optimizer.state[optimizer.param_groups[0]["params"][1]]
     for entry in ("step", "mu_product"):
         kept = state[entry]
-        before = everything(optimizer)
+        before = trained_bits(optimizer)
         state[entry] = COUNTS[case]
         with pytest.raises(TypeError, match=rf"^The state of 0\.1 has .* as {entry}, but it mu"):
             stepped(optimizer, 1, 2)
         state[entry] = kept
-        assert everything(optimizer) == before
+        assert trained_bits(optimizer) == before
     stepped(optimizer, 1, 2)
 
 
@@ -222,12 +209,12 @@ def test_a_state_that_is_no_dict_is_refused_before_any_parameter_moves(state, gi
     optimizer = stepped(ours.Adam(parameters(), clip_norm=clip_norm), 2)
     p = optimizer.param_groups[0]["params"][1]
     kept = optimizer.state[p]
-    before = everything(optimizer)
+    before = trained_bits(optimizer)
     optimizer.state[p] = state
     with pytest.raises(TypeError, match=rf"^The state of 0\.1 is {given}, but it must be a dict"):
         stepped(optimizer, 1, 2)
     optimizer.state[p] = kept
-    assert everything(optimizer) == before
+    assert trained_bits(optimizer) == before
 
 
 # ── betas ──────────────────────────────────────────────────────────────────────────────────────
@@ -251,7 +238,7 @@ def test_betas_that_fall_do_not_cut_m_at_the_range_of_the_first(form, betas):
     loaded.load_state_dict(twin.state_dict())  # dense: encoded anew, for these betas
     for q, r in zip(loaded.param_groups[0]["params"], twin.param_groups[0]["params"], strict=True):
         q.data.copy_(r)
-    assert everything(stepped(loaded, 1, 5)) == everything(optimizer)
+    assert trained_bits(stepped(loaded, 1, 5)) == trained_bits(optimizer)
 
 
 @pytest.mark.parametrize("form", ["compact", "8bit"])
@@ -279,7 +266,7 @@ def test_a_mean_that_new_betas_do_not_allow_is_kept_until_it_is_small_enough(for
             tops.append(optimizer.state[p]["top"])
         assert tops[0] == top
         assert tops[-1] <= tops[0]
-        routes.append((tops, everything(optimizer)))
+        routes.append((tops, trained_bits(optimizer)))
     assert routes[0] == routes[1]
 
 
@@ -306,7 +293,7 @@ def test_a_cycle_of_betas_is_resumed_with_the_bits_of_the_unbroken_run():
         for step in range(begun + 1, 16):
             stepped(other, 1, step)
             scheduler.step()
-        assert everything(other) == everything(optimizer)
+        assert trained_bits(other) == trained_bits(optimizer)
 
 
 # ── entries that are taken out ─────────────────────────────────────────────────────────────────
@@ -343,7 +330,7 @@ def test_a_state_that_is_cleared_begins_anew(name, options, change, phase):
     params = [nn.Parameter(p.detach().clone()) for p in optimizer.param_groups[0]["params"]]
     fresh = getattr(ours, name)(params, lr=0.02, **options)
     change(optimizer)
-    assert everything(stepped(optimizer, 3, 3)) == everything(stepped(fresh, 3, 3))
+    assert trained_bits(stepped(optimizer, 3, 3)) == trained_bits(stepped(fresh, 3, 3))
 
 
 @pytest.mark.parametrize(
@@ -371,7 +358,7 @@ def test_a_parameter_begins_anew_where_a_vital_entry_is_taken_out(name, options,
         optimizer.state[p][entry] = None
     else:
         optimizer.state[p].pop(entry)
-    assert everything(stepped(optimizer, 2, 3)) == everything(stepped(twin, 2, 3))
+    assert trained_bits(stepped(optimizer, 2, 3)) == trained_bits(stepped(twin, 2, 3))
 
 
 UNCOUNTED = [
@@ -392,12 +379,12 @@ def test_a_count_that_is_none_is_refused_in_a_run_and_nothing_is_changed(
 ):
     optimizer = stepped(getattr(ours, name)(parameters()), 2)
     p = optimizer.param_groups[0]["params"][1]
-    kept, before = optimizer.state[p]["step"], everything(optimizer)
+    kept, before = optimizer.state[p]["step"], trained_bits(optimizer)
     optimizer.state[p]["step"] = value
     with pytest.raises(error, match=message):
         stepped(optimizer, 1, 2)
     optimizer.state[p]["step"] = kept
-    assert everything(optimizer) == before
+    assert trained_bits(optimizer) == before
 
 
 @pytest.mark.parametrize("name", ["Adam", "NAdam", "RMSprop"])
@@ -405,7 +392,7 @@ def test_a_count_may_be_a_plain_number_in_a_run(name):
     optimizer = stepped(getattr(ours, name)(parameters()), 2)
     twin = stepped(getattr(ours, name)(parameters()), 2)
     optimizer.state[optimizer.param_groups[0]["params"][1]]["step"] = 2
-    assert everything(stepped(optimizer, 2, 2)) == everything(stepped(twin, 2, 2))
+    assert trained_bits(stepped(optimizer, 2, 2)) == trained_bits(stepped(twin, 2, 2))
 
 
 @pytest.mark.parametrize("change", [{"momentum": 0.9}, {"centered": True}], ids=str)
@@ -417,7 +404,7 @@ def test_rmsprops_own_formulas_are_refused_where_the_rule_is_needed(change, opti
     optimizer = stepped(ours.RMSprop(parameters(), **options), 2)
     saved = stepped(ours.RMSprop(parameters(), **change), 1).state_dict()
     groups = copy.deepcopy(optimizer.param_groups[0])
-    before = everything(optimizer)
+    before = trained_bits(optimizer)
     go_on = functools.partial(optimizer.load_state_dict, saved)
     if route == "a group that is set":
         optimizer.param_groups[0].update(change)
@@ -425,7 +412,7 @@ def test_rmsprops_own_formulas_are_refused_where_the_rule_is_needed(change, opti
     with pytest.raises(ValueError, match="RMSprop with momentum or centered follows another"):
         go_on()
     optimizer.param_groups[0].update({name: groups[name] for name in change})
-    assert everything(optimizer) == before
+    assert trained_bits(optimizer) == before
     stepped(optimizer, 1, 2)
 
 
@@ -437,7 +424,7 @@ def test_a_mean_of_gradients_that_is_taken_out_begins_at_zero(state):
         entries.pop("exp_avg")
     for entries in twin.state.values():
         entries["exp_avg"].zero_()
-    assert everything(stepped(optimizer, 1, 3)) == everything(stepped(twin, 1, 3))
+    assert trained_bits(stepped(optimizer, 1, 3)) == trained_bits(stepped(twin, 1, 3))
 
 
 def test_amsgrad_and_centered_may_be_turned_on_in_a_run():
@@ -476,5 +463,5 @@ def test_what_changes_in_a_run_on_a_device_has_the_bits_of_the_native_engine(bef
             optimizer.param_groups[0].update(change)
             stepped(optimizer, 3, 3)
             assert {*optimizer.routes().values()} == {"triton" if taken else "native"}
-            found.append(everything(optimizer))
+            found.append(trained_bits(optimizer))
     assert found[0] == found[1]

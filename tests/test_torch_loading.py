@@ -17,6 +17,7 @@ from adamas.torch.keeping import Keeping  # noqa: E402
 from adamas.torch.routes import offload  # noqa: E402
 from planned import plans_made  # noqa: E402
 from queues import Queues  # noqa: E402
+from torch_bits import bits, everything  # noqa: E402
 
 SHAPES = [(5, 7), (40,), ()]
 
@@ -34,23 +35,6 @@ def trained(optimizer, steps=3, first=0):
             p.grad = torch.randn(p.shape, generator=generator).to(p.dtype)
         optimizer.step()
     return optimizer
-
-
-def bits(value):
-    if isinstance(value, torch.Tensor):
-        value = value.detach().contiguous()
-        return value.dtype, tuple(value.shape), bytes(value.reshape(-1).view(torch.uint8).numpy())
-    if isinstance(value, dict):
-        return {key: bits(each) for key, each in value.items()}
-    return [bits(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
-def everything(optimizer):
-    """All that an optimizer is: parameters, state, groups."""
-    groups = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    states = [optimizer.state.get(p) for p in params]
-    return copy.deepcopy((bits(params), bits(states), bits(groups)))
 
 
 def made(name="AdamW", dtype=torch.float32, **options):

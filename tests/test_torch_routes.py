@@ -23,6 +23,7 @@ from adamas.torch import host_memory
 from adamas.torch.routes import offload
 from copied import left_by_steps
 from queues import Queues
+from torch_bits import bits, trained_bits
 
 BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
 ENGINES = ["native", "torch", "triton"]
@@ -71,21 +72,6 @@ def stepped(optimizer, steps=1, first=0):
         give_gradients(optimizer, step)
         optimizer.step()
     return optimizer
-
-
-def bits(value):
-    if isinstance(value, torch.Tensor):
-        value = value.detach().contiguous()
-        return value.dtype, tuple(value.shape), bytes(value.reshape(-1).view(torch.uint8).numpy())
-    if isinstance(value, dict):
-        return {key: bits(each) for key, each in value.items()}
-    return [bits(each) for each in value] if isinstance(value, (list, tuple)) else value
-
-
-def everything(optimizer):
-    """Parameters and states; one that nobody has stepped is None."""
-    params = [p for group in optimizer.param_groups for p in group["params"]]
-    return bits(params), [bits(optimizer.state.get(p)) for p in params]
 
 
 # ── which parameter takes which route ──────────────────────────────────────────────────────────
@@ -264,7 +250,7 @@ def test_every_engine_gives_the_bits_of_the_others_and_steps_all_by_itself(run, 
         optimizer = getattr(ours, name)(parameters(dtype), lr=0.01, engine=engine, **options)
         stepped(optimizer, 4)
         assert {*optimizer.routes().values()} == {engine}
-        assert everything(optimizer) == everything(judge)
+        assert trained_bits(optimizer) == trained_bits(judge)
         assert bits(left_by_steps(optimizer)) == bits(left_by_steps(judge))
         assert optimizer.gradient_norm == judge.gradient_norm
         if options.get("statistics"):
@@ -286,7 +272,7 @@ def test_offload_goes_with_the_native_engine():
         with offloading():
             optimizer = stepped(ours.AdamW(parameters(), offload=True, engine=engine), 2)
         assert {*optimizer.routes().values()} == {"offload"}
-        found.append(everything(optimizer))
+        found.append(trained_bits(optimizer))
     assert found[0] == found[1]
 
 
@@ -369,12 +355,12 @@ def test_what_the_native_engine_cannot_step_is_refused_and_nothing_is_changed(ca
     optimizer = getattr(ours, name)(params, lr=0.01, engine="native", **options)
     for p in params:
         p.grad = torch.ones_like(p)
-    before = everything(optimizer)
+    before = trained_bits(optimizer)
     for _ in range(2):
         message = re.escape(refused_by("native", f"0.{place}", params[place]))
         with pytest.raises(ValueError, match=f"^{message}$"):
             optimizer.step()
-        assert everything(optimizer) == before
+        assert trained_bits(optimizer) == before
         assert len(optimizer.state) == 0
         assert optimizer.routes() == {}
 
@@ -383,12 +369,12 @@ def test_what_triton_cannot_step_is_refused_and_nothing_is_changed():
     params = parameters()
     optimizer = ours.AdamW(params, engine="triton", state="compact")
     give_gradients(optimizer, 0)
-    before = everything(optimizer)
+    before = trained_bits(optimizer)
     with mock.patch.object(devices, "DEVICE_TYPES", ("cuda",)):
         message = re.escape(refused_by("triton", "0.0", params[0]))
         with pytest.raises(ValueError, match=f"^{message}$"):
             optimizer.step()
-    assert everything(optimizer) == before
+    assert trained_bits(optimizer) == before
     assert len(optimizer.state) == 0
 
 
@@ -406,17 +392,17 @@ def test_what_it_cannot_step_any_more_is_refused_and_it_goes_on_where_that_is_un
         added = nn.Parameter(torch.ones(2))
         added.grad = torch.ones(2)
         optimizer.add_param_group({"params": [added]})
-    before = everything(optimizer)
+    before = trained_bits(optimizer)
     with pytest.raises(ValueError, match=f"^{re.escape(refused_by('native', '0.1', params[1]))}$"):
         optimizer.step()
-    assert everything(optimizer) == before
+    assert trained_bits(optimizer) == before
     params[1].grad = gradient
     if change == "form":
         optimizer.param_groups[0]["state"] = "8bit"
     elif change == "parameter that is new":
         del optimizer.param_groups[1]
     optimizer.step()
-    assert everything(optimizer) == everything(stepped(twin, 1, 2))
+    assert trained_bits(optimizer) == trained_bits(stepped(twin, 1, 2))
     assert {*optimizer.routes().values()} == {"native"}
 
 
