@@ -215,6 +215,21 @@ def check_fsdp_over_tensor_parallel(mesh):
             assert torch.equal(here(other), own_part(one, other)), (name, step)
 
 
+def check_plain_ones_alone(mesh):
+    """Plain parameters are clipped where those beside them, which are cut, have no gradient."""
+    plain, parted = torch.ones(4), cut(torch.ones(8), mesh, [Shard(0)] * mesh.ndim)
+    params = [nn.Parameter(plain), nn.Parameter(parted)]
+    optimizer = ours.SGD(params, lr=1.0, clip_norm=1.0, on_nonfinite="skip")
+    params[0].grad = torch.full((4,), 8.0)
+    optimizer.step()
+    assert optimizer.gradient_norm == 16
+    assert torch.equal(params[0], torch.full((4,), 0.5))
+    params[0].grad[0] = math.nan
+    optimizer.step()
+    assert optimizer.skipped == 1
+    assert torch.equal(params[0], torch.full((4,), 0.5))
+
+
 def main():
     rank, store, shape = int(sys.argv[1]), sys.argv[2], tuple(map(int, sys.argv[3].split("x")))
     torch.set_num_threads(1)
@@ -232,6 +247,7 @@ def main():
         check_steps(mesh, torch.bfloat16, rows, state="8bit", rounding="stochastic")
     check_steps(mesh, torch.bfloat16, cases(mesh), state="compact", rounding="remainder8")
     check_missing_gradients(mesh)
+    check_plain_ones_alone(mesh)
     check_refusal(mesh)
     if mesh.ndim > 1:
         check_other_mesh(mesh)
