@@ -398,13 +398,34 @@ def test_the_text_of_an_optimizer_of_arrays_has_what_was_chosen_of_the_phase():
 
 
 @pytest.mark.parametrize("kind", METHODS)
-def test_groups_and_defaults_stay_those_of_torch(kind):
-    weights = [nn.Parameter(torch.zeros(2))]
-    optimizer = getattr(ours, kind)(weights, lr=0.5, clip_norm=1.0, ema=0.9)
+def test_defaults_show_the_phase_and_groups_stay_those_of_torch(kind):
+    weights = [nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    theirs = getattr(torch.optim, kind)(weights[:1], lr=0.5)
+    assert getattr(ours, kind)(weights[:1], lr=0.5).defaults == theirs.defaults
+    optimizer = getattr(ours, kind)(
+        weights[:1], lr=0.5, clip_norm=1.0, ema=0.9, copy_to=torch.bfloat16, engine="native"
+    )
     optimizer.on_nonfinite = "skip"
-    theirs = getattr(torch.optim, kind)(weights, lr=0.5)
-    assert optimizer.defaults == theirs.defaults
-    assert [g.keys() for g in optimizer.param_groups] == [g.keys() for g in theirs.param_groups]
+    phase = {"clip_norm": 1.0, "ema": 0.9, "on_nonfinite": "skip"}
+    whole = {**phase, "copy_to": torch.bfloat16, "engine": "native"}
+    assert optimizer.defaults == {**theirs.defaults, **whole}
+    for each in (optimizer, theirs):
+        each.add_param_group({"params": weights[1:]})
+    for p in weights:
+        p.grad = torch.ones_like(p)
+    optimizer.step()
+    other = getattr(ours, kind)(weights[:1], lr=0.5)
+    other.add_param_group({"params": weights[1:]})
+    other.load_state_dict(optimizer.state_dict())
+    assert other.defaults == {**theirs.defaults, "on_nonfinite": "skip"}
+    optimizer.on_nonfinite = "propagate"
+    del whole["on_nonfinite"]
+    for each in (optimizer, copy.deepcopy(optimizer), pickle.loads(pickle.dumps(optimizer))):
+        assert each.defaults == {**theirs.defaults, **whole}
+        assert [g.keys() for g in each.param_groups] == [g.keys() for g in theirs.param_groups]
+    with pytest.raises(TypeError, match="A group has clip_norm, which concerns the whole step"):
+        optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "clip_norm": 2.0})
+    assert optimizer.defaults == {**theirs.defaults, **whole}
 
 
 def test_the_text_of_statistics_is_that_of_the_method():

@@ -364,7 +364,7 @@ class Optimizer:
     def __repr__(self) -> str:
         """Name the method, its size, its learning rate and what was chosen of the phase."""
         named = named_parameters(self.groups)
-        chosen = {"lr": self.lr, **settings.told(self._phase)}
+        chosen = {"lr": self.lr, **settings.told(vars(self._phase))}
         return (
             f"<adamas.{type(self).__name__}: {sum(p.size for _, p in named):,} parameters in "
             f"{len(named)} arrays, {', '.join(f'{k}={v!r}' for k, v in chosen.items())}, "

@@ -7,7 +7,6 @@ a script to give again. What was set in a run belongs to the run: its state_dict
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Collection, Mapping
 from types import MethodType
 from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, overload
@@ -121,15 +120,14 @@ def whole() -> Fixed[Phase]:
     )
 
 
-def told(phase: Phase) -> dict[str, Any]:
-    """Return the options that are not what they are where none is given, to be shown."""
-    options = ((field, getattr(phase, field.name)) for field in dataclasses.fields(phase))
-    return {field.name: value for field, value in options if value != field.default}
+def told(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the options of whole steps that are not what they are where none is given."""
+    usual = {**vars(Phase()), "offload": False}
+    return {name: value for name, value in options.items() if value != usual.get(name)}
 
 
-def shown(text: str, phase: Phase, more: Mapping[str, Any]) -> str:
-    """Return torch's text of an optimizer with what is told of its phase, and ``more``."""
-    options = told(phase) | {name: value for name, value in more.items() if value is not None}
+def shown(text: str, options: Mapping[str, Any]) -> str:
+    """Return torch's text of an optimizer with what is told of whole steps."""
     lines = "".join(f"    {name}: {options[name]}\n" for name in sorted(options))
     return f"{text.removesuffix(')')}Phase\n{lines})" if options else text
 

@@ -48,6 +48,7 @@ __all__ = [
     "checked_betas_alike",
     "checked_copy_to",
     "checked_phase",
+    "of_groups",
     "put_pairs",
     "refuse_model",
     "refuse_parameter",
@@ -312,6 +313,11 @@ def check_engine(engine: Any, offload: bool) -> None:
             f"offload is True, but engine is {engine!r}: state in host memory is stepped by the "
             'native engine. Leave out the one or the other, or use engine="native".'
         )
+
+
+def of_groups(defaults: Options) -> dict[str, Any]:
+    """Return the defaults of groups, without what concerns whole steps."""
+    return {name: value for name, value in defaults.items() if name not in _OF_THE_STEP}
 
 
 def check_group(

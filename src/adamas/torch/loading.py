@@ -78,7 +78,8 @@ def take_over(optimizer: torch.optim.Optimizer, keeping: Keeping, given: Any) ->
         result = hook(optimizer, given)
         given = given if result is None else result
     groups = optimizer.param_groups
-    target = Target(groups, optimizer.defaults, names_of(groups), keeping)
+    defaults = arguments.of_groups(optimizer.defaults)
+    target = Target(groups, defaults, names_of(groups), keeping)
     loaded = prepared(target, given)
     state = defaultdict(dict, loaded.state)
     chosen = settings.loaded(given)

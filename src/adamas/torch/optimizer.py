@@ -82,6 +82,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__init__(cast(Any, params), defaults)
         arguments.check_remainder(self.param_groups)
         self._copies.begin(chosen.copy_to, parameters_of(self.param_groups))
+        self._show()
 
     def _begin(self) -> None:
         """Begin the steps anew: of a new optimizer, or of one that has loaded."""
@@ -95,13 +96,21 @@ class Optimizer(torch.optim.Optimizer):
             self._phase = replace(self._phase, **changes)
             self._phase_set = self._phase_set.union(changes)
             self._stepper.go_by(self._keeping)
+            self._show()
+
+    @property
+    def _own(self) -> dict[str, Any]:
+        own = {"copy_to": self._copies.dtype, "offload": self._offloads, "engine": self._engine}
+        return {**vars(self._phase), **own}
+
+    def _show(self) -> None:
+        """Let ``defaults`` tell what was given or set for whole steps; no group has it."""
+        self.defaults = {**arguments.of_groups(self.defaults), **settings.told(self._own)}
 
     def __repr__(self) -> str:
-        """Return torch's own text, and what of the phase was given or set."""
-        own = {"offload": self._offloads or None, "engine": self._engine}
-        return settings.shown(
-            super().__repr__(), self._phase, {**own, "copy_to": self._copies.told}
-        )
+        """Return torch's own text, and what was given or set for whole steps."""
+        told = settings.told({**self._own, "copy_to": self._copies.told})
+        return settings.shown(super().__repr__(), told)
 
     @property
     def _keeping(self) -> Keeping:
@@ -109,14 +118,11 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
-        """Whether a GradScaler leaves unscaling and skipping to us: a pass over gradients less.
+        """Whether a GradScaler leaves unscaling to us: as in torch with ``fused``, or if we clip.
 
-        As in torch where ``fused=True``, and where the step clips. Otherwise not: Lightning takes
-        it to mean that nobody else may clip the gradients.
+        Otherwise not: Lightning takes it to mean that nobody else may clip the gradients.
         """
         return bool(self.defaults.get("fused")) or self._phase.clip_norm is not None
-
-    # -- the step ------------------------------------------------------------------------------
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step; return what ``closure`` returns, or None.
@@ -180,9 +186,9 @@ class Optimizer(torch.optim.Optimizer):
     def routes(self) -> dict[str, str]:
         """Return how the last step stepped each parameter: its name, and that of the route.
 
-        Routes are "native" (the compiled engine), "triton", "offload" (the compiled engine, with
-        the state in host memory) and "torch" (PyTorch's own operations). Parameters that had no
-        gradient are not among them. Before the first step, and after loading, there are none.
+        Routes are "native" (the compiled engine), "triton", "offload" (the same, state in host
+        memory) and "torch" (PyTorch's own operations). Parameters without a gradient then are not
+        among them; before the first step, and after loading, none is.
         """
         with self._stepper.held():
             return self._stepper.routes(self.param_groups)
@@ -191,10 +197,9 @@ class Optimizer(torch.optim.Optimizer):
     def statistics(self) -> dict[str, Tensor]:
         """Return what the last step did: float64 scalars under ``"<parameter>/<statistic>"``.
 
-        The statistics are the fields of :class:`adamas.Statistics`; parameters have the names
-        given by ``named_parameters()``, or ``"<group>.<index>"``. The form is that of
-        TensorBoard's ``add_scalar(tag, value)``. Raises RuntimeError where ``statistics=True``
-        was not given or no step was made yet.
+        The statistics are the fields of :class:`adamas.Statistics`, and the form is that of
+        TensorBoard's ``add_scalar(tag, value)``. Parameters have the names of
+        ``named_parameters()``, or ``"<group>.<index>"``. Raises RuntimeError without any.
         """
         if not self._phase.statistics:
             raise RuntimeError(NOT_TAKEN)
@@ -230,30 +235,33 @@ class Optimizer(torch.optim.Optimizer):
         """
         return self._stepper.averaged(self.param_groups, self.state)
 
-    # -- groups, saving, loading, copying ------------------------------------------------------
-
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; its options, and how it is to be stored, are checked first."""
         why = "a group cannot be added: its weights have no average to stand for"
         with self._stepper.held(why):
-            given = None
-            if isinstance(param_group, dict):  # torch refuses others
-                given = self._copies.asked_of(param_group)
-                own = {**vars(self._phase), "offload": self._offloads, "engine": self._engine}
-                own["copy_to"], place = self._copies.dtype, len(self.param_groups)
-                arguments.check_group(param_group, self.defaults, own, place, given is not None)
-                self._keeping.storage({**self.defaults, **param_group})
-                arguments.put_pairs(param_group, self.defaults)
-            super().add_param_group(param_group)
-            group = self.param_groups[-1]
+            shown, self.defaults = self.defaults, arguments.of_groups(self.defaults)
             try:
-                self._keeping.refuse_group(group, self.defaults)
-                if given is not None:
-                    group.pop("copy_to", None)
-                    self._copies.add(given, group["params"])
-            except BaseException:
-                del self.param_groups[-1]
-                raise
+                self._add_group(param_group)
+            finally:
+                self.defaults = shown
+
+    def _add_group(self, param_group: dict[str, Any]) -> None:
+        given = None
+        if isinstance(param_group, dict):  # torch refuses others
+            given, place = self._copies.asked_of(param_group), len(self.param_groups)
+            arguments.check_group(param_group, self.defaults, self._own, place, given is not None)
+            self._keeping.storage({**self.defaults, **param_group})
+            arguments.put_pairs(param_group, self.defaults)
+        super().add_param_group(param_group)
+        group = self.param_groups[-1]
+        try:
+            self._keeping.refuse_group(group, self.defaults)
+            if given is not None:
+                group.pop("copy_to", None)
+                self._copies.add(given, group["params"])
+        except BaseException:
+            del self.param_groups[-1]
+            raise
 
     def state_dict(self, *, packed: bool = False) -> dict[str, Any]:
         """Return groups and state in torch's form.
@@ -274,27 +282,22 @@ class Optimizer(torch.optim.Optimizer):
     def snapshot(self, *, packed: bool = False) -> Generator[Snapshot]:
         """Hold the run still, and give parameters and state as they are, to be written down.
 
-        Calls of other threads wait until the context closes; those of this thread are refused.
-        Nothing is copied, but for what has to be decoded. Processes that wait for each other inside
-        should open it in the thread that steps.
+        Calls of other threads wait until it closes; those of this thread are refused. Nothing is
+        copied but what has to be decoded. Processes that wait for each other inside should open it
+        in the thread that steps.
         """
         with self._stepper.held():
-            groups = self.param_groups
-            named = dict(zip(names_of(groups), parameters_of(groups), strict=True))
-            snapshot = Snapshot(named, self.state_dict(packed=packed))
-            self._stepper.turn.is_busy = True
-            try:
+            snapshot = Snapshot.of(self.param_groups, self.state_dict(packed=packed))
+            with self._stepper.turn.busy():
                 yield snapshot
-            finally:
-                self._stepper.turn.is_busy = False
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take over a state_dict, of this optimizer or of torch's of the same name.
 
-        All of it is checked first: raises ValueError, TypeError or KeyError, naming the parameter
-        and the entry, and nothing has changed. Unlike torch, running means that are wider than
-        their parameter stay so, and no entry shares memory with ``state_dict`` afterwards. How
-        groups store their state stays as it is. What hooks do after loading stands.
+        All of it is checked first: raises ValueError, TypeError or KeyError, naming parameter and
+        entry, and nothing has changed. Unlike in torch, running means may be wider than parameters,
+        and no entry shares memory with ``state_dict``. Groups go on to store their state as they
+        do. What hooks do after loading stands.
         """
         with self._stepper.held("what is loaded would not belong to the weights that come back"):
             before = dict(self.__dict__)
@@ -322,7 +325,6 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, older ones with fewer options included."""
-        skipped = state.get("skipped")
         super().__setstate__({n: v for n, v in state.items() if n not in _NOT_KEPT})
         for name, made in _OWN.items():
             if name not in self.__dict__:
@@ -331,9 +333,10 @@ class Optimizer(torch.optim.Optimizer):
         self._phase = replace(self._phase, **chosen)
         self._phase_set = self._phase_set.union(chosen)
         self._begin()
-        if skipped is not None:
-            self._stepper.record.skipped = skipped
-        loading.complete(self.param_groups, self.state, self.defaults, self._method)
+        self._stepper.record.skipped = state.get("skipped", self._stepper.record.skipped)
+        self._show()
+        defaults = arguments.of_groups(self.defaults)
+        loading.complete(self.param_groups, self.state, defaults, self._method)
         self._keeping.settle(self.state)
 
 

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from adamas.torch.grouping import names_of, parameters_of
 from adamas.turns import changed_while_pickled, within
 
 __all__ = ["Snapshot", "Still", "Turn"]
@@ -55,6 +56,15 @@ class Turn:
                     if self.plan is not None:
                         self.plan.open()
 
+    @contextmanager
+    def busy(self) -> Generator[None]:
+        """Let no call of this thread go ahead meanwhile; the turn is held."""
+        self.is_busy = True
+        try:
+            yield
+        finally:
+            self.is_busy = False
+
     def refuse_within(self) -> None:
         """Raise RuntimeError where a step or snapshot of this thread would be waited for."""
         plan = self.plan
@@ -75,6 +85,12 @@ class Snapshot(NamedTuple):
 
     parameters: dict[str, Tensor]
     state_dict: dict[str, Any]
+
+    @classmethod
+    def of(cls, groups: Sequence[dict[str, Any]], state_dict: dict[str, Any]) -> Snapshot:
+        """Return that of the parameters of ``groups``."""
+        named = dict(zip(names_of(groups), parameters_of(groups), strict=True))
+        return cls(named, state_dict)
 
 
 class Still:
