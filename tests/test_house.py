@@ -138,6 +138,61 @@ def test_every_module_says_what_it_is(source):
     assert first.endswith((".", "?", "!", ":")), f"{relative(source)}: {first!r} is no sentence"
 
 
+#: The compiled module, by its name; what GradScaler asks an optimizer for; names of NamedTuple's
+#: and of torch's that something of ours is called by, too.
+NOT_PRIVATE = {
+    *("_native", "_step_supports_amp_scaling"),
+    *("_fields", "_replace", "_version"),
+}
+
+
+def names_given(tree: ast.AST) -> set[str]:
+    """The names that a module gives to anything: functions, classes, variables, attributes."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)):
+            found.add(node.name)
+        elif isinstance(node, (ast.Name, ast.Attribute)) and isinstance(node.ctx, ast.Store):
+            found.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return found
+
+
+def names_read(tree: ast.AST) -> set[str]:
+    """The names that a module reads of others: attributes, imports, texts given to setattr."""
+    found = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute):
+            found.add(node.attr)
+        elif isinstance(node, ast.alias):
+            found.add(node.name.rpartition(".")[2])
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.add(node.value)
+    return found
+
+
+def test_no_test_and_no_benchmark_reads_a_private_name_of_adamas():
+    given = set().union(*(names_given(ast.parse(path.read_text("utf-8"))) for path in SOURCES))
+    private = {name for name in given if re.fullmatch("_[^_].*", name)} - NOT_PRIVATE
+    assert len(private) > 100
+    for path in (*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")):
+        tree = ast.parse(path.read_text("utf-8"))
+        found = names_read(tree) & private - names_given(tree)
+        assert not found, relative(path)
+
+
+def test_no_file_and_no_class_of_the_front_end_for_torch_is_too_large_to_be_read():
+    paths = sorted((ROOT / "src" / "adamas" / "torch").rglob("*.py"))
+    assert len(paths) > 20
+    for path in paths:
+        text = path.read_text("utf-8")
+        assert len(text.splitlines()) <= 560, relative(path)
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.ClassDef):
+                assert node.end_lineno - node.lineno < 300, (relative(path), node.name)
+                methods = [each for each in node.body if isinstance(each, ast.FunctionDef)]
+                assert len(methods) <= 25, (relative(path), node.name)
+
+
 def test_no_module_is_a_drawer_for_odds_and_ends():
     drawers = {"util", "utils", "helper", "helpers", "impl", "common", "misc"}
     files = [*SOURCES, *(ROOT / "native").rglob("*.*")]

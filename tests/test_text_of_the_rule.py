@@ -159,10 +159,10 @@ def test_a_function_of_the_rule_has_the_same_formula_in_triton(name):
 
 def test_the_smallest_normal_number_is_that_of_the_dtype_in_triton():
     assert triton_function("flush").splitlines()[0].strip() == (
-        "smallest_normal: tl.constexpr = _SMALLEST_64 if x.dtype == tl.float64 else _SMALLEST_32"
+        "smallest_normal: tl.constexpr = SMALLEST_64 if x.dtype == tl.float64 else SMALLEST_32"
     )
     text = TRITON.read_text(encoding="utf-8")
-    for name, dtype in (("_SMALLEST_32", np.float32), ("_SMALLEST_64", np.float64)):
+    for name, dtype in (("SMALLEST_32", np.float32), ("SMALLEST_64", np.float64)):
         exponent = int(the_only(rf"^{name}: tl.constexpr = tl.constexpr\(2\.0\*\*(-\d+)\)$", text))
         assert 2.0**exponent == np.finfo(dtype).smallest_normal
 

@@ -733,8 +733,8 @@ def test_norms_of_large_tensors_are_taken_slab_by_slab_with_the_same_bits(monkey
     x = torch.linspace(-3, 5, 10_000)
     x[7], x[9_999] = torch.inf, torch.nan
     found = []
-    for slab in (operations._SLAB, 2048):
-        monkeypatch.setattr(operations, "_SLAB", slab)
+    for slab in (operations.SLAB, 2048):
+        monkeypatch.setattr(operations, "SLAB", slab)
         found.append((operations.tile_sums(x[8:9999]), operations.count_nonfinite(x)))
     assert found[0] == found[1]
     assert found[0][1] == 2

@@ -7,9 +7,11 @@ and the kernels run in Triton's interpreter: all but the device itself is the sa
 from __future__ import annotations
 
 import copy
+import gc
 import io
 import warnings
-from typing import Any
+import weakref
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -18,11 +20,15 @@ from torch import nn
 
 import adamas.torch as ours
 from adamas.engines.triton import devices
-from adamas.engines.triton.jobs import Job
+from adamas.engines.triton.jobs import Inputs, Job
 from adamas.engines.triton.launches import Launches
 from adamas.engines.triton.live import Live
 from adamas.engines.triton.parts import Part
+from adamas.torch import plan
+from adamas.torch.routes import device as device_route
+from adamas.torch.routes import native as native_route
 from copied import left_by_steps
+from planned import plans_made
 from processes import TWO_PROCESSES, run_in_two
 from triton_plans import DEVICE
 
@@ -43,6 +49,48 @@ def on_device(monkeypatch):
     before = np.seterr(all="ignore")  # the interpreter computes with NumPy
     yield set_to
     np.seterr(**before)
+
+
+@pytest.fixture
+def plans():
+    """All plans that are made."""
+    with plans_made() as made:
+        yield made
+
+
+@pytest.fixture
+def stepped_by(monkeypatch):
+    """The plans that have made steps, one for each step."""
+    found, step = [], plan.Plan.step
+
+    def noted(self, *given):
+        made = step(self, *given)
+        if made is not NotImplemented:
+            found.append(self)
+        return made
+
+    monkeypatch.setattr(plan.Plan, "step", noted)
+    return found
+
+
+class Launched(NamedTuple):
+    """What a step was launched with."""
+
+    launches: Launches
+    inputs: Inputs
+
+
+@pytest.fixture
+def launched(monkeypatch):
+    """All steps that are launched."""
+    found, step = [], Launches.step
+
+    def noted(self, inputs, skipped):
+        found.append(Launched(self, inputs))
+        return step(self, inputs, skipped)
+
+    monkeypatch.setattr(Launches, "step", noted)
+    return found
 
 
 class Training:
@@ -79,6 +127,11 @@ class Training:
         return found
 
 
+def routes_of(optimizer):
+    """How its parameters were stepped, each way once."""
+    return {*optimizer.routes().values()}
+
+
 def differences(one, other):
     a, b = one.values(), other.values()
     found = sorted(a.keys() ^ b.keys())
@@ -90,7 +143,7 @@ def differences(one, other):
     return found
 
 
-def native(on_device, steps=3, **case):
+def on_the_cpu(on_device, steps=3, **case):
     """The same training on CPU tensors, by the native engine."""
     on_device(False)
     training = Training(**{**case, "device": torch.device("cpu")}).step(steps)
@@ -117,9 +170,9 @@ def test_a_method_has_the_bits_of_the_native_engine(method, dtype, on_device):
     if "amsgrad" in case and dtype == torch.bfloat16:
         case["state"] = "float32"  # torch's own state would be bfloat16, which others step
     training = Training(**case).step(3)
-    judge = native(on_device, **case)
-    assert training.optimizer._plan.is_on_device
-    assert judge.optimizer._plan.is_native
+    judge = on_the_cpu(on_device, **case)
+    assert routes_of(training.optimizer) == {"triton"}
+    assert routes_of(judge.optimizer) == {"native"}
     assert differences(training, judge) == []
 
 
@@ -138,8 +191,8 @@ def test_a_method_has_the_bits_of_the_native_engine(method, dtype, on_device):
 def test_a_small_state_has_the_bits_of_the_native_engine(state, dtype, rounding, on_device):
     case = {"kind": "AdamW", "dtype": dtype, "rounding": rounding, "state": state, "seed": 5}
     training = Training(**case).step(3)
-    assert training.optimizer._plan.is_on_device
-    assert differences(training, native(on_device, **case)) == []
+    assert routes_of(training.optimizer) == {"triton"}
+    assert differences(training, on_the_cpu(on_device, **case)) == []
 
 
 PHASE = {
@@ -152,11 +205,12 @@ PHASE = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_whole_phase_has_the_bits_of_the_native_engine(dtype, on_device):
+def test_a_whole_phase_has_the_bits_of_the_native_engine(dtype, on_device, plans):
     case = {"kind": "AdamW", "dtype": dtype, "fused": True, **PHASE}
     training = Training(**case).step(2)
-    judge = native(on_device, 2, **case)
-    assert training.optimizer._plan.is_on_device
+    assert plans[-1].is_on_device
+    judge = on_the_cpu(on_device, 2, **case)
+    assert routes_of(training.optimizer) == {"triton"}
     assert differences(training, judge) == []
     assert training.optimizer.gradient_norm == judge.optimizer.gradient_norm
     assert training.optimizer.statistics() == judge.optimizer.statistics()
@@ -183,12 +237,10 @@ def test_groups_have_their_own_options_and_rates(on_device):
 
 
 @pytest.mark.parametrize("fused", [True, False])
-def test_a_plan_is_made_once_and_then_used(fused, monkeypatch):
-    training = Training(fused=fused).step()
-    launches = training.optimizer._plan.on_device.launches
-    monkeypatch.setattr(ours.Optimizer, "_planned", None)
-    training.step(3)
-    assert training.optimizer._plan.on_device.launches is launches
+def test_a_plan_is_made_once_and_then_used(fused, plans, launched):
+    training = Training(fused=fused).step(4)
+    assert len(plans) == 1
+    assert [each.launches for each in launched] == [launched[0].launches] * 4
     assert training.optimizer.state[training.params[0]]["step"] == 4
 
 
@@ -398,8 +450,8 @@ def test_another_rate_in_place_of_that_on_the_device_is_seen(on_device):
 
 @pytest.mark.parametrize("options", [{}, {"on_nonfinite": "skip"}])
 @pytest.mark.parametrize("kind", ["Adam", "NAdam"])
-def test_steps_may_be_counted_on_the_host(kind, options, on_device, monkeypatch):
-    judge = native(on_device, 4, kind=kind, **options)
+def test_steps_may_be_counted_on_the_host(kind, options, on_device, monkeypatch, launched):
+    judge = on_the_cpu(on_device, 4, kind=kind, **options)
     monkeypatch.setattr(devices, "is_beside", lambda *_: False)
     training = Training(kind=kind, **options).step(2)
     if options:
@@ -415,7 +467,7 @@ def test_steps_may_be_counted_on_the_host(kind, options, on_device, monkeypatch)
         judge.step(2)
         on_device(True)
     training.step(2)
-    assert training.optimizer._plan.on_device.host_steps
+    assert launched[-1].inputs.steps.tolist() == [4] * len(SHAPES)
     assert differences(training, judge) == []
 
 
@@ -441,7 +493,7 @@ LAYOUTS = {
     ],
     ids=["plain", "8bit", "compact", "clip", "phase"],
 )
-def test_any_layout_has_the_bits_of_a_contiguous_one(layout, options):
+def test_any_layout_has_the_bits_of_a_contiguous_one(layout, options, plans):
     trainings = []
     for arranged in (LAYOUTS[layout], torch.clone):
         random = torch.Generator().manual_seed(1)
@@ -456,7 +508,8 @@ def test_any_layout_has_the_bits_of_a_contiguous_one(layout, options):
             else:
                 p.grad = arranged(gradient)
             optimizer.step()
-        assert optimizer._plan.is_on_device
+        assert all(each.is_on_device for each in plans)
+        assert routes_of(optimizer) == {"triton"}
         trainings.append((p, optimizer))
     (p, one), (q, two) = trainings
     assert torch.equal(p, q)
@@ -469,14 +522,13 @@ def test_any_layout_has_the_bits_of_a_contiguous_one(layout, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}])
-def test_a_channels_last_model_keeps_its_plan(options, monkeypatch):
+def test_a_channels_last_model_keeps_its_plan(options, plans):
     p = nn.Parameter(torch.randn(2, 3, 4, 5).to(DEVICE, memory_format=torch.channels_last))
     optimizer = ours.Adam([p], **options)
-    for step in range(3):
+    for _ in range(3):
         p.grad = torch.randn(2, 3, 4, 5).to(DEVICE, memory_format=torch.channels_last)
         optimizer.step()
-        if step == 0:
-            monkeypatch.setattr(ours.Optimizer, "_planned", None)
+    assert len(plans) == 1
     assert p.is_contiguous(memory_format=torch.channels_last)
 
 
@@ -523,27 +575,22 @@ def test_addresses_need_not_be_multiples_of_16(on_device):
 # ── what others step ───────────────────────────────────────────────────────────────────────────
 
 
+def leave_to_others(monkeypatch, route, places):
+    """Let a route take no parameters at these places."""
+    takes = route.takes
+    monkeypatch.setattr(route, "takes", lambda member: member.place not in places and takes(member))
+
+
 @pytest.mark.parametrize("options", [{}, PHASE])
 def test_kinds_of_tensors_mix_with_one_norm_and_one_guard(options, on_device, monkeypatch):
-    judge = native(on_device, **options)
-    takes = ours.Optimizer._takes_on_device
-    monkeypatch.setattr(
-        ours.Optimizer,
-        "_takes_on_device",
-        lambda self, member: member.place in (0, 4) and takes(self, member),
-    )
-    native_takes = ours.Optimizer._takes_native
-    monkeypatch.setattr(
-        ours.Optimizer,
-        "_takes_native",
-        lambda self, member: member.place != 1 and native_takes(self, member),
-    )
+    judge = on_the_cpu(on_device, **options)
+    leave_to_others(monkeypatch, device_route, (1, 2, 3))
+    leave_to_others(monkeypatch, native_route, (1,))
     training = Training(**options).step(3)
-    plan = training.optimizer._plan
-    assert len(plan.on_device.members) == 2
-    if DEVICE.type == "cpu":
-        assert len(plan.native_members) == 2
-    assert len(plan.other_members) >= 1
+    host = "native" if DEVICE.type == "cpu" else "torch"
+    assert training.optimizer.routes() == {
+        "0.0": "triton", "0.1": "torch", "0.2": host, "0.3": host, "0.4": "triton"
+    }  # fmt: skip
     assert differences(training, judge) == []
     assert training.optimizer.gradient_norm == judge.optimizer.gradient_norm
     if options:
@@ -552,14 +599,11 @@ def test_kinds_of_tensors_mix_with_one_norm_and_one_guard(options, on_device, mo
 
 def test_the_seed_counts_where_kinds_of_tensors_mix(on_device, monkeypatch):
     case = {"state": "compact", "clip_norm": 1.0, "seed": 7}
-    judge = native(on_device, **case)
-    takes = ours.Optimizer._takes_on_device
-    monkeypatch.setattr(
-        ours.Optimizer,
-        "_takes_on_device",
-        lambda self, member: member.place == 0 and takes(self, member),
-    )
-    assert differences(Training(**case).step(3), judge) == []
+    judge = on_the_cpu(on_device, **case)
+    leave_to_others(monkeypatch, device_route, range(1, len(SHAPES)))
+    training = Training(**case).step(3)
+    assert len(routes_of(training.optimizer)) == 2
+    assert differences(training, judge) == []
 
 
 def test_complex_parameters_take_the_plain_operations():
@@ -567,8 +611,7 @@ def test_complex_parameters_take_the_plain_operations():
     optimizer = ours.Adam([p])
     p.grad = torch.randn(3, dtype=torch.complex64, device=DEVICE)
     optimizer.step()
-    assert optimizer._plan.on_device is None
-    assert len(optimizer._plan.other_members) == 1
+    assert optimizer.routes() == {"0.0": "torch"}
 
 
 def test_sparse_gradients_are_refused():
@@ -579,7 +622,7 @@ def test_sparse_gradients_are_refused():
 
 
 def test_without_triton_plain_operations_step_and_that_is_said_once(on_device, monkeypatch):
-    judge = native(on_device)
+    judge = on_the_cpu(on_device)
     monkeypatch.setattr(devices, "has_triton", lambda: False)
     training = Training()
     with warnings.catch_warnings(record=True) as caught:
@@ -590,12 +633,12 @@ def test_without_triton_plain_operations_step_and_that_is_said_once(on_device, m
         "since Triton is not installed. It comes with PyTorch for CUDA on Linux; elsewhere try: "
         "pip install triton"
     ]
-    assert training.optimizer._plan.on_device is None
+    assert routes_of(training.optimizer) == {"native" if DEVICE.type == "cpu" else "torch"}
     assert differences(training, judge) == []
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_several_devices_have_one_norm(count, monkeypatch):
+def test_several_devices_have_one_norm(count, monkeypatch, launched):
     """Devices that are the same, but for their names."""
     if torch.cuda.device_count() > 1:
         names = [torch.device("cuda", i % torch.cuda.device_count()) for i in range(count)]
@@ -609,15 +652,15 @@ def test_several_devices_have_one_norm(count, monkeypatch):
         judge.optimizer.step()
     on = [names[i % len(names)] for i in range(len(SHAPES))]
     monkeypatch.setattr(Job, "device", property(lambda job: on[job.place]))
+    counters = device_route.Devices.counters
+    monkeypatch.setattr(device_route.Devices, "counters", lambda shared, _: counters(shared, names))
     training = Training(fused=True, **PHASE)
-    for name in names:
-        training.optimizer._skipped_on[name] = torch.zeros((), dtype=torch.int64, device=name)
     for step in range(4):
         training.gradients()
         if step == 2:
             training.params[0].grad[0, 0] = float("nan")
         training.optimizer.step()
-    assert len(training.optimizer._plan.on_device.launches.parts) == len(set(on))
+    assert len(launched[-1].launches.parts) == len(set(on))
     assert differences(training, judge) == []
     assert training.optimizer.statistics() == judge.optimizer.statistics()
     assert training.optimizer.gradient_norm == judge.optimizer.gradient_norm
@@ -638,7 +681,7 @@ def test_states_go_to_torchs_optimizers_and_come_back(kind):
     other.load_state_dict(theirs.state_dict())
     assert other.state[training.params[0]]["step"] == 3
     other.step()
-    assert other._plan.is_on_device
+    assert routes_of(other) == {"triton"}
 
 
 @pytest.mark.parametrize("how", ["deepcopy", "saved"])
@@ -719,8 +762,8 @@ Launches.step = lambda *given: launched.append(1) or launch(*given)
 """
 STAND_IN_END = """
 from torch.distributed.tensor import DTensor
-on_device = optimizers[1]._plan.on_device
-assert any(isinstance(member.parameter, DTensor) for member in on_device.members)
+assert isinstance(parts, DTensor)
+assert optimizers[1].routes() == {"0.0": "triton"}
 assert len(launched) > 40
 dist.barrier()
 """
@@ -795,17 +838,28 @@ def test_what_a_graph_cannot_repeat_is_refused(kind, options, steps, message, mo
     assert all(torch.equal(kept[name], now[name]) for name in kept)
 
 
-def test_what_a_graph_has_recorded_outlives_the_plan(monkeypatch):
+@pytest.mark.parametrize("is_recorded", [True, False])
+def test_what_a_graph_has_recorded_outlives_the_plan_and_nothing_else_does(
+    is_recorded, monkeypatch, launched
+):
     training = Training(capturable=True).step(2)
-    monkeypatch.setattr(devices, "is_capturing", lambda _: True)
+    monkeypatch.setattr(devices, "is_capturing", lambda _: is_recorded)
     training.step()
-    recorded = training.optimizer._plan.on_device.launches
-    live = recorded.parts[0].live
-    (sent,) = live.recorded
-    assert np.array_equal(sent.numpy(), np.concatenate(list(live.host.values())))
+    launches = launched[-1].launches
+    live = launches.parts[0].live
+    if is_recorded:
+        (sent,) = live.recorded
+        assert np.array_equal(sent.numpy(), np.concatenate(list(live.host.values())))
+        del sent
     monkeypatch.setattr(devices, "is_capturing", lambda _: False)
+    known = weakref.ref(launches)
+    launched.clear()
+    del launches, live
     training.optimizer.load_state_dict(training.optimizer.state_dict())
-    assert training.optimizer._captured == [recorded]
+    training.step()
+    launched.clear()
+    gc.collect()
+    assert (known() is not None) == is_recorded
 
 
 @pytest.mark.gpu
@@ -875,21 +929,21 @@ TURNS = ((0, 1, 3), (0, 2, 4), (0, 1, 3), (0, 2, 4), (4,), (0, 1, 3), (0, 1, 2, 
 
 @pytest.mark.parametrize("method", ["AdamW", "NAdam", "SGD"])
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5, "statistics": True}])
-def test_gradients_that_come_and_go_give_the_same_bits(method, options, on_device):
+def test_gradients_that_come_and_go_give_the_same_bits(method, options, on_device, stepped_by):
     def trained(device):
         training = Training(method, device=device, **options)
-        plans = []
         for turn in TURNS:
             training.gradients()
             for i, p in enumerate(training.params):
                 p.grad = p.grad if i in turn else None
             training.optimizer.step()
-            plans.append(training.optimizer._plan)
-        return training, plans
+        return training
 
-    one, plans = trained(DEVICE)
+    one = trained(DEVICE)
+    plans = stepped_by[:]
+    assert len(plans) == len(TURNS)
     on_device(False)
-    other, _ = trained(torch.device("cpu"))
+    other = trained(torch.device("cpu"))
     assert differences(one, other) == []
     assert one.optimizer.gradient_norm == other.optimizer.gradient_norm
     assert plans[2] is plans[0] or method == "SGD"  # whose first step is another
@@ -921,17 +975,23 @@ def test_with_averages_in_place_no_plan_makes_a_step(turn):
                for name in before)  # fmt: skip
 
 
-def test_no_plan_is_kept_for_a_state_that_was_replaced():
+def test_no_plan_is_kept_for_a_state_that_was_replaced(plans):
     training = Training("AdamW")
     for turn in TURNS[:4]:
         training.gradients()
         for i, p in enumerate(training.params):
             p.grad = p.grad if i in turn else None
         training.optimizer.step()
+    before = [weakref.ref(each) for each in plans]
+    plans.clear()
+    gc.collect()
+    assert [each() is not None for each in before] == [True, True]
     state = training.optimizer.state[training.params[0]]
     state["exp_avg"] = state["exp_avg"].clone()
     training.optimizer.step()
-    assert training.optimizer._earlier == []
+    assert len(plans) == 1
+    gc.collect()
+    assert [each() for each in before] == [None, None]
 
 
 def test_a_gradient_may_be_its_parameter_and_ends_unscaled():

@@ -18,7 +18,8 @@ import torch
 from torch import nn
 
 import adamas.torch as ours
-from adamas.torch import offload
+from adamas.torch import host_memory
+from adamas.torch.routes import chunks, offload
 from copied import left_by_steps
 from queues import ORDERS, Queues
 
@@ -53,18 +54,33 @@ class Device:
     def __init__(self, order):
         self.order, self.deaf = order, ()
         self.made = []
+        #: What was prepared for each step: whose it is, and by what the step goes.
+        self.pipelines, self.rounds = [], []
 
     def streams(self, device):
         self.made.append(Queues(self.order, self.deaf))
         return self.made[-1]
 
+    @property
+    def chunks(self):
+        """The chunks of the last step."""
+        return [chunk for each in self.rounds[-1] for chunk in each.chunks]
+
 
 @pytest.fixture(params=ORDERS)
 def device(request, monkeypatch):
     made = Device(request.param)
-    monkeypatch.setattr(offload, "is_offloaded", lambda parameter: True)
+    prepare = offload.Offload.prepare
+
+    def noted(pipeline, items):
+        made.pipelines.append(pipeline)
+        made.rounds.append(prepare(pipeline, items))
+        return made.rounds[-1]
+
+    monkeypatch.setattr(offload.Offload, "prepare", noted)
+    monkeypatch.setattr(host_memory, "is_offloaded", lambda parameter: True)
     monkeypatch.setattr(offload, "CudaStreams", made.streams)
-    monkeypatch.setattr(offload, "CHUNK", 1024)
+    monkeypatch.setattr(chunks, "CHUNK", 1024)
     return made
 
 
@@ -125,11 +141,11 @@ def assert_same(one, other):
 # ── bits ───────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("chunk", [1024, 3072, offload.CHUNK])
+@pytest.mark.parametrize("chunk", [1024, 3072, chunks.CHUNK])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "options"), METHODS)
 def test_a_step_has_the_bits_of_one_without_it(device, monkeypatch, name, options, dtype, chunk):
-    monkeypatch.setattr(offload, "CHUNK", chunk)
+    monkeypatch.setattr(chunks, "CHUNK", chunk)
     one, other = both(name, options, dtype)
     trained(*one)
     trained(*other)
@@ -171,26 +187,25 @@ def test_amsgrad_in_half_precision_has_the_same_bits(device, rounding):
 
 
 def test_a_chunk_ends_where_tiles_end_and_small_tensors_share_one(device, monkeypatch):
-    monkeypatch.setattr(offload, "CHUNK", 4096)
+    monkeypatch.setattr(chunks, "CHUNK", 4096)
     params = parameters(shapes=[(10,)] * 1000 + [(9000,)])
-    optimizer = trained(ours.AdamW(params, offload=True), params, range(1))
-    chunks = [chunk for each in optimizer._pipeline._rounds for chunk in each.chunks]
-    pieces = [staged.piece for chunk in chunks for staged in chunk.staged]
-    assert len(chunks) == -(-19000 // 4096)
+    trained(ours.AdamW(params, offload=True), params, range(1))
+    pieces = [staged.piece for chunk in device.chunks for staged in chunk.staged]
+    assert len(device.chunks) == -(-19000 // 4096)
     assert all(piece.first % 1024 == 0 for piece in pieces)
     assert sum(piece.last - piece.first for piece in pieces) == 19000
     (queues,) = device.made
-    assert queues.synchronized == len(chunks)
+    assert queues.synchronized == len(device.chunks)
 
 
-def test_no_more_buffers_are_made_than_there_are_chunks(device, monkeypatch):
+def test_no_more_buffers_are_made_than_there_are_chunks(device):
     params = parameters(shapes=[(2048,)])
     optimizer = trained(ours.AdamW(params, offload=True), params, range(1))
-    assert len(optimizer._pipeline._buffers) == 2
+    assert len(device.pipelines[-1].buffers) == len(device.chunks) == 2
     more = parameters(shapes=[(9000,)])
     optimizer.add_param_group({"params": more})
     trained(optimizer, [*params, *more], range(1))
-    assert len(optimizer._pipeline._buffers) == offload.BUFFERS
+    assert len(device.pipelines[-1].buffers) == offload.BUFFERS < len(device.chunks)
 
 
 # ── what has to be waited for ──────────────────────────────────────────────────────────────────
@@ -214,12 +229,12 @@ def test_a_wait_that_is_left_out_gives_other_bits_where_copies_are_late(device, 
 def test_a_single_buffer_in_place_of_three_gives_other_bits(device, monkeypatch):
     memory = torch.empty(1 << 20, dtype=torch.uint8)
 
-    class Shared(offload._Room):
+    class Shared(chunks.Room):
         def __init__(self, nbytes, *, pinned):
             super().__init__(nbytes, pinned=pinned)
-            self._bytes = memory[:nbytes] if pinned else self._bytes
+            self.memory = memory[:nbytes] if pinned else self.memory
 
-    monkeypatch.setattr(offload, "_Room", Shared)
+    monkeypatch.setattr(offload, "Room", Shared)
     assert bits_differ(device, ())
 
 
@@ -233,7 +248,8 @@ def test_a_chunk_that_comes_down_too_early_gives_other_bits(device, more):
 
     one, other = both("AdamW", {}, shapes=[(9000,)])
     trained(*one, range(1))
-    one[0]._pipeline._buffers = Buffers(one[0]._pipeline._buffers)
+    pipeline = device.pipelines[-1]
+    pipeline.buffers = Buffers(pipeline.buffers)
     trained(*one, range(1, 2))
     trained(*other, range(2))
     assert same(one[1], other[1]) == (more == 0)
@@ -261,7 +277,7 @@ def test_a_step_in_another_stream_waits_for_what_still_goes_up(device, forgets):
     one, other = both("AdamW", {}, shapes=[(3000,)])
     trained(*one, range(1))
     if forgets:
-        one[0]._pipeline._uploaded = None
+        device.pipelines[-1].uploaded = None
     trained(*one, range(1, 2))
     trained(*other, range(2))
     (queues,) = device.made
@@ -385,15 +401,15 @@ def test_closures_and_hooks_are_called(device):
 def test_a_plan_is_kept_while_nothing_changes(device):
     params = parameters()
     optimizer = trained(ours.NAdam(params, offload=True), params)
-    rounds = optimizer._pipeline._rounds
+    rounds = device.rounds[-1]
     trained(optimizer, params)
-    assert optimizer._pipeline._rounds is rounds
+    assert device.rounds[-1] is rounds
     optimizer.param_groups[0]["lr"] = 0.5
     trained(optimizer, params)
-    assert optimizer._pipeline._rounds is rounds
+    assert device.rounds[-1] is rounds
     params[0].grad = None
     optimizer.step()
-    assert optimizer._pipeline._rounds is not rounds
+    assert device.rounds[-1] is not rounds
 
 
 def test_what_users_change_between_steps_is_seen(device):
@@ -449,7 +465,7 @@ def test_parameters_in_one_memory_are_stepped_one_after_another(device):
 
 def test_parameters_of_both_kinds_are_stepped_together(device, monkeypatch):
     here = {}
-    monkeypatch.setattr(offload, "is_offloaded", lambda p: id(p) in here)
+    monkeypatch.setattr(host_memory, "is_offloaded", lambda p: id(p) in here)
     options = {"clip_norm": 0.5, "statistics": True, "seed": 4, "state": "8bit", "ema": 0.9}
     one, other = both("AdamW", options)
     here.update({id(p): p for p in one[1][::2]})
@@ -458,8 +474,9 @@ def test_parameters_of_both_kinds_are_stepped_together(device, monkeypatch):
         trained(*other, [step])
         assert one[0].statistics() == other[0].statistics()
     assert_same(one, other)
-    assert one[0]._plan.native_members
-    assert one[0]._plan.other_members
+    assert one[0].routes() == {
+        f"0.{i}": "native" if i % 2 else "offload" for i in range(len(SHAPES))
+    }
 
 
 def test_autograd_learns_of_the_step(device):
@@ -476,7 +493,7 @@ def test_a_model_that_moves_takes_its_state_along(device, monkeypatch):
     """Trained in the processor's memory first, then on the device, then back."""
     one, other = both("AdamW", {"ema": 0.9})
     for is_there in (False, True, False):
-        monkeypatch.setattr(offload, "is_offloaded", lambda p, there=is_there: there)
+        monkeypatch.setattr(host_memory, "is_offloaded", lambda p, there=is_there: there)
         trained(*one)
         trained(*other)
         assert_same(one, other)
@@ -524,7 +541,9 @@ def test_state_is_pinned_and_so_are_buffers(device, pins):
     params = parameters(BFLOAT16)
     optimizer = trained(ours.AdamW(params, offload=True, **ALL), params)
     assert_pinned(optimizer)
-    assert all(room._bytes.is_pinned() for room in optimizer._pipeline._buffers)
+    (pipeline,) = set(device.pipelines)
+    assert pipeline.buffers
+    assert all(room.memory.is_pinned() for room in pipeline.buffers)
 
 
 @pytest.mark.parametrize("way", ["load", "deepcopy", "pickle"])
@@ -557,7 +576,7 @@ def test_training_goes_on_after_loading_and_copying(device, way):
         optimizer = ours.AdamW(params, lr=0.01, offload=True, **options)
         optimizer.load_state_dict(one[0].state_dict())
     trained(optimizer, params, range(2, 4))
-    assert optimizer._pipeline is not None
+    assert {*optimizer.routes().values()} == {"offload"}
     assert_same((optimizer, params), other)
     untouched = trained(*one, range(0)).state
     assert all(float(state["step"]) == 2 for state in untouched.values())
@@ -587,7 +606,7 @@ def test_checkpoints_go_both_ways(device, name, options, dtype, first, packed):
     after = getattr(ours, name)(params, **{"lr": 0.01, **options, "offload": not first})
     after.load_state_dict(torch.load(stored))
     trained(after, params, range(2, 4))
-    assert (after._pipeline is not None) == (not first)
+    assert {*after.routes().values()} == {"native" if first else "offload"}
     assert_same((after, params), other)
     assert pair
 
@@ -634,7 +653,7 @@ def test_a_state_that_does_not_fit_is_refused_and_nothing_is_touched(device, cou
 
 def test_a_refused_state_leaves_parameters_of_the_processor_alone(device, monkeypatch):
     here, there = nn.Parameter(torch.ones(9)), nn.Parameter(torch.ones(9))
-    monkeypatch.setattr(offload, "is_offloaded", lambda p: p is there)
+    monkeypatch.setattr(host_memory, "is_offloaded", lambda p: p is there)
     optimizer = trained(ours.AdamW([here, there], offload=True), [here, there])
     optimizer.state[there]["exp_avg"] = torch.zeros(10)
     before = here.detach().clone()
@@ -730,8 +749,7 @@ def test_parameters_in_the_processors_memory_are_stepped_as_ever():
     trained(*one)
     trained(*other)
     assert_same(one, other)
-    assert one[0]._plan.native is not None
-    assert one[0]._pipeline is None
+    assert {*one[0].routes().values()} == {"native"}
 
 
 def test_the_streams_of_a_card_are_asked_for_what_the_queues_are(monkeypatch):
@@ -775,8 +793,8 @@ needs_card = pytest.mark.skipif(
 def test_a_card_gives_the_bits_of_the_processor(monkeypatch, dtype, rounding):
     states = [None, "float32"] if dtype == torch.float64 else [None, *STATES]
     shapes = [*SHAPES, (300, 700)]
-    for state, chunk in itertools.product(states, (1024, 65536, offload.CHUNK)):
-        monkeypatch.setattr(offload, "CHUNK", chunk)
+    for state, chunk in itertools.product(states, (1024, 65536, chunks.CHUNK)):
+        monkeypatch.setattr(chunks, "CHUNK", chunk)
         options = {"state": state, "rounding": rounding, "seed": 3, "ema": 0.9, "copy_to": FLOAT16}
         here = parameters(dtype, shapes)
         there = [nn.Parameter(p.detach().cuda()) for p in here]
@@ -853,7 +871,7 @@ def test_sets_of_gradients_that_come_back_are_still_prepared(device):
         give_gradients(params, step)
         params[step % 2].grad = None
         optimizer.step()
-        rounds.append(optimizer._pipeline._rounds)
+        rounds.append(device.rounds[-1])
     assert rounds[4] is rounds[6]
     assert rounds[5] is rounds[7]
     assert rounds[4] is not rounds[5]
@@ -868,7 +886,8 @@ def test_nothing_is_prepared_for_memory_that_has_been_replaced(device):
     state = optimizer.state[params[2]]
     state["exp_avg"] = state["exp_avg"].clone()
     optimizer.step()
-    assert len(optimizer._pipeline._prepared) == 1
+    (pipeline,) = set(device.pipelines)
+    assert len(pipeline.prepared) == 1
 
 
 def test_a_gradient_may_be_its_parameter(device):

@@ -116,5 +116,5 @@ def test_keywords_of_minimize_are_its_settings_and_the_options_of_its_optimizers
     methods = [adamas.Adam, adamas.RMSProp, adamas.Momentum]
     hints = [typing.get_type_hints(each.__init__) for each in methods]
     taken = {name: each[name] for each in reversed(hints) for name in each}
-    taken = {name: each for name, each in taken.items() if name not in {*scipy._OWN, "return"}}
+    taken = {name: each for name, each in taken.items() if name not in {*scipy.OWN, "return"}}
     assert names_and_types(keywords.MinimizeArguments) == {**taken, **settings}

@@ -20,7 +20,18 @@ from adamas.extras import require
 from adamas.numpy import Adam, Momentum, Optimizer, RMSProp
 from adamas.smoothing import ema
 
-__all__ = ["EPOCHS", "METHODS", "Digits", "Run", "draw", "load_digits", "steps_of", "train"]
+__all__ = [
+    "EPOCHS",
+    "METHODS",
+    "Digits",
+    "Run",
+    "draw",
+    "initial_weights",
+    "load_digits",
+    "loss_and_gradients",
+    "steps_of",
+    "train",
+]
 
 Array = NDArray[Any]
 Weights = dict[str, Array]

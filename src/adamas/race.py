@@ -19,7 +19,7 @@ from adamas.extras import require
 from adamas.importing import called
 from adamas.numpy import Adam, Momentum, Optimizer, RMSProp
 
-__all__ = ["FUNCTIONS", "Path2D", "Track", "animate", "draw", "find", "race"]
+__all__ = ["FUNCTIONS", "Path2D", "Track", "animate", "draw", "find", "race", "view_of"]
 
 Array = NDArray[np.float64]
 Value = Callable[[Array], float]

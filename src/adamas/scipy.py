@@ -56,14 +56,14 @@ except ModuleNotFoundError as missing:
         name=missing.name,
     ) from None
 
-__all__ = ["Settings", "minimize"]
+__all__ = ["OWN", "Settings", "minimize"]
 
 Vector = NDArray[np.float64]
 
 _METHODS: dict[str, type[Optimizer]] = {"adam": Adam, "momentum": Momentum, "rmsprop": RMSProp}
 _RATES = {"adam": 0.1, "momentum": 0.01, "rmsprop": 0.1}
 #: Options of the optimizers that minimize decides itself, or that float64 has no use for.
-_OWN = {"self", "params", "maximize", "on_nonfinite", "ema", "statistics", "engine"} | {
+OWN = {"self", "params", "maximize", "on_nonfinite", "ema", "statistics", "engine"} | {
     "state",
     "rounding",
     "seed",
@@ -527,7 +527,7 @@ def _sorted_options(
     own = {field.name for field in dataclasses.fields(Settings)}
     settings = Settings(**{name: given.pop(name) for name in list(given) if name in own})
     make = _METHODS[settings.method]
-    possible = set(inspect.signature(make.__init__).parameters) - _OWN - own
+    possible = set(inspect.signature(make.__init__).parameters) - OWN - own
     unknown = sorted(set(given) - possible)
     if unknown:
         warnings.warn(

@@ -15,7 +15,7 @@ from adamas.bench.checks import LR, ROUNDINGS, Array, require_close
 from adamas.bench.measuring import Pair, Row
 from adamas.engines import native
 
-__all__ = ["drawn", "rows"]
+__all__ = ["against", "drawn", "rows"]
 
 
 def rows() -> list[Row]:

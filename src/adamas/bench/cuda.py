@@ -23,7 +23,27 @@ from adamas.bench.checks import LR, WrongResultError, require_close_tensors
 from adamas.bench.measuring import Pair, Row
 from adamas.bench.tensors import TorchPhase, phase_options
 
-__all__ = ["GPT2", "rows"]
+__all__ = [
+    "COMPARED_END",
+    "COMPARED_WHOLE",
+    "GPT2",
+    "LARGE",
+    "MANY",
+    "MODEL",
+    "Place",
+    "Twin",
+    "Work",
+    "against_a_copy",
+    "against_other",
+    "against_parts",
+    "bits_of",
+    "floats_copied",
+    "in_turn",
+    "parameters_of",
+    "rows",
+    "torch_default",
+    "torch_foreach",
+]
 
 Shapes = tuple[tuple[int, ...], ...]
 MakeOther = Callable[[list[Any]], Any]
@@ -48,6 +68,8 @@ GPT2 = _gpt2()
 
 
 class Work(NamedTuple):
+    """Tensors to step, and what rows call them."""
+
     name: str
     shapes: Shapes
 
@@ -81,6 +103,7 @@ class Place:
         return values, gradients
 
     def new_seed(self) -> int:
+        """Return what inputs are drawn from, for one row."""
         return secrets.randbits(32) if self.seed is None else self.seed
 
     def wait(self) -> None:
@@ -178,12 +201,14 @@ def _phase_rows(place: Place) -> list[Row]:
 
 
 def torch_foreach(parameters: list[Any]) -> Any:
+    """Return torch's AdamW with ``foreach=True``."""
     import torch
 
     return torch.optim.AdamW(parameters, lr=LR, foreach=True)
 
 
 def torch_default(parameters: list[Any]) -> Any:
+    """Return torch's AdamW as it is where nothing is chosen."""
     import torch
 
     return torch.optim.AdamW(parameters, lr=LR)
@@ -343,6 +368,7 @@ def in_turn(steps: Iterable[Callable[[], object]]) -> Callable[[], object]:
 
 
 def parameters_of(values: list[Any], gradients: list[Any]) -> list[Any]:
+    """Return parameters with their gradients."""
     import torch
 
     parameters: list[Any] = []
@@ -370,6 +396,7 @@ def _count(shapes: Shapes) -> int:
 
 #: So many parameters are compared with the CPU's as a whole; of more, the ends of each tensor.
 COMPARED_WHOLE = 1 << 28
+#: Elements of such an end.
 COMPARED_END = 1 << 22
 
 
@@ -453,6 +480,7 @@ def _piece(tensor: Any, where: slice) -> Any:
 
 
 def bits_of(tensor: Any) -> Any:
+    """Return the elements as integers, in the memory of the tensor where it is contiguous."""
     import torch
 
     integers = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from adamas.bench.hardware import free_cuda_memory, machine, why_no_cuda
 
-__all__ = ["Figure", "Pair", "Report", "Row", "run"]
+__all__ = ["Figure", "Pair", "Report", "Row", "run", "taken_in_turn"]
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ if sys.platform == "win32":
 else:
     import fcntl
 
-__all__ = ["AnyPath", "naming", "opened", "replacing", "text_of"]
+__all__ = ["AnyPath", "naming", "opened", "replacing", "text_of", "this_machine"]
 
 _PREFIX = ".adamas-partial-"
 _DAY = 86400.0

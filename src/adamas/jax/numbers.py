@@ -29,7 +29,15 @@ from adamas.jax import binary64
 from adamas.jax.binary64 import Binary64
 from adamas.jax.operands import Operand, constant
 
-__all__ = ["Choices", "Number", "coefficients", "varying"]
+__all__ = [
+    "Choices",
+    "Number",
+    "coefficients",
+    "mean_columns",
+    "square_columns",
+    "table_of",
+    "varying",
+]
 
 Array = Any
 Float64 = NDArray[np.float64]
@@ -188,10 +196,12 @@ def _looked_up(choices: Choices, count: Array) -> dict[str, Array]:
 
 
 def mean_columns(beta: float, nesterov: bool, q: Float64, following: Float64) -> list[Float64]:
+    """Return the corrections of m: ``q`` is 1 − β^t of each step, ``following`` of the next."""
     return [beta / following, (1.0 - beta) / q] if nesterov else [1.0 / q]
 
 
 def square_columns(beta: float, eps_root: float, q: Float64, following: Float64) -> list[Float64]:  # noqa: ARG001
+    """Return the corrections of v: ``q`` is 1 − β^t of each step."""
     return [1.0 / np.sqrt(q), eps_root * q] if eps_root else [1.0 / np.sqrt(q)]
 
 

@@ -22,6 +22,7 @@ from adamas.rule import Result, flush, ratio, rule, smooth
 from adamas.statistics import ENLARGE, LANES, SHRINK, SMALLEST_SUM, TILE, Statistics
 
 __all__ = [
+    "SLAB",
     "Tensors",
     "count_nonfinite",
     "norm_from_tiles",
@@ -32,7 +33,7 @@ __all__ = [
 ]
 
 #: Elements that sums are taken of at once, whole tiles: float64 copies of all would be too large.
-_SLAB = 4096 * TILE
+SLAB = 4096 * TILE
 
 
 @dataclass
@@ -159,8 +160,8 @@ def step_rmsprop(
 def tile_sums(x: Tensor, scale: float = 1.0) -> list[float]:
     """Return the sum of squares of each tile of ``x`` times ``scale``: adamas.statistics' order."""
     flat = _real(x).reshape(-1)
-    if flat.numel() > _SLAB:
-        return [each for slab in flat.split(_SLAB) for each in tile_sums(slab, scale)]
+    if flat.numel() > SLAB:
+        return [each for slab in flat.split(SLAB) for each in tile_sums(slab, scale)]
     flat = flat.to(torch.float64)
     tiles = -(-flat.numel() // TILE)
     padded = torch.nn.functional.pad(flat, (0, tiles * TILE - flat.numel()))
@@ -201,7 +202,7 @@ def norm_from_tiles(
 def count_nonfinite(x: Tensor) -> int:
     """Return how many elements are infinite or NaN."""
     flat = _real(x).reshape(-1)
-    return sum(int((~torch.isfinite(slab)).sum().item()) for slab in flat.split(_SLAB))
+    return sum(int((~torch.isfinite(slab)).sum().item()) for slab in flat.split(SLAB))
 
 
 def _describe(gradient: Tensor, before: Tensor, after: Tensor, result: Result) -> Statistics:

@@ -18,8 +18,8 @@ __all__ = ["OPTIONS", "flush", "maximum", "ratio", "rule", "smooth", "sqrt"]
 #: What every kernel that computes must be compiled with: products keep their own rounding.
 OPTIONS = {"enable_fp_fusion": False}
 
-_SMALLEST_32: tl.constexpr = tl.constexpr(2.0**-126)
-_SMALLEST_64: tl.constexpr = tl.constexpr(2.0**-1022)
+SMALLEST_32: tl.constexpr = tl.constexpr(2.0**-126)
+SMALLEST_64: tl.constexpr = tl.constexpr(2.0**-1022)
 
 
 @triton.jit
@@ -66,7 +66,7 @@ def smooth(keep, take, mean, x):
 @triton.jit
 def flush(x):
     """Return 0 where ``x`` is subnormal, else ``x``; NaN passes."""
-    smallest_normal: tl.constexpr = _SMALLEST_64 if x.dtype == tl.float64 else _SMALLEST_32
+    smallest_normal: tl.constexpr = SMALLEST_64 if x.dtype == tl.float64 else SMALLEST_32
     return tl.where(tl.abs(x) < smallest_normal, tl.zeros_like(x), x)
 
 
