@@ -627,3 +627,52 @@ def test_lightnings_wrapper_sets_what_steps():
     wrapped.clip_norm = 0.5
     assert (optimizer.clip_norm, wrapped.clip_norm) == (0.5, 0.5)
     assert train(optimizer, 0, 1).gradient_norm is not None
+
+
+class Wrapper:
+    """Is of the class that it wraps, has copies of its attributes, and passes steps on."""
+
+    def __init__(self, optimizer):
+        own = {name: each for name, each in vars(optimizer).items() if name != "step"}
+        self.__dict__.update(own)
+        self.__class__ = type("Wrapped", (Wrapper, type(optimizer)), {})
+        self.optimizer = optimizer
+
+    def step(self, closure=None):
+        return self.optimizer.step(closure)
+
+
+@pytest.mark.parametrize("set_at", ["wrapper", "wrapped"])
+def test_a_wrapper_of_the_same_class_shows_and_saves_what_its_optimizer_steps_with(set_at):
+    optimizer = train(made(clip_norm=1.0), 0, 1)
+    wrapped = Wrapper(optimizer)
+    assert isinstance(wrapped, ours.AdamW)
+    (wrapped if set_at == "wrapper" else optimizer).clip_norm = 0.5
+    for each in (optimizer, wrapped, copy.deepcopy(wrapped)):
+        assert each.clip_norm == 0.5
+        assert each.phase.clip_norm == 0.5
+        assert "clip_norm: 0.5" in repr(each)
+        assert each.state_dict()["phase"] == {"clip_norm": 0.5}
+
+
+def test_an_attribute_named_optimizer_is_no_wrapper():
+    class Named(ours.AdamW):
+        optimizer = "adamw"
+
+    optimizer = train(Named(parameters(), lr=0.05), 0, 1)
+    optimizer.clip_norm = 0.5
+    assert (optimizer.clip_norm, optimizer.phase.clip_norm) == (0.5, 0.5)
+
+
+def test_a_setting_before_the_optimizer_is_made_is_refused_with_a_way_out():
+    class Early(ours.AdamW):
+        def __init__(self, params, clip_norm):
+            self.clip_norm = clip_norm
+            super().__init__(params)
+
+    with pytest.raises(AttributeError) as told:
+        Early(parameters(), 1.0)
+    assert str(told.value) == (
+        "clip_norm is set before the optimizer is made. Call super().__init__() first, and give it "
+        "clip_norm=."
+    )

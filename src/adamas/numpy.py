@@ -418,7 +418,7 @@ def _step_closely(optimizer: Any, gradients: Tree, number: int, rates: tuple[flo
 
 def _run_of(optimizer: Any, *, packed: bool, copy: bool) -> dict[str, Any]:
     """Return a state_dict."""
-    chosen = settings.saved(optimizer._phase, optimizer._phase_set)
+    chosen = settings.saved(optimizer)
     return state_of_run(optimizer.groups, optimizer._record, chosen, packed=packed, copy=copy)
 
 

@@ -7,7 +7,7 @@ a script to give again. What was set in a run belongs to the run: its state_dict
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Mapping
 from types import MethodType
 from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, overload
 
@@ -23,6 +23,7 @@ __all__ = [
     "loaded",
     "saved",
     "shown",
+    "stepping",
     "told",
     "whole",
 ]
@@ -30,6 +31,20 @@ __all__ = [
 #: Where it stands in a state_dict, if anything was set.
 KEY = "phase"
 _SETTABLE = ("clip_norm", "on_nonfinite")
+#: What help() and editors say of them.
+_SAID = {
+    "clip_norm": "Most that the norm of all gradients may be, or None. May be set between steps.",
+    "on_nonfinite": (
+        'Whether a step with gradients that are not finite is made ("propagate"), left out ("skip")'
+        ' or refused ("raise"). May be set between steps.'
+    ),
+    "ema": "Decay rate of the averaged weights; None without.",
+    "seed": "Where the random bits begin that small states are rounded with.",
+    "copy_to": "What low-precision copies are kept in: a dtype, or the tensors that were given.",
+    "offload": "Whether the state of parameters on a CUDA device is kept in host memory.",
+    "engine": "What makes the steps; None leaves each parameter to the fastest, see routes().",
+    "phase": "All options of a step together, as :class:`adamas.Phase`.",
+}
 #: The way out where a run cannot change an option.
 ANEW = "Create another optimizer with {name}= and load the state_dict() of this one."
 
@@ -44,6 +59,7 @@ class Setting(Generic[_T]):
     def __set_name__(self, owner: type, name: str) -> None:
         """Stand for the option of this name."""
         self._name = name
+        self.__doc__ = _SAID[name]
 
     @overload
     def __get__(self, optimizer: None, owner: type) -> Setting[_T]: ...
@@ -51,11 +67,17 @@ class Setting(Generic[_T]):
     def __get__(self, optimizer: object, owner: type | None = None) -> _T: ...
     def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
         """Return the option as it is now."""
-        return self if optimizer is None else getattr(_stepping(optimizer)._phase, self._name)
+        return self if optimizer is None else getattr(stepping(optimizer)._phase, self._name)
 
     def __set__(self, optimizer: Any, value: _T) -> None:
         """Take another from the next step on; wrong ones raise as at creation, changing nothing."""
-        _stepping(optimizer)._change_phase({self._name: value})
+        stands = stepping(optimizer)
+        if not hasattr(stands, "_phase"):
+            raise AttributeError(
+                f"{self._name} is set before the optimizer is made. Call super().__init__() first, "
+                f"and give it {self._name}=."
+            )
+        stands._change_phase({self._name: value})
 
 
 class Fixed(Generic[_T]):
@@ -68,6 +90,7 @@ class Fixed(Generic[_T]):
     def __set_name__(self, owner: type, name: str) -> None:
         """Be known by this name."""
         self._name = name
+        self.__doc__ = _SAID[name]
 
     @overload
     def __get__(self, optimizer: None, owner: type) -> Fixed[_T]: ...
@@ -103,9 +126,10 @@ class fixed_method(Generic[_P, _R]):  # noqa: N801
         raise _cannot_be_set(self._function.__name__, ANEW)
 
 
-def _stepping(optimizer: Any) -> Any:
+def stepping(optimizer: Any) -> Any:
     """Return who makes the steps. Lightning's wrapper is of the same class, and has it."""
-    return getattr(optimizer, "optimizer", optimizer)
+    wrapped = getattr(optimizer, "optimizer", None)
+    return wrapped if hasattr(wrapped, "_phase") else optimizer
 
 
 def _cannot_be_set(name: str, way_out: str) -> AttributeError:
@@ -115,7 +139,7 @@ def _cannot_be_set(name: str, way_out: str) -> AttributeError:
 def whole() -> Fixed[Phase]:
     """Return what shows all options of the phase together."""
     return Fixed(
-        lambda optimizer: optimizer._phase,
+        lambda optimizer: stepping(optimizer)._phase,
         f"Set its options one by one ({' and '.join(_SETTABLE)}), or create another optimizer.",
     )
 
@@ -132,10 +156,11 @@ def shown(text: str, options: Mapping[str, Any]) -> str:
     return f"{text.removesuffix(')')}Phase\n{lines})" if options else text
 
 
-def saved(phase: Phase, names: Collection[str]) -> dict[str, Any]:
+def saved(optimizer: Any) -> dict[str, Any]:
     """Return what a state_dict says of the options that were set: nothing if none was."""
-    chosen = {name: getattr(phase, name) for name in _SETTABLE if name in names}
-    return {KEY: chosen} if chosen else {}
+    sets = stepping(optimizer)
+    names = [name for name in _SETTABLE if name in sets._phase_set]
+    return {KEY: {name: getattr(sets._phase, name) for name in names}} if names else {}
 
 
 def loaded(state_dict: Mapping[str, Any]) -> dict[str, Any]:

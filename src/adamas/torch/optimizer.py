@@ -101,7 +101,7 @@ class Optimizer(torch.optim.Optimizer):
     @property
     def _own(self) -> dict[str, Any]:
         own = {"copy_to": self._copies.dtype, "offload": self._offloads, "engine": self._engine}
-        return {**vars(self._phase), **own}
+        return {**vars(self.phase), **own}
 
     def _show(self) -> None:
         """Let ``defaults`` tell what was given or set for whole steps; no group has it."""
@@ -122,7 +122,7 @@ class Optimizer(torch.optim.Optimizer):
 
         Otherwise not: Lightning takes it to mean that nobody else may clip the gradients.
         """
-        return bool(self.defaults.get("fused")) or self._phase.clip_norm is not None
+        return bool(self.defaults.get("fused")) or self.clip_norm is not None
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Make one step; return what ``closure`` returns, or None.
@@ -275,7 +275,7 @@ class Optimizer(torch.optim.Optimizer):
         :meth:`snapshot` where other threads step.
         """
         with self._stepper.held(would_lose("a checkpoint")):
-            saved = {**super().state_dict(), **settings.saved(self._phase, self._phase_set)}
+            saved = {**super().state_dict(), **settings.saved(self)}
             return loading.saved(saved, self.param_groups, self._method, packed=packed)
 
     @contextmanager
@@ -311,7 +311,8 @@ class Optimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return what torch keeps, and the phase; refuse to be pickled with steps between."""
         with self._stepper.held(would_lose("a copy")):
-            own = {name: getattr(self, name) for name in (*_OWN, "skipped")}
+            kept = settings.stepping(self)
+            own = {name: getattr(kept, name) for name in (*_OWN, "skipped")}
             still = Still(self, self._stepper.turn)
             return {**super().__getstate__(), **own, _STILL: still}
 
