@@ -676,3 +676,39 @@ def test_a_setting_before_the_optimizer_is_made_is_refused_with_a_way_out():
         "clip_norm is set before the optimizer is made. Call super().__init__() first, and give it "
         "clip_norm=."
     )
+
+
+def test_help_says_what_each_attribute_of_the_phase_is():
+    shown = {"clip_norm", "on_nonfinite", "ema", "seed", "phase", "engine"}
+    for kind, names_ in ((adamas.Adam, shown), (ours.Adam, shown | {"copy_to", "offload"})):
+        said = {name: getattr(kind, name).__doc__ for name in names_}
+        assert said["clip_norm"].startswith("Most that the norm of all gradients may be")
+        assert len({*said.values()}) == len(said)
+        assert said.keys() == {name for name, text in said.items() if text.endswith(".")}
+
+
+def test_an_optimizer_of_arrays_shows_its_engine_and_keeps_it():
+    optimizer = adamas.AdamW(arrays(), engine="reference")
+    assert optimizer.engine == copy.deepcopy(optimizer).engine == "reference"
+    assert "engine='reference'" in repr(optimizer)
+    assert "engine" not in repr(adamas.AdamW(arrays()))
+    with pytest.raises(AttributeError, match=r"^engine cannot be set in a run\. Create"):
+        optimizer.engine = "native"
+
+
+@pytest.mark.parametrize("option", [{"clip_norm": 1.0}, {"ema": 0.9}, {"engine": "native"}])
+def test_what_concerns_the_whole_step_is_no_option_of_a_group_of_arrays(option):
+    (name,) = option
+    optimizer = adamas.AdamW(arrays())
+    with pytest.raises(TypeError) as told:
+        optimizer.set_options(**option)
+    assert str(told.value) == (
+        f"set_options has {name}, which concerns the whole step. clip_norm and on_nonfinite are "
+        "set at the optimizer: optimizer.clip_norm = 1.0."
+    )
+    with pytest.raises(TypeError) as told:
+        adamas.AdamW([{"params": arrays(), **option}])
+    assert str(told.value) == (
+        f"params[0] has {name}, which concerns the whole step. Give it to the optimizer, not to a "
+        "group."
+    )

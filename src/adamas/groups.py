@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -19,9 +19,9 @@ from adamas.statistics import Outcome
 from adamas.trees import Tree, changed_leaf, difference_of_keys, leaves
 
 __all__ = [
-    "OPTION_NAMES",
     "ParameterGroup",
     "check_entries",
+    "check_option_names",
     "check_unchanged",
     "checked_values",
     "chosen_groups",
@@ -40,7 +40,8 @@ __all__ = [
 
 Array = NDArray[Any]
 
-OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(Options))
+_OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(Options))
+_OF_THE_STEP = frozenset(field.name for field in dataclasses.fields(Phase)) | {"engine"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -295,9 +296,17 @@ def _is_list_of_groups(params: Tree) -> bool:
     )
 
 
+def check_option_names(where: str, given: Iterable[str], way_out: str) -> None:
+    """Raise TypeError for what groups do not have, with the ``way_out`` for what steps have."""
+    for name in given:
+        if name in _OF_THE_STEP:
+            raise TypeError(f"{where} has {name}, which concerns the whole step. {way_out}")
+    check_names(where, given, _OPTION_NAMES)
+
+
 def _own_options(base: Options, where: str, given: Mapping[str, Any]) -> Options:
     changes = {key: value for key, value in given.items() if key != "params"}
-    check_names(where, changes, OPTION_NAMES)
+    check_option_names(where, changes, "Give it to the optimizer, not to a group.")
     own = base.replace(**changes)
     _check_same_method(base, own)
     return own
@@ -355,7 +364,7 @@ def _loaded_options(groups: Sequence[ParameterGroup], stored: Any) -> list[Optio
         )
     loaded: list[Options] = []
     for i, (group, given) in enumerate(zip(groups, stored, strict=True)):
-        check_entries(f"groups[{i}]", given, (*OPTION_NAMES, "params"))
+        check_entries(f"groups[{i}]", given, (*_OPTION_NAMES, "params"))
         names = given["params"]
         if not isinstance(names, (list, tuple)) or list(names) != list(group.names):
             raise ValueError(

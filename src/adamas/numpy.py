@@ -29,13 +29,13 @@ from numpy.typing import NDArray
 from adamas import assignments, settings
 from adamas.arrays import checked_gradient
 from adamas.assignments import Assignment, all_at_once, attribute
-from adamas.checks import check_count, check_names, check_rate, with_known_options
+from adamas.checks import check_count, check_rate, with_known_options
 from adamas.dialects import Dialect, with_conventions
 from adamas.engines import native, reference, triton
 from adamas.groups import (
-    OPTION_NAMES,
     ParameterGroup,
     check_entries,
+    check_option_names,
     check_unchanged,
     checked_values,
     chosen_groups,
@@ -114,6 +114,7 @@ class Optimizer:
     on_nonfinite = Setting[OnNonfinite]()
     ema = Fixed[float | None](lambda optimizer: optimizer._phase.ema)
     seed = Fixed[int](lambda optimizer: optimizer._phase.seed)
+    engine = Fixed[Engine](lambda optimizer: optimizer._engine)
     phase = settings.whole()
     #: The names of what was set.
     _phase_set: frozenset[str] = frozenset()
@@ -222,7 +223,8 @@ class Optimizer:
         With other ``betas`` or ``state`` the running means are stored anew, as loading would do.
         What decides which of them are kept (``amsgrad``, None in ``betas``) cannot change.
         """
-        check_names("set_options", changes, OPTION_NAMES)
+        at_once = "clip_norm and on_nonfinite are set at the optimizer: optimizer.clip_norm = 1.0."
+        check_option_names("set_options", changes, at_once)
         chosen = chosen_groups(group, len(self.groups))
         self._install(
             tuple(
@@ -365,6 +367,7 @@ class Optimizer:
         """Name the method, its size, its learning rate and what was chosen of the phase."""
         named = named_parameters(self.groups)
         chosen = {"lr": self.lr, **settings.told(vars(self._phase))}
+        chosen |= {} if self._engine == "native" else {"engine": self._engine}
         return (
             f"<adamas.{type(self).__name__}: {sum(p.size for _, p in named):,} parameters in "
             f"{len(named)} arrays, {', '.join(f'{k}={v!r}' for k, v in chosen.items())}, "
