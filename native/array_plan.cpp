@@ -7,7 +7,6 @@
 #include <cstdint>
 #include <cstring>
 #include <iterator>
-#include <limits>
 #include <optional>
 #include <stdexcept>
 #include <string>
@@ -202,10 +201,6 @@ private:
         }
     };
 
-    static std::int64_t place_of(nb::handle given, const char* what) {
-        return whole_number_of(given, what, 0, std::numeric_limits<std::int64_t>::max());
-    }
-
     Tensor tensor_of(nb::handle slot, const Options& own, nb::handle storage) {
         nb::object state = slot.attr("state");
         void* memory = hold_parameter(slot.attr("parameter"));
@@ -214,50 +209,35 @@ private:
         tensor.layout = {dtype_of(parameter).value(), own.has_mean, own.has_square, own.amsgrad};
         put_storage(tensor.layout, storage, nb::object(state.attr("top")));
         if (!nb::object(state.attr("forms")).equal(storage.attr("forms"))) {
-            throw std::invalid_argument("A plan needs the state that its options speak of.");
+            refuse_state();
         }
-        DType arithmetic = tensor.layout.dtype == DType::float64 ? DType::float64 : DType::float32;
         tensor.count = parameter.len / parameter.itemsize;
-        auto entry = [&](const char* name, Form form, std::int64_t width = 1) -> void* {
+        DType arithmetic = tensor.layout.dtype == DType::float64 ? DType::float64 : DType::float32;
+        auto numbers = [&](const char* name) -> void* {
             nb::object array = state.attr(name);
-            if (array.is_none()) {
-                return nullptr;
-            }
-            return form == Form::plain ? hold(array, &parameter, arithmetic).buf
-                                       : hold_codes(array, width * tensor.count);
+            return array.is_none() ? nullptr : hold(array, &parameter, arithmetic).buf;
         };
-        Form mean = tensor.layout.mean_form, square = tensor.layout.square_form;
+        auto codes = [&](const char* name, Element element, std::int64_t count) -> void* {
+            nb::object array = state.attr(name);
+            return array.is_none() ? nullptr : hold_codes(array, element.bytes() * count);
+        };
+        auto mean_of = [&](const char* name, Form form, Element element) {
+            return form == Form::plain ? numbers(name) : codes(name, element, tensor.count);
+        };
+        const Layout& layout = tensor.layout;
         tensor.arrays = {memory,
                          nullptr,
-                         entry("mean", mean, mean == Form::bfloat16 ? 2 : 1),
-                         entry("square", square, square == Form::eight_bit ? 1 : 2),
-                         entry("largest_square", Form::plain),
-                         entry("ema", Form::plain),
+                         mean_of("mean", layout.mean_form, element_of_mean(layout)),
+                         mean_of("square", layout.square_form, element_of_square(layout)),
+                         numbers("largest_square"),
+                         numbers("ema"),
                          nullptr,
                          CopyType::bfloat16};
-        nb::object header = state.attr("header");
-        if (!header.is_none()) {
-            std::int64_t blocks = (tensor.count + block_size - 1) / block_size;
-            tensor.arrays.header = static_cast<std::uint16_t*>(hold_codes(header, 2 * blocks));
-        }
-        nb::object remainder = state.attr("remainder");
-        if (!remainder.is_none()) {
-            std::int64_t width = tensor.layout.rounding == Rounding::remainder ? 2 : 1;
-            tensor.arrays.remainder = hold_codes(remainder, width * tensor.count);
-        }
+        tensor.arrays.header = static_cast<std::uint16_t*>(
+            codes("header", element_of_header(), header_count(tensor.count)));
+        tensor.arrays.remainder = codes("remainder", element_of_remainder(layout), tensor.count);
         tensor.arrays.offset = place_of(nb::object(slot.attr("first")), "first");
-        bool wants_m = own.has_mean && tensor.arrays.m == nullptr;
-        bool wants_v = own.has_square && tensor.arrays.v == nullptr;
-        bool is_8bit = (own.has_mean && tensor.layout.mean_form == Form::eight_bit) ||
-                       (own.has_square && tensor.layout.square_form == Form::eight_bit);
-        bool wants_remainder = tensor.layout.keeps_remainder() && remainder.is_none();
-        if (tensor.count > 0 &&
-            (wants_remainder || wants_m || wants_v || (is_8bit && header.is_none()))) {
-            throw std::invalid_argument("A plan needs the state that its options speak of.");
-        }
-        if (tensor.layout.is_small() && arithmetic != DType::float32) {
-            throw std::invalid_argument("Small forms of state are not for float64 parameters.");
-        }
+        check_state(tensor);
         return tensor;
     }
 

@@ -4,9 +4,12 @@
 #include <nanobind/stl/vector.h>
 
 #include <initializer_list>
+#include <limits>
 #include <stdexcept>
 #include <string>
 #include <utility>
+
+#include "dlpack.h"
 
 namespace nb = nanobind;
 
@@ -86,6 +89,15 @@ std::int64_t whole_number_of(nb::handle given, const char* what, std::int64_t le
     return found;
 }
 
+std::int64_t place_of(nb::handle given, const char* what) {
+    return whole_number_of(given, what, 0, std::numeric_limits<std::int64_t>::max());
+}
+
+std::size_t index_of(nb::handle given, const char* what, std::size_t count) {
+    return static_cast<std::size_t>(
+        whole_number_of(given, what, 0, static_cast<std::int64_t>(count) - 1));
+}
+
 std::int64_t step_of(nb::handle given) {
     return whole_number_of(given, "The number of the step", 1,
                            static_cast<std::int64_t>(most_steps));
@@ -158,6 +170,66 @@ void put_storage(Layout& layout, nb::handle storage, nb::handle top) {
                                                            {"remainder8", Rounding::remainder8}});
     layout.stochastic = rounding.is_none() || layout.rounding != Rounding::nearest;
     layout.top = static_cast<int>(whole_number_of(top, "top", 0, highest_top));
+}
+
+Element element_of_numbers(DType parameter) {
+    return {dlpack::float_code, std::uint8_t(parameter == DType::float64 ? 64 : 32)};
+}
+
+Element element_of_mean(const Layout& layout) {
+    switch (layout.mean_form) {
+        case Form::bfloat16:
+            return {dlpack::bfloat_code, 16};
+        case Form::compact:
+            return {dlpack::uint_code, 8};
+        case Form::eight_bit:
+            return {dlpack::int_code, 8};
+        default:
+            return element_of_numbers(layout.dtype);
+    }
+}
+
+Element element_of_square(const Layout& layout) {
+    switch (layout.square_form) {
+        case Form::bfloat16:
+        case Form::compact:
+            return {dlpack::bfloat_code, 16};
+        case Form::eight_bit:
+            return {dlpack::uint_code, 8};
+        default:
+            return element_of_numbers(layout.dtype);
+    }
+}
+
+Element element_of_header() { return {dlpack::int_code, 16}; }
+
+Element element_of_remainder(const Layout& layout) {
+    return {dlpack::int_code, std::uint8_t(layout.rounding == Rounding::remainder ? 16 : 8)};
+}
+
+std::int64_t header_count(std::int64_t elements) {
+    return (elements + block_size - 1) / block_size;
+}
+
+void refuse_state() {
+    throw std::invalid_argument("A plan needs the state that its options speak of.");
+}
+
+void check_state(const Tensor& tensor) {
+    const Layout& layout = tensor.layout;
+    const Arrays& arrays = tensor.arrays;
+    bool is_8bit = (layout.mean && layout.mean_form == Form::eight_bit) ||
+                   (layout.square && layout.square_form == Form::eight_bit);
+    bool misses = (layout.mean && arrays.m == nullptr) || (layout.square && arrays.v == nullptr) ||
+                  (layout.largest && arrays.w == nullptr) ||
+                  (is_8bit && arrays.header == nullptr) ||
+                  (layout.keeps_remainder() && arrays.remainder == nullptr);
+    if (tensor.count > 0 && misses) {
+        refuse_state();
+    }
+    if (layout.is_small() && layout.dtype == DType::float64) {
+        throw std::invalid_argument("Small forms of state are not for float64 parameters.");
+    }
 }
 
 StepNumbers step_numbers_of(nb::handle given) {

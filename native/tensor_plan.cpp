@@ -75,7 +75,7 @@ public:
         for (nb::handle cohort : cohorts) {
             nb::object options = cohort.attr("options");
             cohorts_.push_back(
-                {nb::cast<std::size_t>(cohort.attr("group")),
+                {index_of(nb::object(cohort.attr("group")), "group", watch_.group_count()),
                  options.is_none() ? std::nullopt : std::optional(options_of(options))});
             numbered_ += options.is_none();
         }
@@ -110,7 +110,11 @@ public:
     // Steps as `phase` says from now on; what it keeps must be what was kept before.
     void set_phase(nb::object phase) {
         TensorWatch::Turn turn(watch_);
-        plan_->set_phase(phase_of(phase));
+        Phase given = phase_of(phase);
+        if (given.averages != plan_->phase().averages) {
+            throw std::invalid_argument("A plan goes on with the averages that it was made for.");
+        }
+        plan_->set_phase(given);
     }
 
     void open() { watch_.open(); }
@@ -168,8 +172,8 @@ private:
         } role;
         Member member;
         auto state = nb::cast<nb::dict>(of.state.of(slot));
-        member.cohort = nb::cast<std::size_t>(of.cohort.of(slot));
-        Cohort& cohort = cohorts_.at(member.cohort);
+        member.cohort = index_of(of.cohort.of(slot), "cohort", cohorts_.size());
+        Cohort& cohort = cohorts_[member.cohort];
         // A cohort without options looks at the steps of its first member, come what may.
         View parameter = watch_.add(of.parameter.of(slot), state, !cohort.options);
         std::optional<DType> dtype = dtype_of(parameter);
@@ -179,69 +183,34 @@ private:
         nb::object names = of.names.of(slot);
         nb::object mean = role.mean.of(names), square = role.square.of(names),
                    largest_square = role.largest_square.of(names);
-        Tensor tensor{};
-        std::uint8_t bits = *dtype == DType::float64 ? 64 : 32;  // of its arithmetic
-        auto entry = [&](const nb::object& name) -> void* {
-            return name.is_none() ? nullptr
-                                  : kept(state[name], dlpack::float_code, bits, parameter.count);
-        };
         Layout layout{*dtype, !mean.is_none(), !square.is_none(), !largest_square.is_none()};
         put_storage(layout, of.storage.of(slot), of.top.of(slot));
-        tensor.number = nb::cast<std::uint64_t>(of.number.of(slot));
-        void* m = layout.mean_form == Form::plain
-                      ? entry(mean)
-                      : mean_of(state, mean, layout.mean_form, parameter);
-        void* v = layout.square_form == Form::plain
-                      ? entry(square)
-                      : square_of(state, square, layout.square_form, parameter);
-        void* w = entry(largest_square);
-        void* ema = entry(role.ema.of(names));
+        Element number = element_of_numbers(*dtype);
+        auto entry = [&](const nb::object& name, Element element, std::int64_t count) -> void* {
+            return name.is_none() ? nullptr : kept(state[name], element.code, element.bits, count);
+        };
+        Tensor tensor{};
+        tensor.count = parameter.count;
         tensor.layout = layout;
-        tensor.arrays = {parameter.data, nullptr, m, v, w, ema, nullptr, CopyType::bfloat16};
-        if (nb::object name = role.header.of(names); !name.is_none()) {
-            std::int64_t blocks = (parameter.count + block_size - 1) / block_size;
-            tensor.arrays.header =
-                static_cast<std::uint16_t*>(kept(state[name], dlpack::int_code, 16, blocks));
-        }
-        if (nb::object name = role.remainder.of(names); !name.is_none()) {
-            std::uint8_t width = layout.rounding == Rounding::remainder ? 16 : 8;
-            tensor.arrays.remainder = kept(state[name], dlpack::int_code, width, parameter.count);
-        }
+        tensor.arrays = {parameter.data,
+                         nullptr,
+                         entry(mean, element_of_mean(layout), tensor.count),
+                         entry(square, element_of_square(layout), tensor.count),
+                         entry(largest_square, number, tensor.count),
+                         entry(role.ema.of(names), number, tensor.count),
+                         nullptr,
+                         CopyType::bfloat16};
+        tensor.arrays.header = static_cast<std::uint16_t*>(
+            entry(role.header.of(names), element_of_header(), header_count(tensor.count)));
+        tensor.arrays.remainder =
+            entry(role.remainder.of(names), element_of_remainder(layout), tensor.count);
+        check_state(tensor);
         add_copy(tensor, of.copy.of(slot), parameter.count);
         add_step(member, state, of.step.of(slot), cohort);
-        tensor.count = parameter.count;
         tensor.numbers = member.cohort;
+        tensor.number = static_cast<std::uint64_t>(place_of(of.number.of(slot), "number"));
         members_.push_back(member);
         return tensor;
-    }
-
-    void* mean_of(nb::dict state, nb::object name, Form form, const View& parameter) {
-        if (name.is_none()) {
-            return nullptr;
-        }
-        nb::object tensor = state[name];
-        switch (form) {
-            case Form::bfloat16:
-                return kept(tensor, dlpack::bfloat_code, 16, parameter.count);
-            case Form::compact:
-                return kept(tensor, dlpack::uint_code, 8, parameter.count);
-            default:
-                return kept(tensor, dlpack::int_code, 8, parameter.count);
-        }
-    }
-
-    void* square_of(nb::dict state, nb::object name, Form form, const View& parameter) {
-        if (name.is_none()) {
-            return nullptr;
-        }
-        nb::object tensor = state[name];
-        switch (form) {
-            case Form::bfloat16:
-            case Form::compact:
-                return kept(tensor, dlpack::bfloat_code, 16, parameter.count);
-            default:
-                return kept(tensor, dlpack::uint_code, 8, parameter.count);
-        }
     }
 
     void add_copy(Tensor& tensor, nb::object copy, std::int64_t count) {
@@ -302,7 +271,7 @@ private:
         numbers_.clear();
         owners_.clear();
         std::size_t next = 0;
-        if (numbered_ > 0 && (given.is_none() || nb::len(given) != numbered_)) {
+        if (given.is_none() ? numbered_ > 0 : nb::len(given) != numbered_) {
             throw std::invalid_argument("A step needs the numbers of each cohort without options.");
         }
         for (Cohort& cohort : cohorts_) {

@@ -135,6 +135,77 @@ def test_a_plan_refuses_a_state_of_other_forms_than_its_options_have():
         native.Plan([Group(Options(state=("8bit", "float32")), (slot,))], Phase())
 
 
+def tensor_plan(slot: dict[str, Any], cohort: dict[str, Any], phase: Phase) -> Any:
+    """A plan over one tensor in half precision, which keeps two means in bytes."""
+    p = torch.nn.Parameter(torch.ones(40, dtype=torch.bfloat16))
+    p.grad = torch.ones_like(p)
+    state = {
+        "step": torch.zeros(()),
+        "m": torch.zeros(40, dtype=torch.int8),
+        "v": torch.zeros(40, dtype=torch.uint8),
+        "header": torch.zeros(2, dtype=torch.int16),
+        "remainder": torch.zeros(40, dtype=torch.int16),
+        "ema": torch.ones(40),
+    }
+    given = {
+        "parameter": p,
+        "state": state,
+        "step": "step",
+        "names": Entries("m", "v", header="header", remainder="remainder", ema="ema"),
+        "storage": Storage("8bit", "8bit", "remainder"),
+        "top": 2,
+        "number": 0,
+        "copy": None,
+        "cohort": 0,
+    }
+    kinds, groups = (torch.Tensor, torch.nn.Parameter), [{"params": [p], "lr": 0.1}]
+    slots = [native.TensorSlot(**{**given, **slot})]
+    cohorts = [native.Cohort(**{"group": 0, "options": Options(), **cohort})]
+    changed = torch.autograd.graph.increment_version
+    plan = native.TensorPlan(*kinds, groups, slots, cohorts, [], phase, changed)
+    return plan, lambda *more: plan.step(groups, {p: state}, 1.0, 1.0, *more), p
+
+
+@pytest.mark.parametrize(
+    ("slot", "cohort", "text"),
+    [
+        ({"names": Entries("m", "v", remainder="remainder")}, {}, "A plan needs the state that"),
+        ({"names": Entries("m", "v", header="header")}, {}, "A plan needs the state that"),
+        ({"names": Entries("m", "m", header="header")}, {}, "A plan needs state that fits"),
+        ({"storage": Storage("8bit", "8bit", "remainder8")}, {}, "A plan needs state that fits"),
+        ({"top": 13}, {}, "top is 13, but it must be from 0 to 12."),
+        ({"number": -1}, {}, "number is -1, but it must be from 0 to 9223372036854775807."),
+        ({"cohort": 1}, {}, "cohort is 1, but it must be from 0 to 0."),
+        ({"cohort": -1}, {}, "cohort is -1, but it must be from 0 to 0."),
+        ({}, {"group": 1}, "group is 1, but it must be from 0 to 0."),
+        ({}, {"group": 2**70}, f"group is {2**70}, but it must be from 0 to 0."),
+    ],
+)
+def test_a_plan_over_tensors_refuses_slots_that_lack_something_or_point_nowhere(slot, cohort, text):
+    with pytest.raises(ValueError, match="^" + re.escape(text)):
+        tensor_plan(slot, cohort, Phase())
+
+
+def test_a_plan_over_tensors_goes_on_with_another_phase_but_for_the_averages_it_keeps():
+    plan, step, p = tensor_plan({}, {}, Phase(ema=0.5))
+    for other in (Phase(), Phase(clip_norm=1.0)):
+        with pytest.raises(ValueError, match=r"^A plan goes on with the averages that it was made"):
+            plan.set_phase(other)
+    assert step() is None
+    plan.set_phase(Phase(ema=0.25, on_nonfinite="skip"))
+    p.grad.fill_(torch.nan)
+    assert step()[0] is False
+
+
+def test_numbers_that_no_cohort_takes_are_refused():
+    _, step, p = tensor_plan({}, {}, Phase())
+    before = p.detach().clone()
+    own = StepNumbers.averaging(at_step(Options(), 1, 0.1), None, 1)
+    with pytest.raises(ValueError, match=r"^A step needs the numbers of each cohort without"):
+        step([own])
+    assert (p == before).all()
+
+
 def test_a_step_over_tensors_refuses_what_are_no_numbers_of_it_before_it_begins():
     p = torch.nn.Parameter(torch.ones(3))
     p.grad = torch.ones(3)
