@@ -340,6 +340,22 @@ def test_zero_redundancy_takes_the_phase_and_resumes(mesh, phase):
     assert same(bits(nets[2]), bits(nets[1]))
 
 
+def test_zero_redundancy_adds_groups_after_another_norm_was_set(mesh):
+    from torch.distributed.optim import ZeroRedundancyOptimizer
+
+    net, more = network(), nn.Parameter(torch.ones(3))
+    optimizer = ZeroRedundancyOptimizer(net.parameters(), ours.AdamW, lr=0.01, clip_norm=1.0)
+    optimizer.optim.clip_norm = 0.5
+    optimizer.add_param_group({"params": [more]})
+    step_once(net, optimizer, 0)
+    more.grad = torch.ones(3)
+    optimizer.step()
+    assert (more != 1).all()
+    assert optimizer.optim.clip_norm == 0.5
+    with pytest.raises(TypeError, match=r"^A group has clip_norm, which concerns"):
+        optimizer.optim.add_param_group({"params": [nn.Parameter(more.clone())], "clip_norm": 2.0})
+
+
 def test_two_processes_have_one_norm_skip_together_and_give_the_bits_of_one(tmp_path):
     assert run_in_two(TWO_PROCESSES, tmp_path) == [0, 0]
 

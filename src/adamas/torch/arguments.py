@@ -321,21 +321,30 @@ def of_groups(defaults: Options) -> dict[str, Any]:
 
 
 def check_group(
-    group: Options, defaults: Options, own: Options, place: int, takes_copies: bool
+    group: Options,
+    defaults: Options,
+    own: Options,
+    before: Sequence[Options],
+    takes_copies: bool,
 ) -> None:
     """Raise TypeError or ValueError for a group to add, of names or options that make no sense.
 
-    It may repeat what the optimizer was given, its ``own``, as groups of ZeRO's wrapper do.
+    It may repeat what the optimizer has, its ``own``, and what the groups ``before`` repeat: those
+    of ZeRO's wrapper do, and go on to when another was set.
     """
+
+    def repeats(name: str, value: object) -> bool:
+        said = [each[name] for each in (own, *before) if name in own and name in each]
+        return isinstance(value, _PLAIN) and any(value == x for x in said if isinstance(x, _PLAIN))
+
     named = [
         name
         for name, value in group.items()
-        if not (takes_copies and name == "copy_to")
-        and not (name in own and isinstance(value, _PLAIN) and value == own[name])
+        if not (takes_copies and name == "copy_to") and not repeats(name, value)
     ]
     check_group_names(named, defaults)
     merged = {**defaults, **group}
-    check_options({name: merged[name] for name in defaults}, f"param_groups[{place}]: ")
+    check_options({name: merged[name] for name in defaults}, f"param_groups[{len(before)}]: ")
 
 
 def _is_slip(name: str, option: str) -> bool:

@@ -248,8 +248,8 @@ class Optimizer(torch.optim.Optimizer):
     def _add_group(self, param_group: dict[str, Any]) -> None:
         given = None
         if isinstance(param_group, dict):  # torch refuses others
-            given, place = self._copies.asked_of(param_group), len(self.param_groups)
-            arguments.check_group(param_group, self.defaults, self._own, place, given is not None)
+            given, before = self._copies.asked_of(param_group), self.param_groups
+            arguments.check_group(param_group, self.defaults, self._own, before, given is not None)
             self._keeping.storage({**self.defaults, **param_group})
             arguments.put_pairs(param_group, self.defaults)
         super().add_param_group(param_group)
