@@ -334,7 +334,9 @@ NOT_NATIVE = {
 
 
 TAKEN = {
-    "native": "real tensors on the CPU that are contiguous, as their gradients, state and copies",
+    "native": (
+        "real, contiguous tensors on the CPU (no DTensors), as their gradients, state and copies"
+    ),
     "triton": "real tensors on CUDA devices, beside their gradients and copies, by Triton",
 }
 
