@@ -50,7 +50,6 @@ class Job(NamedTuple):
     """One tensor to step: arrays in the same order in memory, all on one device."""
 
     parameter: Tensor
-    gradient: Tensor
     mean: Tensor | None
     square: Tensor | None
     largest_square: Tensor | None
@@ -97,13 +96,12 @@ class Job(NamedTuple):
         )
 
     def signature(self) -> tuple[Any, ...]:
-        """Return what the tables are made of, gradients apart."""
+        """Return what the tables are made of."""
         return tuple(
             (each.data_ptr(), each.numel(), each.dtype, each.device)
             if isinstance(each, Tensor)
             else each
-            for name, each in self._asdict().items()
-            if name != "gradient"
+            for each in self
         )
 
 

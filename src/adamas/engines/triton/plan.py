@@ -130,7 +130,6 @@ class Plan:
         mean, square = room.get("mean"), room.get("square")
         return Job(
             parameter=parameter,
-            gradient=parameter,
             mean=mean,
             square=square,
             largest_square=room.get("largest_square"),

@@ -111,14 +111,17 @@ class Device:
         self._replaced: list[tuple[Tensor, Tensor]] = []
         #: By place: numbers of steps that are kept on the host.
         self._host_steps: dict[int, Tensor] = {}
-        #: What the tables were made of: keeps contiguous copies while kernels read them.
+        #: What the tables were made of.
         self._jobs: list[Job] = []
+        #: Gradients of the first step: a contiguous copy is held until its kernels are launched.
+        self._first: list[Tensor] = []
         for place, member in enumerate(members):
             step, group = member.step, index[id(member.group)]
             if step is not None and not triton.is_beside(step, member.parameter):
                 self._host_steps[place] = step
                 step = None
-            job = _job(member, phase, self._replaced)
+            job, gradient = _job(member, phase, self._replaced)
+            self._first.append(gradient)
             self._jobs.append(
                 job._replace(
                     step=step,
@@ -135,12 +138,12 @@ class Device:
         else:
             self.launches = Launches(self._jobs, options, phase)
         #: Addresses of the gradients.
-        self._gradients = np.array([job.gradient.data_ptr() for job in self._jobs], np.int64)
+        self._gradients = np.array([each.data_ptr() for each in self._first], np.int64)
         #: Places of gradients whose norm needs another order than theirs, and room for them in it.
         self._ordered = {
-            i: torch.empty_like(job.gradient, memory_format=torch.contiguous_format)
-            for i, job in enumerate(self._jobs)
-            if phase.reads_first and not job.gradient.is_contiguous()
+            i: torch.empty_like(each, memory_format=torch.contiguous_format)
+            for i, each in enumerate(self._first)
+            if phase.reads_first and not each.is_contiguous()
         }
         #: Tells whether the tensors still fit; None where each step has to look closely.
         self._watch: Any = None
@@ -204,6 +207,7 @@ class Device:
             self._gradients, ordered, steps, rates, given=given, found_inf=found, **inputs
         )
         outcome = self.launches.step(values, self._shared.counters(self._devices))
+        self._first.clear()
         for target, source in self._replaced:
             target.copy_(source)
         if self._host_steps and (outcome is None or outcome.applied):
@@ -225,8 +229,11 @@ class Device:
         )
 
 
-def _job(member: Member, phase: Phase, replaced: list[tuple[Tensor, Tensor]]) -> Job:
-    """Return what kernels have to know of a parameter, numbers apart; add to ``replaced``."""
+def _job(member: Member, phase: Phase, replaced: list[tuple[Tensor, Tensor]]) -> tuple[Job, Tensor]:
+    """Return what kernels have to know of a parameter, numbers apart, and its gradient.
+
+    Adds to ``replaced``.
+    """
     mean, square = ("float32", "float32") if member.form is None else member.form.storage.forms
     entries = member.entries
     written = [
@@ -247,9 +254,8 @@ def _job(member: Member, phase: Phase, replaced: list[tuple[Tensor, Tensor]]) ->
     p, m, v, w, ema, _, remainder, copied = laid
     assert p is not None
     assert g is not None
-    return Job(
+    job = Job(
         parameter=p,
-        gradient=g,
         mean=m,
         square=v,
         largest_square=w,
@@ -268,6 +274,7 @@ def _job(member: Member, phase: Phase, replaced: list[tuple[Tensor, Tensor]]) ->
         group=0,
         is_given=False,
     )
+    return job, g
 
 
 def _rate_on_device(group: dict[str, Any], members: Sequence[Member]) -> Tensor | None:

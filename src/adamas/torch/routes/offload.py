@@ -292,7 +292,8 @@ class Offloaded:
         factor: float = 1.0,
     ) -> Made | None:
         """Make one step, chunk by chunk."""
-        records = self._pipeline.step(self._items, self._numbers, scaling.loss_scale, factor)
+        items, self._items = self._items, []  # gradients are to go when the user lets them go
+        records = self._pipeline.step(items, self._numbers, scaling.loss_scale, factor)
         for member in self.members:
             if member.step is not None:
                 member.step.add_(1)
