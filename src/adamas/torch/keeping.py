@@ -115,7 +115,7 @@ class Keeping(NamedTuple):
             header="header" if form is not None and form.has_header else None,
             remainder=None if self.remainder(group, parameter) is None else "remainder",
         )
-        member = Member(
+        return Member(
             parameter=parameter,
             group=group,
             place=place,
@@ -127,8 +127,6 @@ class Keeping(NamedTuple):
             copy=copy,
             own_step=self.method.own_step(group),
         )
-        # Random bits are those of a step, so steps have to be counted.
-        return member._replace(step_name="step") if step is None and member.draws else member
 
     def fitted(self, state: State, parameter: Tensor, group: Group) -> State:
         """Return a checked state in the form that its group stores, ``state`` itself if it is."""
@@ -157,24 +155,20 @@ class Keeping(NamedTuple):
 
     # -- what is created -----------------------------------------------------------------------
 
-    def complete(self, member: Member) -> bool:
-        """Create what the state of a member lacks; return whether it is a new one."""
+    def complete(self, member: Member) -> None:
+        """Create what the state of a member lacks."""
         state, wanted = member.state, member.wanted
         if member.is_offloaded:
             host_memory.settle(state)
-        is_new = not wanted & state.keys()
         if not wanted <= state.keys():
-            self._create(member, wanted, is_new=is_new)
+            self._create(member, wanted)
         self.method.complete(member.group, state)
-        return is_new
 
-    def _create(self, member: Member, wanted: set[str], *, is_new: bool) -> None:
+    def _create(self, member: Member, wanted: set[str]) -> None:
         state, p = member.state, member.parameter.detach()
         if not (wanted - {"ema"}) <= state.keys():  # a remainder that was not saved is zero, too
             for name, entry in self._zeros(member).items():
                 state.setdefault(name, entry)
-        if "step" in wanted and "step" not in state:  # a method that counts none by itself
-            state["step"] = counting.step_tensor(0.0 if is_new else 1.0)
         if "ema" in wanted and "ema" not in state:
             wide = torch.float32 if p.dtype in small.HALF else p.dtype
             if member.is_offloaded:

@@ -94,6 +94,11 @@ class Member(NamedTuple):
         return {name for name in (self.step_name, *self.names) if name}
 
     @property
+    def is_new(self) -> bool:
+        """Whether nothing of what is kept is there yet."""
+        return not self.wanted & self.state.keys()
+
+    @property
     def entries(self) -> Entries:
         """What is kept, by role."""
         return self.names.map(self.state.__getitem__)

@@ -394,9 +394,12 @@ class Planner:
             states[member.parameter] = {}
         if member.state is not states[member.parameter]:
             member = member._replace(state=states[member.parameter])
-        if self.keeping.complete(member):
-            if member.step_name is None:
-                self.numbers.begins(member.parameter)
-            elif devices.takes(member.parameter.device):
-                self.devices.counts.created(member.state["step"])
+        is_new, is_counted = member.is_new, member.step_name is not None
+        if (
+            is_new and not is_counted
+        ):  # before there is a state, which may be all of it that is made
+            self.numbers.begins(member.parameter)
+        self.keeping.complete(member)
+        if is_new and is_counted and devices.takes(member.parameter.device):
+            self.devices.counts.created(member.state["step"])
         return member

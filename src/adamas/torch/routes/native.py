@@ -106,15 +106,14 @@ class Native:
         self, groups: Groups, states: States, scaling: Scaling, factor: float = 1.0
     ) -> Made | None:
         """Make one step in one call."""
-        given = None
+        given, is_new, self._is_new = None, self._is_new, False
         if self._given:
             try:
                 given = self._numbers_given()
             except _WRONG:
-                if self._is_new:
+                if is_new:
                     raise
                 return NotImplemented
-        self._is_new = False
         scale = 1.0 if scaling is UNSCALED else scaling.loss_scale
         return outcome_of(self.plan.step(groups, states, scale, factor, given))
 
