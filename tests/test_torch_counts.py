@@ -150,11 +150,11 @@ def test_a_count_on_a_device_is_read_when_it_is_first_seen_and_when_it_may_have_
     step = torch.tensor(LAST - 3.0).as_subclass(Read)
     for _ in range(2):
         assert counts.counting(step) is step
-        counts.planned([step])
+        last = counts.planned([step])
     assert Read.times == 1
     going = []
     for _ in range(4):
-        going.append(counts.go_on)
+        going.append(counts.go_on(last))
         counts.step()
     assert going == [True, True, True, False]
     assert counts.counting(step) is step  # fewer steps were made than could have been

@@ -55,32 +55,10 @@ class DeviceCounts:
     def __init__(self) -> None:
         self._made = 0
         self._most: dict[int, tuple[Tensor, int]] = {}  # less the steps made until it was seen
-        self._last: float = math.inf
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Return nothing: what a copy of an optimizer counts with is seen anew."""
-        return {}
-
-    def __setstate__(self, _: dict[str, Any]) -> None:
-        """Begin anew."""
-        self.__init__()
-
-    @property
-    def go_on(self) -> bool:
-        """Whether no count that was planned with can have come to the end of float32."""
-        return self._made < self._last
-
-    @property
-    def last(self) -> float:
-        """How many steps may have been made when a count that was planned with may be at its end.
-
-        May be set to what it was, when the plan of then is taken up again.
-        """
-        return self._last
-
-    @last.setter
-    def last(self, last: float) -> None:
-        self._last = last
+    def go_on(self, last: float) -> bool:
+        """Return whether fewer steps were made than :meth:`planned` has said."""
+        return self._made < last
 
     def step(self) -> None:
         """Take notice of a step."""
@@ -102,8 +80,11 @@ class DeviceCounts:
             self._most[id(step)] = (step, number - self._made)
         return step
 
-    def planned(self, steps: Iterable[Tensor]) -> None:
-        """Take notice of all counts that are planned with, and forget others."""
+    def planned(self, steps: Iterable[Tensor]) -> float:
+        """Take notice of all counts that are planned with, and forget others.
+
+        Returns how many steps may have been made when one of them may be at the end of float32.
+        """
         self._most = {id(s): self._most[id(s)] for s in steps if id(s) in self._most}
         most = max((each for _, each in self._most.values()), default=-math.inf)
-        self._last = WIDE_FROM - most
+        return WIDE_FROM - most

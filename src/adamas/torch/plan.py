@@ -178,8 +178,8 @@ class Planner:
         self.numbers = Numbers(keeping.method, keeping.phase.ema)
         self.devices = Devices()
         self._pipeline = Offload(keeping.phase)
-        #: Plans for devices whose gradients may come back, and how far their counts may come.
-        self._earlier: list[tuple[Plan, float]] = []
+        #: Plans for devices whose gradients may come back.
+        self._earlier: list[Plan] = []
 
     def go_by(self, keeping: Keeping) -> None:
         """Make plans for another phase from now on; those of before are not for it."""
@@ -191,21 +191,21 @@ class Planner:
         if plan is not None and plan.device is not None:
             self.devices.leave(plan.device)
             if plan.is_on_device:
-                self._earlier.append((plan, self.devices.counts.last))
+                self._earlier.append(plan)
 
-    def earlier(self, groups: Groups, states: States) -> tuple[Plan, float] | None:
-        """Return a plan of before that finds all as it was, and how far its counts may come."""
-        for i, (plan, _) in enumerate(self._earlier):
-            if plan.device is not None and plan.device.finds(groups, states):
+    def earlier(self, groups: Groups, states: States) -> Plan | None:
+        """Return a plan of before that finds all as it was, or None."""
+        for i, plan in enumerate(self._earlier):
+            if plan.device is not None and plan.device.fits(groups, states):
                 return self._earlier.pop(i)
         return None
 
     def forget(self, states: States) -> None:
         """Let go of plans of before that cannot fit any more, and of the oldest."""
         self._earlier = [
-            each
-            for each in self._earlier[-_MOST_EARLIER:]
-            if each[0].device is not None and each[0].device.is_current(states)
+            plan
+            for plan in self._earlier[-_MOST_EARLIER:]
+            if plan.device is not None and plan.device.is_current(states)
         ]
 
     def read_and_written(
@@ -314,7 +314,6 @@ class Planner:
         idle = [p for p in parameters if id(p) not in stepped]
         setup = Setup(groups, states, self.keeping, phase, self.numbers, idle)
         on_device = chosen[device]
-        self.devices.counts.planned(m.step for m in on_device if m.step is not None)
         routes: list[Route] = []
         if chosen[native]:
             routes.append(Native(chosen[native], setup))
@@ -394,12 +393,10 @@ class Planner:
             states[member.parameter] = {}
         if member.state is not states[member.parameter]:
             member = member._replace(state=states[member.parameter])
-        is_new, is_counted = member.is_new, member.step_name is not None
-        if (
-            is_new and not is_counted
-        ):  # before there is a state, which may be all of it that is made
-            self.numbers.begins(member.parameter)
+        is_new = member.is_new
+        if is_new and member.step_name is None:
+            self.numbers.begins(member.parameter)  # first: to make a state may fail half way
         self.keeping.complete(member)
-        if is_new and is_counted and devices.takes(member.parameter.device):
-            self.devices.counts.created(member.state["step"])
+        if is_new and member.step is not None and devices.takes(member.parameter.device):
+            self.devices.counts.created(member.step)
         return member

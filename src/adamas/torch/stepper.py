@@ -100,12 +100,10 @@ class Stepper:
 
     def _step_as_earlier(self, groups: Groups, states: States, scaling: Scaling) -> bool:
         """Make one step by a plan of before that is none now; False without one."""
-        found = self._planner.earlier(groups, states)
-        if found is None:
+        plan = self._planner.earlier(groups, states)
+        if plan is None:
             return False
-        plan, last = found
         self._install(plan)
-        self._planner.devices.counts.last = last
         return self._step_by(plan, groups, states, scaling)
 
     @torch.no_grad()

@@ -101,6 +101,8 @@ class Device:
         self._phase = phase
         self._numbers = numbers
         self._shared = devices
+        steps = (member.step for member in members)
+        self._last = devices.counts.planned(each for each in steps if each is not None)
         self._devices = frozenset(member.parameter.device for member in members)
         #: Their groups, and of each the learning rate where it is kept on the device.
         self._groups = list({id(m.group): m.group for m in members}.values())
@@ -153,10 +155,10 @@ class Device:
 
     def fits(self, groups: Groups, states: States) -> bool:
         """Return whether it can make the next step; then the gradients' addresses are known."""
-        return self._shared.counts.go_on and self.finds(groups, states)
+        return self._shared.counts.go_on(self._last) and self._finds(groups, states)
 
-    def finds(self, groups: Groups, states: States) -> bool:
-        """Return whether all is there as it was, whatever the counts of steps have come to."""
+    def _finds(self, groups: Groups, states: States) -> bool:
+        """Return whether all is there as it was."""
         return (
             self._watch is not None
             and all(map(_is_rate, self._groups, self._rates))
