@@ -66,7 +66,6 @@ class Plan:
         self._routes = tuple(routes)
         self._phase = phase
         self._groups = groups
-        self._is_new = True
         #: The route that takes all there is, norm and guard included, or None.
         self._whole = None
         if len(self._routes) == 1 and not apart and isinstance(self._routes[0], (Native, Device)):
@@ -104,23 +103,29 @@ class Plan:
         self._phase = phase
         return True
 
-    def step(self, groups: Groups, states: States, scaling: Scaling) -> Made | None:
-        """Make one step; NotImplemented, having done nothing, where something has changed.
+    def fits(self, groups: Groups, states: States) -> bool:
+        """Return whether it may be asked for another step."""
+        return self._whole is not None and self._whole.fits(groups, states)
 
-        Nothing is done either where ``scaling`` says so: then the answer is OVERFLOWED.
+    def ready(self) -> None:
+        """Raise what would be raised in the midst of a step; nothing is touched."""
+        for route in self._routes:
+            route.ready()
+
+    def step(self, groups: Groups, states: States, scaling: Scaling) -> Made | None:
+        """Make one step, where it is new or fits.
+
+        Returns NotImplemented, having done nothing, where something has changed. Nothing is done
+        either where ``scaling`` says so: then the answer is OVERFLOWED.
         """
-        whole = self._whole
-        if not self._is_new and (whole is None or not whole.fits(groups, states)):
-            return NotImplemented
-        self._is_new = False
         if scaling is not UNSCALED:
             is_waited_for = not self.is_on_device or self._phase.on_nonfinite == "raise"
             if is_waited_for or not isinstance(scaling.found_inf, Tensor):
                 if scaling.has_overflowed:  # a scaler's own doing, and no reason to raise
                     return OVERFLOWED
                 scaling = scaling._replace(found_inf=None)
-        if whole is not None:
-            return whole.step(groups, states, scaling)
+        if self._whole is not None:
+            return self._whole.step(groups, states, scaling)
         return self._step_apart(groups, states, Scaling(scaling.loss_scale))
 
     def _step_apart(self, groups: Groups, states: States, scaling: Scaling) -> Outcome | None:
@@ -134,8 +139,7 @@ class Plan:
                 return Outcome(applied=False, norm=norm, nonfinite=nonfinite, statistics=None)
             if phase.clip_norm is not None:
                 factor = clip_factor(phase.clip_norm, norm)
-        for route in self._routes:
-            route.ready()
+        self.ready()
         records: list[Statistics] = []
         for route in self._routes:
             made = route.step(groups, states, scaling, factor)
@@ -196,7 +200,7 @@ class Planner:
     def earlier(self, groups: Groups, states: States) -> Plan | None:
         """Return a plan of before that finds all as it was, or None."""
         for i, plan in enumerate(self._earlier):
-            if plan.device is not None and plan.device.fits(groups, states):
+            if plan.fits(groups, states):
                 return self._earlier.pop(i)
         return None
 

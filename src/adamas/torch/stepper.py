@@ -80,14 +80,28 @@ class Stepper:
         self.averages.refuse("no step can be made")  # which no plan looks at
         if self.turn.plan is not None:
             self.turn.close()
-        is_made = self._plan is not None and self._step_by(self._plan, groups, states, scaling)
-        if not is_made and not self._step_as_earlier(groups, states, scaling):
+        if not self._step_again(groups, states, scaling):
             self._step_closely(groups, states, defaults, scaling)
         if self._copies.tensors:
             self._renew_copies(groups, states)
 
+    def _step_again(self, groups: Groups, states: States, scaling: Scaling) -> bool:
+        """Make one step by the last plan, or one before it; False where none of them fits."""
+        plan = self._plan
+        if (
+            plan is not None
+            and plan.fits(groups, states)
+            and self._step_by(plan, groups, states, scaling)
+        ):
+            return True
+        plan = self._planner.earlier(groups, states)
+        if plan is None:
+            return False
+        self._install(plan)
+        return self._step_by(plan, groups, states, scaling)
+
     def _step_by(self, plan: Plan, groups: Groups, states: States, scaling: Scaling) -> bool:
-        """Make one step by a plan; False, having done nothing, where it does not fit."""
+        """Make one step by a plan that is new or fits; False, having done nothing, if it cannot."""
         made = plan.step(groups, states, scaling)
         if made is NotImplemented:
             return False
@@ -97,14 +111,6 @@ class Stepper:
             if self.record.take(plan, made, scaling, phase, numbers, groups):
                 self._install(None)
         return True
-
-    def _step_as_earlier(self, groups: Groups, states: States, scaling: Scaling) -> bool:
-        """Make one step by a plan of before that is none now; False without one."""
-        plan = self._planner.earlier(groups, states)
-        if plan is None:
-            return False
-        self._install(plan)
-        return self._step_by(plan, groups, states, scaling)
 
     @torch.no_grad()
     def _step_closely(
@@ -120,6 +126,7 @@ class Stepper:
             self._install(plan)
             planner.forget(states)
             if not self._step_by(plan, groups, states, scaling):
+                plan.ready()  # which says so where the numbers are wrong
                 raise RuntimeError(CHANGED)
 
     def _install(self, plan: Plan | None) -> None:

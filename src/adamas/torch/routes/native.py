@@ -65,7 +65,6 @@ class Native:
         cohorts, places = _cohorts(members, setup)
         #: One member of each cohort whose numbers are given with each step.
         self._given = tuple(member for member, cohort in cohorts if cohort.options is None)
-        self._is_new = True
         self.plan = TensorPlan(
             Tensor,
             torch.nn.Parameter,
@@ -106,13 +105,11 @@ class Native:
         self, groups: Groups, states: States, scaling: Scaling, factor: float = 1.0
     ) -> Made | None:
         """Make one step in one call."""
-        given, is_new, self._is_new = None, self._is_new, False
+        given = None
         if self._given:
             try:
                 given = self._numbers_given()
             except _WRONG:
-                if is_new:
-                    raise
                 return NotImplemented
         scale = 1.0 if scaling is UNSCALED else scaling.loss_scale
         return outcome_of(self.plan.step(groups, states, scale, factor, given))
