@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,54 +12,58 @@ from adamas.torch import host_memory
 from adamas.torch.keeping import Keeping
 from adamas.turns import NO_AVERAGE, averages_in_place
 
-__all__ = ["Averages"]
+__all__ = ["Averages", "Weights"]
+
+
+class Weights(NamedTuple):
+    """A parameter, its average, and what it is in training."""
+
+    parameter: Tensor
+    average: Tensor
+    in_training: Tensor
 
 
 class Averages:
-    """Whether the averages are in place, and what is there else."""
+    """Whether the averages are in place."""
 
     def __init__(self) -> None:
         """Begin with the weights in training."""
         self.are_in_place = False
-        #: Parameters with their averages, and what they are in training.
-        self._kept: list[tuple[Tensor, Tensor, Tensor]] = []
 
     def refuse(self, why: str) -> None:
         """Raise RuntimeError while the averages are in place."""
         if self.are_in_place:
             raise averages_in_place(why)
 
-    def keep(self, states: Mapping[Any, Any], keeping: Keeping) -> None:
-        """Keep a copy of the weights in training; nothing is changed."""
+    def check(self, keeping: Keeping) -> None:
+        """Raise RuntimeError where averages cannot be put in place."""
         if keeping.phase.ema is None:
             raise RuntimeError(NO_AVERAGE)
         if self.are_in_place:
             raise RuntimeError("The averaged weights are in place already.")
-        pairs = [
-            (p, state["ema"])
+
+    def kept(self, states: Mapping[Any, Any], keeping: Keeping) -> list[Weights]:
+        """Return a copy of the weights in training, of those that have averages."""
+        return [
+            Weights(
+                p,
+                state["ema"],
+                host_memory.in_host(p) if keeping.is_offloaded(p) else p.detach().clone(),
+            )
             for p, state in states.items()
             if isinstance(p, Tensor) and "ema" in state
         ]
-        self._kept = [
-            (
-                p,
-                average,
-                host_memory.in_host(p) if keeping.is_offloaded(p) else p.detach().clone(),
-            )
-            for p, average in pairs
-        ]
 
     @torch.no_grad()
-    def put(self) -> None:
+    def put(self, kept: Sequence[Weights]) -> None:
         """Put the averages in place."""
         self.are_in_place = True
-        for p, average, _ in self._kept:
-            p.copy_(average)
+        for each in kept:
+            each.parameter.copy_(each.average)
 
     @torch.no_grad()
-    def take_back(self) -> None:
+    def take_back(self, kept: Sequence[Weights]) -> None:
         """Put the weights in training in their place again."""
-        for p, _, value in self._kept:
-            p.copy_(value)
-        self._kept = []
+        for each in kept:
+            each.parameter.copy_(each.in_training)
         self.are_in_place = False

@@ -27,6 +27,7 @@ class Copies:
     def __init__(self, copy_to: CopyTo | None = None) -> None:
         """Begin without copies, before the parameters are there."""
         self.tensors: list[Tensor] = []
+        self._have_begun = False
         #: What new ones have; None where all were given.
         self.dtype = copy_to if isinstance(copy_to, torch.dtype) else None
         #: By place: what a parameter was when its copy was renewed outside of a step.
@@ -36,6 +37,7 @@ class Copies:
         """Make copies, or take those that are given."""
         if copy_to is not None:
             self.tensors = made(copy_to, parameters)
+            self._have_begun = True
 
     @property
     def given(self) -> CopyTo | None:
@@ -51,12 +53,16 @@ class Copies:
         """Return the copies; what was renewed outside of a step is renewed again."""
         return {**vars(self), "_renewed": {}}
 
+    def doubt(self) -> None:
+        """Renew all that no step writes with the next one: states may be others."""
+        self._renewed.clear()
+
     def asked_of(self, group: dict[str, Any]) -> CopyTo | None:
         """Return what copies of a group that is added are to be; None where there are none.
 
         Raises ValueError where they would have to be given.
         """
-        if not self.tensors:
+        if not self._have_begun:
             return None
         given = arguments.checked_copy_to(group.get("copy_to"))
         if given is not None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from adamas.torch import arguments, gradients
 from adamas.torch.arguments import Engine
-from adamas.torch.averages import Averages
+from adamas.torch.averages import Averages, Weights
 from adamas.torch.copies import Copies
 from adamas.torch.grouping import names_of, parameters_of
 from adamas.torch.keeping import Group, Keeping
@@ -37,6 +37,7 @@ class Stepper:
         self.averages = Averages()
         self._planner = Planner(keeping, engine)
         self._copies = copies
+        copies.doubt()
         self._plan: Plan | None = None
         #: By which the last step was made.
         self._last: Plan | None = None
@@ -47,6 +48,11 @@ class Stepper:
         #: The native step where it is all there is to do, and reports nothing; else None.
         self.direct: Callable[[Groups, States], Any] | None = None
         self.resume()
+
+    @property
+    def keeping(self) -> Keeping:
+        """What is kept for parameters, as the phase is now."""
+        return self._planner.keeping
 
     @property
     def skipped(self) -> int:
@@ -68,7 +74,7 @@ class Stepper:
 
     def go_by(self, keeping: Keeping) -> None:
         """Go on with another phase, by the plan that there is if it can."""
-        if self._planner.keeping != keeping:
+        if self.keeping != keeping:
             if self._plan is None or not self._plan.goes_by(keeping.phase):
                 self._install(None)
             self._planner.go_by(keeping)
@@ -107,7 +113,7 @@ class Stepper:
             return False
         if made is not OVERFLOWED:
             self._last = plan
-            phase, numbers = self._planner.keeping.phase, self._planner.numbers
+            phase, numbers = self.keeping.phase, self._planner.numbers
             if self.record.take(plan, made, scaling, phase, numbers, groups):
                 self._install(None)
         return True
@@ -138,10 +144,11 @@ class Stepper:
 
     def resume(self) -> None:
         """Let further steps be made directly, where the plan can."""
-        self.direct = None if self._plan is None else self._plan.direct
-        self.turn.plan = None if self._plan is None or self.direct is None else self._plan.native
-        if self.direct is not None and self._copies.tensors:
-            self.direct = self._step_with_copies
+        direct = None if self._plan is None else self._plan.direct
+        native = None if self._plan is None or direct is None else self._plan.native
+        if native is not None and self._copies.tensors:
+            direct = _with_copies(native, self.turn, self.averages, self._copies, self.keeping)
+        self.direct, self.turn.plan = direct, native
 
     def pause(self) -> None:
         """Let each step ask first whether it may be made."""
@@ -149,43 +156,52 @@ class Stepper:
 
     # -- copies and averages -------------------------------------------------------------------
 
-    def _step_with_copies(self, groups: Groups, states: States) -> Any:
-        """Make a native step that is all there is to do, but for copies that it does not write."""
-        plan = self.turn.plan
-        outcome = plan.step_if_open(groups, states)
-        if outcome is None and plan.stepped < len(self._copies.tensors):
-            with self.turn.held():
-                if not self.averages.are_in_place:
-                    self._renew_copies(groups, states)
-        return outcome
-
     def _renew_copies(self, groups: Groups, states: States) -> None:
         """Bring copies up to date that the last step has not written."""
         native = None if self._plan is None else self._plan.native
         if native is None or native.stepped < len(self._copies.tensors):
-            self._copies.renew(groups, states, self._planner.keeping)
+            self._copies.renew(groups, states, self.keeping)
 
     def copies(self, groups: Groups, states: States) -> list[Tensor]:
         """Return copies of the weights in training, up to date."""
         with self.turn.held():
             if self._copies.tensors and not self.averages.are_in_place:
-                self._copies.renew(groups, states, self._planner.keeping, at_reading=True)
+                self._copies.renew(groups, states, self.keeping, at_reading=True)
             return list(self._copies.tensors)
 
     @contextmanager
     def averaged(self, groups: Groups, states: States) -> Generator[None]:
         """Put the averaged weights in place while the context is open."""
-        is_put = False
+        kept: list[Weights] | None = None
         try:
             with self.turn.held():
-                self.averages.keep(states, self._planner.keeping)
+                self.averages.check(self.keeping)
                 self.copies(groups, states)  # while the weights in training are there
+                kept = self.averages.kept(states, self.keeping)
                 self.pause()
-                is_put = True
-                self.averages.put()
+                self.averages.put(kept)
             yield
         finally:
-            if is_put:
+            if kept is not None:
                 with self.turn.held():
-                    self.averages.take_back()
+                    self.averages.take_back(kept)
                     self.resume()
+
+
+def _with_copies(
+    plan: Any, turn: Turn, averages: Averages, copies: Copies, keeping: Keeping
+) -> Callable[[Groups, States], Any]:
+    """Return what makes a native step that is all there is to do, but for copies left out by it.
+
+    It holds no stepper: that would hold itself, and with it parameters and states.
+    """
+
+    def step(groups: Groups, states: States) -> Any:
+        outcome = plan.step_if_open(groups, states)
+        if outcome is None and plan.stepped < len(copies.tensors):
+            with turn.held():
+                if not averages.are_in_place:
+                    copies.renew(groups, states, keeping)
+        return outcome
+
+    return step
