@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import subprocess
 import sys
@@ -31,9 +32,21 @@ def told(tmp_path_factory):
     pytest.importorskip("scipy")
     place = tmp_path_factory.mktemp("typed") / SCRIPT.name  # away from the options of this house
     place.write_text(SCRIPT.read_text(encoding="utf-8"), encoding="utf-8")
+    # What the test extra installs is all that is asked: neither another version, nor the network.
+    environment = {k: v for k, v in os.environ.items() if not k.startswith("PYRIGHT_PYTHON_")}
     command = [sys.executable, "-m", "pyright", "--outputjson", "--pythonpath", sys.executable]
     result = subprocess.run(
-        [*command, str(place)], capture_output=True, text=True, timeout=PATIENCE, cwd=place.parent
+        [*command, str(place)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=PATIENCE,
+        cwd=place.parent,
+        env=environment,
+    )
+    assert result.stdout.startswith("{"), (
+        "pyright did not run. It needs Node.js, and the test extra has both (pyright[nodejs]): "
+        f'pip install ".[test]"\n{result.stdout}{result.stderr}'
     )
     found: dict[str, dict[int, str]] = {}
     for each in json.loads(result.stdout)["generalDiagnostics"]:
