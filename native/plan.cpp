@@ -78,6 +78,11 @@ Key key_of(std::uint64_t seed, std::uint64_t step, std::uint64_t tensor) {
 }
 
 Plan::Plan(std::vector<Tensor> tensors, Phase phase) : tensors_(std::move(tensors)), phase_(phase) {
+    for (Tensor& tensor : tensors_) {
+        if (!phase_.averages) {
+            tensor.arrays.ema = nullptr;  // what is there stays as it is
+        }
+    }
     cut();
 }
 

@@ -94,7 +94,7 @@ def test_the_record_of_a_run_is_that_of_the_reference(phase, engine):
         assert case.values() == judge.values(), step
 
 
-@pytest.mark.parametrize("engine", ENGINES[1:])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_an_average_that_the_phase_does_not_ask_for_stays_as_it_is(engine):
     case = Case(engine, Phase(), ema=True)
     averages = [slot.state.ema.copy() for slot in case.slots]
@@ -133,6 +133,16 @@ def test_a_plan_needs_a_rate_for_each_group(engine):
     for wrong in ([], [0.1, 0.1]):
         with pytest.raises(ValueError, match=r"one learning rate for each group|argument 2"):
             case.plan.step(case.gradients, 1, wrong, case.record)
+    assert case.values() == before
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+@pytest.mark.parametrize("number", [0, -1, 2**53 + 1])
+def test_a_plan_refuses_what_is_no_number_of_a_step(engine, number):
+    case = Case(engine, Phase())
+    before = case.values()
+    with pytest.raises(ValueError, match=rf"step is {number}, but it must be"):
+        case.plan.step(case.gradients, number, [0.1], case.record)
     assert case.values() == before
 
 

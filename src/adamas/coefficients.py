@@ -20,6 +20,7 @@ __all__ = [
     "Coefficients",
     "StepNumbers",
     "at_step",
+    "check_step",
     "clip_factor",
     "ema_weights",
     "is_count",
@@ -72,8 +73,7 @@ def at_step(options: Options, step: int, lr: float, grad_scale: float = 1.0) -> 
     ``grad_scale`` multiplies the gradients: the clip factor over the loss scale. Raises ValueError
     where ``step`` is no number of a step.
     """
-    if not 1 <= step <= MOST_STEPS:
-        raise ValueError(f"step is {step}, but it must be a whole number from 1 to 2**53.")
+    check_step(step)
     beta1, beta2 = options.betas
     weight_decay = options.weight_decay
     l2 = decay = 0.0
@@ -107,6 +107,12 @@ def at_step(options: Options, step: int, lr: float, grad_scale: float = 1.0) -> 
         eps=eps,
         step=lr,
     )
+
+
+def check_step(step: int) -> None:
+    """Raise ValueError where ``step`` is no number of a step."""
+    if not 1 <= step <= MOST_STEPS:
+        raise ValueError(f"step is {step}, but it must be a whole number from 1 to 2**53.")
 
 
 def one_minus_power(beta: float, exponent: int) -> float:

@@ -11,17 +11,19 @@ An engine is a module with a class ``Plan``:
     or NotImplemented, having done nothing, where it cannot read the gradients as they are (not a
     list or tuple of C-contiguous arrays of the parameters' shapes and dtypes, or sharing memory
     with what the step writes), or where a parameter is no longer what it was.
+    With ``on_nonfinite`` other than "propagate" and a gradient that is not finite, nothing is
+    touched and the outcome says so. Raises ValueError where ``step`` is no number of a step or
+    ``rates`` are not one for each group, before anything is touched.
     ``record`` is a list of a run's steps, its steps left out and its last outcome. It is brought
     up to date together with the arrays: an interrupt leaves the whole step or nothing of it.
 ``Plan.step_tree(gradients, like, step, rates, record)``
     does so with gradients that are built as ``like``, the containers of the parameters. It
-    answers NotImplemented also where these are not plain, or hold other arrays by now.
-    With ``on_nonfinite`` other than "propagate" and a gradient that is not finite, nothing is
-    touched and the outcome says so.
+    answers NotImplemented also where these are not plain, or hold other arrays by now; an engine
+    that is not made for speed does so always.
 
 Where front-ends make the numbers of a step themselves, in place of options, they are given as
 :class:`~adamas.coefficients.StepNumbers`: to ``step_with`` of :class:`.native.Plan`, to
-:data:`.native.TensorPlan`, whose slots are tensors, and to the launches of Triton.
+:data:`.native.TensorPlan`, whose slots are tensors, and to :class:`.triton.launches.Launches`.
 """
 
 from __future__ import annotations

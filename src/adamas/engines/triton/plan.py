@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adamas.assignments import Assignment, all_at_once, values
-from adamas.coefficients import StepNumbers
+from adamas.coefficients import StepNumbers, check_step
 from adamas.engines import Group, Slot, noted, readable
 from adamas.engines.triton.jobs import Inputs, Job, form_name
 from adamas.engines.triton.kernels import sweep
@@ -86,6 +86,7 @@ class Plan:
         bits = readable(gradients, self._slots)
         if bits is None or self._layouts != [_layout(slot) for slot in self._slots]:
             return NotImplemented
+        check_step(step)
         if len(rates) != len(self._options):
             raise ValueError("A step needs one learning rate for each group.")
         sent = [_parameter(each).to(self._device) for each in bits]
