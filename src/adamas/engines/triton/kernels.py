@@ -73,6 +73,7 @@ from adamas.engines.triton.tables import (
     LARGEST_UPDATE,
     MEAN,
     NONFINITE_ELEMENTS,
+    NORMS,
     NUMBERS,
     PARAMETER,
     REMAINDER,
@@ -572,12 +573,12 @@ def by_tile(counts):
 def describe(rows, ranges, table, statistics, SCALES: tl.constexpr):
     """Write a row of float64 for each tensor: the fields of adamas.statistics.Statistics.
 
-    Program axis 0 is the tensor, axis 1 one of the three norms. ``ranges`` holds the first row of
+    Program axis 0 is the tensor, axis 1 one of its norms. ``ranges`` holds the first row of
     partial sums of each tensor and, last, the end.
     """
     tensor, which = tl.program_id(0), tl.program_id(1)
     first, last = tl.load(ranges + tensor), tl.load(ranges + tensor + 1)
-    norm, row = norm_of(rows, first, last, which * SCALES, 3 * SCALES, SCALES, 8)
+    norm, row = norm_of(rows, first, last, which * SCALES, NORMS * SCALES, SCALES, 8)
     into = statistics + tensor * STATISTICS_WIDTH
     tl.store(into + which, norm)
     if which == 0:

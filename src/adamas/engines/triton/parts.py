@@ -31,9 +31,8 @@ _MOST_RANGES = 1024
 _COLLECTED = 32
 #: Bytes: kernels read aligned arrays so many at a time.
 _ALIGNMENT = 16
-#: Of each tensor, where a step is recorded: of its gradient, of itself, of what it moves by. As
-#: many counts go with them.
-_NORMS = 3
+#: Of each tensor, where a step is recorded; as many counts go with them.
+_NORMS = tables.NORMS.value
 
 
 class _Chunks(NamedTuple):

@@ -33,6 +33,7 @@ __all__ = [
     "EPS_PLACES",
     "GIVEN_WIDTH",
     "LIVE_SCALE_WIDTH",
+    "NORMS",
     "NUMBERS",
     "RECIPE_WIDTH",
     "STATISTICS",
@@ -149,8 +150,9 @@ GIVEN_WIDTH = constexpr(len(_RULE) + 2)
 #: Entries of a row of numbers: a power of two.
 NUMBERS = constexpr(16)
 
-#: Entries of a row of statistics (float64): three norms, and what follows them.
+#: Entries of a row of statistics (float64): norms, and what follows them.
 STATISTICS = tuple(field.name for field in dataclasses.fields(Statistics))
+NORMS = constexpr(sum(name.endswith("_norm") for name in STATISTICS))
 STATISTICS_WIDTH = constexpr(len(STATISTICS))
 LARGEST_UPDATE = constexpr(STATISTICS.index("largest_update"))
 NONFINITE_ELEMENTS = constexpr(STATISTICS.index("nonfinite"))
