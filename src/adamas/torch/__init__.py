@@ -4,12 +4,21 @@
 
     optimizer = AdamW(model.parameters(), lr=3e-4, clip_norm=1.0)
 
-Each takes what torch 2.13's optimizer of the same name takes, and the phase of a step besides:
-``clip_norm``, ``on_nonfinite``, ``ema``, ``copy_to`` and ``statistics``; it shows them, and the
-first two may be set between steps. ``state`` and ``rounding`` say how things are stored, and
-``offload`` keeps the state of parameters on a card in host memory.
+Each takes what torch 2.13's optimizer of the same name takes, and besides, by keyword:
+
+``clip_norm``: the norm of all gradients is scaled down to this (may be set between steps);
+``on_nonfinite``: "propagate", "skip" or "raise" where one is not finite (may be set, too);
+``ema``: decay rate of averaged weights, see :meth:`Optimizer.ema_weights`;
+``statistics``: whether steps take norms and extremes, see :meth:`Optimizer.statistics`;
+``copy_to``: a dtype, or tensors, for copies in low precision that steps keep up to date;
+``state``, ``rounding``: how things are stored, which groups may have of their own;
+``seed``: where the random bits of small states begin;
+``offload``: whether the state of parameters on a card is kept in host memory;
+``engine``: what alone may step, for comparisons, see :meth:`Optimizer.routes`.
+
 ``foreach``, ``fused`` and ``capturable`` choose in torch how a step is computed; here they are
-checked and kept, and change nothing but where ``step`` lives.
+checked and kept, and decide where ``step`` lives; with ``fused`` a GradScaler leaves unscaling to
+the step.
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ class Adam(Optimizer):
         decoupled_weight_decay: bool = False,
         **phase: Unpack[PhaseArguments],
     ) -> None:
-        """Check the arguments as torch does."""
+        """Check the arguments as torch does; :mod:`adamas.torch` tells those of the phase."""
         arguments.check_tensor_lr(lr, foreach, capturable)
         defaults = {
             "lr": lr,
@@ -81,7 +81,7 @@ class AdamW(Adam):
         fused: bool | None = None,
         **phase: Unpack[PhaseArguments],
     ) -> None:
-        """Check the arguments as torch does."""
+        """Check the arguments as torch does; :mod:`adamas.torch` tells those of the phase."""
         arguments.refuse_unknown(type(self), phase.keys() & {"decoupled_weight_decay"})
         super().__init__(
             params,
@@ -127,7 +127,7 @@ class NAdam(Optimizer):
         differentiable: bool = False,
         **phase: Unpack[PhaseArguments],
     ) -> None:
-        """Check the arguments as torch does."""
+        """Check the arguments as torch does; :mod:`adamas.torch` tells those of the phase."""
         arguments.check_tensor_lr(lr)
         defaults = {
             "lr": lr,
@@ -169,7 +169,7 @@ class RMSprop(Optimizer):
         differentiable: bool = False,
         **phase: Unpack[PhaseArguments],
     ) -> None:
-        """Check the arguments as torch does."""
+        """Check the arguments as torch does; :mod:`adamas.torch` tells those of the phase."""
         arguments.check_tensor_lr(lr)
         defaults = {
             "lr": lr,
@@ -211,7 +211,7 @@ class SGD(Optimizer):
         fused: bool | None = None,
         **phase: Unpack[PhaseArguments],
     ) -> None:
-        """Check the arguments as torch does."""
+        """Check the arguments as torch does; :mod:`adamas.torch` tells those of the phase."""
         arguments.check_tensor_lr(lr)
         defaults = {
             "lr": lr,
