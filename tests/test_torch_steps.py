@@ -187,6 +187,21 @@ def test_a_scaler_may_speak_in_numbers_or_tensors(route, form):
     assert same(everything(optimizer), everything(plain))
 
 
+def test_a_step_that_a_scaler_leaves_out_is_not_counted_and_one_that_we_leave_out_is(route):
+    parameters = made(route)
+    optimizer = ours.AdamW(parameters, clip_norm=1.0, on_nonfinite="skip")
+    optimizer.step()
+    before = everything(optimizer)
+    parameters[0].grad.fill_(float("inf"))
+    optimizer.grad_scale, optimizer.found_inf = torch.tensor(4.0), torch.tensor(1.0)
+    optimizer.step()
+    del optimizer.grad_scale, optimizer.found_inf
+    assert optimizer.skipped == 0
+    optimizer.step()
+    assert optimizer.skipped == 1
+    assert same(everything(optimizer), before)
+
+
 def test_a_step_that_raises_leaves_no_scale_behind(route):
     one, other = made(route), made(route)
     options = {"fused": True, "on_nonfinite": "raise"}
