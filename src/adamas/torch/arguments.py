@@ -36,10 +36,8 @@ __all__ = [
     "CopyTo",
     "Engine",
     "PhaseArguments",
-    "check_engine",
     "check_fused",
     "check_group",
-    "check_group_names",
     "check_groups",
     "check_loaded",
     "check_options",
@@ -50,7 +48,6 @@ __all__ = [
     "checked_phase",
     "of_groups",
     "put_pairs",
-    "refuse_model",
     "refuse_parameter",
     "refuse_unknown",
 ]
@@ -127,9 +124,9 @@ class Chosen(NamedTuple):
 def checked_phase(kind_of: type, params: Any, given: PhaseArguments) -> Chosen:
     """Return what a class was given. Raises TypeError or ValueError for what cannot be."""
     refuse_unknown(kind_of, given.keys() - PhaseArguments.__annotations__.keys())
-    refuse_model(kind_of, params)
+    _refuse_model(kind_of, params)
     offload, engine = check_flag("offload", given.get("offload", False)), given.get("engine")
-    check_engine(engine, offload)
+    _check_engine(engine, offload)
     copy_to = checked_copy_to(given.get("copy_to"))
     options: dict[str, Any] = {**given}
     of_phase = options.keys() & keywords.PhaseArguments.__annotations__.keys()
@@ -235,7 +232,7 @@ def check_fused(fused: bool | None, foreach: bool | None, differentiable: bool) 
 # -- what torch has not ------------------------------------------------------------------------
 
 
-def refuse_model(kind_of: type, params: Any) -> None:
+def _refuse_model(kind_of: type, params: Any) -> None:
     """Raise TypeError for a model in the place of its parameters."""
     if isinstance(params, torch.nn.Module):
         raise TypeError(
@@ -281,7 +278,7 @@ def _copy_to_is(given: str) -> str:
     )
 
 
-def check_group_names(group: Iterable[Any], known: Iterable[str]) -> None:
+def _check_group_names(group: Iterable[Any], known: Iterable[str]) -> None:
     """Raise TypeError for a key of a group that is nearly an option, but none.
 
     Other keys are left alone, as in torch: frameworks keep their own there.
@@ -303,7 +300,7 @@ def check_group_names(group: Iterable[Any], known: Iterable[str]) -> None:
             )
 
 
-def check_engine(engine: Any, offload: bool) -> None:
+def _check_engine(engine: Any, offload: bool) -> None:
     """Raise ValueError for an engine that there is not, or none that offloaded state has."""
     if engine is None:
         return
@@ -342,7 +339,7 @@ def check_group(
         for name, value in group.items()
         if not (takes_copies and name == "copy_to") and not repeats(name, value)
     ]
-    check_group_names(named, defaults)
+    _check_group_names(named, defaults)
     merged = {**defaults, **group}
     check_options({name: merged[name] for name in defaults}, f"param_groups[{len(before)}]: ")
 

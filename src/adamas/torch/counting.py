@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["WIDE_FROM", "DeviceCounts", "counting", "step_tensor"]
+__all__ = ["DeviceCounts", "counting", "step_tensor"]
 
 #: The first count that float32 does not go beyond.
-WIDE_FROM = 2**24
+_WIDE_FROM = 2**24
 
 
 def step_tensor(
@@ -28,7 +28,7 @@ def step_tensor(
     if dtype is None:
         is_wide = torch.get_default_dtype() == torch.float64
         dtype = torch.float64 if is_wide else torch.float32
-    dtype = torch.float64 if number >= WIDE_FROM else dtype
+    dtype = torch.float64 if number >= _WIDE_FROM else dtype
     return torch.full((), number, dtype=dtype, device=device or torch.device("cpu"))
 
 
@@ -41,7 +41,7 @@ def counting(step: Any) -> Tensor:
         return step_tensor(float(step))
     if step.dtype == torch.float64 or (step.dtype == torch.float32 and not step.is_cpu):
         return step
-    dtype = torch.float64 if float(step) >= WIDE_FROM else torch.float32
+    dtype = torch.float64 if float(step) >= _WIDE_FROM else torch.float32
     return step if step.dtype == dtype else step.detach().to(dtype)
 
 
@@ -73,9 +73,9 @@ class DeviceCounts:
         if step.dtype != torch.float32:
             return step
         known = self._most.get(id(step))
-        if known is None or known[0] is not step or known[1] + self._made >= WIDE_FROM:
+        if known is None or known[0] is not step or known[1] + self._made >= _WIDE_FROM:
             number = int(step.detach().item())
-            if number >= WIDE_FROM:
+            if number >= _WIDE_FROM:
                 return step.detach().to(torch.float64)
             self._most[id(step)] = (step, number - self._made)
         return step
@@ -87,4 +87,4 @@ class DeviceCounts:
         """
         self._most = {id(s): self._most[id(s)] for s in steps if id(s) in self._most}
         most = max((each for _, each in self._most.values()), default=-math.inf)
-        return WIDE_FROM - most
+        return _WIDE_FROM - most

@@ -14,14 +14,12 @@ from adamas.torch import distributed
 from adamas.torch.memory import Memory, meeting
 
 __all__ = [
-    "has_overflowed",
     "is_lazy",
     "kept_apart",
     "refuse",
     "refuse_expanded",
     "refuse_freed",
     "refuse_sparse",
-    "scale_of",
     "unscale",
 ]
 
@@ -89,18 +87,6 @@ def _is_read_as(parameter: torch.dtype, gradient: torch.dtype) -> bool:
         return True
     narrow = gradient in _NARROW
     return narrow and parameter in (*_NARROW, torch.float64)
-
-
-def has_overflowed(found_inf: Any) -> bool:
-    """Return whether a GradScaler has found an infinity: it says so by a tensor or a number."""
-    return bool(found_inf.item() if isinstance(found_inf, Tensor) else found_inf)
-
-
-def scale_of(grad_scale: Any) -> float:
-    """Return what a GradScaler has multiplied gradients by; 1 where it has unscaled them."""
-    if grad_scale is None:
-        return 1.0
-    return float(grad_scale.item() if isinstance(grad_scale, Tensor) else grad_scale)
 
 
 @contextmanager

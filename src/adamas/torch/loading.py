@@ -81,10 +81,8 @@ def take_over(optimizer: torch.optim.Optimizer, keeping: Keeping, given: Any) ->
     defaults = arguments.of_groups(optimizer.defaults)
     target = Target(groups, defaults, names_of(groups), keeping)
     loaded = prepared(target, given)
-    state = defaultdict(dict, loaded.state)
-    chosen = settings.loaded(given)
-    groups = {"param_groups": loaded.groups, settings.KEY: chosen}
-    optimizer.__setstate__({"state": state, **groups})
+    state, chosen = defaultdict(dict, loaded.state), settings.loaded(given)
+    optimizer.__setstate__({"state": state, "param_groups": loaded.groups, settings.KEY: chosen})
     for hook in optimizer._optimizer_load_state_dict_post_hooks.values():  # type: ignore[attr-defined]
         hook(optimizer)
 

@@ -123,7 +123,7 @@ class Plan:
             if is_waited_for or not isinstance(scaling.found_inf, Tensor):
                 if scaling.has_overflowed:  # a scaler's own doing, and no reason to raise
                     return OVERFLOWED
-                scaling = scaling._replace(found_inf=None)
+                scaling = Scaling(scaling.grad_scale)
         if self._whole is not None:
             return self._whole.step(groups, states, scaling)
         return self._step_apart(groups, states, Scaling(scaling.loss_scale))

@@ -28,7 +28,6 @@ __all__ = [
     "check_kind",
     "fitted",
     "is_number",
-    "step_number",
     "unread",
 ]
 
@@ -139,26 +138,18 @@ def _check_names(name: str, state: Mapping[str, Any], kept: Kept, *, loading: bo
         )
 
 
-def step_number(name: str, value: Any, entry: str = "step") -> float:
-    """Return a count of steps, given as a number or a tensor of one element, checked."""
-    number = _number(name, entry, value)
-    if not (0 <= number <= checks.MOST_STEPS and number == math.floor(number)):
-        raise ValueError(
-            f"The state of {name} has {entry} {number!r}, but it must be a whole number from 0 to "
-            "2^53."
-        )
-    return number
-
-
 def _check_number(name: str, entry: str, value: Any, *, is_read: bool) -> None:
     """Raise where an entry is no number; a tensor in use is not read: it may be on a device."""
     if isinstance(value, Tensor) and is_number(value) and not is_read:
         return
-    if entry == "step":
-        step_number(name, value)
-        return
     number = _number(name, entry, value)
-    if not 0 <= number <= 1:
+    if entry == "step":
+        if not (0 <= number <= checks.MOST_STEPS and number == math.floor(number)):
+            raise ValueError(
+                f"The state of {name} has step {number!r}, but it must be a whole number from 0 to "
+                "2^53."
+            )
+    elif not 0 <= number <= 1:
         raise ValueError(
             f"The state of {name} has {entry} {number!r}, but it must be from 0 to 1: it is a "
             "product of decay rates."
