@@ -28,6 +28,8 @@ __all__ = [
     "check_rate",
     "kind",
     "near",
+    "no_flag",
+    "no_pair",
     "not_finite",
     "whole_number",
     "with_known_options",
@@ -141,10 +143,7 @@ def check_rate(name: str, value: Any) -> float:
 def check_betas(betas: Any, name: str = "betas") -> tuple[float | None, float | None]:
     """Return a pair of decay rates, None where a method keeps no such mean."""
     if not isinstance(betas, (tuple, list)) or len(betas) != 2:
-        raise TypeError(
-            f"{name} is {betas!r}, but it must be a pair of decay rates (β1, β2). "
-            "Give for example (0.9, 0.999)."
-        )
+        raise no_pair(name, betas)
     first, second = (
         None if beta is None else check_rate(f"{name}[{i}]", beta) for i, beta in enumerate(betas)
     )
@@ -173,7 +172,7 @@ def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:
 def check_flag(name: str, value: Any) -> bool:
     """Return True or False, as NumPy's comparisons give them, too."""
     if not isinstance(value, (bool, np.bool_)):
-        raise TypeError(f"{name} is {value!r}, but it must be True or False.")
+        raise no_flag(name, value)
     return bool(value)
 
 
@@ -198,6 +197,19 @@ def whole_number(value: Any) -> int | None:
     if isinstance(value, (float, np.floating)) and float(value).is_integer():
         return int(value)
     return None
+
+
+def no_pair(name: str, value: object) -> TypeError:
+    """Return the error of what is no pair of decay rates."""
+    return TypeError(
+        f"{name} is {value!r}, but it must be a pair of decay rates (β1, β2). "
+        "Give for example (0.9, 0.999)."
+    )
+
+
+def no_flag(name: str, value: object) -> TypeError:
+    """Return the error of what is neither True nor False."""
+    return TypeError(f"{name} is {value!r}, but it must be True or False.")
 
 
 def not_finite(found: Iterable[str]) -> FloatingPointError:

@@ -68,6 +68,7 @@ from adamas.statistics import NONE_LEFT, NOT_TAKEN, Statistics
 from adamas.trees import Tree, leaves, matching_leaves
 from adamas.turns import (
     CHANGED,
+    IN_PLACE,
     NO_AVERAGE,
     WITHIN,
     WOULD_LOSE,
@@ -268,7 +269,7 @@ class Optimizer:
     ) -> None:
         """Put the averages in place, when what puts the weights back is in ``ways_back``."""
         if self._averaged:
-            raise RuntimeError("The averaged weights are in place already.")
+            raise RuntimeError(IN_PLACE)
         check_unchanged(self._tree, self.groups)
         kept += [(name, p, p.view(), p.copy()) for name, p in named_parameters(self.groups)]
         pairs = zip(kept, named_states(self.groups), strict=True)

@@ -42,6 +42,7 @@ def would_lose(copy: str) -> str:
 WITHIN = within("a step that asks a schedule, a snapshot, or what a signal handler interrupted")
 WOULD_LOSE = would_lose("a copy made now")
 NO_AVERAGE = "No average of the weights is kept. Create the optimizer with ema=."
+IN_PLACE = "The averaged weights are in place already."
 CHANGED = "The parameters changed while the step was being prepared."
 
 

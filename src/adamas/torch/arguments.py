@@ -25,6 +25,8 @@ from adamas.checks import (
     check_number,
     kind,
     near,
+    no_flag,
+    no_pair,
 )
 from adamas.options import Phase, Rounding, StateForm
 from adamas.storage import Storage
@@ -155,7 +157,7 @@ def check_options(options: Options, where: str = "", least_lr: float = 0.0) -> N
             if number != number:
                 raise ValueError(f"{where}Invalid dampening value: {value}")
         elif name in _FLAGS and isinstance(value, str):
-            raise TypeError(f"{where}{name} is {value!r}, but it must be True or False.")
+            raise no_flag(where + name, value)
 
 
 def _checked_number(name: str, value: Any, where: str) -> float | None:
@@ -180,10 +182,7 @@ def _pair(betas: Any, where: str = "") -> tuple[Any, Any]:
     is_many = isinstance(betas, Iterable) and not isinstance(betas, (str, bytes, Mapping))
     pair = tuple(betas) if is_many and getattr(betas, "ndim", 1) else ()
     if len(pair) != 2:
-        raise TypeError(
-            f"{where}betas is {betas!r}, but it must be a pair of decay rates (β1, β2). "
-            "Give for example (0.9, 0.999)."
-        )
+        raise no_pair(f"{where}betas", betas)
     return pair
 
 
@@ -404,7 +403,7 @@ def check_loaded(group: Options, defaults: Options, where: str) -> None:
     for name in _FLAGS:
         value = group[name] if name in defaults else None
         if value is not None and not (isinstance(value, (int, np.bool_)) and value in (0, 1)):
-            raise TypeError(f"{where}{name} is {value!r}, but it must be True or False.")
+            raise no_flag(where + name, value)
     if group.get("differentiable"):
         raise ValueError(
             f"{where}differentiable is True, which asks for a step that autograd can see through, "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adamas.torch import host_memory
 from adamas.torch.keeping import Keeping
-from adamas.turns import NO_AVERAGE, averages_in_place
+from adamas.turns import IN_PLACE, NO_AVERAGE, averages_in_place
 
 __all__ = ["Averages", "Weights"]
 
@@ -40,7 +40,7 @@ class Averages:
         if keeping.phase.ema is None:
             raise RuntimeError(NO_AVERAGE)
         if self.are_in_place:
-            raise RuntimeError("The averaged weights are in place already.")
+            raise RuntimeError(IN_PLACE)
 
     def kept(self, states: Mapping[Any, Any], keeping: Keeping) -> list[Weights]:
         """Return a copy of the weights in training, of those that have averages."""
