@@ -289,6 +289,16 @@ def test_calls_within_a_snapshot_are_refused(call):
     assert step_of(values(optimizer)) == 2
 
 
+def test_what_is_not_kept_is_told_within_a_snapshot_as_outside():
+    optimizer = made("native")
+    with optimizer.snapshot():
+        assert optimizer.copies == []
+        with pytest.raises(RuntimeError, match=r"^No average of the weights is kept\."):
+            optimizer.ema_weights().__enter__()
+    optimizer.step()
+    assert step_of(values(optimizer)) == 1
+
+
 def interrupted(monkeypatch, route, handle, **more):
     """An optimizer in whose every step `handle` is called, as a signal handler may be."""
     if route == "operations":

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adamas.torch import host_memory
 from adamas.torch.keeping import Keeping
-from adamas.turns import IN_PLACE, NO_AVERAGE, averages_in_place
+from adamas.turns import IN_PLACE, averages_in_place
 
 __all__ = ["Averages", "Weights"]
 
@@ -35,10 +35,8 @@ class Averages:
         if self.are_in_place:
             raise averages_in_place(why)
 
-    def check(self, keeping: Keeping) -> None:
-        """Raise RuntimeError where averages cannot be put in place."""
-        if keeping.phase.ema is None:
-            raise RuntimeError(NO_AVERAGE)
+    def refuse_twice(self) -> None:
+        """Raise RuntimeError where averages would be put in place of themselves."""
         if self.are_in_place:
             raise RuntimeError(IN_PLACE)
 

@@ -20,7 +20,7 @@ from adamas.torch.plan import OVERFLOWED, Plan, Planner
 from adamas.torch.record import Record
 from adamas.torch.routes import Groups, States
 from adamas.torch.turns import Turn
-from adamas.turns import CHANGED
+from adamas.turns import CHANGED, NO_AVERAGE
 
 __all__ = ["Stepper"]
 
@@ -164,18 +164,22 @@ class Stepper:
 
     def copies(self, groups: Groups, states: States) -> list[Tensor]:
         """Return copies of the weights in training, up to date."""
+        if not self._copies.tensors:  # and a snapshot may be open
+            return []
         with self.turn.held():
-            if self._copies.tensors and not self.averages.are_in_place:
+            if not self.averages.are_in_place:
                 self._copies.renew(groups, states, self.keeping, at_reading=True)
             return list(self._copies.tensors)
 
     @contextmanager
     def averaged(self, groups: Groups, states: States) -> Generator[None]:
         """Put the averaged weights in place while the context is open."""
+        if self.keeping.phase.ema is None:
+            raise RuntimeError(NO_AVERAGE)
         kept: list[Weights] | None = None
         try:
             with self.turn.held():
-                self.averages.check(self.keeping)
+                self.averages.refuse_twice()
                 self.copies(groups, states)  # while the weights in training are there
                 kept = self.averages.kept(states, self.keeping)
                 self.pause()
