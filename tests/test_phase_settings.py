@@ -712,3 +712,11 @@ def test_what_concerns_the_whole_step_is_no_option_of_a_group_of_arrays(option):
         f"params[0] has {name}, which concerns the whole step. Give it to the optimizer, not to a "
         "group."
     )
+
+
+def test_what_is_put_into_a_group_in_a_run_is_no_setting():
+    optimizer, plain = (train(made(clip_norm=1.0), 0, 2) for _ in range(2))
+    optimizer.param_groups[0]["clip_norm"] = 0.5
+    train(optimizer, 2, 4)
+    assert optimizer.clip_norm == 1.0
+    assert bits(params_of(optimizer)) == bits(params_of(train(plain, 2, 4)))
