@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from adamas.checks import not_finite
+from adamas.engines.triton.launches import DeviceOutcome
 from adamas.options import Phase
 from adamas.statistics import NONE_LEFT
 from adamas.torch import gradients
@@ -51,7 +52,7 @@ class Record:
         that are not finite, where ``phase`` says so.
         """
         self._made = made
-        is_on_device = made is not None and plan.is_on_device
+        is_on_device = isinstance(made, DeviceOutcome)
         if scaling is not UNSCALED and scaling.grad_scale is not None:
             _leave_unscaled(plan, made, scaling, phase)
         self._reported = plan.members if phase.statistics else ()
@@ -88,8 +89,8 @@ class Record:
 def _leave_unscaled(plan: Plan, made: Made | None, scaling: Scaling, phase: Phase) -> None:
     """Divide gradients by the loss scale where a step was made, as torch's fused step does."""
     verdict = None
-    if made is not None and plan.is_on_device and phase.on_nonfinite != "raise":
-        verdict = getattr(made, "verdict", None)
+    if isinstance(made, DeviceOutcome) and phase.on_nonfinite != "raise":
+        verdict = made.verdict
     elif made is not None and not made.applied:
         return
     gradients.unscale((m.parameter for m in plan.members), scaling.grad_scale, verdict)
