@@ -37,6 +37,86 @@ class Settings:
     eps_root: float = 0.0
 
 
+class _Keys:
+    """What each part of a step depends on: those of forms with the same key are the same."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def gradient(self, form: Form, *, of_m: bool) -> tuple[Any, ...]:
+        """Return whether the gradient of a form is reversed, and whether it has the decay."""
+        decays = ("l2", "l2 in m") if of_m else ("l2",)
+        return form.direction == "ascent", form.decay in decays and bool(
+            self._settings.weight_decay
+        )
+
+    def mean(self, form: Form) -> tuple[Any, ...]:
+        """Return what m depends on."""
+        return (
+            "m",
+            *self.gradient(form, of_m=True),
+            self.beta(form, 1),
+            form.float32 in ("take", "all"),
+            form.mean,
+            form.memory in ("nothing", "t", "v and t"),
+            form.shared in ("m and v", "all"),
+            form.storage if form.storage.startswith("m") else None,
+        )
+
+    def square(self, form: Form) -> tuple[Any, ...]:
+        """Return what v depends on."""
+        key = (
+            "v",
+            *self.gradient(form, of_m=False),
+            self.beta(form, 2),
+            form.float32 in ("take", "all"),
+            form.square,
+            form.memory in ("nothing", "t", "m and t"),
+            form.shared in ("m and v", "all"),
+            form.storage if "v" in form.storage else None,
+            form.largest == "fed back",
+        )
+        return (*key, *self.mean(form)) if form.square in ("of m", "belief") else key
+
+    def clock(self, form: Form) -> tuple[bool, bool]:
+        """Return whether steps are not counted, and whether they are for each array."""
+        return form.memory == "nothing", form.shared in ("t", "all")
+
+    def top(self, form: Form) -> tuple[Any, ...]:
+        """Return what the numerator depends on."""
+        if form.mean == "absent":
+            return ("top", *self.gradient(form, of_m=True))
+        return (
+            "top",
+            *self.mean(form),
+            form.correction1,
+            form.nesterov,
+            *self.clock(form),
+            form.float32 in ("correction", "all"),
+        )
+
+    def bottom(self, form: Form) -> tuple[Any, ...]:
+        """Return what the denominator depends on."""
+        return (
+            "bottom",
+            *self.square(form),
+            form.correction2,
+            form.largest,
+            form.root,
+            form.epsilon,
+            form.eps_fixed,
+            *self.clock(form),
+            form.float32 in ("correction", "all"),
+        )
+
+    def beta(self, form: Form, which: int) -> float:
+        """Return a decay rate: that of m (1) or of v (2)."""
+        s = self._settings
+        first = s.beta1 if form.beta1_fixed is None else form.beta1_fixed
+        second = s.beta2 if form.beta2_fixed is None else form.beta2_fixed
+        return first if (which == 1) != form.swapped else second
+
+
 class Prediction:
     """The changes that forms make at each step of one run.
 
@@ -55,6 +135,7 @@ class Prediction:
     ) -> None:
         """Take over what happened; nothing is computed yet."""
         self.settings = settings
+        self._keys = _Keys(settings)
         self._a = arithmetic or Double()
         self._gradients = self._a.array(gradients)
         self._before = self._a.array(before)
@@ -86,18 +167,18 @@ class Prediction:
 
     def parts(self, form: Form) -> tuple[Any, Any]:
         """Return what numerator and denominator of the update depend on: keys of two dicts."""
-        bottom = None if form.square == "absent" else self._bottom_key(form)
-        return self._top_key(form), bottom
+        bottom = None if form.square == "absent" else self._keys.bottom(form)
+        return self._keys.top(form), bottom
 
     def top(self, form: Form) -> Array:
         """Return the numerator of the update."""
-        return self._remembered(self._top_key(form), lambda: self._top(form))
+        return self._remembered(self._keys.top(form), lambda: self._top(form))
 
     def bottom(self, form: Form) -> Array:
         """Return the denominator of the update, 1 where there is no square."""
         if form.square == "absent":
             return self._a.array(np.ones(self._gradients.shape))
-        return self._remembered(self._bottom_key(form), lambda: self._bottom(form))
+        return self._remembered(self._keys.bottom(form), lambda: self._bottom(form))
 
     # -- the parts of a step -----------------------------------------------------------------
 
@@ -106,54 +187,24 @@ class Prediction:
         top = self.top(form)
         return top if form.square == "absent" else self._a.divide(top, self.bottom(form))
 
-    def _gradient_key(self, form: Form, *, of_m: bool) -> tuple[Any, ...]:
-        decays = ("l2", "l2 in m") if of_m else ("l2",)
-        return form.direction == "ascent", form.decay in decays and bool(self.settings.weight_decay)
-
     def _gradient(self, form: Form, *, of_m: bool) -> Array:
-        ascends, decays = self._gradient_key(form, of_m=of_m)
+        ascends, decays = self._keys.gradient(form, of_m=of_m)
         g = -self._gradients if ascends else self._gradients
         return g + self._a.number(self.settings.weight_decay) * self._before if decays else g
-
-    def _mean_key(self, form: Form) -> tuple[Any, ...]:
-        return (
-            "m",
-            *self._gradient_key(form, of_m=True),
-            self._beta(form, 1),
-            form.float32 in ("take", "all"),
-            form.mean,
-            form.memory in ("nothing", "t", "v and t"),
-            form.shared in ("m and v", "all"),
-            form.storage if form.storage.startswith("m") else None,
-        )
 
     def mean(self, form: Form) -> Array:
         """Return m after each step."""
         return self._remembered(
-            self._mean_key(form),
+            self._keys.mean(form),
             lambda: self._follow(
                 form,
                 self._gradient(form, of_m=True),
-                self._beta(form, 1),
+                self._keys.beta(form, 1),
                 total=form.mean == "sum",
                 keeps=form.memory not in ("nothing", "t", "v and t"),
                 kind=form.storage.split()[-1] if form.storage.startswith("m") else None,
             ),
         )
-
-    def _square_key(self, form: Form) -> tuple[Any, ...]:
-        key = (
-            "v",
-            *self._gradient_key(form, of_m=False),
-            self._beta(form, 2),
-            form.float32 in ("take", "all"),
-            form.square,
-            form.memory in ("nothing", "t", "m and t"),
-            form.shared in ("m and v", "all"),
-            form.storage if "v" in form.storage else None,
-            form.largest == "fed back",
-        )
-        return (*key, *self._mean_key(form)) if form.square in ("of m", "belief") else key
 
     def square(self, form: Form) -> Array:
         """Return v after each step, or what stands for it."""
@@ -162,14 +213,14 @@ class Prediction:
             return self._follow(
                 form,
                 self._squared(form),
-                self._beta(form, 2),
+                self._keys.beta(form, 2),
                 total=form.square == "sum",
                 keeps=form.memory not in ("nothing", "t", "m and t"),
                 kind=form.storage.split()[-1] if "v" in form.storage else None,
                 largest=form.largest == "fed back",
             )
 
-        return self._remembered(self._square_key(form), follow)
+        return self._remembered(self._keys.square(form), follow)
 
     def _squared(self, form: Form) -> Array:
         g = self._gradient(form, of_m=False)
@@ -232,21 +283,6 @@ class Prediction:
 
     # -- numerator and denominator -----------------------------------------------------------
 
-    def _clock(self, form: Form) -> tuple[bool, bool]:
-        return form.memory == "nothing", form.shared in ("t", "all")
-
-    def _top_key(self, form: Form) -> tuple[Any, ...]:
-        if form.mean == "absent":
-            return ("top", *self._gradient_key(form, of_m=True))
-        return (
-            "top",
-            *self._mean_key(form),
-            form.correction1,
-            form.nesterov,
-            *self._clock(form),
-            form.float32 in ("correction", "all"),
-        )
-
     def _top(self, form: Form) -> Array:
         a = self._a
         if form.mean == "absent":
@@ -257,16 +293,16 @@ class Prediction:
         g = self._gradient(form, of_m=True)
         if form.nesterov.endswith("schedule"):
             return self._scheduled(form, m, g)
-        beta = a.number(self._beta(form, 1))
+        beta = a.number(self._keys.beta(form, 1))
         now = self._correction(form, 1)
         ahead = self._correction(form, 1, ahead=1) if form.nesterov == "dozat" else now
         ours = (a.number(1.0) - beta) * g
         return a.divide(beta * m, ahead) + (ours if form.nesterov == "raw" else a.divide(ours, now))
 
     def _scheduled(self, form: Form, m: Array, g: Array) -> Array:
-        a, beta = self._a, self._beta(form, 1)
+        a, beta = self._a, self._keys.beta(form, 1)
         base, rate = a.number(0.96), a.number(_MOMENTUM_DECAY[form.nesterov])
-        t = self._times(self._clock(form))
+        t = self._times(self._keys.clock(form))
         one, half = a.number(1.0), a.number(0.5)
         growing = [
             a.number(beta) * (one - half * base ** (rate * n)) for n in range(int(t.max()) + 2)
@@ -280,28 +316,15 @@ class Prediction:
             return mu_ahead * m + (one - mu) * g
         return a.divide(mu_ahead * m, one - product_ahead) + a.divide((one - mu) * g, one - product)
 
-    def _bottom_key(self, form: Form) -> tuple[Any, ...]:
-        return (
-            "bottom",
-            *self._square_key(form),
-            form.correction2,
-            form.largest,
-            form.root,
-            form.epsilon,
-            form.eps_fixed,
-            *self._clock(form),
-            form.float32 in ("correction", "all"),
-        )
-
     def _bottom(self, form: Form) -> Array:
         a, s = self._a, self.settings
         corrected = self._remembered(
             (
                 "v̂",
-                *self._square_key(form),
+                *self._keys.square(form),
                 form.correction2,
                 form.largest,
-                *self._clock(form),
+                *self._keys.clock(form),
                 form.float32 in ("correction", "all"),
             ),
             lambda: self._corrected_square(form),
@@ -328,18 +351,12 @@ class Prediction:
 
     # -- numbers -----------------------------------------------------------------------------
 
-    def _beta(self, form: Form, which: int) -> float:
-        s = self.settings
-        first = s.beta1 if form.beta1_fixed is None else form.beta1_fixed
-        second = s.beta2 if form.beta2_fixed is None else form.beta2_fixed
-        return first if (which == 1) != form.swapped else second
-
     def _correction(self, form: Form, which: int, ahead: int = 0) -> Array:
         """Return what m (1) or v (2) is divided by, shape (steps, arrays, 1)."""
         kind = form.correction1 if which == 1 else form.correction2
-        beta = self._beta(form, which)
+        beta = self._keys.beta(form, which)
         narrow = form.float32 in ("correction", "all")
-        clock = self._clock(form)
+        clock = self._keys.clock(form)
         return self._remembered(
             ("c", kind, beta, ahead, narrow, *clock),
             lambda: self._corrections(kind, beta, ahead, clock, narrow=narrow),
