@@ -180,12 +180,12 @@ def test_no_test_and_no_benchmark_reads_a_private_name_of_adamas():
         assert not found, relative(path)
 
 
-def test_no_file_and_no_class_of_the_front_end_for_torch_is_too_large_to_be_read():
-    paths = sorted((ROOT / "src" / "adamas" / "torch").rglob("*.py"))
-    assert len(paths) > 20
-    for path in paths:
+def test_no_file_and_no_class_is_too_large_to_be_read():
+    assert len(SOURCES) > 100
+    for path in SOURCES:
         text = path.read_text("utf-8")
-        assert len(text.splitlines()) <= 560, relative(path)
+        most = 560 if path.is_relative_to(ROOT / "src" / "adamas" / "torch") else 650
+        assert len(text.splitlines()) <= most, relative(path)
         for node in ast.walk(ast.parse(text)):
             if isinstance(node, ast.ClassDef):
                 assert node.end_lineno - node.lineno < 300, (relative(path), node.name)

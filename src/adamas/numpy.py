@@ -366,14 +366,9 @@ class Optimizer:
 
     def __repr__(self) -> str:
         """Name the method, its size, its learning rate and what was chosen of the phase."""
-        named = named_parameters(self.groups)
         chosen = {"lr": self.lr, **settings.told(vars(self._phase))}
         chosen |= {} if self._engine == "native" else {"engine": self._engine}
-        return (
-            f"<adamas.{type(self).__name__}: {sum(p.size for _, p in named):,} parameters in "
-            f"{len(named)} arrays, {', '.join(f'{k}={v!r}' for k, v in chosen.items())}, "
-            f"{self.steps} steps>"
-        )
+        return f"<adamas.{type(self).__name__}: {_described(self, chosen)}>"
 
     # -- inside ------------------------------------------------------------------------------
 
@@ -433,6 +428,13 @@ def _contents(optimizer: Any) -> dict[str, Any]:
     groups = [replace(group, parameters=(), layouts=()) for group in optimizer.groups]
     lone = optimizer._tree is optimizer.groups[0].tree
     return {**kept, "lone": lone, "groups": groups, "record": list(optimizer._record)}
+
+
+def _described(optimizer: Optimizer, chosen: Mapping[str, Any]) -> str:
+    """Return what is stepped, what was ``chosen``, and how far the run is."""
+    sizes = [p.size for p in optimizer.named_parameters().values()]
+    options = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
+    return f"{sum(sizes):,} parameters in {len(sizes)} arrays, {options}, {optimizer.steps} steps"
 
 
 class _Still:
