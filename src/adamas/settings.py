@@ -42,7 +42,7 @@ _SAID = {
     "seed": "Where the random bits begin that small states are rounded with.",
     "copy_to": "What low-precision copies are kept in: a dtype, or the tensors that were given.",
     "offload": "Whether the state of parameters on a CUDA device is kept in host memory.",
-    "engine": "What makes the steps; None leaves each parameter to the fastest, see routes().",
+    "engine": "What alone makes the steps; None, of tensors, leaves each to the fastest that can.",
     "phase": "All options of a step together, as :class:`adamas.Phase`.",
 }
 #: The way out where a run cannot change an option.
