@@ -26,11 +26,8 @@ from adamas.statistics import TILE, Statistics
 __all__ = [
     "ADDRESSES",
     "ALIGNABLE",
-    "BIAS_CORRECTIONS",
     "CHUNK",
     "CHUNK_BITS",
-    "DECAYS",
-    "EPS_PLACES",
     "GIVEN_WIDTH",
     "LIVE_SCALE_WIDTH",
     "NORMS",
