@@ -530,3 +530,10 @@ def test_one_element_with_wide_strides_is_saved(tmp_path):
         parameter.zero_()
     adamas.load(tmp_path / "run.safetensors", optimizer)
     assert parameter.item() == before != 0
+
+
+def test_an_empty_parameter_that_was_saved_can_be_given_room(tmp_path):
+    p = torch.nn.Parameter(torch.ones(2, 0))
+    optimizer = ours.Adam([p])
+    adamas.save(tmp_path / "run.safetensors", optimizer)
+    assert p.untyped_storage().resizable()

@@ -365,8 +365,9 @@ def _source(name: str, tensor: Tensor) -> Source:
 
     def data() -> Any:
         host = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
-        # Tensors of one or no element may have strides that forbid another view.
-        flat = host.as_strided((host.numel(),), (1,))
+        # Tensors of one or no element may have strides that forbid another view; and what NumPy has
+        # looked at cannot be given other room, which parameters that are empty for now wait for.
+        flat = host.as_strided((host.numel(),), (1,)) if host.numel() else host.new_empty(0)
         return flat.view(torch.uint8).numpy()
 
     return Source(_CODES[tensor.dtype], tuple(tensor.shape), data)
