@@ -52,8 +52,7 @@ def meeting(tensors: Sequence[Tensor], others: Iterable[Tensor]) -> list[bool]:
 
 def _span(tensor: Tensor) -> tuple[int, int]:
     """Return where a tensor's first element begins and its last ends."""
-    start = tensor.data_ptr()
-    if not tensor.numel():
-        return start, start
-    reach = sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
-    return start, start + (reach + 1) * tensor.itemsize
+    start, count = tensor.data_ptr(), tensor.numel()
+    if count and not tensor.is_contiguous():
+        count = 1 + sum((n - 1) * s for n, s in zip(tensor.shape, tensor.stride(), strict=True))
+    return start, start + count * tensor.itemsize
