@@ -39,8 +39,8 @@ class Stepper:
         self._copies = copies
         copies.doubt()
         self._plan: Plan | None = None
-        #: By which the last step was made.
-        self._last: Plan | None = None
+        #: By which the last step was made; the routes by place alone where it was for once.
+        self._last: Plan | dict[int, str] = {}
         if before is not None:
             before._planner.leave(before._plan)
             self._planner.devices = before._planner.devices
@@ -69,7 +69,7 @@ class Stepper:
 
     def routes(self, groups: Groups) -> dict[str, str]:
         """Return the route of each parameter that was stepped last, by name."""
-        found = {} if self._last is None else self._last.routes
+        found = self._last.routes if isinstance(self._last, Plan) else self._last
         return {name: found[i] for i, name in enumerate(names_of(groups)) if i in found}
 
     def go_by(self, keeping: Keeping) -> None:
@@ -112,9 +112,10 @@ class Stepper:
         if made is NotImplemented:
             return False
         if made is not OVERFLOWED:
-            self._last = plan
+            self._last = plan.routes if plan.is_for_once else plan
             phase, numbers = self.keeping.phase, self._planner.numbers
-            if self.record.take(plan, made, scaling, phase, numbers, groups):
+            is_done = self.record.take(plan, made, scaling, phase, numbers, groups)
+            if is_done or plan.is_for_once:
                 self._install(None)
         return True
 
