@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from adamas.coefficients import StepNumbers, at_step
+from adamas.options import Options
 from adamas.torch.members import Member, scalar
 from adamas.torch.methods import Method
 
@@ -82,9 +83,14 @@ class Numbers:
         """Return what parameters must have in common to be stepped with the same numbers."""
         return (id(member.group), self.step(member), self.method.cohort(member))
 
-    def of(self, member: Member) -> StepNumbers:
-        """Return the numbers of the coming step, from options or of the method's own."""
-        step, options = self.step(member), self.method.options(member.group)
+    def options(self, members: Iterable[Member]) -> dict[int, Options | None]:
+        """Return the options of the groups of members, by identity."""
+        groups = {id(member.group): member.group for member in members}
+        return {key: self.method.options(group) for key, group in groups.items()}
+
+    def of(self, member: Member, options: Options | None) -> StepNumbers:
+        """Return the numbers of the coming step, from the options of the group or the method."""
+        step = self.step(member)
         if options is None:
             rule = self.method.numbers(member, step)
         else:

@@ -91,6 +91,11 @@ class Plan:
         return {member.place: route.name for route in self._routes for member in route.stepped}
 
     @property
+    def is_for_once(self) -> bool:
+        """Whether the next step is planned anew, and nothing of this one is of use to it."""
+        return self._whole is None and self.device is None
+
+    @property
     def is_on_device(self) -> bool:
         """Whether all of it is launched, and nothing waits for it."""
         return self._whole is not None and self._whole is self.device
@@ -123,7 +128,8 @@ class Plan:
             if is_waited_for or not isinstance(scaling.found_inf, Tensor):
                 if scaling.has_overflowed:  # a scaler's own doing, and no reason to raise
                     return OVERFLOWED
-                scaling = Scaling(scaling.grad_scale)
+                scale = scaling.grad_scale
+                scaling = UNSCALED if scale is None else Scaling(scale)
         if self._whole is not None:
             return self._whole.step(groups, states, scaling)
         return self._step_apart(groups, states, Scaling(scaling.loss_scale))

@@ -177,7 +177,7 @@ class Device:
     def ready(self) -> None:
         """Take the numbers that are given."""
         for member in self._given:
-            self._numbers.of(member)
+            self._numbers.of(member, None)
 
     def step(
         self,
@@ -193,7 +193,7 @@ class Device:
             inputs["loss_scale"], inputs["scale_on_device"] = scaling.loss_scale, None
         self._refuse_capture()
         self._shared.counts.step()
-        given = [self._numbers.of(member) for member in self._given]
+        given = [self._numbers.of(member, None) for member in self._given]
         steps = np.zeros(len(self.members), np.int64)
         for place, step in self._host_steps.items():
             steps[place] = int(step.item()) + 1

@@ -6,7 +6,7 @@ whether all of it is as it was, and takes the gradients that are there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from adamas.coefficients import StepNumbers
 from adamas.engines.native import Cohort, TensorPlan, TensorSlot, outcome_of
-from adamas.options import Options
 from adamas.storage import Storage
 from adamas.torch import gradients, small
 from adamas.torch.members import WIDE, Member
@@ -119,22 +118,20 @@ class Native:
         for member in self._given:
             for name in self._numbers.method.counts(member):
                 _ = member.state[name]  # which may have been taken out
-        return [self._numbers.of(member) for member in self._given]
+        return [self._numbers.of(member, None) for member in self._given]
 
 
 def _cohorts(
-    members: Iterable[Member], setup: Setup
+    members: Sequence[Member], setup: Setup
 ) -> tuple[list[tuple[Member, Cohort]], list[int]]:
     """Return cohorts, each with one of its members, and of each member which it is of."""
     index = {id(group): i for i, group in enumerate(setup.groups)}
-    options: dict[int, Options | None] = {}
+    options = setup.numbers.options(members)
     known: dict[Hashable, int] = {}
     cohorts: list[tuple[Member, Cohort]] = []
     places: list[int] = []
     for member in members:
         group = id(member.group)
-        if group not in options:
-            options[group] = setup.numbers.method.options(member.group)
         own = options[group]
         key = setup.numbers.cohort(member) if own is None else group
         if key not in known:

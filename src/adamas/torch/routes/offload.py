@@ -275,12 +275,13 @@ class Offloaded:
         """Take the numbers, and cut what has not been cut before."""
         numbers = self._setup.numbers
         cohorts: dict[Hashable, int] = {}
+        options = numbers.options(self.members)
         self._items, self._numbers = [], []
         for member in self.members:
             key = numbers.cohort(member)
             if key not in cohorts:
                 cohorts[key] = len(cohorts)
-                self._numbers.append(numbers.of(member))
+                self._numbers.append(numbers.of(member, options[id(member.group)]))
             self._items.append(self._item(member, cohorts[key]))
         self._pipeline.prepare(self._items)
 

@@ -37,6 +37,7 @@ class Plain:
         self.members = self.stepped = tuple(members)
         self._phase = setup.phase
         self._numbers = setup.numbers
+        self._options = setup.numbers.options(m for m in members if m.own_step is None)
 
     def fits(self, groups: Groups, states: States) -> bool:  # noqa: ARG002
         """Look closely before each step."""
@@ -46,7 +47,7 @@ class Plain:
         """Take the numbers."""
         for member in self.members:
             if member.own_step is None:
-                self._numbers.of(member)
+                self._numbers.of(member, self._options[id(member.group)])
 
     @torch.no_grad()
     def step(
@@ -68,7 +69,7 @@ class Plain:
             parts = {name: distributed.local(each) for name, each in member.state.items()}
             member.own_step(self._tensors(member), parts, factor)
             return None
-        numbers = self._numbers.of(member)
+        numbers = self._numbers.of(member, self._options[id(member.group)])
         rule = numbers.rule._replace(grad_scale=numbers.rule.grad_scale * factor)
         if member.gradient.is_sparse and self._steps_rows(member):
             operations.step_rows(member.parameter.detach(), member.gradient, rule)
