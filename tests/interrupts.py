@@ -2,13 +2,16 @@
 
 That is where a function of Python is entered (a generator: again), and before and after a function
 of C; never where one of Python returns or yields: what is raised there by a profiler leaves a
-frame without its ``finally``.
+frame without its ``finally``. Garbage is not collected meanwhile: others' callbacks would be
+entered then, at other places each time.
 """
 
 from __future__ import annotations
 
+import gc
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 
@@ -26,14 +29,15 @@ def interrupted_at(place: int, work: Callable[[], Any], interrupt: type[BaseExce
             sys.setprofile(None)
             raise interrupt
 
-    sys.setprofile(look)
-    try:
-        work()
-    except interrupt:
-        return True
-    finally:
-        over = True
-        sys.setprofile(None)
+    with uncollected():
+        sys.setprofile(look)
+        try:
+            work()
+        except interrupt:
+            return True
+        finally:
+            over = True
+            sys.setprofile(None)
     return False
 
 
@@ -45,12 +49,25 @@ def places(work: Callable[[], Any]) -> int:
         nonlocal count
         count += event != "return"
 
-    sys.setprofile(look)
-    try:
-        work()
-    finally:
-        sys.setprofile(None)
+    with uncollected():
+        sys.setprofile(look)
+        try:
+            work()
+        finally:
+            sys.setprofile(None)
     return count
+
+
+@contextmanager
+def uncollected() -> Generator[None]:
+    """Leave garbage where it is while the context is open."""
+    is_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if is_enabled:
+            gc.enable()
 
 
 def whole_or_nothing(
