@@ -17,6 +17,7 @@ import pytest
 
 import adamas
 from adamas.statistics import TILE
+from meanwhile import repeated
 from runs import everything
 
 SIZES = [3, 200 * TILE]
@@ -49,30 +50,13 @@ def falling(number):
 @contextmanager
 def stepping(params, optimizer, after: Callable[[], object] = lambda: None) -> Iterator[None]:
     """Steps of another thread for as long as the context is open."""
-    over, begun, errors = threading.Event(), threading.Event(), []
 
     def work():
-        try:
-            while not over.is_set():
-                step(params, optimizer)
-                after()
-                begun.set()
-        except BaseException as error:
-            errors.append(error)
-            begun.set()
+        step(params, optimizer)
+        after()
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        begun.wait()
+    with repeated(work):
         yield
-    finally:
-        over.set()
-        thread.join()
-        sys.setswitchinterval(interval)
-        assert errors == []
 
 
 def of_one_moment(parameters, state_dict):

@@ -6,7 +6,6 @@ import copy
 import gc
 import pickle
 import re
-import sys
 import threading
 import time
 import weakref
@@ -23,6 +22,7 @@ from adamas.torch import host_memory, operations
 from adamas.torch.plan import Plan
 from adamas.torch.routes import offload
 from adamas.torch.turns import Turn
+from meanwhile import repeated
 from planned import plans_made
 from queues import Queues
 
@@ -107,34 +107,17 @@ def of_moments(founds, route, **more):
 @contextmanager
 def stepping(optimizer, refused=()):
     """Steps of another thread for as long as the context is open."""
-    over, begun, errors = threading.Event(), threading.Event(), []
 
     def work():
         try:
-            while not over.is_set():
-                try:
-                    optimizer.step()
-                except RuntimeError as error:
-                    if not any(map(str(error).startswith, refused)):
-                        raise
-                begun.set()
-                time.sleep(1e-5)
-        except BaseException as error:
-            errors.append(error)
-            begun.set()
+            optimizer.step()
+        except RuntimeError as error:
+            if not any(map(str(error).startswith, refused)):
+                raise
+        time.sleep(1e-5)
 
-    interval = sys.getswitchinterval()
-    sys.setswitchinterval(1e-5)
-    thread = threading.Thread(target=work)
-    thread.start()
-    try:
-        begun.wait()
+    with repeated(work):
         yield
-    finally:
-        over.set()
-        thread.join()
-        sys.setswitchinterval(interval)
-        assert errors == []
 
 
 def saved(optimizer, route, path):
