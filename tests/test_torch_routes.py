@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import math
 import pickle
 import re
 from importlib.util import find_spec
@@ -443,3 +444,16 @@ def test_an_engine_is_no_part_of_a_state_dict_and_stays_when_one_is_loaded():
     optimizer.load_state_dict(saved)
     for each, engine in ((optimizer, "torch"), (other, "native")):
         assert {*stepped(each, 1, 1).routes().values()} == {engine}
+
+
+def test_a_wrong_option_of_one_route_is_refused_before_another_route_moves_anything():
+    params = [nn.Parameter(torch.ones(3)), nn.Parameter(strided())]
+    optimizer = ours.AdamW([{"params": [p]} for p in params])
+    stepped(optimizer)
+    assert {*optimizer.routes().values()} == {"native", "torch"}
+    before = trained_bits(optimizer)
+    optimizer.param_groups[1]["weight_decay"] = math.inf
+    give_gradients(optimizer, 1)
+    with pytest.raises(ValueError, match="weight_decay is inf"):
+        optimizer.step()
+    assert trained_bits(optimizer) == before
