@@ -31,8 +31,6 @@ from adamas.torch.methods import Method
 
 __all__ = ["NOT_DIFFERENTIABLE", "Group", "Keeping", "State"]
 
-#: Ways of rounding that ask for no random bits.
-_TO_NEAREST = (None, "nearest")
 Group = dict[str, Any]
 State = dict[str, Any]
 
@@ -86,7 +84,10 @@ class Keeping(NamedTuple):
                 parameter.dtype != torch.bfloat16
                 or names.largest_square is not None
                 or self.method.own_step(group) is not None
-                or (distributed.is_distributed(parameter) and storage.rounding in _TO_NEAREST)
+                or (
+                    distributed.is_distributed(parameter)
+                    and storage.parameter_rounding == "nearest"
+                )
             ):
                 return None
             mean, square = (

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adamas.options import Rounding
 from adamas.state import Entries
+from adamas.storage import Storage
 from adamas.torch import distributed, small
 from adamas.torch.operations import Tensors
 
@@ -75,8 +76,8 @@ class Member(NamedTuple):
     @property
     def draws(self) -> bool:
         """Whether random bits are needed to store what belongs to the parameter."""
-        by_chance = self.is_half and self.rounding in ("stochastic", "remainder8")
-        return self.rounds_means_by_chance or by_chance
+        by_chance = Storage(rounding=self.rounding).parameters_by_chance
+        return self.rounds_means_by_chance or (self.is_half and by_chance)
 
     @property
     def step(self) -> Tensor | None:
