@@ -1,4 +1,4 @@
-"""Work of another thread for as long as a context is open."""
+"""Work of another thread: for as long as a context is open, or in the midst of a pickle."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import threading
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 
-__all__ = ["repeated"]
+__all__ = ["Stepping", "repeated"]
 
 
 @contextmanager
@@ -40,3 +40,16 @@ def repeated(work: Callable[[], object]) -> Generator[None]:
         thread.join()
         sys.setswitchinterval(interval)
         assert errors == []
+
+
+class Stepping:
+    """Something in a pickle, at which another thread makes a call."""
+
+    def __init__(self, call: Callable[[], object]) -> None:
+        self.call = call
+
+    def __reduce__(self) -> tuple[object, ...]:
+        thread = threading.Thread(target=self.call)
+        thread.start()
+        thread.join()
+        return int, ()

@@ -17,7 +17,7 @@ import pytest
 
 import adamas
 from adamas.statistics import TILE
-from meanwhile import repeated
+from meanwhile import Stepping, repeated
 from runs import everything
 
 SIZES = [3, 200 * TILE]
@@ -99,19 +99,6 @@ def test_a_file_that_is_saved_while_another_thread_steps_is_of_one_moment(size, 
             assert of_one_moment(other, resumed.state_dict())
             assert resumed.steps > last
             last = resumed.steps
-
-
-class Stepping:
-    """Something in a pickle, at which another thread makes a call."""
-
-    def __init__(self, call):
-        self.call = call
-
-    def __reduce__(self):
-        thread = threading.Thread(target=self.call)
-        thread.start()
-        thread.join()
-        return int, ()
 
 
 @pytest.mark.parametrize("call", [step, lambda _, optimizer: setattr(optimizer, "lr", 0.5)])

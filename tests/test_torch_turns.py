@@ -22,7 +22,7 @@ from adamas.torch import host_memory, operations
 from adamas.torch.plan import Plan
 from adamas.torch.routes import offload
 from adamas.torch.turns import Turn
-from meanwhile import repeated
+from meanwhile import Stepping, repeated
 from planned import plans_made
 from queues import Queues
 
@@ -438,19 +438,6 @@ def test_the_short_way_is_open_again_after_every_call(change, monkeypatch):
             pass
     monkeypatch.setattr(Plan, "step", lambda *_: pytest.fail("it went the long way"))
     optimizer.step()
-
-
-class Stepping:
-    """Something in a pickle, at which another thread makes a call."""
-
-    def __init__(self, call):
-        self.call = call
-
-    def __reduce__(self):
-        thread = threading.Thread(target=self.call)
-        thread.start()
-        thread.join()
-        return int, ()
 
 
 def test_a_pickle_between_whose_parts_another_thread_makes_a_step_is_refused(route):
