@@ -13,9 +13,13 @@ from importlib.util import find_spec
 
 import torch
 
-collect_ignore_glob = [] if find_spec("jax") else ["test_jax*.py"]
+collect_ignore_glob = [] if find_spec("jax") else ["jax/*"]
 if not find_spec("triton"):
-    collect_ignore_glob += ["test_triton*.py", "test_torch_cuda.py", "test_bench_cuda.py"]
+    collect_ignore_glob += [
+        "engines/test_triton*.py",
+        "torch/test_cuda.py",
+        "benchmarks/test_cuda.py",
+    ]
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"

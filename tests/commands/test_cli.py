@@ -1,0 +1,350 @@
+"""The command line: what it prints, writes and refuses, with a terminal and without."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from PIL import Image
+
+import adamas
+from adamas import demo
+from adamas.cli import main
+from tests.support.cases import PATIENCE, ROOT
+
+ESCAPE = "\x1b"
+
+
+def adamas_in_a_process(*arguments, cwd, **environment):
+    """Run ``python -m adamas`` without a terminal."""
+    return subprocess.run(
+        [sys.executable, "-m", "adamas", *arguments],
+        cwd=cwd,
+        env={
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(ROOT / "tests" / "support"), *sys.path[1:]]),
+            **environment,
+        },
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        timeout=PATIENCE,
+    )
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(each) for each in arguments])
+
+
+def test_the_demo_trains_draws_and_tells_where(tmp_path):
+    done = adamas_in_a_process("demo", "--epochs", "2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].split()[:3] == ["method", "final", "loss"]
+    assert [line.split()[0] for line in lines[1:4]] == ["Momentum", "RMSProp", "Adam"]
+    picture = tmp_path / "adamas-demo.png"
+    assert lines[4] == f"wrote {picture.resolve()}"
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+        assert min(image.size) >= 500
+
+
+def test_without_a_terminal_there_are_no_escape_codes(tmp_path):
+    for environment in ({}, {"NO_COLOR": "1"}):
+        done = adamas_in_a_process("demo", "--epochs", "1", cwd=tmp_path, **environment)
+        assert ESCAPE not in done.stdout + done.stderr
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals in Python")
+@pytest.mark.parametrize("no_color", [False, True])
+def test_on_a_terminal_bars_are_drawn_and_NO_COLOR_takes_the_colours_away(tmp_path, no_color):
+    import pty
+
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        environment.pop(name, None)
+    if no_color:
+        environment["NO_COLOR"] = "1"
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path[1:])
+    ours, theirs = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "adamas", "demo", "--epochs", "3"],
+        cwd=tmp_path,
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=theirs,
+        stderr=theirs,
+    )
+    os.close(theirs)
+    seen = bytearray()
+    try:
+        while data := os.read(ours, 1024):
+            seen.extend(data)
+    except OSError:  # Linux' way of saying that the other side has closed
+        pass
+    finally:
+        os.close(ours)
+        status = process.wait(timeout=PATIENCE)
+    text = seen.decode()
+    assert status == 0, text
+    assert "66/66" in text  # 3 epochs of 22 batches
+    coloured = any(f"{ESCAPE}[{code}" in text for code in ("3", "38;5;"))
+    assert coloured != no_color
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals in Python")
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_a_check_tells_how_far_it_is_where_standard_error_is_a_terminal(tmp_path, is_terminal):
+    import pty
+
+    from adamas.checking.examination import STAGES
+
+    command = [sys.executable, "-m", "adamas", "check", "adamas:Adam"]
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}
+    for name in ("NO_COLOR", "FORCE_COLOR", "TTY_COMPATIBLE"):
+        environment.pop(name, None)
+    environment["PYTHONPATH"] = os.pathsep.join(sys.path[1:])
+    ours, theirs = pty.openpty() if is_terminal else os.pipe()
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=theirs
+    )
+    os.close(theirs)
+    seen = bytearray()
+    try:
+        while data := os.read(ours, 1024):
+            seen.extend(data)
+    except OSError:  # Linux' way of saying that the other side has closed
+        pass
+    finally:
+        os.close(ours)
+        printed, _ = process.communicate(timeout=PATIENCE)
+    assert process.returncode == 0
+    assert printed.decode().startswith("paper, ε outside the root, ")
+    assert ESCAPE not in printed.decode()
+    if is_terminal:
+        # A stage that is quicker than the bar is drawn anew need not be seen.
+        assert any(stage in seen.decode() for stage in STAGES)
+    else:
+        assert seen == b""
+
+
+def test_a_command_that_is_nearly_right_is_answered_with_the_right_one():
+    done = run("rce")
+    assert done.exit_code == 2
+    assert done.output.count("Did you mean 'race'?") == 1
+
+
+def test_a_count_may_be_written_as_a_power_of_ten(tmp_path):
+    for steps, code in (("1e1", 0), ("20", 0), ("1.5", 2), ("0", 2), ("many", 2)):
+        done = run("race", "beale", "--steps", steps, "--output", tmp_path / "race.png")
+        assert done.exit_code == code, done.output
+
+
+def test_a_picture_that_cannot_be_written_is_refused_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "load_digits", lambda seed: pytest.fail("work was done"))
+    done = run("demo", "--output", tmp_path / "missing" / "picture.png")
+    assert done.exit_code == 1
+    assert "cannot be written (No such file or directory). Choose another" in done.output
+
+
+def test_figures_that_cannot_be_written_name_their_own_option(tmp_path):
+    done = run("bench", "--quick", "--json", tmp_path / "missing" / "figures.json")
+    assert done.exit_code == 1
+    assert "(No such file or directory). Choose another with --json." in done.output
+
+
+def test_trying_out_a_path_leaves_no_file_behind_and_keeps_one_that_is_there(tmp_path):
+    (tmp_path / "kept.png").write_bytes(b"kept")
+    done = run("race", "nothing", "--output", tmp_path / "new.png")
+    assert done.exit_code == 1
+    done = run("race", "nothing", "--output", tmp_path / "kept.png")
+    assert [each.name for each in tmp_path.iterdir()] == ["kept.png"]
+    assert (tmp_path / "kept.png").read_bytes() == b"kept"
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_adam_reads_at_least_97_percent_of_held_out_digits(seed):
+    assert demo.train(demo.load_digits(seed), "Adam", seed=seed).accuracy >= 0.97
+
+
+def test_the_held_out_digits_are_not_among_those_to_learn_from():
+    digits = demo.load_digits(3)
+    assert len(digits.labels) + len(digits.test_labels) == 1797
+    assert len(digits.test_labels) == 359
+    learnt = {image.tobytes() for image in digits.images}
+    twins = sum(image.tobytes() in learnt for image in digits.test_images)
+    assert twins == 0
+
+
+def test_the_networks_gradient_is_that_of_its_loss():
+    """Central differences in float64: their error is about the cube root of eps squared."""
+    random = np.random.default_rng(1)
+    weights = {key: w.astype(np.float64) for key, w in demo.initial_weights(random).items()}
+    images, labels = random.random((7, 64)), random.integers(0, 10, 7)
+    _, gradients = demo.loss_and_gradients(weights, images, labels)
+    for name, w in weights.items():
+        for i in random.integers(0, w.size, 5):
+            width = 1e-6
+            losses = []
+            for sign in (1, -1):
+                w.flat[i] += sign * width
+                losses.append(demo.loss_and_gradients(weights, images, labels)[0])
+                w.flat[i] -= sign * width
+            slope = (losses[0] - losses[1]) / (2 * width)
+            assert gradients[name].flat[i] == pytest.approx(slope, abs=1e-8)
+
+
+def test_the_same_seed_trains_to_the_same_weights():
+    digits = demo.load_digits()
+    losses = [demo.train(digits, "Adam", epochs=2, seed=7).losses for _ in range(2)]
+    assert losses[0].tobytes() == losses[1].tobytes()
+
+
+def test_race_prints_where_the_methods_end_and_draws(tmp_path):
+    picture, moving = tmp_path / "race.png", tmp_path / "race.gif"
+    done = run("race", "beale", "--steps", 90, "--output", picture, "--gif", moving)
+    assert done.exit_code == 0, done.output
+    assert [line.split()[0] for line in done.output.splitlines()] == [
+        "method", "Momentum", "RMSProp", "Adam", "wrote", "wrote",
+    ]  # fmt: skip
+    with Image.open(picture) as image:
+        assert image.format == "PNG"
+    with Image.open(moving) as image:
+        assert (image.format, image.n_frames) == ("GIF", 45)
+
+
+@pytest.mark.parametrize(
+    ("path", "code", "message"),
+    [
+        ("missing/race.gif", 1, "No such file or directory). Choose another with --gif."),
+        ("race.txt", 2, "--gif is 'race.txt', but its name must end in .gif."),
+    ],
+)
+def test_race_refuses_a_gif_that_cannot_be_written_before_it_draws(path, code, message, tmp_path):
+    command = ("race", "beale", "--steps", "3", "--gif", path)
+    done = adamas_in_a_process(*command, cwd=tmp_path)
+    assert done.returncode == code
+    assert message in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_race_takes_the_users_own_function_from_the_current_directory(tmp_path):
+    (tmp_path / "mine.py").write_text("def bowl(x):\n    return x[0] ** 2 + 3 * x[1] ** 2\n")
+    done = adamas_in_a_process(
+        "race", "mine:bowl", "--steps", "500", "--lr", "0.05", "--start", "2", "-1", cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    adam = next(line for line in done.stdout.splitlines() if line.startswith("Adam"))
+    assert float(adam.split()[-1]) < 1e-3
+
+
+def test_race_takes_x_and_y_from_a_file_and_tells_what_diverges(tmp_path):
+    (tmp_path / "mine.py").write_text("def valley(x, y):\n    return x**4 + 3 * y**4\n")
+    command = ("race", "mine.py:valley", "--lr", "1", "--start", "3", "-3")
+    done = adamas_in_a_process(*command, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    told = {line.split()[0]: line for line in done.stdout.splitlines()}
+    assert re.search(r" diverges at step \d+$", told["Momentum"].rstrip())
+    assert float(told["Adam"].split()[-1]) < 1.0
+    assert len(told["Momentum"].rstrip()) < 110
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        ("nothing", "Known are himmelblau, rosenbrock, beale, rastrigin; your own is given as"),
+        ("no_such_module:f", "The module 'no_such_module' cannot be imported"),
+        ("math:no_such_function", "math has no 'no_such_function'. Possible are math:acos, "),
+        ("rosenbrok", "There is no function 'rosenbrok'. Did you mean 'rosenbrock'? Known are"),
+        ("builtins:str", "but it must return one number for an array of two."),
+    ],
+)
+def test_race_says_what_is_wrong_with_a_function(tmp_path, function, message):
+    done = run("race", function, "--output", tmp_path / "race.png")
+    assert done.exit_code == 1
+    assert message in " ".join(done.output.split())
+
+
+def test_info_tells_version_target_threads_and_frameworks(tmp_path):
+    done = adamas_in_a_process("info", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    rows = dict(line.rstrip().split(maxsplit=1) for line in done.stdout.splitlines())
+    assert rows["adamas"] == adamas.__version__
+    assert rows["numpy"] == np.__version__
+    assert rows["target"] == adamas.target()
+    assert rows["threads"].startswith(str(adamas.get_num_threads()))
+
+
+def test_bench_writes_what_it_measured(tmp_path, monkeypatch):
+    from adamas import bench
+
+    rows = [row for row in bench.rows() if row.against in ("the formula in NumPy", "scikit-learn")]
+    monkeypatch.setattr(bench, "rows", lambda: rows)
+    done = run("bench", "--quick", "--json", tmp_path / "figures.json")
+    assert done.exit_code == 0, done.output
+    written = json.loads((tmp_path / "figures.json").read_text())
+    assert [figure["against"] for figure in written["figures"]] == [row.against for row in rows]
+
+
+@pytest.mark.parametrize("arguments", [[], ["check"], ["demo"], ["race"], ["info"], ["bench"]])
+def test_every_command_has_help(arguments):
+    done = run(*arguments, "--help")
+    assert done.exit_code == 0
+    assert "Usage:" in done.output
+    assert len(done.output.splitlines()) > 5
+
+
+@pytest.mark.parametrize(
+    "arguments", [["dance"], ["demo", "--epochs", "0"], ["demo", "--epochs", "x"], ["race", "--lr"]]
+)
+def test_wrong_usage_has_exit_code_2(arguments):
+    assert run(*arguments).exit_code == 2
+
+
+@pytest.mark.parametrize(
+    ("command", "module", "message"),
+    [
+        (
+            "demo",
+            "sklearn.datasets",
+            'adamas demo needs scikit-learn. Install it with: pip install "adamas[demo]"',
+        ),
+        (
+            "demo",
+            "rich.console",
+            'adamas demo needs rich. Install it with: pip install "adamas',
+        ),
+        (
+            "race",
+            "matplotlib",
+            'adamas race needs matplotlib. Install it with: pip install "adamas[cli]"',
+        ),
+    ],
+)
+def test_a_missing_package_is_named_with_the_way_to_it(
+    command, module, message, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setitem(sys.modules, module, None)
+    done = run(command)
+    assert done.exit_code == 1
+    assert message in done.output
+
+
+@pytest.mark.parametrize("text", ["1e2", "100", "9007199254740993"])
+def test_a_whole_number_on_the_command_line_is_taken_to_the_last_digit(text, monkeypatch):
+    seeds = []
+
+    def noted(seed):
+        seeds.append(seed)
+        raise ValueError
+
+    monkeypatch.setattr(demo, "load_digits", noted)
+    CliRunner().invoke(main, ["demo", "--seed", text])
+    assert seeds == [100 if text == "1e2" else int(text)]

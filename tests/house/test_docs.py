@@ -1,0 +1,90 @@
+"""The pages say what is: code runs, formulas are those of the source, links lead somewhere."""
+
+from __future__ import annotations
+
+import re
+import textwrap
+from importlib.util import find_spec
+
+import pytest
+
+import adamas
+from tests.support.cases import ROOT
+
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+CODE = re.compile(
+    r"^(?:<!-- (?P<mark>[a-z]+) -->\n)?```python\n(?P<code>.*?)^```", re.MULTILINE | re.DOTALL
+)
+LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+BLOCKS = [
+    pytest.param(found["code"], id=f"{named(page)}:{number}")
+    for page in PAGES
+    for number, found in enumerate(CODE.finditer(page.read_text("utf-8")))
+    if found["mark"] != "rule"
+]
+
+
+def test_there_is_code_in_the_pages():
+    assert len(BLOCKS) >= 3
+
+
+#: Pages whose code needs what is not there for every Python.
+NEEDS = {"docs/guides/jax.md": "jax"}
+
+
+def test_the_code_of_each_page_runs_in_order():
+    for page in PAGES:
+        if named(page) in NEEDS and not find_spec(NEEDS[named(page)]):
+            continue
+        names: dict[str, object] = {}
+        for found in CODE.finditer(page.read_text("utf-8")):
+            if found["mark"] != "rule":
+                exec(compile(found["code"], named(page), "exec"), names)
+
+
+def test_the_rule_in_the_docs_is_the_rule_in_the_source():
+    page = (ROOT / "docs" / "the-rule.md").read_text("utf-8")
+    (quoted,) = (found["code"] for found in CODE.finditer(page) if found["mark"] == "rule")
+    source = (ROOT / "src" / "adamas" / "rule.py").read_text("utf-8")
+    assert len(quoted.splitlines()) > 15
+    assert textwrap.indent(quoted, "    ") in source
+
+
+def test_the_table_of_the_note_is_what_adamas_computes():
+    page = (ROOT / "docs" / "the-rule.md").read_text("utf-8")
+    rows = re.findall(r"^\| ([\d,]+) \| 1 \| ([\d.]+) \|$", page, re.MULTILINE)
+    assert len(rows) == 7
+    from adamas.coefficients import one_minus_power
+
+    for step, ratio in rows:
+        t = int(step.replace(",", ""))
+        m, v = one_minus_power(0.9, t), one_minus_power(0.999, t)
+        assert f"{m / (1 - 0.9) / (v / (1 - 0.999)) ** 0.5:.3f}" == ratio
+
+
+@pytest.mark.parametrize("page", PAGES, ids=named)
+def test_links_lead_to_files_that_exist(page):
+    for target in LINK.findall(page.read_text("utf-8")):
+        assert (page.parent / target).exists(), target
+
+
+def test_every_page_can_be_reached_from_the_index():
+    seen, queue = set(), [ROOT / "docs" / "index.md"]
+    while queue:
+        page = queue.pop()
+        if page not in seen:
+            seen.add(page)
+            links = LINK.findall(page.read_text("utf-8"))
+            queue += [(page.parent / link).resolve() for link in links if link.endswith(".md")]
+    assert set(PAGES[1:]) <= seen
+
+
+def test_every_public_name_is_documented():
+    for name in adamas.__all__:
+        assert getattr(adamas, name).__doc__, name

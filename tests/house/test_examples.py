@@ -1,0 +1,40 @@
+"""Every example runs, and its own checks hold."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+
+from tests.support.cases import PATIENCE, ROOT
+
+#: Lightning 2.6 itself calls what PyTorch 2.13 deprecates.
+WARNS = {"lightning_training.py"}
+#: What is not there for every Python.
+NEEDS = {"jax_training.py": "jax"}
+EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+def test_the_example_runs_without_warnings_and_its_checks_hold(path, tmp_path):
+    if path.name in NEEDS and not find_spec(NEEDS[path.name]):
+        pytest.skip(f"needs {NEEDS[path.name]}")
+    warnings = "default" if path.name in WARNS else "error"
+    done = subprocess.run(
+        [sys.executable, "-W", warnings, path],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip(), "an example shows something"
+    assert "assert " in path.read_text("utf-8"), "an example checks itself"
+
+
+def test_there_are_examples():
+    assert len(EXAMPLES) >= 5

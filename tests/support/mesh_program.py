@@ -1,0 +1,261 @@
+"""One process of several that step tensors cut in every way: ``mesh_program.py rank store shape``.
+
+``shape`` is that of the mesh, "2x2". All processes run the same optimizer over plain tensors, too;
+gradients are small whole numbers, so that sums are exact however tensors are cut, and everything is
+compared with ``==``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import os
+import sys
+from datetime import timedelta
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
+from torch.distributed.tensor.placement_types import _StridedShard
+
+import adamas.torch as ours
+from adamas.torch import distributed
+from tests.support.copied import left_by_steps
+
+#: Longer than all of it takes: where processes wait for one another in vain, they fail.
+LIMIT = timedelta(seconds=300)
+ROWS = (Shard(0), Replicate(), _StridedShard(0, split_factor=2))
+ALL = (*ROWS, Shard(1))
+#: Even, uneven, fewer rows than processes, empty; one, two and three dimensions.
+SHAPES = ((8, 6), (5, 3), (1, 4), (16,), (7,), (2,), (0, 3), (3, 4, 2))
+#: However rows are cut, parts are of whole blocks of "8bit".
+WIDE_SHAPES = ((8, 64), (5, 32), (1, 96))
+
+
+def cases(mesh, shapes=SHAPES, placements=ALL):
+    """Return shapes with all ways to cut them along their first two dimensions over ``mesh``."""
+    for shape in shapes if mesh.ndim < 3 else shapes[1:2]:
+        for each in itertools.product(placements, repeat=mesh.ndim):
+            if len(shape) > 1 or Shard(1) not in each:
+                yield shape, each
+
+
+def drawn(shape, seed, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(-9, 10, shape, generator=generator).to(dtype)
+
+
+def cut(whole, mesh, placements):
+    """Return a tensor that all processes have, as a distributed one, by torch's own cutting."""
+    return distribute_tensor(whole, mesh, placements, src_data_rank=None)
+
+
+def here(tensor):
+    return tensor.detach().to_local() if isinstance(tensor, DTensor) else tensor.detach()
+
+
+def own_part(whole, like):
+    """Return what a process has of ``whole``, laid out as ``like`` is: by torch's own cutting."""
+    return cut(whole.detach().clone(), like.device_mesh, like.placements).to_local()
+
+
+def check_indices(mesh):
+    for shape, placements in cases(mesh):
+        count = torch.Size(shape).numel()
+        whole = torch.arange(count).view(shape)
+        tensor = cut(whole, mesh, placements)
+        expected = tensor.to_local().flatten().tolist()
+        assert distributed.element_indices(tensor).tolist() == expected, (shape, placements)
+        first = distributed.first_element(tensor)
+        if expected and expected == list(range(expected[0], expected[0] + len(expected))):
+            assert first == expected[0], (shape, placements)
+        elif expected:
+            assert first is None, (shape, placements)
+
+
+def check_steps(mesh, dtype, chosen, **options):
+    """Step tensors cut in every way, with gradients cut in every way; compare copies, too."""
+    whole, parts = [], []
+    for i, (shape, placements) in enumerate(chosen):
+        value = drawn(shape, i, dtype) / 8
+        whole.append(nn.Parameter(value.clone()))
+        parts.append(nn.Parameter(cut(value, mesh, placements)))
+    optimizers = [ours.AdamW(each, lr=0.01, clip_norm=3.0, **options) for each in (whole, parts)]
+    for step in range(3):
+        for i, (one, other) in enumerate(zip(whole, parts, strict=True)):
+            one.grad = drawn(one.shape, 1000 * (step + 1) + i, dtype)
+            other.grad = spread(one.grad, other, (i + step) % 3)
+        for optimizer in optimizers:
+            optimizer.step()
+        assert optimizers[0].gradient_norm == optimizers[1].gradient_norm
+        for one, other in zip(whole, parts, strict=True):
+            about = (tuple(one.shape), other.placements, dtype, options, step)
+            assert torch.equal(here(other), own_part(one, other)), about
+        for one, other in zip(*map(left_by_steps, optimizers), strict=True):
+            assert torch.equal(here(other), own_part(one, other)), options
+
+
+def spread(whole, parameter, way):
+    """Return a gradient: laid out as the parameter is, with replicas, or as a sum to be made."""
+    mesh = parameter.device_mesh
+    if way == 0:
+        return cut(whole.clone(), mesh, parameter.placements)
+    if way == 1:
+        return cut(whole.clone(), mesh, [Replicate()] * mesh.ndim)
+    index, count = dist.get_rank(), mesh.size()
+    share = drawn(whole.shape, index, whole.dtype)
+    if index == count - 1:
+        others = sum(drawn(whole.shape, i, whole.dtype) for i in range(count - 1))
+        share = whole - others
+    return DTensor.from_local(share, mesh, [Partial()] * mesh.ndim, run_check=False)
+
+
+def check_missing_gradients(mesh):
+    """Of some parameters only some processes have a gradient; all have the same norm."""
+    ways = [way for way in itertools.product(ALL, repeat=mesh.ndim) if set(way) != {Replicate()}]
+    parts = [nn.Parameter(cut(drawn((8, 8), 0), mesh, placements)) for placements in ways]
+    optimizer = ours.AdamW(parts, lr=0.01, clip_norm=1.0, on_nonfinite="skip")
+    rank = dist.get_rank()
+    for step in range(3):
+        squares = torch.zeros(1, dtype=torch.float64)
+        for i, parameter in enumerate(parts):
+            parameter.grad = None
+            if (i + step + rank) % 3 == 0 and not (step == 1 and rank == 0):
+                gradient = cut(drawn((8, 8), i), mesh, parameter.placements)
+                if step == 2 and rank == dist.get_world_size() - 1:
+                    gradient.to_local().fill_(float("nan"))
+                parameter.grad = gradient
+                if not any(map(is_replicate, parameter.placements)):
+                    squares += gradient.to_local().double().square().sum()
+        if step == 2:
+            optimizer.step()
+            assert optimizer.skipped == 1  # in all processes, whoever has the NaN
+            continue
+        for parameter in parts:  # replicas count once: left out here
+            if any(map(is_replicate, parameter.placements)):
+                parameter.grad = None
+        optimizer.step()
+        dist.all_reduce(squares)
+        assert optimizer.gradient_norm == math.sqrt(squares.item())
+
+
+def check_refusal(mesh):
+    """A parameter that is a sum to be made is refused, and no group is added."""
+    optimizer = ours.AdamW([nn.Parameter(torch.ones(2))])
+    share = DTensor.from_local(torch.ones(2), mesh, [Partial()] * mesh.ndim, run_check=False)
+    text = r"^A parameter has the placement P.*Redistribute the parameter first\.$"
+    with pytest.raises(TypeError, match=text):
+        optimizer.add_param_group({"params": [nn.Parameter(share)]})
+    assert len(optimizer.param_groups) == 1
+
+
+def check_other_mesh(mesh):
+    """A gradient that is spread over other processes is refused before anything is touched."""
+    flat = init_device_mesh("cpu", (mesh.size(),))
+    parts = [nn.Parameter(cut(drawn((8,), i), mesh, [Replicate()] * mesh.ndim)) for i in range(2)]
+    parts[0].grad = cut(drawn((8,), 2), mesh, [Replicate()] * mesh.ndim)
+    parts[1].grad = cut(drawn((8,), 3), flat, [Replicate()])
+    with pytest.raises(ValueError, match=r"^The gradient of 0\.1 is spread over .* same processes"):
+        ours.AdamW(parts).step()
+    assert torch.equal(here(parts[0]), drawn((8,), 0))
+
+
+def is_replicate(placement):
+    return placement.is_replicate()
+
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Linear(8, 16)
+        self.down = nn.Linear(16, 8, bias=False)
+        self.scale = nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return self.down(self.up(x).relu()) * self.scale
+
+
+def check_fsdp_over_tensor_parallel(mesh):
+    """FSDP2 over tensor parallelism: whole numbers for weights and inputs make gradients exact."""
+    plain, spread_out = Block(), Block()
+    plan = {"up": ColwiseParallel(), "down": RowwiseParallel()}
+    parallelize_module(spread_out, mesh["tp"], plan)
+    fully_shard(spread_out, mesh=mesh["dp"])
+    kinds = {type(each) for p in spread_out.parameters() for each in p.placements}
+    assert _StridedShard in kinds  # or else it does not test what it says
+    pairs = [
+        (net, ours.AdamW(net.parameters(), lr=0.25, clip_norm=5.0)) for net in (plain, spread_out)
+    ]
+    for step in range(4):
+        for net, optimizer in pairs:
+            with torch.no_grad():
+                for i, p in enumerate(net.parameters()):
+                    value = drawn(p.shape, 100 * step + i)
+                    p.copy_(value if net is plain else cut(value, p.device_mesh, p.placements))
+            optimizer.zero_grad()
+            x = drawn((8, 8), step)
+            if net is spread_out:  # each process of "dp" has its own examples
+                x = x.chunk(mesh["dp"].size())[mesh["dp"].get_local_rank()]
+            (net(x).sum() / len(x)).backward()
+            optimizer.step()
+        assert pairs[0][1].gradient_norm == pairs[1][1].gradient_norm
+        assert pairs[0][1].gradient_norm > 5
+        for (name, one), other in zip(
+            plain.named_parameters(), spread_out.parameters(), strict=True
+        ):
+            assert torch.equal(here(other), own_part(one, other)), (name, step)
+
+
+def check_plain_ones_alone(mesh):
+    """Plain parameters are clipped where those beside them, which are cut, have no gradient."""
+    plain, parted = torch.ones(4), cut(torch.ones(8), mesh, [Shard(0)] * mesh.ndim)
+    params = [nn.Parameter(plain), nn.Parameter(parted)]
+    optimizer = ours.SGD(params, lr=1.0, clip_norm=1.0, on_nonfinite="skip")
+    params[0].grad = torch.full((4,), 8.0)
+    optimizer.step()
+    assert optimizer.gradient_norm == 16
+    assert torch.equal(params[0], torch.full((4,), 0.5))
+    params[0].grad[0] = math.nan
+    optimizer.step()
+    assert optimizer.skipped == 1
+    assert torch.equal(params[0], torch.full((4,), 0.5))
+
+
+def main():
+    rank, store, shape = int(sys.argv[1]), sys.argv[2], tuple(map(int, sys.argv[3].split("x")))
+    torch.set_num_threads(1)
+    world = torch.Size(shape).numel()
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=world, timeout=LIMIT
+    )
+    names = ("dp", "tp", "pp")[: len(shape)]
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    check_indices(mesh)
+    if mesh.ndim < 3:
+        check_steps(mesh, torch.float32, cases(mesh))
+        check_steps(mesh, torch.bfloat16, cases(mesh), rounding="remainder", copy_to=torch.float16)
+        rows = cases(mesh, WIDE_SHAPES, ROWS)
+        check_steps(mesh, torch.bfloat16, rows, state="8bit", rounding="stochastic")
+    check_steps(mesh, torch.bfloat16, cases(mesh), state="compact", rounding="remainder8")
+    check_missing_gradients(mesh)
+    check_plain_ones_alone(mesh)
+    check_refusal(mesh)
+    if mesh.ndim > 1:
+        check_other_mesh(mesh)
+    if shape == (2, 2):
+        check_fsdp_over_tensor_parallel(mesh)
+    dist.barrier()
+    os._exit(0)  # gloo's own threads sometimes abort an orderly end
+
+
+if __name__ == "__main__":
+    main()
