@@ -3,7 +3,11 @@
 Every dialect of Adam is a different set of these numbers in the same rule. They are computed in
 float64 with additions, multiplications, divisions and square roots only, no library power, so
 that every machine gets the same bits, and are rounded to the parameter's dtype once.
-``native/coefficients.h`` repeats this file for the compiled engine; a test compares the bits.
+
+Where the step number or the rates are known only while a program runs, the same numbers are taken
+there: ``native/coefficients.h`` repeats this file for the compiled engine,
+``engines/triton/numbers.py`` for numbers that live on a GPU, ``jax/numbers.py`` for traced ones.
+Tests compare the bits.
 """
 
 from __future__ import annotations

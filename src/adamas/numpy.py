@@ -12,6 +12,11 @@ float64, float16 or the bfloat16 of ml_dtypes; gradients come in the same form a
 with options of their own are a list of dicts with the key ``"params"``:
 ``[{"params": weights}, {"params": biases, "weight_decay": 0.0}]``; their gradients are a list
 with one entry for each group.
+
+This is the pattern of a front-end. Options are checked once and become groups of slots
+(:mod:`adamas.groups`); a plan of an engine (:mod:`adamas.engines`) is made from them when they are
+known; a step hands gradients as they come to the plan, and looks closely only where it declines.
+A method is a class that names its arguments and makes :class:`~adamas.options.Options` of them.
 """
 
 from __future__ import annotations

@@ -7,8 +7,10 @@ array API standard, and states the arithmetic contract of ``docs/exactness.md``:
 * every operator rounds once, in the order written (no fused multiply-add, no reassociation);
 * all arithmetic is binary32, or binary64 where the parameter is float64.
 
-``native/rule.h`` repeats these lines for the compiled engine. A test compares the texts, another
-the bits.
+Two transcriptions repeat these lines, for compilers that cannot read them here: ``native/rule.h``
+and ``engines/triton/rule.py``. One test compares the texts, others the bits. JAX and torch's own
+operations call this function. A new method, or a new option of one, is new numbers in
+``coefficients.py`` wherever it can be; only what is no set of numbers is a new line here.
 
 Source: Kingma & Ba, "Adam: a method for stochastic optimization" (ICLR 2015), algorithm 1;
 Tieleman & Hinton, COURSERA lecture 6.5 (2012) for RMSProp; Reddi, Kale & Kumar (ICLR 2018) for

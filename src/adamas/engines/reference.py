@@ -1,7 +1,9 @@
 """The reference engine: slow, obvious, and the judge of every other.
 
 It calls :func:`adamas.rule.rule` on whole arrays and :mod:`adamas.statistics` on whole tensors,
-one thing after another, and stores everything in the end.
+one thing after another, and stores everything in the end. How values are stored it leaves to
+:mod:`adamas.codecs`: what a form stores stands in :mod:`adamas.storage`, and a new form is one
+codec there, in ``native/codecs.h`` and in ``engines/triton/codecs.py``.
 """
 
 from __future__ import annotations
