@@ -296,6 +296,7 @@ def test_a_planted_mistake_is_named_in_float32_as_well(mistake):
     assert MISTAKES[mistake][1] in words_for(found.fit.form)
 
 
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize("first", list(MISTAKES)[:-1])
 def test_pairs_of_planted_mistakes_are_named(first):
     for second in list(MISTAKES)[list(MISTAKES).index(first) + 1 :]:

@@ -74,6 +74,7 @@ def instructions(file: Path) -> list[tuple[str, str]]:
     return re.findall(r"^\s*[0-9a-f]+:\s+(\S+)[ \t]*(.*)$", text, re.MULTILINE)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("machine", MACHINES)
 def test_an_object_defines_nothing_that_another_could_replace(objects, machine):
     # Weak and unique symbols (inline functions, templates) of all objects are merged into one: if

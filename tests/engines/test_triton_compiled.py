@@ -23,7 +23,7 @@ def everything(tmp_path_factory):
     """All compiled kernels; see compiled_kernels.py."""
     folder = tmp_path_factory.mktemp("compiled")
     result = python(
-        "import sys, compiled_kernels; compiled_kernels.main(sys.argv[1])",
+        "import sys; from tests.support import compiled_kernels as all; all.main(sys.argv[1])",
         str(folder / "found.json"),
         timeout=PATIENCE,
         TRITON_INTERPRET="0",

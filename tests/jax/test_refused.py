@@ -584,6 +584,7 @@ def test_derivatives_at_the_greatest_count_are_finite():
 INTEGERS = {"a": np.array([127, -3], np.int8), "b": {"c": np.array([[255, 0, 127]] * 2, np.uint8)}}
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "rmsprop", "momentum"])
 @pytest.mark.parametrize("options", [{}, {"state": "bfloat16"}], ids=["plain", "small"])
 def test_gradients_that_are_integers_are_the_numbers_they_are(name, options):

@@ -770,12 +770,14 @@ def names(taken: Any) -> list[tuple[str, Tensor]]:
 # ── all of it ──────────────────────────────────────────────────────────────────────────────────
 
 
-def digested(route: str, method: str, mesh: Any = None) -> dict[str, list[str]]:
-    """Return the digests of all cases of a method on a route, by their words."""
+def digested(
+    route: str, method: str, chosen: Iterable[Case] | None = None, mesh: Any = None
+) -> dict[str, list[str]]:
+    """Return the digests of all cases of a method on a route, or the chosen, by their words."""
     found = {}
     with standing_in(route) as device, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for case in cases(route, method):
+        for case in cases(route, method) if chosen is None else chosen:
             found[words(route, case)] = Training(route, method, case, device, mesh).run()
     return found
 

@@ -25,7 +25,7 @@ def main():
         *("gloo", f"file://{store}"), rank=rank, world_size=2, timeout=timedelta(seconds=300)
     )
     mesh = init_device_mesh("cpu", (2,))
-    found = {f"processes {method}": digested("processes", method, mesh) for method in METHODS}
+    found = {f"processes {method}": digested("processes", method, mesh=mesh) for method in METHODS}
     (out / f"digests of {rank}.json").write_text(json.dumps(found), "utf-8")
     dist.barrier()
     os._exit(0)  # gloo's own threads sometimes abort an orderly end

@@ -13,7 +13,12 @@ PROGRAM = str(ROOT / "tests" / "support" / "mesh_program.py")
 
 
 @pytest.mark.parametrize(
-    ("shape", "count"), [("4", 4), ("2x2", 4), pytest.param("2x2x2", 8, marks=pytest.mark.slow)]
+    ("shape", "count"),
+    [
+        pytest.param("4", 4, marks=pytest.mark.slow),
+        ("2x2", 4),
+        pytest.param("2x2x2", 8, marks=pytest.mark.slow),
+    ],
 )
 def test_tensors_cut_in_every_way_have_one_norm_and_the_bits_of_whole_ones(tmp_path, shape, count):
     assert run_together([PROGRAM], count, tmp_path, shape) == [0] * count

@@ -141,6 +141,7 @@ def twin(optimizer, route, path):
     return values(copy.deepcopy(optimizer))
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("read", [saved, seen, twin])
 def test_what_is_read_while_another_thread_steps_is_of_one_moment(route, read, tmp_path):
     optimizer = made(route)
