@@ -185,6 +185,7 @@ def trainer_fit(folder, how, resumed_from=None, bf16=False):
     return trainer
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("how", ["optimizers", "optimizer_cls_and_kwargs"])
 def test_the_trainer_of_transformers_trains_clips_and_resumes_with_the_same_bits(

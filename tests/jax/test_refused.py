@@ -509,6 +509,7 @@ def test_a_state_that_was_restored_as_dicts_is_refused_with_the_way_to_restore_i
         optimizer.update(tree(G), [state["0"], state["1"]])
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("form", ["float32", "8bit"])
 def test_a_state_of_numpy_arrays_goes_on_as_that_of_jax(form):
     optimizer = ours.adamw(LR, state=form)

@@ -46,6 +46,7 @@ def test_a_training_leaves_what_it_left(route, method, part):
     assert not lines, failure(f"{route} {method}", lines)
 
 
+@pytest.mark.slow
 def test_two_processes_leave_what_they_left(tmp_path):
     found = digested_by_two(tmp_path)
     lines = [
