@@ -23,7 +23,7 @@ collect_ignore_glob = [] if find_spec("jax") else ["jax/*"]
 if not find_spec("triton"):
     collect_ignore_glob += [
         "engines/test_triton*.py",
-        "torch/test_cuda.py",
+        "torch/test_cuda*.py",
         "benchmarks/test_cuda.py",
     ]
 
