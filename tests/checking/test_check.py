@@ -7,12 +7,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from adamas.checking import fitting, forms
+from adamas.checking import fitting, wording
 from adamas.checking.examination import diagnose
-from adamas.checking.forms import Form
+from adamas.checking.variants import Variant
 from tests.support.planted import planted
 
-#: What each mistake of planted.py is as a form, and the words for it.
+#: What each mistake of planted.py is as a variant, and the words for it.
 MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "no exponent": (
         {"correction1": "first-step", "correction2": "first-step"},
@@ -228,24 +228,15 @@ NOT_A_NUMBER = {
 SAME = {pair for pairs in ONE_AND_THE_SAME.values() for pair in pairs}
 
 
-def form_of(*mistakes):
-    return Form(**{k: v for each in mistakes for k, v in MISTAKES[each][0].items()})
-
-
-def words_for(form):
-    """All that a report says of a form in its sentence and notes."""
-    return (
-        *forms.deviations(form),
-        *forms.description(form, decays=True),
-        *forms.remarks(form),
-    )
+def variant_of(*mistakes):
+    return Variant(**{k: v for each in mistakes for k, v in MISTAKES[each][0].items()})
 
 
 def together(*pair):
     """The words for a pair: those of both, or their own where they have a name together."""
     if pair in NAMED_TOGETHER:
         return NAMED_TOGETHER[pair]
-    one = next((each for each in MISTAKES if form_of(each) == form_of(*pair)), None)
+    one = next((each for each in MISTAKES if variant_of(each) == variant_of(*pair)), None)
     return [MISTAKES[each][1] for each in ((one,) if one else pair)]
 
 
@@ -256,23 +247,23 @@ def combine(one, other):
 
 def test_a_weight_decay_of_no_known_form_does_not_hide_the_rest():
     found = diagnose(planted("decay odd", "eps inside")).fit
-    assert found.form == Form(epsilon="inside", decay="unknown")
-    assert "weight decay in a form that is not known" in forms.deviations(found.form)
+    assert found.variant == Variant(epsilon="inside", decay="unknown")
+    assert "weight decay in a form that is not known" in wording.deviations(found.variant)
 
 
 def test_a_right_adam_has_no_mistake():
     found = diagnose(planted()).fit
-    assert found.form == Form()
+    assert found.variant == Variant()
     assert found.rivals == ()
-    assert forms.deviations(found.form) == ()
+    assert wording.deviations(found.variant) == ()
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
 def test_a_planted_mistake_is_named(mistake):
     found = diagnose(planted(mistake)).fit
-    assert found.form == form_of(mistake)
+    assert found.variant == variant_of(mistake)
     assert found.rivals == ()
-    assert MISTAKES[mistake][1] in words_for(found.form)
+    assert MISTAKES[mistake][1] in wording.words(found.variant)
 
 
 def in_float32_only(kind):
@@ -291,9 +282,9 @@ def in_float32_only(kind):
 def test_a_planted_mistake_is_named_in_float32_as_well(mistake):
     """But for those of rounding, which float32 parameters hide in part."""
     found = diagnose(in_float32_only(planted(mistake)))
-    assert found.plain[0].observation.dtype == np.float32
-    assert found.fit.form == form_of(mistake)
-    assert MISTAKES[mistake][1] in words_for(found.fit.form)
+    assert found.plain[0].dtype == np.float32
+    assert found.fit.variant == variant_of(mistake)
+    assert MISTAKES[mistake][1] in wording.words(found.fit.variant)
 
 
 @pytest.mark.quick_cases(8)
@@ -307,22 +298,22 @@ def test_pairs_of_planted_mistakes_are_named(first):
         assert found.rivals == (), pair
         if pair in SAME:
             continue
-        assert found.form == form_of(*pair), pair
+        assert found.variant == variant_of(*pair), pair
         for words in together(*pair):
-            assert words in words_for(found.form), pair
+            assert words in wording.words(found.variant), pair
 
 
 @pytest.mark.parametrize("reason", ONE_AND_THE_SAME)
 def test_pairs_that_are_one_and_the_same_are_named_by_the_simpler(reason):
     for pair in ONE_AND_THE_SAME[reason]:
-        found = diagnose(planted(*pair)).fit.form
-        assert found != form_of(*pair), f"{pair} can be told apart after all"
-        assert fitting.same(found, form_of(*pair), True), pair
+        found = diagnose(planted(*pair)).fit.variant
+        assert found != variant_of(*pair), f"{pair} can be told apart after all"
+        assert fitting.same(found, variant_of(*pair), True), pair
 
 
 @pytest.mark.parametrize("pair", sorted(NOT_A_NUMBER))
 def test_a_pair_that_is_never_a_number_is_seen_to_start_at_0_and_rivals_are_owned_up_to(pair):
     found = diagnose(planted(*pair)).fit
-    assert "t-1" in (found.form.correction1, found.form.correction2)
-    assert form_of(*pair) in (found.form, *found.rivals)
+    assert "t-1" in (found.variant.correction1, found.variant.correction2)
+    assert variant_of(*pair) in (found.variant, *found.rivals)
     assert found.rivals

@@ -10,12 +10,12 @@ import pytest
 from click.testing import CliRunner
 
 import adamas
-from adamas.checking import Report, distances, forms, probes
+from adamas.checking import Report, distances, probes, variants, wording
 from adamas.checking.conventions import detect
 from adamas.checking.examination import diagnose
-from adamas.checking.forms import Form
 from adamas.checking.observation import observe
 from adamas.checking.subjects import find
+from adamas.checking.variants import Variant
 from adamas.cli import main
 from tests.support import ways
 from tests.support.cases import ROOT
@@ -79,7 +79,7 @@ def test_what_a_mistake_misses_is_its_distance_from_the_rule():
 
 
 def test_the_formula_of_the_rule_is_the_papers():
-    assert list(forms.sheet(Form(decay="ignored")).values()) == [
+    assert list(wording.sheet(Variant(decay="ignored")).values()) == [
         "m ← β1·m + (1−β1)·g",
         "m̂ = m / (1−β1^t)",
         "v ← β2·v + (1−β2)·g²",
@@ -89,29 +89,25 @@ def test_the_formula_of_the_rule_is_the_papers():
 
 
 def test_every_choice_that_differs_from_the_rule_has_its_words_and_its_formula():
-    constants = forms.Constants(
-        frozenset({"lr", "beta1", "beta2", "eps", "weight_decay"}), 1e-3, 0.9, 0.999, 1e-8, True
+    constants = variants.Constants(
+        frozenset({"lr", "beta1", "beta2", "eps", "weight_decay"}), 0.9, 0.999, 1e-8, True
     )
-    told: dict[object, Form] = {}
-    changes = [c for values in forms.axes(constants).values() for c in values]
-    changes += [{"decay": decay} for decay in forms.decays()[1:]]
+    told: dict[object, Variant] = {}
+    changes = [c for values in variants.axes(constants).values() for c in values]
+    changes += [{"decay": decay} for decay in variants.DECAYS[1:]]
     for change in changes:
-        form = Form().but(**change)
-        if form.lr_fixed is not None:
-            form = form.but(lr_fixed=0.5)
-        if not forms.is_valid(form):
+        variant = Variant().but(**change)
+        if variant.lr_fixed is not None:
+            variant = variant.but(lr_fixed=0.5)
+        if not variants.is_valid(variant):
             continue
-        words = (
-            *forms.deviations(form),
-            *forms.description(form, decays=True),
-            *forms.remarks(form),
-        )
-        assert words not in told, (form, told.get(words))
-        told[words] = form
+        words = wording.words(variant)
+        assert words not in told, (variant, told.get(words))
+        told[words] = variant
         rounds = {"float32", "storage"} & set(change)
         swaps = {"beta1_fixed", "beta2_fixed"} & set(change)
-        if not rounds and not swaps and form.shared != "t":
-            assert forms.sheet(form) != forms.sheet(Form()), form
+        if not rounds and not swaps and variant.shared != "t":
+            assert wording.sheet(variant) != wording.sheet(Variant()), variant
     assert len(told) > 60
 
 
@@ -206,10 +202,10 @@ def test_a_step_that_is_rounded_once_is_half_a_unit_away_at_most():
 def test_the_distance_is_that_of_single_steps_and_counts_in_the_unit_of_the_parameter():
     convention = detect(find(planted(), {}))
     run = observe(convention, probes.long(2, convention.default), np.float32)
-    true = distances.distance(run, Form())
+    true = distances.distance(run, Variant())
     after = run.after.copy()
     after[7, 1, 2] += 64 * np.spacing(np.abs(after[7, 1, 2]).astype(np.float32))
-    moved = distances.distance(dataclasses.replace(run, after=after), Form())
+    moved = distances.distance(dataclasses.replace(run, after=after), Variant())
     assert true.worst < 1.0
     assert 63.0 < moved.worst < 65.0
     assert moved.at_step == 8
@@ -328,4 +324,4 @@ def test_diagnosing_takes_no_mpmath(monkeypatch):
     import sys
 
     monkeypatch.setitem(sys.modules, "mpmath", None)
-    assert diagnose(planted()).fit.form == Form()
+    assert diagnose(planted()).fit.variant == Variant()

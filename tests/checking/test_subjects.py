@@ -14,12 +14,12 @@ os.environ.setdefault("KERAS_BACKEND", "jax")
 import adamas
 from adamas.checking import CannotCheckError
 from adamas.checking.examination import diagnose
-from adamas.checking.forms import Form
+from adamas.checking.variants import Variant
 from tests.support import ways
 from tests.support.cases import ROOT
 from tests.support.planted import planted
 
-PAPER = Form()
+PAPER = Variant()
 
 # ── ways of calling ────────────────────────────────────────────────────────────────────────────
 
@@ -46,19 +46,19 @@ def test_one_adam_is_the_same_however_it_is_called(subject):
         pytest.importorskip("jax")
     found = diagnose(subject)
     assert found.convention.name == WAYS[subject]
-    assert found.fit.form == PAPER
+    assert found.fit.variant == PAPER
     assert found.fit.rivals == ()
 
 
 def test_a_factory_with_open_arguments_is_an_optimizer_of_what_it_makes():
     found = diagnose(ways.made_by_a_factory)
-    assert found.fit.form == Form(decay="decoupled")
+    assert found.fit.variant == Variant(decay="decoupled")
     assert found.convention.arguments.settable == {"lr", "beta1", "beta2", "eps", "weight_decay"}
 
 
 def test_a_lambda_can_be_checked():
     found = diagnose(lambda params, lr=0.5: adamas.Adam(params, lr=lr, betas=(0.8, 0.95)))
-    assert found.fit.form == Form(beta1_fixed=0.8, beta2_fixed=0.95)
+    assert found.fit.variant == Variant(beta1_fixed=0.8, beta2_fixed=0.95)
 
 
 def test_what_cannot_be_set_is_found_out_and_is_no_mistake():
@@ -72,16 +72,16 @@ def test_what_cannot_be_set_is_found_out_and_is_no_mistake():
 
 def test_options_are_handed_over():
     found = diagnose("adamas:Adam", nesterov=True, bias_correction="first-step")
-    wanted = Form(nesterov="dozat", correction1="first-step", correction2="first-step")
-    assert found.fit.form == wanted
+    wanted = Variant(nesterov="dozat", correction1="first-step", correction2="first-step")
+    assert found.fit.variant == wanted
 
 
 def test_a_setting_given_as_an_option_stands():
-    assert diagnose("adamas:Adam", betas=(0.5, 0.75)).fit.form == PAPER
+    assert diagnose("adamas:Adam", betas=(0.5, 0.75)).fit.variant == PAPER
 
 
 def test_an_eps_root_that_is_given_is_part_of_what_is_expected():
-    assert diagnose("adamas:Adam", eps_root=0.01).fit.form == PAPER
+    assert diagnose("adamas:Adam", eps_root=0.01).fit.variant == PAPER
 
 
 def test_state_that_outlives_its_optimizer_is_noticed():
@@ -131,8 +131,8 @@ def test_torch_and_optax_are_told_apart_by_their_amsgrad():
 
 
 def test_the_fully_decoupled_decay_is_told_from_one_without_lr_by_a_schedule():
-    assert diagnose("adamas:AdamW", decay="fully-decoupled").fit.form == Form(decay="fully")
-    assert diagnose(planted("decay without lr")).fit.form == Form(decay="without lr")
+    assert diagnose("adamas:AdamW", decay="fully-decoupled").fit.variant == Variant(decay="fully")
+    assert diagnose(planted("decay without lr")).fit.variant == Variant(decay="without lr")
 
 
 @pytest.mark.parametrize(
@@ -261,6 +261,17 @@ def test_a_subject_that_raises_later_is_refused_with_its_error():
     message = refusal(ways.StopsLater)
     assert "began to step, but then raised ValueError: out of paper (probe " in message
     assert message.endswith("Mend that first, or give options with --set under which it runs.")
+
+
+def test_a_subject_that_raises_in_the_last_probes_is_refused_with_its_error():
+    class RunsOut(ways.Updates):
+        def update(self, params, grads):
+            if self.t == 20:
+                raise RuntimeError("out of paper")
+            return super().update(params, grads)
+
+    message = refusal(RunsOut)
+    assert "began to step, but then raised RuntimeError: out of paper (probe 'usual', " in message
 
 
 def test_an_option_that_is_not_known_is_refused_with_the_near_one():

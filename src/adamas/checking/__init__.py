@@ -8,10 +8,10 @@ The way of a check through this package:
   :mod:`~adamas.checking.trials` in common;
 * :mod:`~adamas.checking.probes` has the gradients it is given, :mod:`~adamas.checking.observation`
   what it makes of them;
-* :mod:`~adamas.checking.forms` is the space of forms: every known choice and mistake;
-  :mod:`~adamas.checking.prediction` is what a form computes, in the arithmetics of
-  :mod:`~adamas.checking.arithmetic`;
-* :mod:`~adamas.checking.fitting` searches the form that explains what was seen;
+* :mod:`~adamas.checking.variants` is the space of variants: every known choice and mistake, which
+  :mod:`~adamas.checking.wording` has the words for; :mod:`~adamas.checking.prediction` is what a
+  variant computes, in the arithmetics of :mod:`~adamas.checking.arithmetic`;
+* :mod:`~adamas.checking.fitting` searches the variant that explains what was seen;
 * :mod:`~adamas.checking.distances`, :mod:`~adamas.checking.edges` and
   :mod:`~adamas.checking.cost` measure;
 * :mod:`~adamas.checking.examination` does one after the other and makes a

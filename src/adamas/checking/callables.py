@@ -270,7 +270,7 @@ class Function(Convention):
         first: str,
     ) -> None:
         super().__init__(subject, arguments)
-        self.several = container != "array"
+        self.arrays = 1 if container == "array" else 2
         self.mixes_shapes = container != "even list"
         self._first = first
         self._call = _Call(roles, container)
@@ -347,7 +347,7 @@ class Object(Convention):
         super().__init__(subject, arguments)
         self.way = way
         self.container = container
-        self.several = container != "array"
+        self.arrays = 1 if container == "array" else 2
         self.mixes_shapes = container != "even list"
         self._method = method
         self._call = _Call(roles or {}, container)

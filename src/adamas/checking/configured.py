@@ -64,7 +64,7 @@ def configured(
 
 def shown(plain: Function, key: str) -> Mapping[str, Any]:
     """Return the dict that the first step returns; empty where it is none."""
-    arrays = [np.full(4, 100.0)] * (1 if not plain.several else 2)
+    arrays = [np.full(4, 100.0)] * plain.arrays
     trial: Any = plain.start(arrays, plain.arguments.defaults)
     trial.step([np.full(4, 0.5) for _ in arrays])
     found = trial.fed.get(key)

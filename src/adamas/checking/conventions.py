@@ -197,7 +197,7 @@ _METHODS = (
 
 
 def _first_arrays(convention: Convention, dtype: Any) -> list[Array]:
-    shapes = ((2, 3), (4,)) if convention.several else ((4,),)
+    shapes = ((2, 3), (4,)) if convention.arrays > 1 else ((4,),)
     if not convention.mixes_shapes:
         shapes = ((4,), (4,))
     return [np.full(shape, 100.0, dtype=dtype) for shape in shapes]

@@ -44,7 +44,7 @@ def cost(convention: Convention) -> Cost:
 
 def _timed(convention: Convention, elements: int, count: int) -> float:
     start = [np.zeros(elements, dtype=np.float32)]
-    if convention.several and not convention.mixes_shapes:
+    if convention.arrays > 1 and not convention.mixes_shapes:
         start = [start[0][: elements // 2]] * 2
     trial = convention.start(start, convention.default)
     times: list[float] = []

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from adamas.checking.arithmetic import Exact
-from adamas.checking.forms import Form
+from adamas.checking.arithmetic import exact
 from adamas.checking.observation import Observation
+from adamas.checking.variants import Variant
 
-__all__ = ["Distance", "distance", "relative_error", "ulps"]
-
-Array = NDArray[Any]
+__all__ = ["Distance", "distance"]
 
 
 @dataclass(frozen=True)
@@ -38,13 +34,13 @@ class Distance:
     at_step: int
 
 
-def distance(observation: Observation, form: Form) -> Distance:
-    """Return how far ``observation`` is from what ``form`` is in :class:`Exact` arithmetic."""
-    exact = Exact()
-    change = observation.prediction(arithmetic=exact).change(form)
+def distance(observation: Observation, variant: Variant) -> Distance:
+    """Return how far ``observation`` is from what ``variant`` is in exact arithmetic."""
+    arithmetic = exact()
+    change = observation.predicted(arithmetic).change(variant)
     with np.errstate(all="ignore"):
-        error = exact.array(observation.before) - change - exact.array(observation.after)
-        found = np.abs(error.astype(np.float64)) / ulps(observation)
+        error = arithmetic.array(observation.before) - change - arithmetic.array(observation.after)
+        found = np.abs(error.astype(np.float64)) / observation.ulps
     found = np.where(np.isfinite(found), found, 0.0)
     worst = np.unravel_index(int(np.argmax(found)), found.shape)
     return Distance(
@@ -55,32 +51,3 @@ def distance(observation: Observation, form: Form) -> Distance:
         median=float(np.median(found)),
         at_step=int(worst[0]) + 1,
     )
-
-
-def ulps(observation: Observation) -> Array:
-    """Return the unit of each step: that of the largest number that takes part."""
-    change = np.abs(observation.change)
-    height = np.maximum(np.abs(observation.before), np.abs(observation.after))
-    height = np.maximum(height, np.where(np.isfinite(change), change, 0.0))
-    height = np.where(np.isfinite(height), height, 0.0).astype(observation.dtype)
-    return np.spacing(height).astype(np.float64)
-
-
-def relative_error(observation: Observation, form: Form) -> tuple[float, int]:
-    """Return the largest error of a change, of the element's largest, and its step (1 first).
-
-    NaN or infinity where ``form`` has a number (or the reverse) counts as 1.
-    """
-    with np.errstate(all="ignore"):
-        predicted = observation.prediction().change(form)
-        change = observation.change
-        finite = np.isfinite(change)
-        size = np.where(finite, np.abs(change), 0.0).max(axis=0)
-        size = np.maximum(
-            size, np.where(np.isfinite(predicted), np.abs(predicted), 0.0).max(axis=0)
-        )
-        off = np.maximum(np.abs(predicted - change) - ulps(observation), 0.0)
-        errors = np.where(off == 0.0, 0.0, off / size)
-    errors = np.where(np.isfinite(errors), errors, np.where(finite == np.isfinite(predicted), 0, 1))
-    worst = np.unravel_index(int(np.argmax(errors)), errors.shape)
-    return float(errors[worst]), int(worst[0]) + 1

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas.checking.arithmetic import Exact
-from adamas.checking.forms import Form
+from adamas.checking.arithmetic import exact
 from adamas.checking.prediction import Prediction, Settings
 from adamas.checking.trials import Convention
+from adamas.checking.variants import Variant
 
 __all__ = ["Edge", "edges"]
 
 Array = NDArray[Any]
-
-#: Elements of the arrays that edges are tried on.
-_ELEMENTS = 4
 
 
 @dataclass(frozen=True)
@@ -32,29 +30,32 @@ class Edge:
     harmless: bool
 
 
-def edges(convention: Convention, form: Form | None) -> tuple[Edge, ...]:
+def edges(convention: Convention, variant: Variant | None) -> tuple[Edge, ...]:
     """Try every edge, each on an optimizer of its own, with float32 parameters.
 
-    ``form`` is what the subject is known to compute, to compare with where it matters.
+    ``variant`` is what the subject is known to compute, to compare with where it matters.
     """
-    tried: list[tuple[str, Callable[[Convention], tuple[str, bool]]]] = [
-        ("zero gradient", _zero),
-        ("zero gradient, ε = 0", _zero_without_eps),
-        ("subnormal gradient", lambda c: _small(c, form, 1e-40, c.default.eps)),
-        ("g² underflows, ε = 0", lambda c: _small(c, form, 1e-30, 0.0)),
-        ("g² overflows", _huge),
-        ("NaN in the gradient", lambda c: _not_finite(c, np.nan)),
-        ("infinity in it", lambda c: _not_finite(c, np.inf)),
-        ("0-dim array", lambda c: _shape(c, ())),
-        ("empty array", lambda c: _shape(c, (0,))),
-        ("array not contiguous", _strided),
-    ]
+    settings = dataclasses.replace(convention.default, weight_decay=0.0)
+    bare = dataclasses.replace(settings, eps=0.0)
+    run, run_bare = partial(_run, convention, settings), partial(_run, convention, bare)
+    tried: dict[str, Callable[[], tuple[str, bool]]] = {
+        "zero gradient": lambda: _zero(run),
+        "zero gradient, ε = 0": lambda: _zero(run_bare),
+        "subnormal gradient": lambda: _small(run, settings, variant, 1e-40),
+        "g² underflows, ε = 0": lambda: _small(run_bare, bare, variant, 1e-30),
+        "g² overflows": lambda: _huge(run),
+        "NaN in the gradient": lambda: _not_finite(run, np.nan),
+        "infinity in it": lambda: _not_finite(run, np.inf),
+        "0-dim array": lambda: _shape(run, ()),
+        "empty array": lambda: _shape(run, (0,)),
+        "array not contiguous": lambda: _strided(run),
+    }
     found: list[Edge] = []
-    for name, attempt in tried:
+    for name, attempt in tried.items():
         if "ε = 0" in name and "eps" not in convention.arguments.settable:
             continue
         try:
-            happens, harmless = attempt(convention)
+            happens, harmless = attempt()
         except Exception as error:
             first = str(error).strip().split("\n")[0]
             happens, harmless = f"{type(error).__name__}: {first:.100}", False
@@ -62,39 +63,28 @@ def edges(convention: Convention, form: Form | None) -> tuple[Edge, ...]:
     return tuple(found)
 
 
+#: Takes the first parameter and the gradient of each step; all arrays see the same. Gives the first
+#: parameter before and after each step.
+_Run = Callable[[Array, list[Array]], list[Array]]
+
+
 def _run(
-    convention: Convention, start: Array, gradients: Sequence[Array], settings: Settings
+    convention: Convention, settings: Settings, start: Array, gradients: list[Array]
 ) -> list[Array]:
-    """Return the first parameter before and after each step; all arrays see the same."""
-    count = 2 if convention.several else 1
-    trial = convention.start([start for _ in range(count)], settings)
+    trial = convention.start([start] * convention.arrays, settings)
     seen = [start]
     for gradient in gradients:
-        given = [np.array(gradient, order="K") for _ in range(count)]
+        given = [np.array(gradient, order="K") for _ in range(convention.arrays)]
         seen.append(trial.step(given).parameters[0])
     return seen
 
 
-def _same(value: float, count: int = 1, start: float = 0.0) -> tuple[Array, list[Array]]:
-    gradient = np.full(_ELEMENTS, value, dtype=np.float32)
-    return np.full(_ELEMENTS, start, dtype=np.float32), [gradient] * count
+def _full(value: float, shape: tuple[int, ...] = (4,)) -> Array:
+    return np.full(shape, value, dtype=np.float32)
 
 
-def _zero(convention: Convention) -> tuple[str, bool]:
-    seen = _run(convention, *_same(0.0, 2, start=1.0), _without_decay(convention))
-    return _stays(seen)
-
-
-def _zero_without_eps(convention: Convention) -> tuple[str, bool]:
-    settings = dataclasses.replace(_without_decay(convention), eps=0.0)
-    return _stays(_run(convention, *_same(0.0, 2, start=1.0), settings))
-
-
-def _without_decay(convention: Convention) -> Settings:
-    return dataclasses.replace(convention.default, weight_decay=0.0)
-
-
-def _stays(seen: list[Array]) -> tuple[str, bool]:
+def _zero(run: _Run) -> tuple[str, bool]:
+    seen = run(_full(1.0), [_full(0.0)] * 2)
     if np.isnan(seen[-1]).any():
         return "the parameter becomes NaN", False
     if np.array_equal(seen[-1], seen[0]):
@@ -103,78 +93,63 @@ def _stays(seen: list[Array]) -> tuple[str, bool]:
 
 
 def _small(
-    convention: Convention, form: Form | None, gradient: float, eps: float
+    run: _Run, settings: Settings, variant: Variant | None, gradient: float
 ) -> tuple[str, bool]:
-    settings = dataclasses.replace(_without_decay(convention), eps=eps)
-    seen = _run(convention, *_same(gradient, 1), settings)
-    moved = float(seen[1][0])
+    moved = float(run(_full(0.0), [_full(gradient)])[1][0])
     if not np.isfinite(moved):
         return f"the parameter becomes {moved}", False
     found = f"a step of {abs(moved):.1e}" if moved else "no step"
-    if form is None:
+    if variant is None:
         return found, True
-    given = np.full((1, 1, 1), gradient)
-    exact = Prediction(settings, given, np.zeros((1, 1, 1)), arithmetic=Exact()).change(form)
-    return f"{found}, where that of exact arithmetic is {abs(float(exact.item())):.1e}", True
+    given, before = np.full((1, 1, 1), gradient), np.zeros((1, 1, 1))
+    true = Prediction(settings, given, before, arithmetic=exact()).change(variant)
+    return f"{found}, where that of exact arithmetic is {abs(float(true.item())):.1e}", True
 
 
-def _huge(convention: Convention) -> tuple[str, bool]:
-    start, gradients = _same(1e30, 1)
-    ordinary = [np.ones(_ELEMENTS, dtype=np.float32)] * 3
-    seen = _run(convention, start, gradients + ordinary, _without_decay(convention))
-    if not np.isfinite(seen[-1]).all():
-        return f"the parameter becomes {seen[-1][0]}", False
-    first = "a step" if seen[1][0] != seen[0][0] else "no step"
-    if seen[-1][0] == seen[1][0]:
-        return f"{first}, and none ever after", False
-    return f"{first}, and steps after it", True
+def _huge(run: _Run) -> tuple[str, bool]:
+    start, first, *_, last = run(_full(0.0), [_full(1e30), *[_full(1.0)] * 3])
+    if not np.isfinite(last).all():
+        return f"the parameter becomes {last[0]}", False
+    found = "a step" if first[0] != start[0] else "no step"
+    if last[0] == first[0]:
+        return f"{found}, and none ever after", False
+    return f"{found}, and steps after it", True
 
 
-def _not_finite(convention: Convention, value: float) -> tuple[str, bool]:
-    ordinary = np.ones(_ELEMENTS, dtype=np.float32)
-    broken = ordinary.copy()
+def _not_finite(run: _Run, value: float) -> tuple[str, bool]:
+    broken = _full(1.0)
     broken[0] = value
-    start = np.zeros(_ELEMENTS, dtype=np.float32)
-    seen = _run(
-        convention, start, [ordinary, broken, ordinary, ordinary], _without_decay(convention)
-    )
-    lost = ~np.isfinite(seen[-1])
+    _, before, after, _, last = run(_full(0.0), [_full(1.0), broken, *[_full(1.0)] * 2])
+    lost = ~np.isfinite(last)
     if lost[1:].any():
         return "all elements are lost", False
     if lost[0]:
         return "that element is lost for good, others are not", True
-    if seen[-1][0] == seen[2][0] != seen[1][0]:
+    if last[0] == after[0] != before[0]:
         return "that element never moves again, others do", True
-    if np.array_equal(seen[2], seen[1]):
+    if np.array_equal(after, before):
         return "the step is left out", True
-    if seen[2][0] == seen[1][0] == seen[-1][0]:
+    if after[0] == before[0] == last[0]:
         return "that element never moves again, others do", True
     return "that element goes on as if nothing were", True
 
 
-def _shape(convention: Convention, shape: tuple[int, ...]) -> tuple[str, bool]:
-    start = np.zeros(shape, dtype=np.float32)
-    gradient = np.ones(shape, dtype=np.float32)
-    settings = _without_decay(convention)
-    seen = _run(convention, start, [gradient, gradient], settings)
-    if seen[-1].shape != shape:
-        return f"comes back with the shape {seen[-1].shape}", False
-    if not shape:
-        usual = _run(convention, *_same(1.0, 2), settings)
-        if usual[-1][0] != seen[-1]:
-            return "moves otherwise than in a larger array", False
+def _shape(run: _Run, shape: tuple[int, ...]) -> tuple[str, bool]:
+    last = run(_full(0.0, shape), [_full(1.0, shape)] * 2)[-1]
+    if last.shape != shape:
+        return f"comes back with the shape {last.shape}", False
+    if not shape and run(_full(0.0), [_full(1.0)] * 2)[-1][0] != last:
+        return "moves otherwise than in a larger array", False
     return "works", True
 
 
-def _strided(convention: Convention) -> tuple[str, bool]:
+def _strided(run: _Run) -> tuple[str, bool]:
     values = np.linspace(-1, 1, 6, dtype=np.float32).reshape(2, 3)
     gradient = np.linspace(1, 2, 6, dtype=np.float32).reshape(2, 3)
-    settings = _without_decay(convention)
-    plain = _run(convention, values, [gradient] * 2, settings)
-    turned = np.asfortranarray(values)
-    seen = _run(convention, turned, [np.asfortranarray(gradient)] * 2, settings)
-    if np.array_equal(plain[-1], seen[-1]):
+    plain = run(values, [gradient] * 2)[-1]
+    turned = run(np.asfortranarray(values), [np.asfortranarray(gradient)] * 2)[-1]
+    if np.array_equal(plain, turned):
         return "works, with the same bits", True
-    if np.allclose(plain[-1], seen[-1], rtol=1e-6, atol=0):
+    if np.allclose(plain, turned, rtol=1e-6, atol=0):
         return "works, but for the last bits", True
     return "moves otherwise than a contiguous one", False

@@ -5,24 +5,25 @@ from __future__ import annotations
 import dataclasses
 import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 
-from adamas.checking import forms, probes
+from adamas.checking import probes, wording
 from adamas.checking.conventions import detect
 from adamas.checking.cost import cost
-from adamas.checking.distances import Distance, distance, relative_error
+from adamas.checking.distances import Distance, distance
 from adamas.checking.edges import edges
-from adamas.checking.fitting import UNKNOWN, Fit, Watched, fit, misfit
-from adamas.checking.forms import Form
+from adamas.checking.fitting import UNKNOWN, Fit, fit
 from adamas.checking.frameworks import Torch
-from adamas.checking.observation import Observation, observe
+from adamas.checking.observation import Observation, misfit, observe
 from adamas.checking.report import Line, Miss, Report
 from adamas.checking.subjects import CannotCheckError, find
 from adamas.checking.trials import Convention
+from adamas.checking.variants import ROUNDINGS, Constants, Variant, rule_nearest
 
 __all__ = ["STAGES", "Diagnosis", "check", "diagnose", "examine"]
 
@@ -37,8 +38,8 @@ STAGES = (
 )
 Tell = Callable[[str], object]
 
-#: Mean error below which everything is explained, by the dtype that is probed. In float64 a form
-#: that is right leaves about 1e-16; in float32 about 1e-7. Forms that differ differ by more.
+#: Mean error below which everything is explained, by the dtype that is probed. In float64 a variant
+#: that is right leaves about 1e-16; in float32 about 1e-7. Variants that differ differ by more.
 _TOLERANCES = {"float64": 1e-12, "float32": 2e-6}
 #: The largest error of an ordinary element that is put down to state in few bits.
 _NOISE = 0.02
@@ -88,38 +89,34 @@ def _outliving(convention: Convention) -> Report:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """The form of a subject, and the runs that show it."""
+    """The variant that a subject is, and the runs that show it."""
 
     convention: Convention
     fit: Fit
-    plain: tuple[Watched, ...]
-    decaying: tuple[Watched, ...]
+    plain: tuple[Observation, ...]
+    decaying: tuple[Observation, ...]
 
 
 def diagnose(subject: object, **options: Any) -> Diagnosis:
-    """Return the form of ``subject``: the first part of :func:`check`."""
+    """Return which variant ``subject`` is: the first part of :func:`check`."""
     return _probed(detect(find(subject, options)))
 
 
 def _probed(convention: Convention, tell: Tell = lambda _: None) -> Diagnosis:
     tell(STAGES[1])
     kind = _widest(convention)
-    arrays = 2 if convention.several else 1
-    default = convention.default
-    plain = [_watched(convention, probe, kind) for probe in probes.plain(arrays, default)]
-    decaying: list[Watched] = []
+    arrays, default = convention.arrays, convention.default
+    settable = convention.arguments.settable
+    plain = [_observed(convention, probe, kind) for probe in probes.plain(arrays, default)]
+    decaying: list[Observation] = []
     scheduled = None
-    if "weight_decay" in convention.arguments.settable:
-        decaying = [_watched(convention, probe, kind) for probe in probes.decaying(arrays)]
-        if "lr" in convention.arguments.settable:
-            try:
-                scheduled = Watched(observe(convention, probes.scheduled(arrays), kind))
-            except Exception:
-                scheduled = None  # It may refuse to have its learning rate changed.
-    constants = forms.Constants(
-        *(convention.arguments.settable, default.lr, default.beta1, default.beta2, default.eps),
-        convention.several,
-    )
+    if "weight_decay" in settable:
+        decaying = [_observed(convention, probe, kind) for probe in probes.decaying(arrays)]
+        if "lr" in settable:
+            # It may refuse to have its learning rate changed.
+            with suppress(Exception):
+                scheduled = observe(convention, probes.scheduled(arrays), kind)
+    constants = Constants(settable, default.beta1, default.beta2, default.eps, arrays > 1)
     tell(STAGES[2])
     found = fit(plain, decaying, constants, _TOLERANCES[kind.name], scheduled)
     return Diagnosis(convention, found, tuple(plain), tuple(decaying))
@@ -127,18 +124,17 @@ def _probed(convention: Convention, tell: Tell = lambda _: None) -> Diagnosis:
 
 def _widest(convention: Convention) -> np.dtype[Any]:
     """Return float64 where the subject keeps it, else float32."""
-    probe = probes.plain(2 if convention.several else 1, convention.default)[0]
+    probe = probes.plain(convention.arrays, convention.default)[0]
     short = dataclasses.replace(probe, gradients=probe.gradients[:2])
-    try:
+    wide = False
+    with suppress(Exception):
         wide = observe(convention, short, np.float64).dtype == np.float64
-    except Exception:
-        wide = False
     return np.dtype(np.float64 if wide else np.float32)
 
 
-def _watched(convention: Convention, probe: probes.Probe, kind: Any) -> Watched:
+def _observed(convention: Convention, probe: probes.Probe, kind: Any) -> Observation:
     try:
-        return Watched(observe(convention, probe, kind))
+        return observe(convention, probe, kind)
     except Exception as error:
         first = str(error).strip().split("\n")[0]
         raise CannotCheckError(
@@ -152,48 +148,47 @@ class _Judgement:
     """The second part of a check: distances, edges and words for a diagnosis."""
 
     def __init__(self, diagnosis: Diagnosis) -> None:
-        """Run what the diagnosis did not need."""
-        self._diagnosis = diagnosis
+        # The runs that the diagnosis did not need.
+        self._diagnosis, self._fit = diagnosis, diagnosis.fit
         self._convention = convention = diagnosis.convention
         self._options = convention.subject.options
-        self._fit = diagnosis.fit
-        arrays = 2 if convention.several else 1
-        usual = probes.usual(arrays, convention.default)
-        self._usual = observe(convention, usual, np.float32)
-        self._wide = None
-        if diagnosis.plain[0].observation.dtype == np.float64:
-            self._wide = observe(convention, usual, np.float64)
-        self._long = observe(convention, probes.long(arrays, convention.default), np.float32)
-        self._form = _settled(self._fit.form, [self._usual, self._long])
+        self._is_wide = diagnosis.plain[0].dtype == np.float64
+        usual = probes.usual(convention.arrays, convention.default)
+        self._usual = _observed(convention, usual, np.float32)
+        self._long = _observed(
+            convention, probes.long(convention.arrays, convention.default), np.float32
+        )
+        self._measured = [self._usual, self._long]
+        if self._is_wide:
+            self._measured.append(_observed(convention, usual, np.float64))
+        self._variant = _settled(self._fit.variant, [self._usual, self._long])
         self._large, self._spread = _spread(convention)
 
     def report(self, tell: Tell) -> Report:
         """Return all that was found."""
-        convention, form = self._convention, self._form
+        convention, variant = self._convention, self._variant
         tell(STAGES[4])
-        deviations = self._deviations()
-        rule = self._rule()
-        faithful = not deviations
+        deviations, rule = self._deviations(), self._rule()
         rivals = self._fit.rivals[:5] if self._known else ()
-        formula = _differing(form, rule) if deviations and self._known else ()
+        formula = _differing(variant, rule) if deviations and self._known else ()
         miss = None
-        if formula or not self._known or self._few_bits():
-            miss = Miss(*max(relative_error(o, rule) for o in self._runs(large=True)))
-        sentence, distances = self._sentence(deviations), tuple(self._distances)
+        if formula or not self._known or self._few_bits:
+            miss = Miss(*max(each.worst(rule) for each in self._runs(large=True)))
+        sentence = self._sentence(deviations)
         tell(STAGES[5])
         return Report(
             subject=convention.subject.name,
             convention=convention.name,
             sentence=sentence,
-            faithful=faithful,
+            faithful=not deviations,
             deviations=deviations,
             remarks=tuple(self._remarks()),
-            rivals=tuple(_difference(rival, form) for rival in rivals),
+            rivals=tuple(_difference(rival, variant) for rival in rivals),
             formula=formula,
-            distances=distances,
+            distances=tuple(self._distances),
             miss=miss,
             cost=cost(convention),
-            edges=edges(convention, self._form if self._known else None),
+            edges=edges(convention, variant if self._known else None),
         )
 
     # -- words -------------------------------------------------------------------------------
@@ -201,71 +196,70 @@ class _Judgement:
     def _sentence(self, deviations: tuple[str, ...]) -> str:
         words: list[str] = []
         if self._known:
-            words += forms.description(self._form, decays=self._decays())
-            words += forms.remarks(self._form.but(storage="as is"))
-            if not self._few_bits():
-                words.append(_told(self._distances[0].worst) + " from that" * bool(deviations))
+            words += wording.description(self._variant, decays=self._decays)
+            words += wording.remarks(self._variant.but(storage="as is"))
+            if not self._few_bits:
+                worst = self._distances[0].worst
+                ulp = f"{worst:.1f} ulp" if worst < 1000.0 else f"{worst:.2g} ulp"
+                words.append(ulp + " from that" * bool(deviations))
         if not deviations:
             return ", ".join(words)
         told = "; ".join(deviations)
         return f"{told}; else {', '.join(words)}" if words else told
 
     def _deviations(self) -> tuple[str, ...]:
-        form = self._form
         found: list[str] = []
-        if not self._known:
+        if self._known:
+            # What cannot be set is not ignored.
+            variant = self._variant.but(**{f"{name}_fixed": None for name in self._fixed})
+            variant, asked = self._as_asked(variant)
+            found += [*asked, *wording.deviations(variant), *self._against_the_name]
+        else:
             found.append(
                 "none of the forms that are known: the nearest leaves "
                 f"{100 * self._fit.misfit:.2g} % of an update unexplained{self._nearest()}"
             )
-        else:
-            form, asked = self._as_asked(self._as_set(form))
-            found += [*asked, *forms.deviations(form), *self._against_the_name(form)]
         if any(each.writes_gradients for each in self._runs()):
             found.append("the gradient is changed in place")
-        schedulers = isinstance(self._convention, Torch)
-        if self._known and self._fit.follows is False and schedulers:
+        if self._known and self._fit.follows is False and isinstance(self._convention, Torch):
             found.append("a learning rate that changes on the way (a scheduler's) has no effect")
-        found += self._few_bits()
-        return tuple(found)
+        return (*found, *self._few_bits)
 
-    def _as_set(self, form: Form) -> Form:
-        """Return the form without the settings that cannot be set: they are not ignored."""
-        changes = {f"{name}_fixed": None for name in self._fixed}
-        return form.but(**changes)
-
-    @property
+    @cached_property
     def _fixed(self) -> list[str]:
-        """Return the settings that the form has and nobody can set."""
+        """Return the settings that the variant has and nobody can set."""
         used = {
             "lr": True,
-            "beta1": self._form.mean != "absent",
-            "beta2": self._form.square != "absent",
-            "eps": self._form.square != "absent" and self._form.epsilon != "missing",
+            "beta1": self._variant.mean != "absent",
+            "beta2": self._variant.square != "absent",
+            "eps": self._variant.square != "absent" and self._variant.epsilon != "missing",
         }
         settable = self._convention.arguments.settable
         return [name for name, is_used in used.items() if is_used and name not in settable]
 
-    def _as_asked(self, form: Form) -> tuple[Form, list[str]]:
-        """Return the form without what was asked for by options, and what was asked in vain."""
+    def _as_asked(self, variant: Variant) -> tuple[Variant, list[str]]:
+        """Return the variant without what options asked for, and what was asked in vain."""
         in_vain: list[str] = []
         if self._options.get("maximize") is True:
-            if form.direction == "ascent":
-                form = form.but(direction="descent")
+            if variant.direction == "ascent":
+                variant = variant.but(direction="descent")
             else:
                 in_vain.append("maximize is given, but it descends")
-        if self._options.get("amsgrad") is True and form.largest == "no":
+        if self._options.get("amsgrad") is True and variant.largest == "no":
             in_vain.append("amsgrad is given, but no largest square is kept")
-        if self._options.get("nesterov") is True and form.nesterov == "no":
+        if self._options.get("nesterov") is True and variant.nesterov == "no":
             in_vain.append("nesterov is given, but has no effect")
-        return form, in_vain
+        return variant, in_vain
 
-    def _against_the_name(self, form: Form) -> list[str]:
+    @property
+    def _against_the_name(self) -> list[str]:
         name = self._convention.subject.name.rpartition(":")[2]
-        if re.search("adam_?w", name, re.IGNORECASE) and self._decays() and form.decay == "l2":
+        promised = self._decays and re.search("adam_?w", name, re.IGNORECASE)
+        if promised and self._variant.decay == "l2":
             return ["L2 instead of decoupled weight decay, which the name promises"]
         return []
 
+    @cached_property
     def _few_bits(self) -> list[str]:
         if not self._known:
             return []
@@ -273,12 +267,12 @@ class _Judgement:
             how = "state kept in few bits, in blocks or rounded by chance"
             off = f"{self._spread:.2g} of an update"
             return [f"{how}: equal gradients move parameters by up to {off} differently"]
-        form = self._form.but(storage="as is")
-        error, _ = max(relative_error(o, form) for o in self._runs(large=True))
+        variant = self._variant.but(storage="as is")
+        error, _ = max(each.worst(variant) for each in self._runs(large=True))
         if error > _COARSE:
-            kept = self._form.storage.replace(" b", " in b").replace(" f", " in f")
-            what = "state in few bits" if self._form.storage == "as is" else f"{kept}"
-            return [f"{what}: updates are off by up to {error:.2g}"]
+            what, _, kind = self._variant.storage.rpartition(" ")
+            kept = "state in few bits" if self._variant == variant else f"{what} in {kind}"
+            return [f"{kept}: updates are off by up to {error:.2g}"]
         return []
 
     def _remarks(self) -> list[str]:
@@ -287,22 +281,22 @@ class _Judgement:
         left = convention.left_alone()
         if left:
             found.append(f"left at their defaults: {', '.join(left)}")
-        if self._form.storage != "as is" and not self._few_bits():
-            found += forms.remarks(self._form.but(float32="nowhere"))
+        if not self._few_bits:
+            found += wording.remarks(self._variant.but(float32="nowhere"))
         if self._fixed:
             names = {"lr": "lr", "beta1": "β1", "beta2": "β2", "eps": "ε"}
             told = ", ".join(f"{names[n]} = {self._standing(n):.6g}" for n in self._fixed)
             found.append(f"cannot be set, and so taken as it is found: {told}")
-        if not self._decays():
+        if not self._decays:
             found.append("has no weight decay, or none that can be set: that part was not tried")
         if self._usual.dtype != np.float32:
             found.append(f"float32 parameters come back as {self._usual.dtype}")
-        if self._diagnosis.plain[0].observation.dtype != np.float64:
+        if not self._is_wide:
             found.append(
                 "float64 parameters are refused, or come back narrower: probed in float32 alone"
             )
         narrow = [d for d in self._distances if d.dtype == "float64" and d.worst > 1e5]
-        if narrow and self._fit.form.storage == "as is":
+        if narrow and self._fit.variant.storage == "as is":
             bits = 52 - int(np.log2(narrow[0].worst))
             found.append(f"float64 parameters move with {bits} bits of precision")
         if not convention.mixes_shapes:
@@ -310,68 +304,57 @@ class _Judgement:
         return found
 
     def _standing(self, name: str) -> float:
-        found = getattr(self._form, f"{name}_fixed")
+        found = getattr(self._variant, f"{name}_fixed")
         return getattr(self._convention.default, name) if found is None else found
+
+    def _nearest(self) -> str:
+        """Return the words for the nearest variant, where it is near enough to help."""
+        words = wording.deviations(self._variant)
+        return f" ({words[0]})" if len(words) == 1 and self._fit.misfit < 0.05 else ""
 
     # -- numbers -----------------------------------------------------------------------------
 
+    @property
     def _decays(self) -> bool:
         return "weight_decay" in self._convention.arguments.settable
 
     def _runs(self, *, large: bool = False) -> list[Observation]:
-        watched = self._diagnosis.plain
-        if self._fit.form.decay != "unknown":
-            watched = (*watched, *self._diagnosis.decaying)
-        found = [*(each.observation for each in watched), self._usual, self._long]
+        found = [*self._diagnosis.plain]
+        if self._fit.variant.decay != "unknown":
+            found += self._diagnosis.decaying
+        found += [self._usual, self._long]
         return [*found, self._large] if large and self._large is not None else found
 
-    @property
+    @cached_property
     def _known(self) -> bool:
-        """Whether the form explains the subject but for rounding."""
+        """Whether the variant explains the subject but for rounding."""
         if self._fit.misfit <= UNKNOWN:
             return True
         # Chance and blocks leave errors that no formula explains.
-        typical = self._diagnosis.plain[0].typical(self._form)
+        typical = self._diagnosis.plain[0].typical(self._variant)
         return self._spread > _COARSE and typical <= _NOISE
-
-    def _nearest(self) -> str:
-        """Return the words for the nearest form, where it is near enough to help."""
-        words = forms.deviations(self._form)
-        return f" ({words[0]})" if len(words) == 1 and self._fit.misfit < 0.05 else ""
 
     @cached_property
     def _distances(self) -> list[Distance]:
-        if not self._known:
-            return []
-        # Rounding is what is measured here, so that of the form is left out.
-        form = self._form.but(float32="nowhere", storage="as is")
-        runs = [self._usual, self._long, *([] if self._wide is None else [self._wide])]
-        return [distance(run, form) for run in runs]
+        # Rounding is what is measured here, so that of the variant is left out.
+        variant = self._variant.but(float32="nowhere", storage="as is")
+        return [distance(run, variant) for run in self._measured] if self._known else []
 
-    def _rule(self) -> Form:
-        """Return the faithful form that this one is measured against."""
-        rule = forms.rule_nearest(self._form)
-        kept = {f"{name}_fixed": getattr(self._form, f"{name}_fixed") for name in self._fixed}
-        rule = rule.but(**kept)
+    def _rule(self) -> Variant:
+        """Return the faithful variant that this one is measured against."""
+        rule = rule_nearest(self._variant)
+        rule = rule.but(**{f"{n}_fixed": getattr(self._variant, f"{n}_fixed") for n in self._fixed})
         if self._options.get("maximize") is True:
             rule = rule.but(direction="ascent")
-        if self._against_the_name(self._form):
-            rule = rule.but(decay="decoupled")
-        return rule
+        return rule.but(decay="decoupled") if self._against_the_name else rule
 
 
-def _told(distance: float) -> str:
-    return f"{distance:.1f} ulp" if distance < 1000.0 else f"{distance:.2g} ulp"
-
-
-def _settled(form: Form, runs: Sequence[Observation]) -> Form:
-    """Return ``form`` with the rounding that explains float32 ``runs`` clearly better, if any."""
-    watched = [Watched(run) for run in runs]
+def _settled(variant: Variant, runs: Sequence[Observation]) -> Variant:
+    """Return ``variant`` with the rounding that explains float32 ``runs`` clearly better."""
     with np.errstate(all="ignore"):
-        plain = misfit(watched, form)
-        rounded = [form.but(**change) for change in forms.roundings()]
-        best = min(rounded, key=lambda each: misfit(watched, each))
-        return best if misfit(watched, best) < plain / 4.0 else form
+        rounded = [variant.but(**change) for change in ROUNDINGS]
+        best = min(rounded, key=lambda each: misfit(runs, each))
+        return best if misfit(runs, best) < misfit(runs, variant) / 4.0 else variant
 
 
 def _spread(convention: Convention) -> tuple[Observation | None, float]:
@@ -394,31 +377,18 @@ def _spread(convention: Convention) -> tuple[Observation | None, float]:
     return run, spread
 
 
-def _difference(rival: Form, form: Form) -> str:
-    """Return in words what ``rival`` has that ``form`` does not have."""
-    words = [
-        each
-        for each in (
-            *forms.deviations(rival),
-            *forms.description(rival, decays=True),
-            *forms.remarks(rival),
-        )
-        if each
-        not in (
-            *forms.deviations(form),
-            *forms.description(form, decays=True),
-            *forms.remarks(form),
-        )
-    ]
+def _difference(rival: Variant, variant: Variant) -> str:
+    """Return in words what ``rival`` has that ``variant`` does not have."""
+    known = wording.words(variant)
+    words = [each for each in wording.words(rival) if each not in known]
     return "; ".join(words) or "a form that differs in what was not probed"
 
 
-def _differing(form: Form, rule: Form) -> tuple[Line, ...]:
-    """Return the lines of the formula in which two forms differ."""
-    here, there = forms.sheet(form), forms.sheet(rule)
-    names = [*here, *(name for name in there if name not in here)]
+def _differing(variant: Variant, rule: Variant) -> tuple[Line, ...]:
+    """Return the lines of the formula in which two variants differ."""
+    here, there = wording.sheet(variant), wording.sheet(rule)
     return tuple(
         Line(here.get(name, ""), there.get(name, ""))
-        for name in names
+        for name in {**here, **there}
         if here.get(name) != there.get(name)
     )

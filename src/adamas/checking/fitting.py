@@ -1,8 +1,8 @@
-"""Which form explains what was seen: a search, first wide and in float64.
+"""Which variant explains what was seen: a search, first wide and in float64.
 
 The search goes up in levels: no choice changed from the rule (or from its halves, RMSProp and
 Momentum), one, every pair; then the best pairs go on, one change at a time. It stops at the first
-level at which a form explains everything, so the simplest explanation is the one that is found.
+level at which a variant explains everything, so the simplest explanation is the one that is found.
 What else explains it as well is reported, too.
 """
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -19,171 +19,98 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas.checking.forms import FAMILIES, Changes, Constants, Form, axes, decays, is_valid
-from adamas.checking.observation import Observation
-from adamas.checking.prediction import Prediction, Settings
+from adamas.checking.observation import Observation, misfit
+from adamas.checking.prediction import Part, Prediction, Settings, parts
+from adamas.checking.variants import DECAYS, FAMILIES, Constants, Variant, axes, is_valid
 
-__all__ = ["UNKNOWN", "Fit", "Watched", "fit", "misfit", "same"]
+__all__ = ["UNKNOWN", "Fit", "fit", "same"]
 
 Array = NDArray[Any]
 
-#: Mean error above which a form explains nothing, unless state in few bits does.
+#: Mean error above which a variant explains nothing, unless state in few bits does.
 UNKNOWN = 1e-4
-#: How many forms go on from one level to the next, and from the first probe to the others.
+#: How many variants go on from one level to the next, and from the first probe to the others.
 _KEPT = 40
-#: How many forms are compared in one go.
+#: How many variants are compared in one go.
 _AT_ONCE = 64
-#: The most choices that differ from the rule's in a form that is found.
+#: The most choices that differ from the rule's in a variant that is found.
 _DEEPEST = 5
 
 
-class Watched:
-    """An observation made ready to be compared with many predictions."""
-
-    def __init__(self, observation: Observation) -> None:
-        """Work out once what every comparison needs."""
-        self.observation = observation
-        self.prediction: Prediction = observation.prediction()
-        self.change = observation.change
-        self._finite = np.isfinite(self.change)
-        self._all_finite = bool(self._finite.all())
-        with np.errstate(all="ignore"):
-            self._size = np.where(self._finite, np.abs(self.change), 0.0).max(axis=0)
-            height = np.maximum(np.abs(observation.before), np.abs(observation.after))
-            height = np.where(np.isfinite(height), height, 0.0)
-            #: What rounding the parameter may have done to the change.
-            self._grain = np.spacing(height.astype(observation.dtype)).astype(np.float64)
-
-    def errors(self, change: Array) -> Array:
-        """Return the error of each predicted change, relative to the element's largest, up to 1."""
-        size = np.abs(change)
-        if self._all_finite and np.isfinite(size).all():
-            return self._relative(change, size)
-        known = np.isfinite(change)
-        errors = self._relative(change, np.where(known, size, 0.0))
-        # NaN and infinity are right where both are; 0/0 is left open.
-        strange = np.where(known == self._finite, 0.0, 1.0)
-        strange = np.where(np.isnan(change) & (self.change == 0.0), 0.0, strange)
-        return np.where(known & self._finite, errors, strange)
-
-    def _relative(self, change: Array, size: Array) -> Array:
-        largest = np.maximum(self._size, size.max(axis=-3, keepdims=True))
-        off = np.maximum(np.abs(change - self.change) - self._grain, 0.0)
-        return np.minimum(off / np.where(largest == 0.0, 1.0, largest), 1.0)
-
-    def misfit(self, form: Form) -> float:
-        """Return the mean error of ``form``."""
-        return float(self.errors(self.prediction.change(form)).mean())
-
-    def typical(self, form: Form) -> float:
-        """Return the error of ``form`` in the middle element: blind to a few that are far off."""
-        with np.errstate(all="ignore"):
-            return float(np.median(self.errors(self.prediction.change(form)).mean(axis=0)))
-
-    def misfits(self, forms: tuple[Form, ...]) -> Array:
-        """Return the mean error of each form: as :meth:`misfit`, many at once."""
-        if self.observation.settings.weight_decay != 0.0:
-            return np.array([self.misfit(form) for form in forms])
-        plan = _plan(forms, self.observation.settings)
-        found = np.empty(len(forms))
-        tops = np.stack([self.prediction.top(form) for form in plan.tops])
-        bottoms = np.stack([self.prediction.bottom(form) for form in plan.bottoms])
-        for start in range(0, len(forms), _AT_ONCE):
-            part = slice(start, start + _AT_ONCE)
-            change = tops[plan.top[part]] / bottoms[plan.bottom[part]]
-            change *= plan.factor[part].reshape(-1, 1, 1, 1)
-            found[part] = self.errors(change).mean(axis=(1, 2, 3))
-        return found
-
-    def rate(self, form: Form) -> float:
-        """Return the learning rate that explains the size of the changes best, given the rest."""
-        ratio = self.change / self.prediction.change(form.but(lr_fixed=1.0))
-        ratio = ratio[np.isfinite(ratio) & (ratio > 0)]
-        return float(np.median(ratio)) if ratio.size else 0.0
+def _misfits(observation: Observation, variants: tuple[Variant, ...]) -> Array:
+    """Return the mean error of each variant: as :meth:`Observation.misfit`, many at once."""
+    if observation.settings.weight_decay != 0.0:
+        return np.array([observation.misfit(variant) for variant in variants])
+    plan, of = _plan(variants, observation.settings), observation.prediction.of
+    found = np.empty(len(variants))
+    tops, bottoms = np.stack(list(map(of, plan.tops))), np.stack(list(map(of, plan.bottoms)))
+    for start in range(0, len(variants), _AT_ONCE):
+        part = slice(start, start + _AT_ONCE)
+        change = tops[plan.top[part]] / bottoms[plan.bottom[part]]
+        change *= plan.factor[part].reshape(-1, 1, 1, 1)
+        found[part] = observation.errors(change).mean(axis=(1, 2, 3))
+    return found
 
 
 class _Plan(NamedTuple):
-    """Many forms as combinations of few numerators and denominators."""
+    """Many variants as combinations of few numerators and denominators."""
 
-    tops: list[Form]
-    bottoms: list[Form]
-    #: For each form: its numerator, its denominator, and what multiplies their ratio.
+    tops: tuple[Part, ...]
+    bottoms: tuple[Part, ...]
+    #: For each variant: its numerator, its denominator, and what multiplies their ratio.
     top: Array
     bottom: Array
     factor: Array
 
 
 @lru_cache(maxsize=8)
-def _plan(forms: tuple[Form, ...], settings: Settings) -> _Plan:
-    keys = Prediction(settings, np.zeros((1, 1, 1)), np.zeros((1, 1, 1)))
-    tops: dict[Any, tuple[int, Form]] = {}
-    bottoms: dict[Any, tuple[int, Form]] = {}
-    top, bottom, factor = (np.empty(len(forms), dtype) for dtype in (np.intp, np.intp, np.float64))
-    for i, form in enumerate(forms):
-        above, below = keys.parts(form)
-        top[i] = tops.setdefault(above, (len(tops), form))[0]
-        bottom[i] = bottoms.setdefault(below, (len(bottoms), form))[0]
-        factor[i] = settings.lr if form.lr_fixed is None else form.lr_fixed
-        factor[i] *= -1.0 if form.direction == "added" else 1.0
-    return _Plan(
-        [f for _, f in tops.values()], [f for _, f in bottoms.values()], top, bottom, factor
-    )
-
-
-def misfit(watched: Iterable[Watched], form: Form) -> float:
-    """Return the mean error of ``form`` over several observations."""
-    found = [each.misfit(form) for each in watched]
-    return sum(found) / len(found) if found else 0.0
+def _plan(variants: tuple[Variant, ...], settings: Settings) -> _Plan:
+    tops: dict[Part, int] = {}
+    bottoms: dict[Part, int] = {}
+    top, bottom = np.empty((2, len(variants)), np.intp)
+    factor = np.empty(len(variants))
+    for i, variant in enumerate(variants):
+        made_of = parts(variant, settings)
+        top[i] = tops.setdefault(made_of.numerator, len(tops))
+        bottom[i] = bottoms.setdefault(made_of.denominator, len(bottoms))
+        factor[i] = settings.lr if variant.lr_fixed is None else variant.lr_fixed
+        factor[i] *= -1.0 if variant.direction == "added" else 1.0
+    return _Plan(tuple(tops), tuple(bottoms), top, bottom, factor)
 
 
 @dataclass(frozen=True)
 class Fit:
-    """The form that explains what was seen, and what it leaves unexplained."""
+    """The variant that explains what was seen, and what it leaves unexplained."""
 
-    form: Form
+    variant: Variant
     #: Mean error of the predicted changes, relative to each element's largest.
     misfit: float
-    #: Other forms that explain what was seen as well, but would differ elsewhere.
-    rivals: tuple[Form, ...]
+    #: Other variants that explain what was seen as well, but would differ elsewhere.
+    rivals: tuple[Variant, ...]
     #: Whether a learning rate that changes on the way is followed; None where that was not tried.
     follows: bool | None
 
 
-#: A form, and the choices that were changed.
-_Candidate = tuple[Form, tuple[str, ...]]
-
-
-@dataclass(frozen=True)
-class _Scored:
-    misfit: float
-    form: Form
+class _Candidate(NamedTuple):
+    variant: Variant
     #: The choices that were changed.
     changed: tuple[str, ...]
+    misfit: float = math.inf
 
 
+@np.errstate(all="ignore")
 def fit(
-    plain: Sequence[Watched],
-    decaying: Sequence[Watched],
+    plain: Sequence[Observation],
+    decaying: Sequence[Observation],
     constants: Constants,
     tolerance: float,
-    scheduled: Watched | None = None,
+    scheduled: Observation | None = None,
 ) -> Fit:
-    """Return the form that explains ``plain`` and then, for its weight decay, ``decaying``.
+    """Return the variant that explains ``plain`` and then, for its weight decay, ``decaying``.
 
     ``tolerance`` is the mean error below which everything is explained. ``scheduled`` has a
     learning rate that changes, and is used where the subject follows it.
     """
-    with np.errstate(all="ignore"):
-        return _fit(plain, decaying, constants, tolerance, scheduled)
-
-
-def _fit(
-    plain: Sequence[Watched],
-    decaying: Sequence[Watched],
-    constants: Constants,
-    tolerance: float,
-    scheduled: Watched | None,
-) -> Fit:
     found = _simplest(_levels(plain, constants, tolerance), tolerance)
     limit = max(tolerance, 3.0 * found[0].misfit)
     found = [each for each in found if each.misfit <= limit]
@@ -195,28 +122,21 @@ def _fit(
             if follows:
                 both = [*decaying, scheduled]
                 decayed = _with_decay(found, len(plain), both, tolerance)
-        found = decayed if _explains(decayed[0], plain, decaying) else _undecayed(found)
-    best = found[0]
-    limit = max(tolerance, 1.5 * best.misfit)
-    rivals: list[Form] = []
+        best = decayed[0].variant
+        if misfit(decaying, best) <= max(UNKNOWN, 3.0 * misfit(plain, best)):
+            found = decayed
+        else:
+            found = [c._replace(variant=c.variant.but(decay="unknown")) for c in found]
+    best, limit = found[0], max(tolerance, 1.5 * found[0].misfit)
+    named = [best.variant]
     for each in found[1:]:
-        others = (best.form, *rivals)
-        if each.misfit <= limit and not any(same(each.form, o, bool(decaying)) for o in others):
-            rivals.append(each.form)
-    return Fit(best.form, best.misfit, tuple(rivals), follows)
+        if each.misfit <= limit and not any(same(each.variant, o, bool(decaying)) for o in named):
+            named.append(each.variant)
+    return Fit(best.variant, best.misfit, tuple(named[1:]), follows)
 
 
-def _explains(best: _Scored, plain: Sequence[Watched], decaying: Sequence[Watched]) -> bool:
-    """Return whether the weight decay is of a known form, as far as the rest is."""
-    return misfit(decaying, best.form) <= max(UNKNOWN, 3.0 * misfit(plain, best.form))
-
-
-def _undecayed(found: Sequence[_Scored]) -> list[_Scored]:
-    return [_Scored(e.misfit, e.form.but(decay="unknown"), e.changed) for e in found]
-
-
-def same(one: Form, other: Form, with_decay: bool) -> bool:
-    """Return whether two forms compute the same by construction, whatever they are given.
+def same(one: Variant, other: Variant, with_decay: bool) -> bool:
+    """Return whether two variants compute the same by construction, whatever they are given.
 
     They are compared on numbers that no subject is asked about, with every setting at work.
     """
@@ -241,128 +161,117 @@ def _generic(with_decay: bool) -> tuple[Prediction, ...]:
     return tuple(made)
 
 
-def _follows(scheduled: Watched, found: Sequence[_Scored], tolerance: float) -> bool:
+def _follows(scheduled: Observation, found: Sequence[_Candidate], tolerance: float) -> bool:
     """Return whether a learning rate that changes on the way explains the changes better."""
-    forms = [each.form.but(decay=decay) for each in found[:3] for decay in decays()]
-    fixed = Watched(dataclasses.replace(scheduled.observation, follows_rates=False))
-    moved = min(scheduled.misfit(form) for form in forms)
-    return moved <= tolerance or 2.0 * moved < min(fixed.misfit(form) for form in forms)
+    variants = [each.variant.but(decay=decay) for each in found[:3] for decay in DECAYS]
+    fixed = dataclasses.replace(scheduled, follows_rates=False)
+    moved = min(map(scheduled.misfit, variants))
+    return moved <= tolerance or 2.0 * moved < min(map(fixed.misfit, variants))
 
 
 def _levels(
-    plain: Sequence[Watched], constants: Constants, tolerance: float
-) -> list[list[_Scored]]:
-    """Return the best forms of each level, best first."""
-    table = axes(constants)
-    starts = [_Scored(misfit(plain, form), form, _halved(form)) for form in FAMILIES]
+    plain: Sequence[Observation], constants: Constants, tolerance: float
+) -> list[list[_Candidate]]:
+    """Return the best variants of each level, best first."""
+    starts = [_Candidate(each, _halved(each), misfit(plain, each)) for each in FAMILIES]
     levels = [_ranked(starts, tolerance)]
     while levels[-1][0].misfit > tolerance and len(levels) <= _DEEPEST:
         if len(levels) == 1:
-            candidates = tuple(_changed(starts, table))
+            candidates = tuple(_changed(starts, constants))
         elif len(levels) == 2:
-            halves = [each for each in levels[-1] if _halved(each.form)]
-            candidates = (*_pairs(constants), *_changed(halves, table))
+            halves = [each for each in levels[-1] if _halved(each.variant)]
+            candidates = (*_pairs(constants), *_changed(halves, constants))
         else:
-            candidates = tuple(_changed(levels[-1], table))
-        front = _best(candidates, plain, tolerance)
-        if not front:
+            candidates = tuple(_changed(levels[-1], constants))
+        if not candidates:
             break
-        levels.append(front)
+        levels.append(_best(candidates, plain, tolerance))
     return levels
 
 
-def _halved(form: Form) -> tuple[str, ...]:
-    """Return the means that a form does without: choices that are made."""
-    absent = () if form.mean == "mean" else ("mean",)
-    return (*absent, "square") if form.square == "absent" else absent
+def _halved(variant: Variant) -> tuple[str, ...]:
+    """Return the means that a variant does without: choices that are made."""
+    absent = () if variant.mean == "mean" else ("mean",)
+    return (*absent, "square") if variant.square == "absent" else absent
 
 
 @lru_cache(maxsize=8)
 def _pairs(constants: Constants) -> tuple[_Candidate, ...]:
-    """Return every form that differs from the rule in two choices."""
-    table = axes(constants)
-    found: list[_Candidate] = []
-    for one, other in itertools.combinations(table, 2):
-        for first, second in itertools.product(table[one], table[other]):
-            form = Form(**first, **second)
-            if is_valid(form):
-                found.append((form, (one, other)))
-    return tuple(found)
+    """Return every variant that differs from the rule in two choices."""
+    found = [
+        _Candidate(Variant(**first, **second), (one, other))
+        for (one, some), (other, more) in itertools.combinations(axes(constants).items(), 2)
+        for first, second in itertools.product(some, more)
+    ]
+    return tuple(each for each in found if is_valid(each.variant))
 
 
-def _changed(
-    front: Sequence[_Scored], table: Mapping[str, Sequence[Changes]]
-) -> Iterator[_Candidate]:
-    """Yield every form one choice away from those of ``front``, once."""
-    seen: set[Form] = set()
-    for scored in front:
-        for choice, values in table.items():
-            if choice in scored.changed:
+def _changed(front: Sequence[_Candidate], constants: Constants) -> Iterator[_Candidate]:
+    """Yield every variant one choice away from those of ``front``, once."""
+    seen: set[Variant] = set()
+    for candidate in front:
+        for choice, values in axes(constants).items():
+            if choice in candidate.changed:
                 continue
             for change in values:
-                form = scored.form.but(**change)
-                if form not in seen and is_valid(form):
-                    seen.add(form)
-                    yield form, (*scored.changed, choice)
+                variant = candidate.variant.but(**change)
+                if variant not in seen and is_valid(variant):
+                    seen.add(variant)
+                    yield _Candidate(variant, (*candidate.changed, choice))
 
 
 def _best(
-    candidates: Sequence[_Candidate], plain: Sequence[Watched], tolerance: float
-) -> list[_Scored]:
-    """Return the best forms: judged by the first observation, the better ones by all."""
-    if not candidates:
-        return []
+    candidates: Sequence[_Candidate], plain: Sequence[Observation], tolerance: float
+) -> list[_Candidate]:
+    """Return the best variants: judged by the first observation, the better ones by all."""
     first, others = plain[0], plain[1:]
-    misfits = first.misfits(tuple(form for form, _ in candidates))
-    forms = [form for form, _ in candidates]
-    for i, form in enumerate(forms):
-        if form.lr_fixed is not None and math.isnan(form.lr_fixed):
-            forms[i] = _with_rate(form, first)
-            misfits[i] = first.misfit(forms[i])
+    variants = [each.variant for each in candidates]
+    misfits = _misfits(first, tuple(variants))
+    for i, variant in enumerate(variants):
+        if variant.lr_fixed is not None and math.isnan(variant.lr_fixed):
+            variants[i] = _with_rate(variant, first)
+            misfits[i] = first.misfit(variants[i])
     order = np.argsort(misfits, kind="stable")
     limit = max(tolerance, 3.0 * misfits[order[0]])
     kept = [i for place, i in enumerate(order) if place < _KEPT or misfits[i] <= limit]
-    chosen = tuple(forms[i] for i in kept)
-    total = misfits[kept] + sum(watched.misfits(chosen) for watched in others)
+    chosen = tuple(variants[i] for i in kept)
+    total = misfits[kept] + sum(_misfits(each, chosen) for each in others)
     judged = [
-        _Scored(float(sum_of_all) / len(plain), form, candidates[i][1])
-        for sum_of_all, form, i in zip(total, chosen, kept, strict=True)
+        _Candidate(variant, candidates[i].changed, float(sum_of_all) / len(plain))
+        for variant, i, sum_of_all in zip(chosen, kept, total, strict=True)
     ]
     return _ranked(judged, tolerance)[:_KEPT]
 
 
-def _with_rate(form: Form, watched: Watched) -> Form:
-    """Return ``form`` with the learning rate found out, where it is some fixed one."""
-    rate = watched.rate(form)
+def _with_rate(variant: Variant, observation: Observation) -> Variant:
+    """Return ``variant`` with the learning rate found out, where it is some fixed one."""
+    rate = observation.rate(variant)
     round_number = float(f"{rate:.3g}")
     near = abs(round_number - rate) <= 1e-5 * rate
-    return form.but(lr_fixed=round_number if near else rate)
+    return variant.but(lr_fixed=round_number if near else rate)
 
 
-def _simplest(levels: list[list[_Scored]], tolerance: float) -> list[_Scored]:
+def _simplest(levels: list[list[_Candidate]], tolerance: float) -> list[_Candidate]:
     """Return the first level that is not clearly worse than the best one."""
     least = min(level[0].misfit for level in levels)
-    for level in levels:
-        if level[0].misfit <= max(tolerance, 2.0 * least):
-            return level
-    return levels[-1]
+    return next(each for each in levels if each[0].misfit <= max(tolerance, 2.0 * least))
 
 
 def _with_decay(
-    found: Sequence[_Scored], weight: int, decaying: Sequence[Watched], tolerance: float
-) -> list[_Scored]:
-    """Return ``found`` with each form of weight decay, best first.
+    found: Sequence[_Candidate], weight: int, decaying: Sequence[Observation], tolerance: float
+) -> list[_Candidate]:
+    """Return ``found`` with each kind of weight decay, best first.
 
     The misfit that they have already counts ``weight`` times.
     """
-    judged: list[_Scored] = []
-    for decay, scored in itertools.product(decays(), found):
-        form = scored.form.but(decay=decay)
-        total = weight * scored.misfit + len(decaying) * misfit(decaying, form)
-        judged.append(_Scored(total / (weight + len(decaying)), form, scored.changed))
+    judged: list[_Candidate] = []
+    for decay, candidate in itertools.product(DECAYS, found):
+        variant = candidate.variant.but(decay=decay)
+        total = weight * candidate.misfit + len(decaying) * misfit(decaying, variant)
+        judged.append(_Candidate(variant, candidate.changed, total / (weight + len(decaying))))
     return _ranked(judged, tolerance)
 
 
-def _ranked(found: Iterable[_Scored], tolerance: float) -> list[_Scored]:
-    """Return the forms best first; those that explain everything in the order they came."""
+def _ranked(found: Iterable[_Candidate], tolerance: float) -> list[_Candidate]:
+    """Return the variants best first; those that explain everything in the order they came."""
     return sorted(found, key=lambda each: 0.0 if each.misfit <= tolerance else each.misfit)

@@ -72,7 +72,7 @@ class Loop(Convention):
     ) -> None:
         super().__init__(subject, arguments)
         self.roles, self.container = roles, container
-        self.several = container != "array"
+        self.arrays = 1 if container == "array" else 2
         self.mixes_shapes = container != "even list"
         self.takes = frozenset(roles)
         what = CONTAINERS[container]

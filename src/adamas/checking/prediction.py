@@ -1,23 +1,28 @@
-"""What a form computes from given gradients and parameters, in either arithmetic.
+"""What a variant computes from given gradients and parameters, in either arithmetic.
 
 A prediction is of single steps: each starts from the parameters that the subject really had, so
-that no error is carried from step to step but that of the state. Intermediate results are kept by
-what they depend on, since a search asks for thousands of forms that have most of them in common.
+that no error is carried from step to step but that of the state.
+
+A step is made of parts: gradients, running means, corrections, a numerator and a denominator. Each
+is a value that holds all that it is computed from, numbers and other parts, besides what happened.
+So a :class:`Prediction` can keep the arrays of a part by the part itself, and a search, which asks
+for thousands of variants that have most of their parts in common, computes each part once.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-from adamas.checking.arithmetic import Arithmetic, Double
-from adamas.checking.forms import Form
+from adamas.checking.arithmetic import DOUBLE, Arithmetic
+from adamas.checking.variants import Variant
 
-__all__ = ["Prediction", "Settings"]
+__all__ = ["Part", "Parts", "Prediction", "Settings", "parts"]
 
 Array = Any
 
@@ -37,88 +42,8 @@ class Settings:
     eps_root: float = 0.0
 
 
-class _Keys:
-    """What each part of a step depends on: those of forms with the same key are the same."""
-
-    def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-
-    def gradient(self, form: Form, *, of_m: bool) -> tuple[Any, ...]:
-        """Return whether the gradient of a form is reversed, and whether it has the decay."""
-        decays = ("l2", "l2 in m") if of_m else ("l2",)
-        return form.direction == "ascent", form.decay in decays and bool(
-            self._settings.weight_decay
-        )
-
-    def mean(self, form: Form) -> tuple[Any, ...]:
-        """Return what m depends on."""
-        return (
-            "m",
-            *self.gradient(form, of_m=True),
-            self.beta(form, 1),
-            form.float32 in ("take", "all"),
-            form.mean,
-            form.memory in ("nothing", "t", "v and t"),
-            form.shared in ("m and v", "all"),
-            form.storage if form.storage.startswith("m") else None,
-        )
-
-    def square(self, form: Form) -> tuple[Any, ...]:
-        """Return what v depends on."""
-        key = (
-            "v",
-            *self.gradient(form, of_m=False),
-            self.beta(form, 2),
-            form.float32 in ("take", "all"),
-            form.square,
-            form.memory in ("nothing", "t", "m and t"),
-            form.shared in ("m and v", "all"),
-            form.storage if "v" in form.storage else None,
-            form.largest == "fed back",
-        )
-        return (*key, *self.mean(form)) if form.square in ("of m", "belief") else key
-
-    def clock(self, form: Form) -> tuple[bool, bool]:
-        """Return whether steps are not counted, and whether they are for each array."""
-        return form.memory == "nothing", form.shared in ("t", "all")
-
-    def top(self, form: Form) -> tuple[Any, ...]:
-        """Return what the numerator depends on."""
-        if form.mean == "absent":
-            return ("top", *self.gradient(form, of_m=True))
-        return (
-            "top",
-            *self.mean(form),
-            form.correction1,
-            form.nesterov,
-            *self.clock(form),
-            form.float32 in ("correction", "all"),
-        )
-
-    def bottom(self, form: Form) -> tuple[Any, ...]:
-        """Return what the denominator depends on."""
-        return (
-            "bottom",
-            *self.square(form),
-            form.correction2,
-            form.largest,
-            form.root,
-            form.epsilon,
-            form.eps_fixed,
-            *self.clock(form),
-            form.float32 in ("correction", "all"),
-        )
-
-    def beta(self, form: Form, which: int) -> float:
-        """Return a decay rate: that of m (1) or of v (2)."""
-        s = self._settings
-        first = s.beta1 if form.beta1_fixed is None else form.beta1_fixed
-        second = s.beta2 if form.beta2_fixed is None else form.beta2_fixed
-        return first if (which == 1) != form.swapped else second
-
-
 class Prediction:
-    """The changes that forms make at each step of one run.
+    """The changes that variants make at each step of one run.
 
     ``gradients`` and ``before`` (the parameters before each step) have shape (steps, arrays,
     elements); ``rates`` is the learning rate at each step, or None where it is that of
@@ -131,269 +56,319 @@ class Prediction:
         gradients: Array,
         before: Array,
         rates: Array | None = None,
-        arithmetic: Arithmetic | None = None,
+        arithmetic: Arithmetic = DOUBLE,
     ) -> None:
-        """Take over what happened; nothing is computed yet."""
         self.settings = settings
-        self._keys = _Keys(settings)
-        self._a = arithmetic or Double()
-        self._gradients = self._a.array(gradients)
-        self._before = self._a.array(before)
-        self._steps, self._arrays, _ = self._gradients.shape
-        self._rates = None if rates is None else self._a.array(rates).reshape(-1, 1, 1)
-        self._known: dict[Any, Any] = {}
+        self.arithmetic = a = arithmetic
+        self.gradients, self.before = a.array(gradients), a.array(before)
+        self._rates = None if rates is None else a.array(rates).reshape(-1, 1, 1)
+        self._known: dict[Part, Array] = {}
 
-    def change(self, form: Form) -> Array:
+    def of(self, part: Part) -> Array:
+        """Return the values of ``part`` at each step."""
+        found = self._known.get(part)
+        if found is None:
+            found = self._known[part] = part(self)
+        return found
+
+    def change(self, variant: Variant) -> Array:
         """Return what is subtracted from the parameters at each step."""
-        s, a = self.settings, self._a
-        update = self._update(form)
-        lr = a.number(s.lr if form.lr_fixed is None else form.lr_fixed)
-        if self._rates is not None and form.lr_fixed is None:
+        s, a, p = self.settings, self.arithmetic, self.before
+        made_of = parts(variant, s)
+        update = a.divide(self.of(made_of.numerator), self.of(made_of.denominator))
+        lr = a.number(s.lr if variant.lr_fixed is None else variant.lr_fixed)
+        if self._rates is not None and variant.lr_fixed is None:
             lr = self._rates
-        change = -lr * update if form.direction == "added" else lr * update
-        if s.weight_decay != 0.0:
-            decay, p = a.number(s.weight_decay), self._before
-            if form.decay == "decoupled":
-                change = change + lr * decay * p
-            elif form.decay == "without lr":
-                change = change + decay * p
-            elif form.decay == "fully":
-                change = change + decay * p * (lr / a.number(s.lr))
-            elif form.decay == "after":
-                change = change + lr * decay * (p - change)
-            elif form.decay == "without lr, after":
-                change = change + decay * (p - change)
+        change = -lr * update if variant.direction == "added" else lr * update
+        if s.weight_decay == 0.0:
+            return change
+        decay = a.number(s.weight_decay)
+        if variant.decay == "decoupled":
+            return change + lr * decay * p
+        if variant.decay == "without lr":
+            return change + decay * p
+        if variant.decay == "fully":
+            return change + decay * p * (lr / a.number(s.lr))
+        if variant.decay == "after":
+            return change + lr * decay * (p - change)
+        if variant.decay == "without lr, after":
+            return change + decay * (p - change)
         return change
 
-    def parts(self, form: Form) -> tuple[Any, Any]:
-        """Return what numerator and denominator of the update depend on: keys of two dicts."""
-        bottom = None if form.square == "absent" else self._keys.bottom(form)
-        return self._keys.top(form), bottom
 
-    def top(self, form: Form) -> Array:
-        """Return the numerator of the update."""
-        return self._remembered(self._keys.top(form), lambda: self._top(form))
+# -- the parts of a step -------------------------------------------------------------------------
 
-    def bottom(self, form: Form) -> Array:
-        """Return the denominator of the update, 1 where there is no square."""
-        if form.square == "absent":
-            return self._a.array(np.ones(self._gradients.shape))
-        return self._remembered(self._keys.bottom(form), lambda: self._bottom(form))
 
-    # -- the parts of a step -----------------------------------------------------------------
+#: A part of a step, called with a run: its values at each step, shape (steps, arrays, elements or
+#: 1). Parts that are equal have the same values.
+Part = Callable[[Prediction], Array]
 
-    def _update(self, form: Form) -> Array:
-        """Return the normalised update: what the learning rate multiplies."""
-        top = self.top(form)
-        return top if form.square == "absent" else self._a.divide(top, self.bottom(form))
 
-    def _gradient(self, form: Form, *, of_m: bool) -> Array:
-        ascends, decays = self._keys.gradient(form, of_m=of_m)
-        g = -self._gradients if ascends else self._gradients
-        return g + self._a.number(self.settings.weight_decay) * self._before if decays else g
+class Parts(NamedTuple):
+    """What a variant's step is made of."""
 
-    def mean(self, form: Form) -> Array:
-        """Return m after each step."""
-        return self._remembered(
-            self._keys.mean(form),
-            lambda: self._follow(
-                form,
-                self._gradient(form, of_m=True),
-                self._keys.beta(form, 1),
-                total=form.mean == "sum",
-                keeps=form.memory not in ("nothing", "t", "v and t"),
-                kind=form.storage.split()[-1] if form.storage.startswith("m") else None,
-            ),
-        )
+    mean: Mean
+    square: Mean
+    numerator: Part
+    denominator: Part
 
-    def square(self, form: Form) -> Array:
-        """Return v after each step, or what stands for it."""
 
-        def follow() -> Array:
-            return self._follow(
-                form,
-                self._squared(form),
-                self._keys.beta(form, 2),
-                total=form.square == "sum",
-                keeps=form.memory not in ("nothing", "t", "m and t"),
-                kind=form.storage.split()[-1] if "v" in form.storage else None,
-                largest=form.largest == "fed back",
-            )
+@lru_cache(maxsize=1 << 16)
+def parts(variant: Variant, settings: Settings) -> Parts:
+    """Return what ``variant`` makes its steps of."""
+    s = settings
+    first = s.beta1 if variant.beta1_fixed is None else variant.beta1_fixed
+    second = s.beta2 if variant.beta2_fixed is None else variant.beta2_fixed
+    beta1, beta2 = (second, first) if variant.swapped else (first, second)
+    ascends = variant.direction == "ascent"
+    of_m = Gradient(ascends, s.weight_decay if variant.decay in ("l2", "l2 in m") else 0.0)
+    of_v = Gradient(ascends, s.weight_decay if variant.decay == "l2" else 0.0)
+    narrow = variant.float32 in ("take", "all")
+    shared = variant.shared in ("m and v", "all")
+    stored, _, kind = variant.storage.rpartition(" ")
+    mean = Mean(
+        *(of_m, beta1, variant.mean == "sum", shared, narrow),
+        keeps=variant.memory not in ("nothing", "t", "v and t"),
+        stored=kind if stored.startswith("m") else None,
+    )
+    squared = Squared(variant.square, of_v, mean if variant.square in ("of m", "belief") else None)
+    square = Mean(
+        *(squared, beta2, variant.square == "sum", shared, narrow),
+        keeps=variant.memory not in ("nothing", "t", "m and t"),
+        stored=kind if stored.endswith("v") else None,
+        largest=variant.largest == "fed back",
+    )
+    clock = Clock(variant.memory == "nothing", variant.shared in ("t", "all"))
+    narrow = variant.float32 in ("correction", "all")
+    numerator: Part = of_m
+    if variant.mean != "absent":
+        correction = Correction(variant.correction1, beta1, clock, narrow)
+        numerator = Numerator(mean, of_m, correction, variant.nesterov)
+    denominator: Part = One()
+    if variant.square != "absent":
+        correction = Correction(variant.correction2, beta2, clock, narrow)
+        eps = s.eps if variant.eps_fixed is None else variant.eps_fixed
+        corrected = Corrected(square, correction, variant.largest)
+        denominator = Denominator(corrected, variant.epsilon, eps, s.eps_root, variant.root)
+    return Parts(mean, square, numerator, denominator)
 
-        return self._remembered(self._keys.square(form), follow)
 
-    def _squared(self, form: Form) -> Array:
-        g = self._gradient(form, of_m=False)
-        if form.square == "plain":
+@dataclass(frozen=True)
+class One:
+    """What is divided by where there is no square."""
+
+    def __call__(self, run: Prediction) -> Array:
+        return run.arithmetic.array(np.ones(run.gradients.shape))
+
+
+@dataclass(frozen=True)
+class Gradient:
+    """The gradient, with its sign turned or with L2 weight decay in it."""
+
+    ascends: bool
+    decay: float
+
+    def __call__(self, run: Prediction) -> Array:
+        g = -run.gradients if self.ascends else run.gradients
+        return g + run.arithmetic.number(self.decay) * run.before if self.decay else g
+
+
+@dataclass(frozen=True)
+class Squared:
+    """What v is the mean of: the square, or what ``kind`` (as in a variant) has in its place."""
+
+    kind: str
+    gradient: Gradient
+    #: m, where it takes part.
+    mean: Mean | None
+
+    def __call__(self, run: Prediction) -> Array:
+        g = run.of(self.gradient)
+        if self.kind == "plain":
             return g
-        if form.square == "absolute":
+        if self.kind == "absolute":
             return abs(g)
-        if form.square == "of m":
-            g = self.mean(form)
-        elif form.square == "belief":
-            g = g - self.mean(form)
+        if self.mean is not None:
+            m = run.of(self.mean)
+            g = m if self.kind == "of m" else g - m
         q = g * g
-        if form.square in ("norm", "mean square"):
+        if self.kind in ("norm", "mean square"):
             total = q.sum(axis=-1, keepdims=True)
-            if form.square == "mean square":
-                total = total / self._a.number(float(q.shape[-1]))
+            if self.kind == "mean square":
+                total = total / run.arithmetic.number(float(q.shape[-1]))
             q = total + 0 * q
         return q
 
-    def _follow(
-        self,
-        form: Form,
-        x: Array,
-        beta: float,
-        *,
-        total: bool,
-        keeps: bool,
-        kind: str | None,
-        largest: bool = False,
-    ) -> Array:
-        """Return the running mean (or ``total``) of ``x`` after each step."""
-        a = self._a
-        keep = a.number(beta)
-        take = a.number(1.0) if total else a.number(1.0) - keep
-        if not total and form.float32 in ("take", "all"):
-            take = a.number(1.0) - a.number(float(np.float32(beta)))
-        if not keeps:
-            mean = take * x
-            return mean if kind is None else a.narrow(mean, kind)
+
+@dataclass(frozen=True)
+class Mean:
+    """A running mean, as m and v are, after each step."""
+
+    of: Gradient | Squared
+    beta: float
+    #: Whether it is a sum: without the factor 1 - β.
+    total: bool
+    #: Whether all arrays have one.
+    shared: bool
+    #: Whether 1 - β is taken from β in float32.
+    narrow: bool
+    #: Whether it is kept from step to step.
+    keeps: bool
+    #: The small type that it is kept in.
+    stored: str | None
+    #: Whether it never becomes smaller.
+    largest: bool = False
+
+    def __call__(self, run: Prediction) -> Array:
+        a, x = run.arithmetic, run.of(self.of)
+        keep, one = a.number(self.beta), a.number(1.0)
+        take = one if self.total else one - keep
+        if self.narrow and not self.total:
+            take = one - a.number(float(np.float32(self.beta)))
+        if not self.keeps:
+            return a.narrow(take * x, self.stored)
         shape = x.shape
-        if form.shared in ("m and v", "all"):
+        if self.shared:
             x = x.reshape(-1, 1, shape[-1])
         mean = np.empty_like(x)
         last = a.array(np.zeros(x.shape[1:]))
         for t, now in enumerate(take * x):
             new = keep * last + now
-            if largest:
+            if self.largest:
                 new = np.maximum(last, new)
-            last = new if kind is None else a.narrow(new, kind)
-            mean[t] = last
+            last = mean[t] = a.narrow(new, self.stored)
         return mean.reshape(shape)
 
-    def _largest(self, form: Form, v: Array) -> Array:
-        shape = v.shape
-        if form.shared in ("m and v", "all"):
-            v = v.reshape(-1, 1, shape[-1])
-        # The largest so far starts at zero, which matters where v is no square.
-        largest = np.maximum(np.maximum.accumulate(v, axis=0), self._a.array(np.zeros(v.shape)))
-        return largest.reshape(shape)
 
-    # -- numerator and denominator -----------------------------------------------------------
+@dataclass(frozen=True)
+class Clock:
+    """t at each step for each array, shape (steps, arrays, 1)."""
 
-    def _top(self, form: Form) -> Array:
-        a = self._a
-        if form.mean == "absent":
-            return self._gradient(form, of_m=True)
-        m = self.mean(form)
-        if form.nesterov == "no":
-            return a.divide(m, self._correction(form, 1))
-        g = self._gradient(form, of_m=True)
-        if form.nesterov.endswith("schedule"):
-            return self._scheduled(form, m, g)
-        beta = a.number(self._keys.beta(form, 1))
-        now = self._correction(form, 1)
-        ahead = self._correction(form, 1, ahead=1) if form.nesterov == "dozat" else now
+    #: Whether it stays 1, and whether every array counts on.
+    stands: bool
+    for_each: bool
+
+    def __call__(self, run: Prediction) -> Array:
+        steps, arrays, _ = run.gradients.shape
+        if self.stands:
+            return np.ones((steps, arrays, 1), dtype=np.int64)
+        if self.for_each:
+            return np.arange(1, steps * arrays + 1).reshape(steps, arrays, 1)
+        return np.broadcast_to(np.arange(1, steps + 1).reshape(-1, 1, 1), (steps, arrays, 1))
+
+
+@dataclass(frozen=True)
+class Correction:
+    """What m or v is divided by, shape (steps, arrays, 1); ``kind`` is that of a variant."""
+
+    kind: str
+    beta: float
+    clock: Clock
+    #: Whether it is computed from β in float32.
+    narrow: bool
+    ahead: int = 0
+
+    def __call__(self, run: Prediction) -> Array:
+        a, t = run.arithmetic, run.of(self.clock)
+        if self.kind == "none":
+            return a.array(np.ones(t.shape))
+        if self.kind == "first-step":
+            t = np.ones_like(t)
+        else:
+            t = t + self.ahead + {"paper": 0, "t-1": -1, "t+1": 1}[self.kind]
+        if self.narrow:
+            power = (float(np.float32(self.beta)) ** t.astype(np.float64)).astype(np.float32)
+            return a.array((np.float32(1.0) - power).astype(np.float64))
+        one, base = a.number(1.0), a.number(self.beta)
+        table = [one - base**n for n in range(int(t.max()) + 1)]
+        return np.asarray(table, dtype=a.array(np.ones(1)).dtype)[t]
+
+
+@dataclass(frozen=True)
+class Numerator:
+    """m̂, or what Nesterov's form has in its place."""
+
+    mean: Mean
+    gradient: Gradient
+    correction: Correction
+    nesterov: str
+
+    def __call__(self, run: Prediction) -> Array:
+        a, m, g = run.arithmetic, run.of(self.mean), run.of(self.gradient)
+        if self.nesterov.endswith("schedule"):
+            return self._scheduled(run, m, g)
+        now = run.of(self.correction)
+        if self.nesterov == "no":
+            return a.divide(m, now)
+        ahead = now
+        if self.nesterov == "dozat":
+            ahead = run.of(dataclasses.replace(self.correction, ahead=1))
+        beta = a.number(self.correction.beta)
         ours = (a.number(1.0) - beta) * g
-        return a.divide(beta * m, ahead) + (ours if form.nesterov == "raw" else a.divide(ours, now))
+        return a.divide(beta * m, ahead) + (ours if self.nesterov == "raw" else a.divide(ours, now))
 
-    def _scheduled(self, form: Form, m: Array, g: Array) -> Array:
-        a, beta = self._a, self._keys.beta(form, 1)
-        base, rate = a.number(0.96), a.number(_MOMENTUM_DECAY[form.nesterov])
-        t = self._times(self._keys.clock(form))
-        one, half = a.number(1.0), a.number(0.5)
-        growing = [
-            a.number(beta) * (one - half * base ** (rate * n)) for n in range(int(t.max()) + 2)
-        ]
+    def _scheduled(self, run: Prediction, m: Array, g: Array) -> Array:
+        """Return it with a β1 that grows, and with the product of all so far for its power."""
+        a, t = run.arithmetic, run.of(self.correction.clock)
+        base, rate = a.number(0.96), a.number(_MOMENTUM_DECAY[self.nesterov])
+        beta, one, half = a.number(self.correction.beta), a.number(1.0), a.number(0.5)
+        growing = [beta * (one - half * base ** (rate * n)) for n in range(int(t.max()) + 2)]
         growing[0] = one
         table = np.asarray(growing, dtype=m.dtype)
         products = np.multiply.accumulate(table)
-        mu, mu_ahead = table[t], table[t + 1]
-        product, product_ahead = products[t], products[t + 1]
-        if form.correction1 == "none":
-            return mu_ahead * m + (one - mu) * g
-        return a.divide(mu_ahead * m, one - product_ahead) + a.divide((one - mu) * g, one - product)
+        ahead, ours = table[t + 1] * m, (one - table[t]) * g
+        if self.correction.kind == "none":
+            return ahead + ours
+        return a.divide(ahead, one - products[t + 1]) + a.divide(ours, one - products[t])
 
-    def _bottom(self, form: Form) -> Array:
-        a, s = self._a, self.settings
-        corrected = self._remembered(
-            (
-                "v̂",
-                *self._keys.square(form),
-                form.correction2,
-                form.largest,
-                *self._keys.clock(form),
-                form.float32 in ("correction", "all"),
-            ),
-            lambda: self._corrected_square(form),
-        )
-        eps = a.number(s.eps if form.eps_fixed is None else form.eps_fixed)
-        if form.epsilon.endswith("before"):
-            eps = a.divide(eps, self._correction(form, 2))
-            if form.epsilon == "outside before" and form.root:
+
+@dataclass(frozen=True)
+class Corrected:
+    """v̂; ``largest`` is that of a variant."""
+
+    square: Mean
+    correction: Correction
+    largest: str
+
+    def __call__(self, run: Prediction) -> Array:
+        v = run.of(self.square)
+        if self.largest == "then corrected":
+            v = self._largest(run, v)
+        v = run.arithmetic.divide(v, run.of(self.correction))
+        return self._largest(run, v) if self.largest == "corrected first" else v
+
+    def _largest(self, run: Prediction, v: Array) -> Array:
+        shape = v.shape
+        if self.square.shared:
+            v = v.reshape(-1, 1, shape[-1])
+        # The largest so far starts at zero, which matters where v is no square.
+        zero = run.arithmetic.array(np.zeros(v.shape))
+        return np.maximum(np.maximum.accumulate(v, axis=0), zero).reshape(shape)
+
+
+@dataclass(frozen=True)
+class Denominator:
+    """√v̂ + ε; ``epsilon`` says where ε stands, as in a variant."""
+
+    corrected: Corrected
+    epsilon: str
+    eps: float
+    eps_root: float
+    root: bool
+
+    def __call__(self, run: Prediction) -> Array:
+        a, x, eps = run.arithmetic, run.of(self.corrected), run.arithmetic.number(self.eps)
+        if self.epsilon.endswith("before"):
+            correction = run.of(self.corrected.correction)
+            eps = a.divide(eps, correction)
+            if self.epsilon == "outside before" and self.root:
                 # (√v + ε) / √c = √v̂ + ε / √c, and the line above has divided by c.
-                eps = eps * a.sqrt(self._correction(form, 2))
-        inside = form.epsilon.startswith("inside")
-        x = corrected + eps if inside else corrected
-        if s.eps_root:
-            x = x + a.number(s.eps_root)
-        x = a.sqrt(x) if form.root else x
-        return x if inside or form.epsilon == "missing" else x + eps
-
-    def _corrected_square(self, form: Form) -> Array:
-        v = self.square(form)
-        if form.largest == "then corrected":
-            v = self._largest(form, v)
-        v = self._a.divide(v, self._correction(form, 2))
-        return self._largest(form, v) if form.largest == "corrected first" else v
-
-    # -- numbers -----------------------------------------------------------------------------
-
-    def _correction(self, form: Form, which: int, ahead: int = 0) -> Array:
-        """Return what m (1) or v (2) is divided by, shape (steps, arrays, 1)."""
-        kind = form.correction1 if which == 1 else form.correction2
-        beta = self._keys.beta(form, which)
-        narrow = form.float32 in ("correction", "all")
-        clock = self._keys.clock(form)
-        return self._remembered(
-            ("c", kind, beta, ahead, narrow, *clock),
-            lambda: self._corrections(kind, beta, ahead, clock, narrow=narrow),
-        )
-
-    def _corrections(
-        self, kind: str, beta: float, ahead: int, clock: tuple[bool, bool], *, narrow: bool
-    ) -> Array:
-        a = self._a
-        shape = (self._steps, self._arrays, 1)
-        if kind == "none":
-            return a.array(np.ones(shape))
-        t = self._times(clock)
-        if kind == "first-step":
-            t = np.ones(shape, dtype=np.int64)
-        if kind != "first-step":
-            t = t + ahead + {"paper": 0, "t-1": -1, "t+1": 1}[kind]
-        if narrow:
-            power = (float(np.float32(beta)) ** t.astype(np.float64)).astype(np.float32)
-            return a.array((np.float32(1.0) - power).astype(np.float64))
-        one, base = a.number(1.0), a.number(beta)
-        counts = range(int(t.max()) + 1)
-        table = np.asarray([one - base**n for n in counts], dtype=a.array(np.ones(1)).dtype)
-        return table[t]
-
-    def _times(self, clock: tuple[bool, bool]) -> NDArray[np.int64]:
-        """Return t at each step for each array, shape (steps, arrays, 1)."""
-        stands, for_each = clock
-        shape = (self._steps, self._arrays, 1)
-        if stands:
-            return np.ones(shape, dtype=np.int64)
-        if for_each:
-            return np.arange(1, self._steps * self._arrays + 1).reshape(shape)
-        return np.broadcast_to(np.arange(1, self._steps + 1).reshape(-1, 1, 1), shape)
-
-    def _remembered(self, key: Any, compute: Callable[[], Array]) -> Array:
-        found = self._known.get(key)
-        if found is None:
-            found = self._known[key] = compute()
-        return found
+                eps = eps * a.sqrt(correction)
+        inside = self.epsilon.startswith("inside")
+        if inside:
+            x = x + eps
+        if self.eps_root:
+            x = x + a.number(self.eps_root)
+        if self.root:
+            x = a.sqrt(x)
+        return x if inside or self.epsilon == "missing" else x + eps

@@ -46,8 +46,8 @@ class Convention:
 
     #: What it is, for people.
     name: str = ""
-    #: Whether one optimizer steps several arrays.
-    several: bool = True
+    #: How many arrays it is given: two, but one where it takes no more.
+    arrays: int = 2
     #: Whether these arrays may be of different shapes.
     mixes_shapes: bool = True
     #: Whether state outlives the optimizer: a second one does not start anew.

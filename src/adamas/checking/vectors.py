@@ -17,13 +17,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamas.checking import probes
-from adamas.checking.arithmetic import Exact
-from adamas.checking.forms import Form, sheet
-from adamas.checking.prediction import Prediction, Settings
+from adamas.checking.arithmetic import exact
+from adamas.checking.prediction import Prediction, Settings, parts
 from adamas.checking.probes import Probe
+from adamas.checking.variants import Variant
+from adamas.checking.wording import sheet
 from adamas.numpy import Adam
 
-__all__ = ["SCHEMA", "VECTORS", "Vector", "exact", "ulps_from", "write"]
+__all__ = ["SCHEMA", "VECTORS", "Vector", "write"]
 
 Array = NDArray[Any]
 
@@ -37,10 +38,10 @@ _DECAYING = Settings(lr=0.125, beta1=0.625, beta2=0.75, eps=0.05, weight_decay=0
 
 @dataclass(frozen=True)
 class Vector:
-    """One file: a form of Adam and the settings and probe that it is shown with."""
+    """One file: a variant of Adam and the settings and probe that it is shown with."""
 
     name: str
-    form: Form
+    variant: Variant
     settings: Settings
     #: The options of :class:`adamas.Adam` that make the same; None where there are none.
     options: dict[str, Any] | None = field(default_factory=dict[str, Any])
@@ -59,37 +60,37 @@ class Vector:
 
 
 VECTORS: tuple[Vector, ...] = (
-    Vector("adam", Form(), _DEFAULT),
-    Vector("adam-long", Form(), _DEFAULT, long=True),
-    Vector("adam-short-memory", Form(), _LARGE),
-    Vector("adam-l2", Form(), _DECAYING),
-    Vector("adam-schedule", Form(), _LARGE, scheduled=True),
-    Vector("adamw", Form(decay="decoupled"), _DECAYING, {"decay": "decoupled"}),
+    Vector("adam", Variant(), _DEFAULT),
+    Vector("adam-long", Variant(), _DEFAULT, long=True),
+    Vector("adam-short-memory", Variant(), _LARGE),
+    Vector("adam-l2", Variant(), _DECAYING),
+    Vector("adam-schedule", Variant(), _LARGE, scheduled=True),
+    Vector("adamw", Variant(decay="decoupled"), _DECAYING, {"decay": "decoupled"}),
     Vector(
-        *("adamw-schedule", Form(decay="decoupled"), _DECAYING, {"decay": "decoupled"}),
+        *("adamw-schedule", Variant(decay="decoupled"), _DECAYING, {"decay": "decoupled"}),
         scheduled=True,
     ),
     Vector(
-        *("adamw-fully-decoupled", Form(decay="fully"), _DECAYING),
+        *("adamw-fully-decoupled", Variant(decay="fully"), _DECAYING),
         options={"decay": "fully-decoupled", "lr_max": _DECAYING.lr},
         scheduled=True,
     ),
     Vector(
         "adam-efficient",
-        Form(epsilon="outside before"),
+        Variant(epsilon="outside before"),
         _LARGE,
         options={"eps_place": "uncorrected"},
     ),
-    Vector("amsgrad", Form(largest="then corrected"), _LARGE, {"amsgrad": True}),
-    Vector("amsgrad-corrected-first", Form(largest="corrected first"), _LARGE, None),
-    Vector("nadam", Form(nesterov="dozat"), _LARGE, {"nesterov": True}),
-    Vector("maximize", Form(direction="ascent"), _LARGE, {"maximize": True}),
+    Vector("amsgrad", Variant(largest="then corrected"), _LARGE, {"amsgrad": True}),
+    Vector("amsgrad-corrected-first", Variant(largest="corrected first"), _LARGE, None),
+    Vector("nadam", Variant(nesterov="dozat"), _LARGE, {"nesterov": True}),
+    Vector("maximize", Variant(direction="ascent"), _LARGE, {"maximize": True}),
     Vector(
-        *("first-step", Form(correction1="first-step", correction2="first-step"), _LARGE),
+        *("first-step", Variant(correction1="first-step", correction2="first-step"), _LARGE),
         options={"bias_correction": "first-step"},
     ),
     Vector(
-        *("no-correction", Form(correction1="none", correction2="none"), _LARGE),
+        *("no-correction", Variant(correction1="none", correction2="none"), _LARGE),
         options={"bias_correction": "none"},
     ),
 )
@@ -113,13 +114,13 @@ def write(folder: Path) -> list[Path]:
 def _content(vector: Vector) -> dict[str, Any]:
     probe, settings = vector.probe, vector.settings
     steps, _, elements = probe.gradients.shape
-    parameters, m, v = exact(vector)
+    parameters, m, v = _results(vector)
     rates = np.full(steps, settings.lr) if probe.rates is None else probe.rates
     content: dict[str, Any] = {
         "schema": SCHEMA,
         "name": vector.name,
-        "formula": list(sheet(vector.form).values()),
-        "choices": _choices(vector.form),
+        "formula": list(sheet(vector.variant).values()),
+        "choices": _choices(vector.variant),
         "steps": steps,
         "elements": elements,
         "sequences": list(probe.names),
@@ -142,21 +143,21 @@ def _content(vector: Vector) -> dict[str, Any]:
     return content
 
 
-def _choices(form: Form) -> dict[str, str]:
-    """Return what a program may look at to see whether it makes this form."""
+def _choices(variant: Variant) -> dict[str, str]:
+    """Return what a program may look at to see whether it makes this variant."""
     return {
-        "bias_correction": form.correction1,
-        "epsilon": form.epsilon,
-        "decay": form.decay,
-        "amsgrad": form.largest,
-        "nesterov": form.nesterov,
-        "direction": form.direction,
+        "bias_correction": variant.correction1,
+        "epsilon": variant.epsilon,
+        "decay": variant.decay,
+        "amsgrad": variant.largest,
+        "nesterov": variant.nesterov,
+        "direction": variant.direction,
     }
 
 
-def exact(vector: Vector) -> tuple[Array, Array, Array]:
+def _results(vector: Vector) -> tuple[Array, Array, Array]:
     """Return parameters, m and v after each step, shape (steps, elements), rounded once."""
-    arithmetic = Exact()
+    arithmetic = exact()
     probe, settings = vector.probe, vector.settings
     gradients = arithmetic.array(probe.gradients)
     p = arithmetic.array(probe.start)
@@ -165,7 +166,7 @@ def exact(vector: Vector) -> tuple[Array, Array, Array]:
     before[:] = p
     if settings.weight_decay == 0.0:
         known = Prediction(settings, gradients, before, probe.rates, arithmetic)
-        for t, change in enumerate(known.change(vector.form)):
+        for t, change in enumerate(known.change(vector.variant)):
             before[t] = p
             p = p - change
     else:
@@ -174,10 +175,11 @@ def exact(vector: Vector) -> tuple[Array, Array, Array]:
             before[t] = p
             rates = None if probe.rates is None else probe.rates[: t + 1]
             part = gradients[: t + 1], before[: t + 1], rates
-            p = p - Prediction(settings, *part, arithmetic).change(vector.form)[t]
+            p = p - Prediction(settings, *part, arithmetic).change(vector.variant)[t]
     after = np.concatenate([before[1:], p[None]])
     known = Prediction(settings, gradients, before, probe.rates, arithmetic)
-    found = (after, known.mean(vector.form), known.square(vector.form))
+    made_of = parts(vector.variant, settings)
+    found = (after, known.of(made_of.mean), known.of(made_of.square))
     parameters, m, v = (each[:, 0].astype(np.float64) for each in found)
     return parameters, m, v
 
