@@ -217,10 +217,10 @@ def beyond(plan, offset):
     ``offset`` elements earlier, and only the chunks that are there."""
     (part,) = plan.launches.parts
     job, row = plan.jobs[0], part.table[0]
-    for name, column in tables.ADDRESSES.items():
-        tensor = getattr(job, name)
+    arrays = (job.parameter, *job.entries, job.copy)
+    for tensor, column in zip(arrays, tables.ADDRESSES, strict=True):
         if tensor is not None:
-            elements = offset // 32 if name == "header" else offset
+            elements = offset // 32 if column is tables.HEADER else offset
             row[column.value] -= elements * tensor.element_size()
     row[tables.COUNT.value] += offset
     row[tables.FIRST_TILE.value] -= offset // TILE
@@ -300,21 +300,23 @@ def test_addresses_need_not_be_multiples_of_16(dtype, rounding, what):
         return memory[start : start + array.size].reshape(array.shape)
 
     everything = what == "everything"
-    names = ["parameter"] if everything or what == "parameter" else []
-    names += ["mean", "square", "remainder"] if everything or what == "state" else []
+    are_moved = everything or what == "state"
 
     def changed(job):
-        tensors = {name: getattr(job, name) for name in names}
-        return job._replace(
-            **{name: shifted(each) for name, each in tensors.items() if each is not None}
-        )
+        if everything or what == "parameter":
+            job = job._replace(parameter=shifted(job.parameter))
+        header = job.entries.header
+        entries = job.entries.map(shifted)._replace(header=header) if are_moved else job.entries
+        return job._replace(entries=entries)
 
     judge = run(reference, options, Phase(), parameters, gradients)
     p = parameters[0].copy()
     slot = Slot(p, states.create(p, options))
     plan = plan_with([Group(options, (slot,))], Phase(), changed)
-    for name in names:
-        assert getattr(plan.jobs[0], name) is None or getattr(plan.jobs[0], name).data_ptr() % 16
+    (job,) = plan.jobs
+    assert (job.parameter.data_ptr() % 16 != 0) == (everything or what == "parameter")
+    addresses = [each.data_ptr() for each in job.entries._replace(header=None) if each is not None]
+    assert all(address % 16 for address in addresses) == are_moved
     for number, (gradient,) in enumerate(gradients, 1):
         is_moved = everything or what == "gradient"
         plan.step([moved(gradient) if is_moved else gradient], number, [0.1])

@@ -25,7 +25,7 @@ from tests.support.triton_cases import (
     drawn,
     same,
 )
-from tests.support.triton_plans import DEVICE, plan_with, with_copy
+from tests.support.triton_plans import DEVICE, plan_with, step_with, with_copy
 
 # ── copies ─────────────────────────────────────────────────────────────────────────────────────
 
@@ -75,7 +75,7 @@ class Given:
 
     def step(self, step, lr=0.1, **extra):
         """Step by the engine, and compare."""
-        outcome = self.plan.step(self.gradients[step - 1], step, [lr], self.record, **extra)
+        outcome = step_with(self.plan, self.gradients[step - 1], step, [lr], self.record, **extra)
         for a, b in zip(self.expected, (self.found, *self.state.means()), strict=True):
             assert same(a, b), step
         return outcome

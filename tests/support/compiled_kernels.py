@@ -27,7 +27,7 @@ from adamas.engines.triton import plan
 from adamas.engines.triton.jobs import Job
 from adamas.engines.triton.rule import OPTIONS, rule
 from adamas.options import Options, Phase
-from tests.support.triton_plans import plan_with, shifted
+from tests.support.triton_plans import plan_with, shifted, step_with
 
 #: Compute capabilities: 8.0 (A100), 9.0 (H100), 10.0 (B200).
 CAPABILITIES = (80, 90, 100)
@@ -155,7 +155,7 @@ def launched(variant: Variant) -> None:
     groups = [Group(options, (Slot(parameter, state),))]
     scalars = {"found_inf": torch.zeros(1), "scale_on_device": torch.ones(1)}
     scaler = scalars if variant.is_scaled else {}
-    plan_with(groups, variant.phase, changed).step([parameter], 1, [0.1], **scaler)
+    step_with(plan_with(groups, variant.phase, changed), [parameter], 1, [0.1], **scaler)
 
 
 @triton.jit

@@ -44,6 +44,16 @@ def plan_with(groups: Sequence[Group], phase: Phase, change: Callable[[Job], Job
     return plan
 
 
+def step_with(plan: Plan, *arguments: Any, **inputs: Any) -> Any:
+    """Make a step of a plan that is given more than arrays: see ``Inputs``."""
+    step = plan.launches.step
+    plan.launches.step = lambda given, skipped: step(given._replace(**inputs), skipped)
+    try:
+        return plan.step(*arguments)
+    finally:
+        plan.launches.step = step
+
+
 def shifted(tensor: torch.Tensor) -> torch.Tensor:
     """Room for the same elements, at an address that is no multiple of 16."""
     return tensor.new_zeros(tensor.numel() + 1)[1:]

@@ -93,11 +93,7 @@ class Plan:
             self.step_tree = self._plan.step_tree
 
     def step(
-        self,
-        gradients: Sequence[NDArray[Any]],
-        step: int,
-        rates: Sequence[float],
-        record: list[Any] | None = None,
+        self, gradients: Any, step: int, rates: Sequence[float], record: list[Any] | None = None
     ) -> Outcome | None:
         """Make one step in place; see :mod:`adamas.engines`."""
         return outcome_of(self._plan.step(gradients, step, rates, record))

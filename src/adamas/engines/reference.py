@@ -36,11 +36,7 @@ class Plan:
         self._phase = phase
 
     def step(
-        self,
-        gradients: Sequence[Array],
-        step: int,
-        rates: Sequence[float],
-        record: list[Any] | None = None,
+        self, gradients: Any, step: int, rates: Sequence[float], record: list[Any] | None = None
     ) -> Outcome | None:
         """Make one step in place; see :mod:`adamas.engines`."""
         slots = [slot for group in self._groups for slot in group.slots]

@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adamas.options import Rounding
 from adamas.state import Entries
 from adamas.storage import Storage
 from adamas.torch import distributed, small
@@ -64,30 +63,31 @@ class Member(NamedTuple):
         return self.parameter.dtype in small.HALF
 
     @property
-    def rounds_means_by_chance(self) -> bool:
-        """Whether m or v is stored in few bits, rounded by random bits."""
-        return self.form is not None and self.form.storage.means_by_chance
+    def storage(self) -> Storage:
+        """How it is stored."""
+        rounding = self.group.get("rounding")
+        return Storage(rounding=rounding) if self.form is None else self.form.storage
+
+    @property
+    def top(self) -> int:
+        """What codes of m are counted from."""
+        return self.state.get("top", 0)
 
     @property
     def rounds_parameter(self) -> bool:
         """Whether the parameter is stored otherwise than to nearest."""
-        return self.is_half and self.rounding != "nearest"
+        return self.is_half and self.storage.parameter_rounding != "nearest"
 
     @property
     def draws(self) -> bool:
         """Whether random bits are needed to store what belongs to the parameter."""
-        by_chance = Storage(rounding=self.rounding).parameters_by_chance
-        return self.rounds_means_by_chance or (self.is_half and by_chance)
+        storage = self.storage
+        return storage.means_by_chance or (self.is_half and storage.parameters_by_chance)
 
     @property
     def step(self) -> Tensor | None:
         """The number of steps that were made; None where they are not counted."""
         return None if self.step_name is None else self.state[self.step_name]
-
-    @property
-    def rounding(self) -> Rounding:
-        """How the parameter is rounded."""
-        return self.group.get("rounding") or "nearest"
 
     @property
     def wanted(self) -> set[str]:
@@ -121,7 +121,7 @@ class Member(NamedTuple):
             return None
         wide = torch.float64 if p.dtype == torch.float64 else torch.float32
         mean, square = (wide, wide) if form is None else form.dtypes
-        remainder = small.REMAINDERS.get(self.rounding, wide)
+        remainder = small.REMAINDERS.get(self.storage.parameter_rounding, wide)
         dtypes = Entries(mean, square, wide, wide, None, remainder)
         stored = [(p, p.dtype)]
         if self.has_gradient:

@@ -12,8 +12,10 @@ from torch import Tensor
 
 from adamas.coefficients import StepNumbers
 from adamas.options import Options, Phase
+from adamas.state import Entries
+from adamas.storage import Storage
 
-__all__ = ["DTYPES", "Inputs", "Int64", "Job", "Stored", "form_name", "signature_of"]
+__all__ = ["DTYPES", "Inputs", "Int64", "Job", "Stored", "signature_of"]
 
 Int64 = NDArray[np.int64]
 
@@ -24,13 +26,6 @@ DTYPES = {
     torch.bfloat16: "bfloat16",
     torch.float16: "float16",
 }
-
-
-def form_name(form: str, tensor: Tensor | None) -> str | None:
-    """Return what the kernels call a form of m or v: "own" is the dtype of the arithmetic."""
-    if tensor is None:
-        return None
-    return "own" if form == "float32" else form
 
 
 class Stored(NamedTuple):
@@ -50,30 +45,23 @@ class Job(NamedTuple):
     """One tensor to step: arrays in the same order in memory, all on one device."""
 
     parameter: Tensor
-    mean: Tensor | None
-    square: Tensor | None
-    largest_square: Tensor | None
-    ema: Tensor | None
+    entries: Entries
     copy: Tensor | None
-    header: Tensor | None
-    remainder: Tensor | None
+    #: How the entries and the parameter are stored.
+    storage: Storage
     #: The number of the last step, on the device; None where it is given with each step.
-    step: Tensor | None
+    step: Tensor | None = None
     #: The learning rate, on the device; None where it is given with each step.
-    lr: Tensor | None
-    #: Forms of m and v as the kernels name them: None, "own" for the dtype of the arithmetic.
-    forms: tuple[str | None, str | None]
-    rounding: str
-    by_chance: bool
+    lr: Tensor | None = None
     #: :func:`adamas.codecs.mean_top`.
-    top: int
+    top: int = 0
     #: The number of the tensor, and where its elements begin in the whole tensor, for random bits.
-    place: int
-    first: int
+    place: int = 0
+    first: int = 0
     #: Of the parameters' group, among the groups of the plan.
-    group: int
+    group: int = 0
     #: Whether its numbers are given with each step.
-    is_given: bool
+    is_given: bool = False
 
     @property
     def device(self) -> torch.device:
@@ -83,25 +71,20 @@ class Job(NamedTuple):
     @property
     def stored(self) -> Stored:
         """How it is stored."""
-        mean, square = self.forms
+        mean, square = (
+            None if entry is None else "own" if form == "float32" else form
+            for entry, form in zip(self.entries, self.storage.forms, strict=False)
+        )
+        is_half = self.parameter.itemsize == 2
         return Stored(
             P=DTYPES[self.parameter.dtype],
             M=mean,
             V=square,
-            W=self.largest_square is not None,
-            HAS_EMA=self.ema is not None,
+            W=self.entries.largest_square is not None,
+            HAS_EMA=self.entries.ema is not None,
             COPY_TO=None if self.copy is None else DTYPES[self.copy.dtype],
-            ROUNDING=self.rounding,
-            BY_CHANCE=self.by_chance,
-        )
-
-    def signature(self) -> tuple[Any, ...]:
-        """Return what the tables are made of."""
-        return tuple(
-            (each.data_ptr(), each.numel(), each.dtype, each.device)
-            if isinstance(each, Tensor)
-            else each
-            for each in self
+            ROUNDING=self.storage.parameter_rounding if is_half else "nearest",
+            BY_CHANCE=self.storage.means_by_chance,
         )
 
 
@@ -109,7 +92,15 @@ def signature_of(
     jobs: Sequence[Job], options: Sequence[Options | None], phase: Phase
 ) -> tuple[Any, ...]:
     """Return what launches are made of: equal where they may be used again."""
-    return (phase, tuple(options), *(job.signature() for job in jobs))
+    parts = (each for job in jobs for each in (*job, *job.entries))
+    return (phase, tuple(options), *map(_memory, parts))
+
+
+def _memory(part: Any) -> Any:
+    """Return where a tensor is and how it is read; nothing of entries, and others as they are."""
+    if isinstance(part, Tensor):
+        return part.data_ptr(), part.numel(), part.dtype, part.device
+    return None if isinstance(part, Entries) else part
 
 
 class Inputs(NamedTuple):

@@ -13,7 +13,6 @@ import triton
 import triton.language as tl
 
 from adamas.codecs import BLOCK
-from adamas.coefficients import Coefficients
 from adamas.engines.triton.codecs import (
     decode_bfloat16,
     decode_means_8bit,
@@ -34,6 +33,7 @@ from adamas.engines.triton.codecs import (
     relative_mean,
     root_scale,
 )
+from adamas.engines.triton.numbers import coefficients_at
 from adamas.engines.triton.rule import rule, smooth
 from adamas.engines.triton.sums import (
     LARGEST,
@@ -46,19 +46,6 @@ from adamas.engines.triton.sums import (
 )
 from adamas.engines.triton.tables import (
     APPLIED,
-    C_DECAY,
-    C_EPS,
-    C_FROM_G,
-    C_FROM_M,
-    C_GRAD_SCALE,
-    C_INNER,
-    C_KEEP1,
-    C_KEEP2,
-    C_L2,
-    C_ROOT,
-    C_STEP,
-    C_TAKE1,
-    C_TAKE2,
     CHUNK,
     CHUNK_BITS,
     CHUNK_MASK,
@@ -126,15 +113,8 @@ class Stepped(NamedTuple):
 
 @triton.jit(do_not_specialize=["tiles"])
 def read(
-    chunks,
-    table,
-    gradients,
-    sums,
-    counts,
-    tiles,
-    P: tl.constexpr,
-    SCALES: tl.constexpr,
-):
+    chunks, table, gradients, sums, counts, tiles, P: tl.constexpr, SCALES: tl.constexpr
+):  # fmt: skip
     """Write the sum of squares of each tile of the gradients, and how many are not finite.
 
     ``sums`` is float64 of shape (SCALES, tiles), ``counts`` int64 of shape (tiles,).
@@ -146,53 +126,27 @@ def read(
     g = tl.load(gradients + tensor)
     tile = tl.arange(0, _TILES)
     offsets = tile[:, None] * _TILE + tl.arange(0, _LANES)[None, :]
-    lanes = tl.zeros((_TILES, _LANES), tl.float64)
-    shrunk = tl.zeros((_TILES, _LANES), tl.float64)
-    enlarged = tl.zeros((_TILES, _LANES), tl.float64)
+    lanes = no_lanes()
     found = tl.zeros((_TILES, _LANES), tl.int32)
-    for line in tl.range(
-        0, _TILE // _LANES, loop_unroll_factor=8
-    ):  # so that many loads are under way
+    # Unrolled, so that many loads are under way.
+    for line in tl.range(0, _TILE // _LANES, loop_unroll_factor=8):
         place = offsets + line * _LANES
         x = value(load(g, at, place, place < left, P, False), None, P)
-        lanes = add_row(lanes, x, 0)
-        if SCALES > 1:
-            shrunk = add_row(shrunk, x, 1)
-            enlarged = add_row(enlarged, x, 2)
+        lanes = add_line(lanes, x.to(tl.float64), SCALES)
         found += is_nonfinite(x).to(tl.int32)
     into = tl.load(row + FIRST_TILE) + at // _TILE + tile
     mask = tile * _TILE < left
-    tl.store(sums + into, folded(lanes), mask=mask)
-    if SCALES > 1:
-        tl.store(sums + tiles + into, folded(shrunk), mask=mask)
-        tl.store(sums + 2 * tiles + into, folded(enlarged), mask=mask)
+    put_lanes(sums, into, lanes, mask, tiles, SCALES)
     tl.store(counts + into, tl.sum(found, 1).to(tl.int64), mask=mask)
 
 
 @triton.jit(do_not_specialize=["tiles"])
 def sweep(
-    chunks,
-    table,
-    gradients,
-    numbers,
-    keys,
-    verdict,
-    sums,
-    counts,
-    tiles,
-    P: tl.constexpr,
-    M: tl.constexpr,
-    V: tl.constexpr,
-    W: tl.constexpr,
-    HAS_EMA: tl.constexpr,
-    COPY_TO: tl.constexpr,
-    ROUNDING: tl.constexpr,
-    BY_CHANCE: tl.constexpr,
-    GUARDED: tl.constexpr,
-    RECORDED: tl.constexpr,
-    SCALES: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
+    chunks, table, gradients, numbers, keys, verdict, sums, counts, tiles,
+    P: tl.constexpr, M: tl.constexpr, V: tl.constexpr, W: tl.constexpr, HAS_EMA: tl.constexpr,
+    COPY_TO: tl.constexpr, ROUNDING: tl.constexpr, BY_CHANCE: tl.constexpr, GUARDED: tl.constexpr,
+    RECORDED: tl.constexpr, SCALES: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
     """Step the elements of one chunk: decode, the rule, encode, average, copy, record.
 
     ``P`` is the dtype of parameter and gradient; ``M`` and ``V`` are the forms of m and v or None,
@@ -221,21 +175,7 @@ def sweep(
     )
     T: tl.constexpr = tl.float64 if P == "float64" else tl.float32
     own = numbers + tensor * NUMBERS
-    c = Coefficients(
-        tl.load(own + C_GRAD_SCALE).to(T),
-        tl.load(own + C_L2).to(T),
-        tl.load(own + C_DECAY).to(T),
-        tl.load(own + C_KEEP1).to(T),
-        tl.load(own + C_TAKE1).to(T),
-        tl.load(own + C_KEEP2).to(T),
-        tl.load(own + C_TAKE2).to(T),
-        tl.load(own + C_FROM_M).to(T),
-        tl.load(own + C_FROM_G).to(T),
-        tl.load(own + C_ROOT).to(T),
-        tl.load(own + C_INNER).to(T),
-        tl.load(own + C_EPS).to(T),
-        tl.load(own + C_STEP).to(T),
-    )
+    c = coefficients_at(own, T)
     keep, take = tl.load(own + KEEP).to(T), tl.load(own + TAKE).to(T)
     key = tl.load(keys + tensor).to(tl.uint64, bitcast=True)
     first, top = tl.load(row + FIRST), tl.load(row + TOP).to(tl.int32)
@@ -289,28 +229,10 @@ def sweep(
 
 @triton.jit
 def step_block(
-    c,
-    keep,
-    take,
-    key,
-    first,
-    top,
-    arrays,
-    at,
-    offsets,
-    blocks,
-    mask,
-    block_mask,
-    P: tl.constexpr,
-    M: tl.constexpr,
-    V: tl.constexpr,
-    W: tl.constexpr,
-    HAS_EMA: tl.constexpr,
-    COPY_TO: tl.constexpr,
-    ROUNDING: tl.constexpr,
-    BY_CHANCE: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
+    c, keep, take, key, first, top, arrays, at, offsets, blocks, mask, block_mask,
+    P: tl.constexpr, M: tl.constexpr, V: tl.constexpr, W: tl.constexpr, HAS_EMA: tl.constexpr,
+    COPY_TO: tl.constexpr, ROUNDING: tl.constexpr, BY_CHANCE: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
     """Step the elements ``at + offsets`` of a tensor, of which each 32 are a block of the codec.
 
     ``blocks`` are the numbers of those blocks, counted from ``at``. Elements outside of ``mask``
@@ -375,16 +297,9 @@ def step_block(
 
 @triton.jit
 def put_parameter(
-    arrays,
-    p,
-    r,
-    at,
-    offsets,
-    mask,
-    P: tl.constexpr,
-    ROUNDING: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
+    arrays, p, r, at, offsets, mask,
+    P: tl.constexpr, ROUNDING: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
     """Store a parameter; return what it became."""
     after = p
     if P == "float32" or P == "float64":
@@ -414,21 +329,9 @@ def put_parameter(
 
 @triton.jit
 def put_means(
-    arrays,
-    m,
-    v,
-    r,
-    top,
-    at,
-    offsets,
-    blocks,
-    mask,
-    block_mask,
-    M: tl.constexpr,
-    V: tl.constexpr,
-    OWN: tl.constexpr,
-    ALIGNED: tl.constexpr,
-):
+    arrays, m, v, r, top, at, offsets, blocks, mask, block_mask,
+    M: tl.constexpr, V: tl.constexpr, OWN: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
     """Store m and v, rounded by ``r`` or to nearest: v first, since m is relative to its code."""
     header = None
     if mask is not None:  # what is outside takes no part in the scales of a block
@@ -546,11 +449,16 @@ def add_lines(lanes, x, SCALES: tl.constexpr):
     """Return lanes with the next two rows of each tile, which are 32 elements of it."""
     x = x.to(tl.float64)
     one, two = tl.split(x.reshape(_TILES, 2, _LANES).permute(0, 2, 1))
-    plain = add_row(add_row(lanes.plain, one, 0), two, 0)
+    return add_line(add_line(lanes, one, SCALES), two, SCALES)
+
+
+@triton.jit
+def add_line(lanes, x, SCALES: tl.constexpr):
+    """Return lanes with the next row of each tile."""
+    plain = add_row(lanes.plain, x, 0)
     shrunk, enlarged = lanes.shrunk, lanes.enlarged
     if SCALES > 1:
-        shrunk = add_row(add_row(shrunk, one, 1), two, 1)
-        enlarged = add_row(add_row(enlarged, one, 2), two, 2)
+        shrunk, enlarged = add_row(shrunk, x, 1), add_row(enlarged, x, 2)
     return Lanes(plain, shrunk, enlarged)
 
 

@@ -13,8 +13,9 @@ numbers of steps that are tensors there. What is sent from the host is sent agai
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -27,38 +28,47 @@ from adamas.statistics import Outcome, Statistics
 
 __all__ = ["DeviceOutcome", "Launches"]
 
+T = TypeVar("T")
 
-@dataclasses.dataclass
+
 class DeviceOutcome:
     """What a step reports, as :class:`adamas.statistics.Outcome`; each reading waits for it."""
 
-    launches: Launches
-    reads: bool
-
-    @property
-    def applied(self) -> bool:
-        """Whether the step was made."""
-        return self.launches.applied()
+    def __init__(self, launches: Launches) -> None:
+        """Read what the last step has left on the device."""
+        self._launches = launches
 
     @property
     def verdict(self) -> Tensor:
         """Not 0 where the step was made, on the device; nothing waits for it."""
-        return self.launches.verdict
+        return self._launches.parts[0].is_applied
+
+    @property
+    def applied(self) -> bool:
+        """Whether the step was made."""
+        return not self._launches.is_guarded or bool(self.verdict.item())
 
     @property
     def norm(self) -> float | None:
         """Euclidean norm of all gradients, unscaled; None where nothing needed it."""
-        return self.launches.norm() if self.reads else None
+        launches = self._launches
+        return float(launches.parts[0].norm.item()) if launches.phase.reads_first else None
 
     @property
     def nonfinite(self) -> tuple[int, ...] | None:
         """Number of non-finite elements of each gradient; None where nothing needed it."""
-        return self.launches.nonfinite() if self.reads else None
+        launches = self._launches
+        if not launches.phase.reads_first:
+            return None
+        return launches.of_jobs(part.nonfinite() for part in launches.parts)
 
     @property
     def statistics(self) -> tuple[Statistics, ...] | None:
         """One entry for each tensor; None where none were taken."""
-        return self.launches.statistics()
+        launches = self._launches
+        if not launches.phase.statistics or not self.applied:
+            return None
+        return launches.of_jobs(part.statistics() for part in launches.parts)
 
     def fetched(self) -> Outcome:
         """Return all of it, as it is now: the next step leaves another."""
@@ -74,7 +84,8 @@ class Launches:
         """Make the tables of ``jobs``; ``options`` has those of each group, None where given."""
         from adamas.engines.triton.parts import Part
 
-        self._phase = phase
+        self.phase = phase
+        #: What it is made of: equal where it may be used again.
         self.signature = signature_of(jobs, options, phase)
         by_device: dict[torch.device, list[int]] = {}
         for i, job in enumerate(jobs):
@@ -91,18 +102,19 @@ class Launches:
             for device, indices in by_device.items()
         ]
         self._order = np.argsort(np.concatenate(self._places), kind="stable").tolist()
-        self._is_guarded = False
+        #: Whether the last step has asked for a verdict.
+        self.is_guarded = False
         #: Whether a CUDA graph has recorded a step: the tables must then outlive the plan.
         self.is_captured = False
 
     def step(self, inputs: Inputs, skipped: dict[torch.device, Tensor]) -> DeviceOutcome | None:
         """Launch one step; ``skipped`` has an int64 scalar on each device that counts."""
-        phase = self._phase
+        phase, outcome = self.phase, DeviceOutcome(self)
         captured = [devices.is_capturing(part.device) for part in self.parts]
         self.is_captured = self.is_captured or any(captured)
         guarded = phase.reads_first or inputs.found_inf is not None
         guarded = guarded or inputs.scale_on_device is not None
-        self._is_guarded = guarded
+        self.is_guarded = guarded
         for part, places, given, is_captured in zip(
             self.parts, self._places, self._given_places, captured, strict=True
         ):
@@ -115,37 +127,13 @@ class Launches:
             lead.conclude(rows, inputs, skipped)
             for part in others:
                 part.verdict.copy_(lead.verdict, non_blocking=True)
-            if phase.on_nonfinite == "raise" and not self.applied():
-                return DeviceOutcome(self, phase.reads_first)
+            if phase.on_nonfinite == "raise" and not outcome.applied:
+                return outcome
         for part in self.parts:
             part.sweep(guarded)
-        if guarded or phase.statistics:
-            return DeviceOutcome(self, phase.reads_first)
-        return None
+        return outcome if guarded or phase.statistics else None
 
-    # -- what a step has left on the device; each waits for it ----------------------------------
-
-    @property
-    def verdict(self) -> Tensor:
-        """Not 0 where the last step was made, on the device; nothing waits for it."""
-        return self.parts[0].is_applied
-
-    def applied(self) -> bool:
-        """Return whether the last step was made."""
-        return not self._is_guarded or bool(self.verdict.item())
-
-    def norm(self) -> float:
-        """Return the norm that the last step took."""
-        return float(self.parts[0].norm.item())
-
-    def nonfinite(self) -> tuple[int, ...]:
-        """Return the number of non-finite elements of each gradient of the last step."""
-        counts = [count for part in self.parts for count in part.nonfinite()]
-        return tuple(counts[i] for i in self._order)
-
-    def statistics(self) -> tuple[Statistics, ...] | None:
-        """Return the statistics of the last step, for each job; None where none were taken."""
-        if not self._phase.statistics or not self.applied():
-            return None
-        found = [each for part in self.parts for each in part.statistics()]
-        return tuple(found[i] for i in self._order)
+    def of_jobs(self, found: Iterable[Sequence[T]]) -> tuple[T, ...]:
+        """Return what the parts have found of each tensor, in the order of the jobs."""
+        of_all = list(itertools.chain.from_iterable(found))
+        return tuple(of_all[i] for i in self._order)

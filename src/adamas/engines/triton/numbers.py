@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from adamas.coefficients import Coefficients
 from adamas.engines.triton.codecs import key_of
 from adamas.engines.triton.sums import NONFINITE, entry, norm_of
 from adamas.engines.triton.tables import (
@@ -72,20 +73,10 @@ __all__ = ["conclude", "number"]
 
 @triton.jit(do_not_specialize=["row_count"])
 def conclude(
-    rows,
-    row_count,
-    found_inf,
-    loss_scale,
-    live_scale,
-    clip_norm,
-    verdict,
-    skipped,
-    READS: tl.constexpr,
-    SKIPS: tl.constexpr,
-    COUNTS: tl.constexpr,
-    CLIPS: tl.constexpr,
+    rows, row_count, found_inf, loss_scale, live_scale, clip_norm, verdict, skipped,
+    READS: tl.constexpr, SKIPS: tl.constexpr, COUNTS: tl.constexpr, CLIPS: tl.constexpr,
     SCALES: tl.constexpr,
-):
+):  # fmt: skip
     """Write the verdict on a step: whether it is made, the clip factor, the norm, the loss scale.
 
     One program. ``rows`` are the partial sums of all gradients (:func:`.sums.collect`), read with
@@ -119,17 +110,9 @@ def conclude(
 
 @triton.jit
 def number(
-    table,
-    recipes,
-    given,
-    live_steps,
-    live_rates,
-    live_scale,
-    verdict,
-    numbers,
-    keys,
+    table, recipes, given, live_steps, live_rates, live_scale, verdict, numbers, keys,
     GUARDED: tl.constexpr,
-):
+):  # fmt: skip
     """Write the numbers of one tensor's step and its random key; count the step on the device.
 
     One program for each tensor. ``live_scale`` points to the loss scale and factor of the host,
@@ -241,6 +224,26 @@ def write_numbers(recipe, step, lr, scale, factor, into):
     ema = real(recipe, EMA_RATE)
     tl.store(into + KEEP, tl.where(step == 1, 0.0, ema))
     tl.store(into + TAKE, tl.where(step == 1, 1.0, 1.0 - ema))
+
+
+@triton.jit
+def coefficients_at(numbers, T: tl.constexpr):
+    """Return the numbers of the rule that were written for a tensor, in the dtype ``T``."""
+    return Coefficients(
+        tl.load(numbers + C_GRAD_SCALE).to(T),
+        tl.load(numbers + C_L2).to(T),
+        tl.load(numbers + C_DECAY).to(T),
+        tl.load(numbers + C_KEEP1).to(T),
+        tl.load(numbers + C_TAKE1).to(T),
+        tl.load(numbers + C_KEEP2).to(T),
+        tl.load(numbers + C_TAKE2).to(T),
+        tl.load(numbers + C_FROM_M).to(T),
+        tl.load(numbers + C_FROM_G).to(T),
+        tl.load(numbers + C_ROOT).to(T),
+        tl.load(numbers + C_INNER).to(T),
+        tl.load(numbers + C_EPS).to(T),
+        tl.load(numbers + C_STEP).to(T),
+    )
 
 
 @triton.jit

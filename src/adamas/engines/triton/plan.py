@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adamas.assignments import Assignment, all_at_once, values
-from adamas.coefficients import StepNumbers, check_step
+from adamas.coefficients import check_step
 from adamas.engines import Group, Slot, noted, readable
-from adamas.engines.triton.jobs import Inputs, Job, form_name
+from adamas.engines.triton.jobs import Inputs, Job
 from adamas.engines.triton.kernels import sweep
 from adamas.engines.triton.launches import Launches
-from adamas.options import Options, Phase
+from adamas.options import Phase
 from adamas.statistics import Outcome
 
 __all__ = ["Plan", "device"]
@@ -30,8 +30,6 @@ Array = NDArray[Any]
 
 #: What stands for dtypes that torch does not compute with: arrays of bits.
 _AS_BITS = {np.dtype(np.uint16): np.int16}
-#: Bytes of a parameter in half precision.
-_HALF = 2
 
 
 def device() -> torch.device:
@@ -65,24 +63,9 @@ class Plan:
         self.launches = Launches(self.jobs, self._options, phase)
 
     def step(
-        self,
-        gradients: Sequence[Array],
-        step: int,
-        rates: Sequence[float],
-        record: list[Any] | None = None,
-        *,
-        loss_scale: float = 1.0,
-        factor: float = 1.0,
-        given: Sequence[StepNumbers] = (),
-        found_inf: Tensor | None = None,
-        scale_on_device: Tensor | None = None,
+        self, gradients: Any, step: int, rates: Sequence[float], record: list[Any] | None = None
     ) -> Outcome | None:
-        """Make one step in place; see :mod:`adamas.engines`.
-
-        The rest is as :class:`.jobs.Inputs` says: gradients are ``loss_scale`` times what they
-        stand for, and are multiplied by ``factor`` besides. With ``found_inf`` there is an outcome
-        in any case.
-        """
+        """Make one step in place; see :mod:`adamas.engines`."""
         bits = readable(gradients, self._slots)
         if bits is None or self._layouts != [_layout(slot) for slot in self._slots]:
             return NotImplemented
@@ -98,11 +81,6 @@ class Plan:
             ordered_gradients=addresses,
             steps=np.full(len(sent), step, np.int64),
             rates=rates,
-            loss_scale=loss_scale,
-            factor=factor,
-            given=given,
-            found_inf=found_inf,
-            scale_on_device=scale_on_device,
         )
         skipped = torch.zeros((), dtype=torch.int64, device=self._device)
         with np.errstate(all="ignore"):  # the interpreter computes with NumPy
@@ -122,49 +100,33 @@ class Plan:
 
     def _job(self, slot: Slot, place: int, owner: int) -> Job:
         options, state = self._options[owner], slot.state
-        room = {
-            name: torch.empty_like(_flat(array), device=self._device)
-            for name, array in state.arrays().items()
-            if name != "ema" or self._phase.ema is not None
-        }
-        parameter = torch.empty_like(_parameter(slot.parameter), device=self._device)
-        mean, square = room.get("mean"), room.get("square")
+        entries = state.entries.map(
+            lambda array: torch.empty_like(_flat(array), device=self._device)
+        )
+        if self._phase.ema is None:
+            entries = entries._replace(ema=None)
         return Job(
-            parameter=parameter,
-            mean=mean,
-            square=square,
-            largest_square=room.get("largest_square"),
-            ema=room.get("ema"),
+            parameter=torch.empty_like(_parameter(slot.parameter), device=self._device),
+            entries=entries,
             copy=None,
-            header=room.get("header"),
-            remainder=room.get("remainder"),
-            step=None,
-            lr=None,
-            forms=(form_name(state.forms[0], mean), form_name(state.forms[1], square)),
-            rounding=_rounding(slot, options),
-            by_chance=options.storage.means_by_chance,
+            storage=options.storage,
             top=state.top,
             place=place if slot.number is None else slot.number,
             first=slot.first,
             group=owner,
-            is_given=False,
         )
 
     def _pairs(self) -> Iterator[tuple[Array, Tensor]]:
         """Yield all arrays that a step writes, each with what stands for it on the device."""
         for slot, job in zip(self._slots, self.jobs, strict=True):
-            for name, array in {"parameter": slot.parameter, **slot.state.arrays()}.items():
-                tensor = getattr(job, name)
-                if tensor is not None:
+            pairs = zip(slot.state.entries, job.entries, strict=True)
+            for array, tensor in ((slot.parameter, job.parameter), *pairs):
+                if array is not None and tensor is not None:
                     yield array, tensor
 
 
 def _layout(slot: Slot) -> tuple[Any, ...]:
     return slot.parameter.shape, slot.parameter.dtype
-
-
-def _rounding(slot: Slot, options: Options) -> str:
-    return options.storage.parameter_rounding if slot.parameter.itemsize == _HALF else "nearest"
 
 
 def _flat(array: Array) -> Tensor:

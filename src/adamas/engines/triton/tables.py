@@ -71,19 +71,10 @@ LR = constexpr(17)  # address of the learning rate, or 0: it is a live value
 LR_IS_DOUBLE = constexpr(18)
 TABLE_WIDTH = constexpr(20)
 
-#: Columns of addresses, by what a job calls the arrays.
-ADDRESSES = {
-    "parameter": PARAMETER,
-    "mean": MEAN,
-    "square": SQUARE,
-    "largest_square": LARGEST_SQUARE,
-    "ema": EMA,
-    "copy": COPY,
-    "header": HEADER,
-    "remainder": REMAINDER,
-}
+#: Columns of addresses, in the order in which a job's entries follow its parameter.
+ADDRESSES = (PARAMETER, MEAN, SQUARE, LARGEST_SQUARE, EMA, HEADER, REMAINDER, COPY)
 #: Columns of what is read several elements at a time where all of it is aligned.
-ALIGNABLE = [each.value for name, each in ADDRESSES.items() if name != "header"]
+ALIGNABLE = [each.value for each in ADDRESSES if each is not HEADER]
 
 # ── columns of a recipe ──
 BETA1 = constexpr(0)
@@ -167,8 +158,8 @@ def table_of(jobs: Sequence[Job], first_tiles: Int64) -> Int64:
 
 
 def _fill(row: Int64, job: Job, first_tile: int, given: int) -> None:
-    for name, column in ADDRESSES.items():
-        tensor = getattr(job, name)
+    arrays = (job.parameter, *job.entries, job.copy)
+    for tensor, column in zip(arrays, ADDRESSES, strict=True):
         row[column.value] = 0 if tensor is None else tensor.data_ptr()
     for tensor, column, is_double in (
         (job.step, STEP, STEP_IS_DOUBLE),

@@ -24,6 +24,7 @@ from adamas.statistics import TILE
 from adamas.storage import Storage
 from adamas.torch import small
 from adamas.torch.host_memory import pins
+from adamas.torch.members import Member
 from adamas.torch.memory import Memory
 
 __all__ = [
@@ -48,22 +49,21 @@ _ALIGNMENT = 64
 class Item(NamedTuple):
     """One parameter with its gradient, on a card, and its state, in host memory."""
 
-    parameter: Tensor
+    member: Member
     gradient: Tensor
     entries: Entries
-    #: How they are stored, and what codes of m are counted from.
-    storage: Storage
-    top: int
-    #: Of the parameter among all, and of its numbers among those of the step.
-    number: int
+    #: Of its numbers among those of the step.
     cohort: int
-    #: In low precision, of the new parameter.
-    copy: Tensor | None
 
     @property
-    def needs_host_for_copy(self) -> bool:
-        """Whether the copy is of more than what the card will have."""
-        return self.copy is not None and self.entries.remainder is not None
+    def parameter(self) -> Tensor:
+        """The parameter."""
+        return self.member.parameter
+
+    @property
+    def copy(self) -> Tensor | None:
+        """The copy of the new parameter, where it is of more than what the card will have."""
+        return self.member.copy if self.entries.remainder is not None else None
 
     @property
     def memory(self) -> tuple[Hashable, ...]:
@@ -73,13 +73,14 @@ class Item(NamedTuple):
     @property
     def form(self) -> tuple[Hashable, ...]:
         """What its chunks depend on besides."""
-        copied = None if self.copy is None else self.copy.dtype
-        return (copied, self.storage, self.top, self.number, self.cohort)
+        member = self.member
+        copied = None if member.copy is None else member.copy.dtype
+        return (copied, member.storage, member.top, member.place, self.cohort)
 
     @property
     def narrow(self) -> tuple[str, ...]:
         """Which of m, v and w are not codes but torch's own state in half precision, by role."""
-        mean, square = (form == "float32" for form in self.storage.forms)
+        mean, square = (form == "float32" for form in self.member.storage.forms)
         numbers = self.entries._replace(
             mean=self.entries.mean if mean else None,
             square=self.entries.square if square else None,
@@ -145,7 +146,7 @@ def refuse_state(item: Item) -> None:
     wide = (torch.float64,) if dtype == torch.float64 else (torch.float32,)
     # m, v and w may be in half precision, as torch stores them.
     numbers = wide if dtype == torch.float64 else (*wide, *small.HALF)
-    mean, square = (numbers if form == "float32" else None for form in item.storage.forms)
+    mean, square = (numbers if form == "float32" else None for form in item.member.storage.forms)
     dtypes = Entries(mean, square, numbers, wide)
     for (role, entry), possible in zip(item.entries._asdict().items(), dtypes, strict=True):
         if entry is None:
@@ -235,7 +236,7 @@ def staging_bytes(items: Sequence[Item], pieces: Sequence[Piece]) -> int:
     for piece in pieces:
         item = items[piece.item]
         total += 2 * _aligned(piece.size * item.parameter.itemsize)
-        if item.copy is not None and item.needs_host_for_copy:
+        if item.copy is not None:
             total += _aligned(piece.size * item.copy.itemsize)
     return total
 
@@ -268,17 +269,17 @@ def bound(
         dtype = item.parameter.dtype
         parameter, gradient = room.take(count, dtype), room.take(count, dtype)
         copy = None
-        if item.copy is not None and item.needs_host_for_copy:
+        if item.copy is not None:
             copy = room.take(count, item.copy.dtype)
         parts = item.part(piece)
         staged.append(Staged(piece, parameter, gradient, copy, parts.remainder))
         own = {role: wide.take(count, torch.float32) for role in item.narrow}
         widened += [(getattr(parts, role), each) for role, each in own.items()]
         arrays = parts._replace(**own).map(_array)
-        state = State(*arrays, forms=item.storage.forms, top=item.top)
-        slot = Slot(_array(parameter), state, item.number, piece.first)
+        state = State(*arrays, forms=item.member.storage.forms, top=item.member.top)
+        slot = Slot(_array(parameter), state, item.member.place, piece.first)
         options = _options(
-            item.storage,
+            item.member.storage,
             has_mean=parts.mean is not None,
             has_square=parts.square is not None,
             amsgrad=parts.largest_square is not None,

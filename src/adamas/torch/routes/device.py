@@ -16,9 +16,10 @@ from torch import Tensor
 
 from adamas.engines.native import TensorWatch
 from adamas.engines.triton import devices as triton
-from adamas.engines.triton.jobs import Inputs, Job, form_name, signature_of
+from adamas.engines.triton.jobs import Inputs, Job, signature_of
 from adamas.engines.triton.launches import Launches
 from adamas.options import Phase
+from adamas.state import Entries
 from adamas.torch import arguments, distributed, gradients, small
 from adamas.torch.counting import DeviceCounts
 from adamas.torch.members import WIDE, Member, scalar
@@ -169,7 +170,7 @@ class Device:
         """Return whether what it steps is still what belongs to its parameters."""
         for member, job in zip(self.members, self._jobs, strict=True):
             kept, names = states.get(member.parameter, {}), member.names
-            pairs = ((names.mean, job.mean), (names.square, job.square))
+            pairs = ((names.mean, job.entries.mean), (names.square, job.entries.square))
             if any(name is not None and kept.get(name) is not entry for name, entry in pairs):
                 return False
         return True
@@ -236,45 +237,29 @@ def _job(member: Member, phase: Phase, replaced: list[tuple[Tensor, Tensor]]) ->
 
     Adds to ``replaced``.
     """
-    mean, square = ("float32", "float32") if member.form is None else member.form.storage.forms
     entries = member.entries
     written = [
         None if each is None else distributed.local(each)
-        for each in (
-            member.parameter.detach(),
-            *entries._replace(header=None),
-            member.copy,
-        )
+        for each in (member.parameter.detach(), *entries._replace(header=None), member.copy)
     ]
-    is_ordered = member.draws or "8bit" in (mean, square) or phase.statistics
+    is_ordered = member.draws or "8bit" in member.storage.forms or phase.statistics
     g, *laid = triton.laid_out([member.local_gradient, *written], is_ordered=is_ordered)
     replaced.extend(
         (target, source)
         for target, source in zip(written, laid, strict=True)
         if target is not None and source is not None and source is not target
     )
-    p, m, v, w, ema, _, remainder, copied = laid
+    p, *kept, copied = laid
     assert p is not None
     assert g is not None
     job = Job(
         parameter=p,
-        mean=m,
-        square=v,
-        largest_square=w,
-        ema=ema,
+        entries=Entries(*kept)._replace(header=entries.header),
         copy=copied,
-        header=entries.header,
-        remainder=remainder,
-        step=None,
-        lr=None,
-        forms=(form_name(mean, m), form_name(square, v)),
-        rounding=member.rounding if member.is_half else "nearest",
-        by_chance=member.rounds_means_by_chance,
-        top=member.state.get("top", 0),
+        storage=member.storage,
+        top=member.top,
         place=member.place,
         first=distributed.first_element(member.parameter) or 0,
-        group=0,
-        is_given=False,
     )
     return job, g
 

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from adamas.coefficients import StepNumbers
 from adamas.engines.native import Cohort, TensorPlan, TensorSlot, outcome_of
-from adamas.storage import Storage
 from adamas.torch import gradients, small
 from adamas.torch.members import WIDE, Member
 from adamas.torch.numbers import UNSCALED, Scaling
@@ -143,14 +142,13 @@ def _cohorts(
 
 def _slot(member: Member, cohort: int) -> TensorSlot:
     """Return what the plan has to know of a parameter."""
-    form = member.form
     return TensorSlot(
         parameter=member.parameter,
         state=member.state,
         step=member.step_name,
         names=member.names,
-        storage=Storage() if form is None else form.storage,
-        top=0 if form is None else member.state.get("top", 0),
+        storage=member.storage,
+        top=member.top,
         number=member.place,
         copy=member.copy,
         cohort=cohort,

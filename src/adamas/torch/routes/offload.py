@@ -24,7 +24,6 @@ from torch import Tensor
 from adamas.coefficients import StepNumbers
 from adamas.options import Phase
 from adamas.statistics import Outcome, Statistics
-from adamas.storage import Storage
 from adamas.torch import small
 from adamas.torch.members import Member
 from adamas.torch.numbers import Scaling
@@ -282,7 +281,7 @@ class Offloaded:
             if key not in cohorts:
                 cohorts[key] = len(cohorts)
                 self._numbers.append(numbers.of(member, options[id(member.group)]))
-            self._items.append(self._item(member, cohorts[key]))
+            self._items.append(Item(member, member.gradient, member.entries, cohorts[key]))
         self._pipeline.prepare(self._items)
 
     def step(
@@ -301,20 +300,6 @@ class Offloaded:
         taken = tuple(each for each in records if each is not None)
         recorded = taken if self._setup.phase.statistics else None
         return Outcome(applied=True, norm=None, nonfinite=None, statistics=recorded)
-
-    def _item(self, member: Member, cohort: int) -> Item:
-        """Return a member as an item."""
-        storage = Storage(rounding=member.group.get("rounding"))
-        return Item(
-            parameter=member.parameter,
-            gradient=member.gradient,
-            entries=member.entries,
-            storage=storage if member.form is None else member.form.storage,
-            top=member.state.get("top", 0),
-            number=member.place,
-            cohort=cohort,
-            copy=member.copy,
-        )
 
 
 def _stepped(
@@ -349,11 +334,11 @@ class _Flat:
         }
         self._copies: dict[int, Tensor] = {}
         for i in indices:
-            copy = items[i].copy
-            if copy is not None and items[i].needs_host_for_copy:
-                self._copies[i] = self._written(copy, items[i].parameter.device)
+            item, copy = items[i], items[i].member.copy
+            if item.copy is not None:
+                self._copies[i] = self._written(item.copy, item.parameter.device)
             elif copy is not None:
-                self._put_back.append((copy, items[i].parameter.detach()))
+                self._put_back.append((copy, item.parameter.detach()))
 
     def sources(self, chunk: Chunk) -> list[tuple[Tensor, Tensor]]:
         """Return what comes down."""

@@ -115,7 +115,7 @@ class Plain:
 
     def _round(self, member: Member, tensors: Tensors, random: np.ndarray) -> None:
         """Let a parameter in half precision be stored otherwise than to nearest."""
-        p, rounding = tensors.parameter, member.rounding
+        p, rounding = tensors.parameter, member.storage.parameter_rounding
         remainder = member.entries.map(distributed.local).remainder
         tensors.value = small.decoded_parameter(p, remainder)
         tensors.put = lambda value: small.put_parameter(p, remainder, value, rounding, random)
