@@ -82,7 +82,7 @@ class Plan:
     def members(self) -> tuple[Member, ...]:
         """All parameters that have gradients now, in the order in which outcomes report them."""
         if self._whole is not None:
-            return tuple(self._whole.members)
+            return self._whole.members
         return tuple(member for route in self._routes for member in route.members)
 
     @property
@@ -117,7 +117,7 @@ class Plan:
         for route in self._routes:
             route.ready()
 
-    def step(self, groups: Groups, states: States, scaling: Scaling) -> Made | None:
+    def step(self, scaling: Scaling) -> Made | None:
         """Make one step, where it is new or fits.
 
         Returns NotImplemented, having done nothing, where something has changed. Nothing is done
@@ -131,10 +131,10 @@ class Plan:
                 scale = scaling.grad_scale
                 scaling = UNSCALED if scale is None else Scaling(scale)
         if self._whole is not None:
-            return self._whole.step(groups, states, scaling)
-        return self._step_apart(groups, states, Scaling(scaling.loss_scale))
+            return self._whole.step(scaling)
+        return self._step_apart(Scaling(scaling.loss_scale))
 
-    def _step_apart(self, groups: Groups, states: States, scaling: Scaling) -> Outcome | None:
+    def _step_apart(self, scaling: Scaling) -> Outcome | None:
         """Make one step of tensors of several kinds: norm and guard first, then kind by kind."""
         phase = self._phase
         norm = nonfinite = None
@@ -148,7 +148,7 @@ class Plan:
         self.ready()
         records: list[Statistics] = []
         for route in self._routes:
-            made = route.step(groups, states, scaling, factor)
+            made = route.step(scaling, factor)
             if made is NotImplemented:
                 raise RuntimeError(CHANGED)
             if made is not None:
@@ -322,7 +322,7 @@ class Planner:
             phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
         stepped = {id(member.parameter) for members in chosen.values() for member in members}
         idle = [p for p in parameters if id(p) not in stepped]
-        setup = Setup(groups, states, self.keeping, phase, self.numbers, idle)
+        setup = Setup(groups, states, phase, self.numbers, idle)
         on_device = chosen[device]
         routes: list[Route] = []
         if chosen[native]:

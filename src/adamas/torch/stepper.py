@@ -94,21 +94,17 @@ class Stepper:
     def _step_again(self, groups: Groups, states: States, scaling: Scaling) -> bool:
         """Make one step by the last plan, or one before it; False where none of them fits."""
         plan = self._plan
-        if (
-            plan is not None
-            and plan.fits(groups, states)
-            and self._step_by(plan, groups, states, scaling)
-        ):
+        if plan is not None and plan.fits(groups, states) and self._step_by(plan, groups, scaling):
             return True
         plan = self._planner.earlier(groups, states)
         if plan is None:
             return False
         self._install(plan)
-        return self._step_by(plan, groups, states, scaling)
+        return self._step_by(plan, groups, scaling)
 
-    def _step_by(self, plan: Plan, groups: Groups, states: States, scaling: Scaling) -> bool:
+    def _step_by(self, plan: Plan, groups: Groups, scaling: Scaling) -> bool:
         """Make one step by a plan that is new or fits; False, having done nothing, if it cannot."""
-        made = plan.step(groups, states, scaling)
+        made = plan.step(scaling)
         if made is NotImplemented:
             return False
         if made is not OVERFLOWED:
@@ -132,7 +128,7 @@ class Stepper:
             plan = planner.planned(*of, self._plan)
             self._install(plan)
             planner.forget(states)
-            if not self._step_by(plan, groups, states, scaling):
+            if not self._step_by(plan, groups, scaling):
                 plan.ready()  # which says so where the numbers are wrong
                 raise RuntimeError(CHANGED)
 

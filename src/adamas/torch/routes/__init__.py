@@ -14,13 +14,13 @@ that steps those it was made for.
 from __future__ import annotations
 
 from collections.abc import MutableMapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from adamas.engines.triton.launches import DeviceOutcome
 from adamas.options import Phase
-from adamas.statistics import Statistics
-from adamas.torch.keeping import Keeping
+from adamas.statistics import Outcome, Statistics
 from adamas.torch.members import Member
 from adamas.torch.numbers import Numbers, Scaling
 
@@ -29,32 +29,10 @@ __all__ = ["PLAIN_TYPES", "Made", "Route", "Setup"]
 #: Types of tensors that are nothing else besides.
 PLAIN_TYPES = (Tensor, nn.Parameter)
 
+#: What a step reports; that of a device waits to be read.
+Made = Outcome | DeviceOutcome
 Groups = list[dict[str, Any]]
 States = MutableMapping[Tensor, dict[str, Any]]
-
-
-class Made(Protocol):
-    """What a step reports: an :class:`adamas.statistics.Outcome`, or one that waits to be read."""
-
-    @property
-    def applied(self) -> bool:
-        """Whether the step was made."""
-        ...
-
-    @property
-    def norm(self) -> float | None:
-        """Norm of all gradients, unscaled; None where nothing needed it."""
-        ...
-
-    @property
-    def nonfinite(self) -> tuple[int, ...] | None:
-        """Number of non-finite elements of each gradient; None where nothing needed it."""
-        ...
-
-    @property
-    def statistics(self) -> tuple[Statistics, ...] | None:
-        """One entry for each member; None where none were taken."""
-        ...
 
 
 class Setup(NamedTuple):
@@ -63,7 +41,6 @@ class Setup(NamedTuple):
     #: The optimizer's own.
     groups: Groups
     states: States
-    keeping: Keeping
     #: What they see to themselves; without norm and guard where these were taken before.
     phase: Phase
     numbers: Numbers
@@ -71,36 +48,46 @@ class Setup(NamedTuple):
     idle: list[Tensor]
 
 
-class Route(Protocol):
-    """Steps the parameters that it was made for."""
+class Route:
+    """Steps the parameters that it was made for; one that looks closely before each step."""
 
     #: What :meth:`adamas.torch.Optimizer.routes` calls it.
     name: str
 
+    def __init__(self, members: Sequence[Member], setup: Setup) -> None:
+        """Step ``members``."""
+        self._all = tuple(members)
+        self._phase = setup.phase
+        self._numbers = setup.numbers
+
     @property
-    def members(self) -> Sequence[Member]:
+    def members(self) -> tuple[Member, ...]:
         """Those that have gradients now, in the order in which outcomes report them."""
-        ...
+        return self._all
 
     @property
-    def stepped(self) -> Sequence[Member]:
+    def stepped(self) -> tuple[Member, ...]:
         """Those that the last step was about."""
-        ...
+        return self._all
 
-    def fits(self, groups: Groups, states: States) -> bool:
+    def fits(self, groups: Groups, states: States) -> bool:  # noqa: ARG002
         """Return whether it may be asked for another step; it need not be made by one then."""
-        ...
+        return False
 
     def ready(self) -> None:
         """Raise what would be raised in the midst of a step; nothing is touched."""
-        ...
+        raise NotImplementedError
 
-    def step(
-        self, groups: Groups, states: States, scaling: Scaling, factor: float = 1.0
-    ) -> Made | None:
+    def step(self, scaling: Scaling, factor: float = 1.0) -> Made | None:
         """Make one step in place, of gradients multiplied by ``factor``.
 
         Returns None where there is nothing to report, and NotImplemented, having changed nothing,
         where something is no longer what it was.
         """
-        ...
+        raise NotImplementedError
+
+    def _reported(self, records: Sequence[Statistics | None]) -> Outcome:
+        """Return the outcome of a step that was made, with the records of those that have one."""
+        taken = tuple(each for each in records if each is not None)
+        recorded = taken if self._phase.statistics else None
+        return Outcome(applied=True, norm=None, nonfinite=None, statistics=recorded)

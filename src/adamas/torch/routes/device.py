@@ -24,7 +24,7 @@ from adamas.torch import arguments, distributed, gradients, small
 from adamas.torch.counting import DeviceCounts
 from adamas.torch.members import WIDE, Member, scalar
 from adamas.torch.numbers import Scaling
-from adamas.torch.routes import PLAIN_TYPES, Groups, Made, Setup, States
+from adamas.torch.routes import PLAIN_TYPES, Groups, Made, Route, Setup, States
 
 __all__ = ["Device", "Devices", "takes"]
 
@@ -88,7 +88,7 @@ class Devices:
             self._captured[id(route.launches)] = route.launches
 
 
-class Device:
+class Device(Route):
     """Launches, and the parameters that they step."""
 
     name = "triton"
@@ -97,10 +97,8 @@ class Device:
         self, members: Sequence[Member], setup: Setup, devices: Devices, before: Device | None
     ) -> None:
         """Make the tables, or take those of ``before`` where they still fit."""
+        super().__init__(members, setup)
         phase, numbers = setup.phase, setup.numbers
-        self.members = self.stepped = tuple(members)
-        self._phase = phase
-        self._numbers = numbers
         self._shared = devices
         steps = (member.step for member in members)
         self._last = devices.counts.planned(each for each in steps if each is not None)
@@ -180,13 +178,7 @@ class Device:
         for member in self._given:
             self._numbers.of(member, None)
 
-    def step(
-        self,
-        groups: Groups,  # noqa: ARG002
-        states: States,  # noqa: ARG002
-        scaling: Scaling,
-        factor: float = 1.0,
-    ) -> Made | None:
+    def step(self, scaling: Scaling, factor: float = 1.0) -> Made | None:
         """Launch one step, and wait for none of it."""
         found, scale = scaling.found_inf, scaling.grad_scale
         inputs: dict[str, Any] = {"factor": factor, "scale_on_device": scale}

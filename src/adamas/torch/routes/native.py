@@ -17,7 +17,7 @@ from adamas.engines.native import Cohort, TensorPlan, TensorSlot, outcome_of
 from adamas.torch import gradients, small
 from adamas.torch.members import WIDE, Member
 from adamas.torch.numbers import UNSCALED, Scaling
-from adamas.torch.routes import PLAIN_TYPES, Groups, Made, Setup, States
+from adamas.torch.routes import PLAIN_TYPES, Groups, Made, Route, Setup, States
 
 __all__ = ["Native", "is_plain", "takes"]
 
@@ -51,15 +51,15 @@ def is_plain(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
     )
 
 
-class Native:
+class Native(Route):
     """A plan of the native engine, and the parameters that it steps."""
 
     name = "native"
 
     def __init__(self, members: Sequence[Member], setup: Setup) -> None:
         """Make the plan; those of ``members`` without a gradient are left out of a step."""
-        self._all = tuple(members)
-        self._numbers = setup.numbers
+        super().__init__(members, setup)
+        self._groups, self._states = setup.groups, setup.states
         cohorts, places = _cohorts(members, setup)
         #: One member of each cohort whose numbers are given with each step.
         self._given = tuple(member for member, cohort in cohorts if cohort.options is None)
@@ -91,17 +91,15 @@ class Native:
         found = set(map(id, self.plan.parameters))
         return tuple(member for member in self._all if id(member.parameter) in found)
 
-    def fits(self, groups: Groups, states: States) -> bool:  # noqa: ARG002
-        """Leave it to the plan, which looks on its way."""
-        return True
+    def fits(self, groups: Groups, states: States) -> bool:
+        """Leave all but these two to the plan, which looks on its way."""
+        return groups is self._groups and states is self._states
 
     def ready(self) -> None:
         """Take the numbers."""
         self._numbers_given()
 
-    def step(
-        self, groups: Groups, states: States, scaling: Scaling, factor: float = 1.0
-    ) -> Made | None:
+    def step(self, scaling: Scaling, factor: float = 1.0) -> Made | None:
         """Make one step in one call."""
         given = None
         if self._given:
@@ -110,7 +108,7 @@ class Native:
             except _WRONG:
                 return NotImplemented
         scale = 1.0 if scaling is UNSCALED else scaling.loss_scale
-        return outcome_of(self.plan.step(groups, states, scale, factor, given))
+        return outcome_of(self.plan.step(self._groups, self._states, scale, factor, given))
 
     def _numbers_given(self) -> list[StepNumbers]:
         """Return the numbers of the coming step that the plan does not make itself."""

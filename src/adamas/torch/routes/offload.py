@@ -23,11 +23,11 @@ from torch import Tensor
 
 from adamas.coefficients import StepNumbers
 from adamas.options import Phase
-from adamas.statistics import Outcome, Statistics
+from adamas.statistics import Statistics
 from adamas.torch import small
 from adamas.torch.members import Member
 from adamas.torch.numbers import Scaling
-from adamas.torch.routes import Groups, Made, Setup, States
+from adamas.torch.routes import Made, Route, Setup
 from adamas.torch.routes.chunks import (
     Chunk,
     Item,
@@ -253,53 +253,40 @@ class Offload:
         return made
 
 
-class Offloaded:
+class Offloaded(Route):
     """The parameters that are stepped so."""
 
     name = "offload"
 
     def __init__(self, members: Sequence[Member], setup: Setup, pipeline: Offload) -> None:
         """Step ``members`` through a pipeline, which keeps what it has prepared."""
-        self.members = self.stepped = tuple(members)
-        self._setup = setup
+        super().__init__(members, setup)
         self._pipeline = pipeline
         self._items: list[Item] = []
-        self._numbers: list[StepNumbers] = []
-
-    def fits(self, groups: Groups, states: States) -> bool:  # noqa: ARG002
-        """Look closely before each step."""
-        return False
+        self._given: list[StepNumbers] = []
 
     def ready(self) -> None:
         """Take the numbers, and cut what has not been cut before."""
-        numbers = self._setup.numbers
+        numbers = self._numbers
         cohorts: dict[Hashable, int] = {}
         options = numbers.options(self.members)
-        self._items, self._numbers = [], []
+        self._items, self._given = [], []
         for member in self.members:
             key = numbers.cohort(member)
             if key not in cohorts:
                 cohorts[key] = len(cohorts)
-                self._numbers.append(numbers.of(member, options[id(member.group)]))
+                self._given.append(numbers.of(member, options[id(member.group)]))
             self._items.append(Item(member, member.gradient, member.entries, cohorts[key]))
         self._pipeline.prepare(self._items)
 
-    def step(
-        self,
-        groups: Groups,  # noqa: ARG002
-        states: States,  # noqa: ARG002
-        scaling: Scaling,
-        factor: float = 1.0,
-    ) -> Made | None:
+    def step(self, scaling: Scaling, factor: float = 1.0) -> Made | None:
         """Make one step, chunk by chunk."""
         items, self._items = self._items, []  # gradients are to go when the user lets them go
-        records = self._pipeline.step(items, self._numbers, scaling.loss_scale, factor)
+        records = self._pipeline.step(items, self._given, scaling.loss_scale, factor)
         for member in self.members:
             if member.step is not None:
                 member.step.add_(1)
-        taken = tuple(each for each in records if each is not None)
-        recorded = taken if self._setup.phase.statistics else None
-        return Outcome(applied=True, norm=None, nonfinite=None, statistics=recorded)
+        return self._reported(records)
 
 
 def _stepped(

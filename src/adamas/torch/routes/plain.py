@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from adamas.codecs import key_of, random_bits_at
-from adamas.statistics import Outcome, Statistics
+from adamas.statistics import Statistics
 from adamas.torch import distributed, operations, small
 from adamas.torch.members import Member
 from adamas.torch.numbers import Scaling
 from adamas.torch.operations import Tensors
-from adamas.torch.routes import Groups, Made, Setup, States
+from adamas.torch.routes import Made, Route, Setup
 
 __all__ = ["Plain", "takes"]
 
@@ -27,21 +27,15 @@ def takes(member: Member) -> bool:  # noqa: ARG001
     return True
 
 
-class Plain:
+class Plain(Route):
     """Steps parameters one by one."""
 
     name = "torch"
 
     def __init__(self, members: Sequence[Member], setup: Setup) -> None:
         """Take any parameters."""
-        self.members = self.stepped = tuple(members)
-        self._phase = setup.phase
-        self._numbers = setup.numbers
+        super().__init__(members, setup)
         self._options = setup.numbers.options(m for m in members if m.own_step is None)
-
-    def fits(self, groups: Groups, states: States) -> bool:  # noqa: ARG002
-        """Look closely before each step."""
-        return False
 
     def ready(self) -> None:
         """Take the numbers."""
@@ -50,19 +44,10 @@ class Plain:
                 self._numbers.of(member, self._options[id(member.group)])
 
     @torch.no_grad()
-    def step(
-        self,
-        groups: Groups,  # noqa: ARG002
-        states: States,  # noqa: ARG002
-        scaling: Scaling,
-        factor: float = 1.0,
-    ) -> Made | None:
+    def step(self, scaling: Scaling, factor: float = 1.0) -> Made | None:
         """Make one step of each."""
         factor = factor / scaling.loss_scale
-        records = [self._step(member, factor) for member in self.members]
-        taken = tuple(each for each in records if each is not None)
-        recorded = taken if self._phase.statistics else None
-        return Outcome(applied=True, norm=None, nonfinite=None, statistics=recorded)
+        return self._reported([self._step(member, factor) for member in self.members])
 
     def _step(self, member: Member, factor: float) -> Statistics | None:
         if member.own_step is not None:
