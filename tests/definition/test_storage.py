@@ -82,7 +82,7 @@ def test_a_state_of_torch_has_the_bytes_and_dtypes_of_its_storage(pair):
     assert ("top" in state) == storage.is_relative
     for name, code in zip(("exp_avg", "exp_avg_sq"), storage.codes[:2], strict=True):
         assert state[name].dtype == getattr(torch, code or "float32")
-    found = small_in_torch.forms_in(state, "exp_avg", "exp_avg_sq")
+    found = small_in_torch.forms_in(state, Entries("exp_avg", "exp_avg_sq"))
     alike = {"compact": "bfloat16"} if pair[0] != "compact" else {"bfloat16": "compact"}
     assert found == (pair[0], alike.get(pair[1], pair[1]))
 

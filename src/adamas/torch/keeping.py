@@ -194,7 +194,7 @@ class Keeping(NamedTuple):
         for name in filter(None, names):
             state[name] = _zeros_like(parameter, dtype)
         if form is not None:
-            small.made_small(state, names.mean, names.square, form)
+            form.put_zeros(state, names)
         remainder = self.remainder(group, parameter)
         if remainder is not None:
             state["remainder"] = _zeros_like(parameter, remainder)

@@ -49,7 +49,7 @@ def saved(state_dict: State, groups: Sequence[Group], method: Method, *, packed:
         _, names = method.names(own)
         for i in group["params"]:
             if isinstance(dense.get(i), dict) and ("state" in own or "top" in dense[i]):
-                dense[i] = small.dense(dense[i], names.mean, names.square)
+                dense[i] = small.dense(dense[i], names)
     return {**state_dict, "state": dense}
 
 

@@ -141,9 +141,7 @@ class NAdam(Method):
         beta1, beta2 = map(scalar, group["betas"])
         lr, decay = scalar(group["lr"]), scalar(group["weight_decay"])
         now, following = _momentum(group, step), _momentum(group, step + 1)
-        product = torch.mul(
-            member.state["mu_product"], now
-        ).item()  # in the dtype torch keeps it in
+        product = torch.mul(member.state["mu_product"], now).item()  # in the dtype torch keeps
         decoupled = group["decoupled_weight_decay"]
         return Coefficients(
             grad_scale=-1.0 if group["maximize"] else 1.0,
@@ -156,7 +154,6 @@ class NAdam(Method):
             from_m=following / (1.0 - product * following),
             from_g=(1.0 - now) / (1.0 - product),
             root=1.0 / one_minus_power(beta2, step) ** 0.5,
-            inner=0.0,
             eps=scalar(group["eps"]),
             step=lr,
         )
@@ -211,7 +208,7 @@ class RMSprop(Method):
         """Return those of an alpha that is no decay rate."""
         group = member.group
         alpha = scalar(group["alpha"])
-        return _PLAIN._replace(
+        return Coefficients(
             grad_scale=-1.0 if group["maximize"] else 1.0,
             l2=scalar(group["weight_decay"]),
             keep2=alpha,
@@ -259,7 +256,7 @@ class SGD(Method):
         group = member.group
         momentum = scalar(group["momentum"])
         is_first = step == 1
-        return _PLAIN._replace(
+        return Coefficients(
             grad_scale=-1.0 if group["maximize"] else 1.0,
             l2=scalar(group["weight_decay"]),
             keep1=0.0 if is_first else momentum,
@@ -281,23 +278,6 @@ class SGD(Method):
 
 
 _OF_OWN_STEP = ("lr", "alpha", "eps", "weight_decay", "momentum")
-
-#: The numbers of a method that keeps nothing and scales nothing.
-_PLAIN = Coefficients(
-    grad_scale=1.0,
-    l2=0.0,
-    decay=0.0,
-    keep1=0.0,
-    take1=1.0,
-    keep2=0.0,
-    take2=1.0,
-    from_m=1.0,
-    from_g=0.0,
-    root=1.0,
-    inner=0.0,
-    eps=0.0,
-    step=0.0,
-)
 
 
 def _momentum(group: Group, step: int) -> float:

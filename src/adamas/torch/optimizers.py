@@ -33,8 +33,8 @@ class Adam(Optimizer):
         weight_decay: float = 0,
         amsgrad: bool = False,
         *,
-        foreach: bool | None = None,
         maximize: bool = False,
+        foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
         fused: bool | None = None,
@@ -42,20 +42,8 @@ class Adam(Optimizer):
         **phase: Unpack[PhaseArguments],
     ) -> None:
         """Check the arguments as torch does; :mod:`adamas.torch` tells those of the phase."""
+        defaults = _given(locals())
         arguments.check_tensor_lr(lr, foreach, capturable)
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "amsgrad": amsgrad,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "differentiable": differentiable,
-            "fused": fused,
-            "decoupled_weight_decay": decoupled_weight_decay,
-        }
         arguments.check_options(defaults)
         defaults["betas"] = arguments.checked_betas_alike(betas, foreach, capturable)
         arguments.check_fused(fused, foreach, differentiable)
@@ -82,22 +70,9 @@ class AdamW(Adam):
         **phase: Unpack[PhaseArguments],
     ) -> None:
         """Check the arguments as torch does; :mod:`adamas.torch` tells those of the phase."""
+        options = _given(locals())
         arguments.refuse_unknown(type(self), phase.keys() & {"decoupled_weight_decay"})
-        super().__init__(
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            amsgrad,
-            foreach=foreach,
-            maximize=maximize,
-            capturable=capturable,
-            differentiable=differentiable,
-            fused=fused,
-            decoupled_weight_decay=True,
-            **phase,
-        )
+        super().__init__(params, **options, decoupled_weight_decay=True, **phase)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state; the decay stays decoupled, whatever an old one says."""
@@ -121,26 +96,15 @@ class NAdam(Optimizer):
         momentum_decay: float = 4e-3,
         decoupled_weight_decay: bool = False,
         *,
-        foreach: bool | None = None,
         maximize: bool = False,
+        foreach: bool | None = None,
         capturable: bool = False,
         differentiable: bool = False,
         **phase: Unpack[PhaseArguments],
     ) -> None:
         """Check the arguments as torch does; :mod:`adamas.torch` tells those of the phase."""
+        defaults = _given(locals())
         arguments.check_tensor_lr(lr)
-        defaults = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "momentum_decay": momentum_decay,
-            "decoupled_weight_decay": decoupled_weight_decay,
-            "maximize": maximize,
-            "foreach": foreach,
-            "capturable": capturable,
-            "differentiable": differentiable,
-        }
         arguments.check_options(defaults)
         super().__init__(params, defaults, **phase)
 
@@ -170,19 +134,8 @@ class RMSprop(Optimizer):
         **phase: Unpack[PhaseArguments],
     ) -> None:
         """Check the arguments as torch does; :mod:`adamas.torch` tells those of the phase."""
+        defaults = _given(locals(), ("lr", "momentum", "alpha", "eps", "centered"))
         arguments.check_tensor_lr(lr)
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "alpha": alpha,
-            "eps": eps,
-            "centered": centered,
-            "weight_decay": weight_decay,
-            "capturable": capturable,
-            "foreach": foreach,
-            "maximize": maximize,
-            "differentiable": differentiable,
-        }
         arguments.check_options(defaults)
         super().__init__(params, defaults, **phase)
 
@@ -212,20 +165,19 @@ class SGD(Optimizer):
         **phase: Unpack[PhaseArguments],
     ) -> None:
         """Check the arguments as torch does; :mod:`adamas.torch` tells those of the phase."""
+        defaults = _given(locals())
         arguments.check_tensor_lr(lr)
-        defaults = {
-            "lr": lr,
-            "momentum": momentum,
-            "dampening": dampening,
-            "weight_decay": weight_decay,
-            "nesterov": nesterov,
-            "maximize": maximize,
-            "foreach": foreach,
-            "differentiable": differentiable,
-            "fused": fused,
-        }
         arguments.check_options(defaults)
         if nesterov and (momentum <= 0 or dampening != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
         arguments.check_fused(fused, foreach, differentiable)
         super().__init__(params, defaults, **phase)
+
+
+def _given(names: dict[str, Any], first: tuple[str, ...] = ()) -> dict[str, Any]:
+    """Return torch's options, by name, of a constructor that has just begun: its ``locals()``.
+
+    They have torch's order in groups, which is not that of the arguments in every class.
+    """
+    others = ("self", "params", "phase", "__class__")
+    return {name: names[name] for name in (*first, *names) if name not in others}

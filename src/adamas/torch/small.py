@@ -22,6 +22,7 @@ from torch import Tensor
 
 from adamas import codecs
 from adamas.codecs import Bits, Codes
+from adamas.state import Entries
 from adamas.storage import REMAINDERS as REMAINDERS_BY_NAME
 from adamas.storage import STORED_AS, StateForm, Storage
 from adamas.torch import distributed
@@ -33,9 +34,8 @@ __all__ = [
     "converted_remainder",
     "decoded_parameter",
     "dense",
-    "entry_of",
     "forms_in",
-    "made_small",
+    "means_in",
     "put_parameter",
     "refuse",
 ]
@@ -77,17 +77,13 @@ class Form(NamedTuple):
         is_there = not self.has_header or state["header"].device == device
         return is_there and state.get("top", self.top) == self.top
 
-    def decoded(
-        self, state: State, mean: str | None, square: str | None
-    ) -> tuple[Tensor | None, Tensor | None]:
+    def decoded(self, state: State, names: Entries) -> tuple[Tensor | None, Tensor | None]:
         """Return m and v as new float32 tensors on the device of the state, laid out as it is."""
-        codes = Codes(
-            None if mean is None else _codes_of(state[mean], self.storage.mean),
-            None if square is None else _codes_of(state[square], self.storage.square),
-            _header_of(state["header"]) if self.has_header else None,
-        )
+        likes = means_in(state, names)
+        mean, square = map(_codes_of, likes, self.storage.forms)
+        header = state["header"].cpu().numpy().view(np.uint16) if self.has_header else None
+        codes = Codes(mean, square, header)
         found = codecs.decode(self.storage.forms, codes, state.get("top", 0))
-        likes = (None if name is None else state[name] for name in (mean, square))
         m, v = (
             None if like is None else distributed.joined(like, torch.tensor(each))
             for like, each in zip(likes, found, strict=True)
@@ -97,44 +93,57 @@ class Form(NamedTuple):
     def store(
         self,
         state: State,
-        mean: str | None,
-        square: str | None,
+        names: Entries,
         values: tuple[Tensor | None, Tensor | None],
         random: Bits | None,
     ) -> None:
         """Store m and v: rounded by ``random`` bits of the elements, or to nearest."""
-        m, v = (None if each is None else _flat(each) for each in values)
+        m, v = map(_flat, values)
         random = None if self.storage.rounding == "nearest" else random
         codes = codecs.encode(self.storage.forms, m, v, random, state.get("top", 0))
-        for name, code in ((mean, codes.mean), (square, codes.square)):
-            if name is not None and code is not None:
-                _put(state[name], code)
-        if self.has_header:
-            assert codes.header is not None
-            _put(state["header"], codes.header)
+        header = state["header"] if self.has_header else None
+        for entry, code in zip((*means_in(state, names), header), codes, strict=True):
+            if entry is not None and code is not None:
+                _put(entry, code)
 
-    def pack(self, state: State, mean: str | None, square: str | None) -> None:
+    def pack(self, state: State, names: Entries) -> None:
         """Turn a state of any form into this one, in place; its tensors stay as they are.
 
         Nothing is lost of what is dense and came from such codes. Codes of m are counted from the
         form's ``top``, or from a higher one where m is larger than its decay rates allow.
         """
+        means = means_in(state, names)
         has_dtypes = all(
-            name is None or state[name].dtype == dtype
-            for name, dtype in zip((mean, square), self.dtypes, strict=True)
+            entry is None or entry.dtype == dtype
+            for entry, dtype in zip(means, self.dtypes, strict=True)
         )
-        counts = mean is not None and self.storage.is_relative
+        counts = means[0] is not None and self.storage.is_relative
         if has_dtypes and (not counts or state["top"] == self.top):
             return
-        wide = dense(state, mean, square)
-        m, v = (None if name is None else wide[name] for name in (mean, square))
+        m, v = means_in(dense(state, names), names)
         top = self._reaching_top(m, v) if counts and v is not None else self.top
         if has_dtypes and state["top"] == top:
             return
         for name in ("header", "top"):
             state.pop(name, None)
-        made_small(state, mean, square, self._replace(top=top))
-        self.store(state, mean, square, (m, v), None)
+        self._replace(top=top).put_zeros(state, names)
+        self.store(state, names, (m, v), None)
+
+    def put_zeros(self, state: State, names: Entries) -> None:
+        """Put zeros in place of m and v, where they are kept."""
+        means = means_in(state, names)
+        kept = zip((names.mean, names.square), means, self.dtypes, strict=True)
+        like = None
+        for name, entry, dtype in kept:
+            if name is not None and entry is not None:
+                like = entry
+                zeros = torch.zeros_like(entry, dtype=dtype, memory_format=torch.preserve_format)
+                state[name] = zeros
+        if self.has_header and like is not None:
+            blocks = -(-distributed.local(like).numel() // codecs.BLOCK)
+            state["header"] = torch.zeros(blocks, dtype=torch.int16, device=like.device)
+        if means[0] is not None and self.storage.is_relative:
+            state["top"] = self.top
 
     def _reaching_top(self, mean: Tensor | None, square: Tensor) -> int:
         v = codecs.encode(self.storage.forms, None, _flat(square), None, self.top)
@@ -142,53 +151,34 @@ class Form(NamedTuple):
         return self.top if mean is None else codecs.reaching_top(_flat(mean), read, self.top)
 
 
-def entry_of(state: Mapping[str, Any], name: str | None) -> Any:
-    """Return an entry; None where it has no name, or is not there."""
-    return None if name is None else state.get(name)
+def means_in(state: Mapping[str, Any], names: Entries) -> tuple[Any, Any]:
+    """Return m and v as they stand in a state; None for one that is not there."""
+    mean, square = (
+        None if name is None else state.get(name) for name in (names.mean, names.square)
+    )
+    return mean, square
 
 
-def forms_in(state: State, mean: str | None, square: str | None) -> tuple[StateForm, StateForm]:
+def forms_in(state: State, names: Entries) -> tuple[StateForm, StateForm]:
     """Return the forms that a state is in; "float32" for what is no code.
 
     Codes of v are the same in "bfloat16" and "compact"; the form of m says which is meant.
     """
-    m, v = (getattr(entry_of(state, name), "dtype", None) for name in (mean, square))
+    m, v = (getattr(entry, "dtype", None) for entry in means_in(state, names))
     first = _FORMS_OF_MEANS.get(m, "float32")
     second = _FORMS_OF_SQUARES.get(v, "float32")
     return first, "compact" if (first, second) == ("compact", "bfloat16") else second
 
 
-def dense(state: State, mean: str | None, square: str | None) -> State:
+def dense(state: State, names: Entries) -> State:
     """Return a state as torch has it: m and v in float32 in place of any codes."""
-    mean, square = (name if entry_of(state, name) is not None else None for name in (mean, square))
-    forms = forms_in(state, mean, square)
-    values: State = {}
+    found = {name: each for name, each in state.items() if name not in ("header", "top")}
+    forms = forms_in(state, names)
     if forms != ("float32", "float32"):
         form = Form(Storage(*forms), has_header="header" in state, top=0)
-        pairs = zip((mean, square), form.decoded(state, mean, square), strict=True)
-        values = {name: value for name, value in pairs if name is not None}
-    return {
-        name: values.get(name, entry)
-        for name, entry in state.items()
-        if name not in ("header", "top")
-    }
-
-
-def made_small(state: State, mean: str | None, square: str | None, form: Form) -> State:
-    """Put zeros of a form in place of m and v; return the same ``state``."""
-    names = [name for name in (mean, square) if name is not None]
-    if not names:
-        return state
-    like = state[names[0]]
-    for name, dtype in zip((mean, square), form.dtypes, strict=True):
-        if name is not None:
-            state[name] = torch.zeros_like(like, dtype=dtype, memory_format=torch.preserve_format)
-    if form.has_header:
-        blocks = -(-distributed.local(like).numel() // codecs.BLOCK)
-        state["header"] = torch.zeros(blocks, dtype=torch.int16, device=like.device)
-    if mean is not None and form.storage.is_relative:
-        state["top"] = form.top
-    return state
+        pairs = zip((names.mean, names.square), form.decoded(state, names), strict=True)
+        found |= {name: value for name, value in pairs if name is not None and value is not None}
+    return found
 
 
 # ── parameters in half precision ───────────────────────────────────────────────────────────────
@@ -250,18 +240,16 @@ def refuse(parameter: Tensor, form: Form | None, rounding: str | None, is_specia
         raise TypeError(storage.refusal_of_remainder(parameter.dtype, torch.bfloat16))
 
 
-def _codes_of(tensor: Tensor, form: str) -> Any:
+def _codes_of(tensor: Tensor | None, form: str) -> Any:
+    if tensor is None or form == "float32":
+        return _flat(tensor)
     flat = distributed.local(tensor.detach()).reshape(-1).cpu()
-    if form == "float32":
-        return _flat(flat)
     return flat.view(torch.int16).numpy().view(np.uint16) if flat.itemsize == 2 else flat.numpy()
 
 
-def _header_of(tensor: Tensor) -> Any:
-    return tensor.cpu().numpy().view(np.uint16)
-
-
-def _flat(tensor: Tensor) -> Any:
+def _flat(tensor: Tensor | None) -> Any:
+    if tensor is None:
+        return None
     return distributed.local(tensor.detach()).reshape(-1).to("cpu", torch.float32).numpy()
 
 

@@ -238,7 +238,7 @@ def _check_codes(
     name: str, state: Mapping[str, Any], parameter: Tensor, entries: Entries, *, values: bool
 ) -> None:
     """Raise where codes lack what they are read by."""
-    mean, square = (small.entry_of(state, each) for each in (entries.mean, entries.square))
+    mean, square = small.means_in(state, entries)
     codes_of_mean = mean is not None and mean.dtype in (torch.uint8, torch.int8)
     codes_of_square = square is not None and square.dtype == torch.uint8
     if codes_of_mean and square is None:
@@ -290,10 +290,7 @@ def _check_square(name: str, entry: str, value: Tensor) -> None:
 
 def unread(state: Mapping[str, Any], entries: Entries) -> set[str]:
     """Return the entries of a checked state that belong to codes, where there are no such codes."""
-    mean, square = (
-        getattr(small.entry_of(state, name), "dtype", None)
-        for name in (entries.mean, entries.square)
-    )
+    mean, square = (getattr(each, "dtype", None) for each in small.means_in(state, entries))
     is_read = {
         "header": mean == torch.int8 or square == torch.uint8,
         "top": mean in (torch.int8, torch.uint8),
@@ -335,18 +332,14 @@ def fitted(
     ``remainder`` where none is kept. What is dense and came from codes of ``form`` loses nothing.
     """
     found = dict(state)
-    mean, square = (
-        name if small.entry_of(found, name) is not None else None
-        for name in (entries.mean, entries.square)
-    )
     if form is None:
-        _widen(found, parameter, (mean, square))
+        _widen(found, parameter, entries)
     else:
-        form.pack(found, mean, square)
+        form.pack(found, entries)
     wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     if not parameter.is_complex():
         for name in ("max_exp_avg_sq", "momentum_buffer", "grad_avg"):
-            if form is not None and name != mean and found.get(name) is not None:
+            if form is not None and name != entries.mean and found.get(name) is not None:
                 _convert(found, name, (wide,))
         if found.get("ema") is not None:
             _convert(found, "ema", (wide,))
@@ -360,13 +353,10 @@ def fitted(
     return None if is_same else found
 
 
-def _widen(state: State, parameter: Tensor, means: tuple[str | None, str | None]) -> None:
+def _widen(state: State, parameter: Tensor, entries: Entries) -> None:
     """Turn codes and numbers of other dtypes into those that a parameter's state may have."""
-    forms = small.forms_in(state, *means)
-    if not {"float32", "bfloat16"}.issuperset(forms):
-        wide = small.dense(state, *means)
-        state.clear()
-        state.update(wide)
+    if not {"float32", "bfloat16"}.issuperset(small.forms_in(state, entries)):
+        state.update(small.dense(state, entries))
     for name in ("header", "top"):
         state.pop(name, None)
     if parameter.is_complex() or parameter.dtype not in _FLOATS:
@@ -375,7 +365,7 @@ def _widen(state: State, parameter: Tensor, means: tuple[str | None, str | None]
         dtypes = (torch.float32, parameter.dtype)
     else:
         dtypes = (torch.float64 if parameter.dtype == torch.float64 else torch.float32,)
-    for name in (*means, "max_exp_avg_sq", "momentum_buffer", "grad_avg"):
+    for name in (entries.mean, entries.square, "max_exp_avg_sq", "momentum_buffer", "grad_avg"):
         if name is not None and state.get(name) is not None:
             _convert(state, name, dtypes)
 

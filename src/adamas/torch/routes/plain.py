@@ -63,7 +63,7 @@ class Plain(Route):
         form, names, state = member.form, member.names, member.state
         random = self._random_bits(member, numbers.step)
         if form is not None:
-            decoded = form.decoded(state, names.mean, names.square)
+            decoded = form.decoded(state, names)
             tensors.mean, tensors.square = (
                 None if each is None else distributed.local(each) for each in decoded
             )
@@ -73,7 +73,7 @@ class Plain(Route):
         record = operations.step_tensor(tensors, rule, average, recorded=recorded)
         if form is not None:
             means = (tensors.mean, tensors.square)
-            form.store(state, names.mean, names.square, means, random)
+            form.store(state, names, means, random)
         if member.step is not None:
             member.step.add_(1)
         return record
