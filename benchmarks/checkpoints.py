@@ -1,4 +1,4 @@
-"""Measure what saving, loading and checksums cost, in seconds of a processor for each GB.
+"""What saving, loading and checksums cost, in seconds of a processor for each GB.
 
 Everything is taken in turn, in rounds; the figure is the median of the rounds, for what the process
 does itself and what the system does on its behalf. Files are on a file system in memory where there
@@ -8,104 +8,137 @@ depends on what else the machine did before.
 
 from __future__ import annotations
 
+import functools
 import hashlib
-import importlib.metadata
-import json
 import os
 import statistics
-import sys
 import tempfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
 
 import adamas
-from adamas.bench import machine
+from benchmarks.checks import WrongResultError
+from benchmarks.tables import Row, Run, Stored, Table, machine_note, markdown
 
-RESULTS = Path(__file__).parent / "results"
 MEMORY = Path("/dev/shm")
-QUICK = "--quick" in sys.argv
-COUNT = 1 << (16 if QUICK else 24)
-ROUNDS = 2 if QUICK else 11
+HEADER = ("work", "in the process", "in the system")
 
 
-def work(directory: Path) -> tuple[dict[str, Callable[[], Any]], int]:
-    """Return what is measured by name, and how many bytes each goes over."""
-    random = np.random.default_rng(0)
-    weights = [random.standard_normal(COUNT, np.float32) for _ in range(4)]
-    optimizer = adamas.AdamW(weights)
-    optimizer.step(weights)
-    ours, theirs = directory / "ours", directory / "theirs"
-    arrays = {f"parameters/{i}": w for i, w in enumerate(weights)}
-    for name, entries in optimizer.state_dict(copy=False)["state"].items():
-        arrays |= {f"state/{name}/{entry}": array for entry, array in entries.items()}
+class Files:
+    """A checkpoint written by adamas, and one with the same arrays by safetensors."""
 
-    def over_all(function: Callable[[Any], Any]) -> Callable[[], None]:
-        def summed() -> None:
-            for array in arrays.values():
-                function(array)
+    def __init__(self, folder: Path, count: int) -> None:
+        from safetensors.numpy import save_file
 
-        return summed
+        random = np.random.default_rng(0)
+        self._weights = [random.standard_normal(count, np.float32) for _ in range(4)]
+        self.optimizer = adamas.AdamW(self._weights)
+        self.optimizer.step(self._weights)
+        self.ours, self.theirs = folder / "ours", folder / "theirs"
+        self.arrays = {f"parameters/{i}": w for i, w in enumerate(self._weights)}
+        for name, entries in self.optimizer.state_dict(copy=False)["state"].items():
+            self.arrays |= {f"state/{name}/{entry}": array for entry, array in entries.items()}
+        adamas.save(self.ours, self.optimizer)
+        save_file(self.arrays, self.theirs)
 
-    before = [w.tobytes() for w in weights]
-    adamas.save(ours, optimizer)
-    save_file(arrays, theirs)
-    found = load_file(ours)
-    assert all(found[name].tobytes() == array.tobytes() for name, array in arrays.items())
-    adamas.load(ours, optimizer)
-    assert [w.tobytes() for w in weights] == before
-    return {
-        "CRC-32": over_all(zlib.crc32),
-        "SHA-256": over_all(hashlib.sha256),
-        "BLAKE2b": over_all(hashlib.blake2b),
-        "adamas.save": lambda: adamas.save(ours, optimizer),
-        "safetensors' save_file": lambda: save_file(arrays, theirs),
-        "adamas.load": lambda: adamas.load(ours, optimizer),
-        "safetensors' load_file": lambda: load_file(theirs),
-    }, sum(array.nbytes for array in arrays.values())
+    @property
+    def nbytes(self) -> int:
+        """How many bytes each work goes over."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def check(self) -> None:
+        """Raise WrongResultError where what is read is not what was written."""
+        from safetensors.numpy import load_file
+
+        before = {name: array.tobytes() for name, array in self.arrays.items()}
+        found = load_file(self.ours)
+        adamas.load(self.ours, self.optimizer)
+        for name, expected in before.items():
+            if not found[name].tobytes() == self.arrays[name].tobytes() == expected:
+                raise WrongResultError(f"{name} in the checkpoint is not what was saved")
 
 
-def measured() -> dict[str, tuple[float, float]]:
-    """Return seconds of a processor for each GB, in the process and in the system."""
-    with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as directory:
-        rows, size = work(Path(directory))
-        taken: dict[str, list[tuple[float, float]]] = {name: [] for name in rows}
-        for _ in range(ROUNDS):
-            for name, run in rows.items():
-                start = os.times()
-                run()
-                end = os.times()
-                taken[name].append((end.user - start.user, end.system - start.system))
-    figures: dict[str, tuple[float, float]] = {}
-    for name, times in taken.items():
-        own, system = zip(*times, strict=True)
-        figures[name] = _median(own, size), _median(system, size)
-    return figures
+Work = Callable[[Files], object]
 
 
-def _median(times: tuple[float, ...], size: int) -> float:
-    return round(statistics.median(times) / size * 1e9, 2)
+def _over_all(function: Callable[[Any], object]) -> Work:
+    def summed(files: Files) -> None:
+        for array in files.arrays.values():
+            function(array)
+
+    return summed
 
 
-def main() -> None:
-    figures = measured()
-    about = {**machine(), "safetensors": importlib.metadata.version("safetensors")}
-    lines = ["| work | in the process | in the system |", "|---|--:|--:|"]
-    lines += [f"| {name} | {own:.2f} | {system:.2f} |" for name, (own, system) in figures.items()]
-    told = " · ".join(f"{key} {value}" for key, value in about.items())
-    lines += ["", f"Seconds of a processor for each GB, in files of {COUNT * 48 / 1e9:.2f} GB."]
-    lines += [f"Machine: {told}."]
-    text = "\n".join(lines) + "\n"
-    print(text)
-    if not QUICK:
-        report = {"machine": about, "seconds for each GB": figures}
-        (RESULTS / "checkpoints.json").write_text(json.dumps(report, indent=2) + "\n", "utf-8")
-        (RESULTS / "checkpoints.md").write_text(text, "utf-8")
+def _save_file(files: Files) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(files.arrays, files.theirs)
 
 
-if __name__ == "__main__":
-    main()
+def _load_file(files: Files) -> object:
+    from safetensors.numpy import load_file
+
+    return load_file(files.theirs)
+
+
+WORKS: dict[str, Work] = {
+    "CRC-32": _over_all(zlib.crc32),
+    "SHA-256": _over_all(hashlib.sha256),
+    "BLAKE2b": _over_all(hashlib.blake2b),
+    "adamas.save": lambda files: adamas.save(files.ours, files.optimizer),
+    "safetensors' save_file": _save_file,
+    "adamas.load": lambda files: adamas.load(files.ours, files.optimizer),
+    "safetensors' load_file": _load_file,
+}
+
+
+def rows() -> tuple[Row, ...]:
+    """Return a row for each work."""
+    # The checkpoint is checked by safetensors, whatever is timed.
+    return tuple(
+        Row(name, "", None, functools.partial(_work, name), ("safetensors",)) for name in WORKS
+    )
+
+
+def _work(name: str, quick: bool) -> Work:
+    del quick  # the size is that of the files
+    return WORKS[name]
+
+
+@dataclass(frozen=True)
+class Checkpoints(Table):
+    """Rows that make a :data:`Work`, which take turns."""
+
+    def measured(self, rows: Sequence[Row], run: Run) -> Stored:
+        works = {row.name: row.make(run.quick) for row in rows if not row.missing(run)}
+        with tempfile.TemporaryDirectory(dir=MEMORY if MEMORY.is_dir() else None) as folder:
+            run.tell(f"{self.name}: {', '.join(works)}, in turn")
+            files = Files(Path(folder), 1 << (16 if run.quick else 24))
+            files.check()
+            taken: dict[str, list[tuple[float, float]]] = {name: [] for name in works}
+            for _ in range(2 if run.quick else 11):
+                for name, work in works.items():
+                    start = os.times()
+                    work(files)
+                    end = os.times()
+                    taken[name].append((end.user - start.user, end.system - start.system))
+        found: dict[str, tuple[float, ...]] = {}
+        for name, times in taken.items():
+            medians = map(statistics.median, zip(*times, strict=True))
+            found[name] = tuple(round(each / files.nbytes * 1e9, 2) for each in medians)
+        return {"GB": files.nbytes / 1e9, "seconds for each GB": found}
+
+    def markdown(self, stored: Stored) -> str:
+        lines = (
+            (name, f"{own:.2f}", f"{system:.2f}")
+            for name, (own, system) in stored["seconds for each GB"].items()
+        )
+        # What was stored earlier had the full size.
+        size = stored.get("GB", (1 << 24) * 48 / 1e9)
+        told = f"\nSeconds of a processor for each GB, in files of {size:.2f} GB.\n"
+        return markdown(HEADER, lines) + told + machine_note(stored)

@@ -1,4 +1,4 @@
-"""Measure how far adamas' dialects end from the libraries they are named after. See README.md.
+"""How far adamas' dialects end from the libraries they are named after.
 
 Both step the same parameters with the same gradients. A distance is the largest difference of any
 parameter after all steps, in learning rates; roundings differ, and accumulate.
@@ -6,24 +6,24 @@ parameter after all steps, in learning rates; roundings differ, and accumulate.
 
 from __future__ import annotations
 
+import functools
 import os
-import re
 from collections.abc import Callable
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 import adamas
+from benchmarks.tables import Row, Run, Stored, Table, markdown, why_not
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
-
-PAGE = Path(__file__).parent.parent / "docs" / "names.md"
 LR, STEPS, COUNT = 1e-3, 60, 500
+#: The packages whose versions the page tells.
+PACKAGES = ("torch", "optax", "keras")
 
 Array = Any
 #: Takes a start and the gradients of all steps; returns where it ends.
-Run = Callable[[Array, Array], Array]
+Trace = Callable[[Array, Array], Array]
 
 
 def drawn() -> tuple[Array, Array]:
@@ -35,7 +35,7 @@ def drawn() -> tuple[Array, Array]:
     return start, gradients.astype(np.float32)
 
 
-def own(method: str, dialect: str, **options: Any) -> Run:
+def own(method: str, dialect: str, **options: Any) -> Trace:
     def run(start: Array, gradients: Array) -> Array:
         p = start.copy()
         optimizer = getattr(adamas, method)(p, lr=LR, dialect=dialect, **options)
@@ -46,7 +46,7 @@ def own(method: str, dialect: str, **options: Any) -> Run:
     return run
 
 
-def torchs(method: str, **options: Any) -> Run:
+def torchs(method: str, **options: Any) -> Trace:
     def run(start: Array, gradients: Array) -> Array:
         import torch
 
@@ -60,7 +60,7 @@ def torchs(method: str, **options: Any) -> Run:
     return run
 
 
-def optaxs(method: str, **options: Any) -> Run:
+def optaxs(method: str, **options: Any) -> Trace:
     def run(start: Array, gradients: Array) -> Array:
         import jax
         import jax.numpy as jnp
@@ -78,8 +78,9 @@ def optaxs(method: str, **options: Any) -> Run:
     return run
 
 
-def keras(method: str, **options: Any) -> Run:
+def keras(method: str, **options: Any) -> Trace:
     def run(start: Array, gradients: Array) -> Array:
+        os.environ.setdefault("KERAS_BACKEND", "jax")
         import keras
 
         p = keras.Variable(start)
@@ -93,7 +94,7 @@ def keras(method: str, **options: Any) -> Run:
 
 
 #: What is compared: title, dialect's run, library's run.
-PAIRS: tuple[tuple[str, Run, Run], ...] = (
+PAIRS: tuple[tuple[str, Trace, Trace], ...] = (
     ("torch.optim.Adam", own("Adam", "torch"), torchs("Adam")),
     ("torch.optim.Adam, amsgrad", own("Adam", "torch", amsgrad=True), torchs("Adam", amsgrad=True)),
     (
@@ -118,33 +119,50 @@ PAIRS: tuple[tuple[str, Run, Run], ...] = (
 )
 
 
-def distance(one: Run, other: Run) -> float:
+#: By the beginning of a title.
+_NEEDS = {"torch": ("torch",), "optax": ("jax", "optax"), "keras": ("keras", "jax")}
+
+
+def distance(one: Trace, other: Trace) -> float:
     """Return how far two runs end from each other, in learning rates."""
     start, gradients = drawn()
     return float(np.abs(one(start, gradients) - other(start, gradients)).max()) / LR
 
 
-def table() -> str:
-    """Return all distances as Markdown."""
-    from importlib.metadata import version
-
-    lines = ["| dialect of | distance, in learning rates |", "|---|--:|"]
-    lines += [f"| {title} | {distance(one, other):.1g} |" for title, one, other in PAIRS]
-    packages = " · ".join(f"{name} {version(name)}" for name in ("torch", "optax", "keras"))
-    return "\n".join(lines) + f"\n\n{STEPS} steps from the same start, in float32. {packages}.\n"
-
-
-def with_table(text: str, made: str) -> str:
-    """Return the text of the page with a table between its markers."""
-    return re.sub(
-        r"(<!-- distances: begin -->\n).*?(<!-- distances: end -->)",
-        lambda found: found[1] + made + found[2],
-        text,
-        flags=re.DOTALL,
+def rows() -> tuple[Row, ...]:
+    """Return a row for each dialect of a method."""
+    return tuple(
+        Row(
+            title,
+            "",
+            None,
+            functools.partial(_distance, own, library),
+            _NEEDS[title.partition(".")[0]],
+        )
+        for title, own, library in PAIRS
     )
 
 
-if __name__ == "__main__":
-    made = table()
-    print(made)
-    PAGE.write_text(with_table(PAGE.read_text("utf-8"), made), "utf-8")
+def _distance(own: Trace, library: Trace, quick: bool) -> float:
+    del quick  # they take no time
+    return distance(own, library)
+
+
+@dataclass(frozen=True)
+class Dialects(Table):
+    """Rows that make their distance."""
+
+    def figure(self, row: Row, run: Run) -> Stored:
+        return {"distance": row.make(run.quick)}
+
+    def markdown(self, stored: Stored) -> str:
+        lines = (
+            (each["work"], why_not(each) or f"{each['distance']:.1g}") for each in stored["figures"]
+        )
+        versions = {name: stored["machine"].get(name) for name in PACKAGES}
+        told = " · ".join(f"{name} {version}" for name, version in versions.items() if version)
+        table = markdown(("dialect of", "distance, in learning rates"), lines)
+        return f"{table}\n{STEPS} steps from the same start, in float32. {told}.\n"
+
+    def passages(self, stored: Stored) -> dict[str, str]:
+        return {"distances": self.markdown(stored)}

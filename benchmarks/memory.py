@@ -1,4 +1,4 @@
-"""Count and measure the memory of optimizers, in bytes for each parameter. See README.md.
+"""The memory of optimizers, in bytes for each parameter: counted and measured.
 
 Each optimizer steps twice in a process of its own. "Counted" is the bytes of all tensors and arrays
 in its state; "held" what the process has more after the first step than before the optimizer was
@@ -9,18 +9,22 @@ of a byte or so.
 
 from __future__ import annotations
 
-import importlib.metadata
-import importlib.util
+import functools
+import importlib
 import json
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from adamas.bench import machine
+from benchmarks.tables import Row, Run, Stored, Table, machine_line, markdown, why_not
 
-RESULTS = Path(__file__).parent / "results"
-COUNT = 1 << 25
+ROOT = Path(__file__).parents[1]
+HEADER = ("optimizer", "state, counted", "held", "a step besides")
+#: Makes the kernel forget how much memory a process had at most.
+CLEAR = "/proc/self/clear_refs"
 
 FORMS = ("float32", "bfloat16", "compact", "8bit")
 ROUNDINGS = {
@@ -63,6 +67,56 @@ SUBJECTS: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
+def rows() -> tuple[Row, ...]:
+    """Return a row for each optimizer."""
+    return tuple(
+        Row(title, "", None, functools.partial(_in_a_process, title), (CLEAR, *_modules(library)))
+        for title, (library, *_) in SUBJECTS.items()
+    )
+
+
+def _modules(library: str) -> tuple[str, ...]:
+    package = library.partition(".")[0]
+    return () if library == "adamas" else ("torch",) if package == "adamas" else ("torch", package)
+
+
+@dataclass(frozen=True)
+class Memory(Table):
+    """Rows that make their figures."""
+
+    def measured(self, rows: Sequence[Row], run: Run) -> Stored:
+        return {"count": _count(run.quick), **super().measured(rows, run)}
+
+    def figure(self, row: Row, run: Run) -> Stored:
+        return row.make(run.quick)
+
+    def markdown(self, stored: Stored) -> str:
+        what = f"Bytes for each parameter, {stored['count']:,} of them."
+        told = f"{what} Machine: {machine_line(stored)}."
+        return markdown(HEADER, map(_cells, stored["figures"])) + f"\n{told}\n"
+
+
+def _cells(figure: Stored) -> tuple[str, ...]:
+    # Figures that were stored earlier call the work so.
+    title = figure.get("work") or figure["optimizer"]
+    if why := why_not(figure):
+        return title, why, "", ""
+    return title, f"{figure['counted']:.3g}", f"{figure['held']:.2f}", f"{figure['besides']:.2f}"
+
+
+def _count(quick: bool) -> int:
+    return 1 << (20 if quick else 25)
+
+
+def _in_a_process(title: str, quick: bool) -> Stored:
+    command = [sys.executable, "-m", "benchmarks.memory", title, str(_count(quick))]
+    done = subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+# -- in the process ------------------------------------------------------------------------------
+
+
 def resident(field: str) -> int:
     """Return a field of the process's status in bytes: VmRSS is now, VmHWM the highest so far."""
     lines = Path("/proc/self/status").read_text().splitlines()
@@ -70,53 +124,60 @@ def resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def forget_the_highest() -> None:
-    Path("/proc/self/clear_refs").write_text("5")
-
-
-def measured(title: str) -> dict[str, Any]:
+def stepped_twice(title: str, count: int) -> Stored:
     """Step one optimizer twice in this process; return its figures."""
     library, dtype, kind, options = SUBJECTS[title]
-    is_numpy = library == "adamas"
-    if is_numpy:
-        import numpy as np
-
-        import adamas
-
-        p, g = np.ones(COUNT, dtype), np.full(COUNT, 0.01, dtype)
-        small = np.ones(64, dtype)
-        adamas.Adam(small).step(small)  # what is made once in a process is not counted
-        make: Any = lambda: getattr(adamas, kind)(p, **options)  # noqa: E731
-        step = lambda optimizer: optimizer.step(g)  # noqa: E731
-    else:
-        import torch
-
-        module = importlib.import_module(library)
-        p = torch.nn.Parameter(torch.ones(COUNT, dtype=getattr(torch, dtype)))
-        p.grad = torch.full_like(p, 0.01)
-        small = torch.nn.Parameter(torch.ones(8192, dtype=p.dtype))
-        small.grad = torch.ones_like(small)
-        getattr(module, kind)([small], **options).step()
-        make = lambda: getattr(module, kind)([p], **options)  # noqa: E731
-        step = lambda optimizer: optimizer.step()  # noqa: E731
+    make, step, counted = (_arrays if library == "adamas" else _tensors)(
+        getattr(importlib.import_module(library), kind), options, dtype, count
+    )
     before = resident("VmRSS")
     optimizer = make()
     step(optimizer)
     held = resident("VmRSS") - before
-    forget_the_highest()
+    Path(CLEAR).write_text("5")
     begin = resident("VmRSS")
     step(optimizer)
     besides = resident("VmHWM") - begin
-    counted = optimizer.nbytes if is_numpy else sum(map(bytes_of, optimizer.state[p].values()))
     return {
-        "optimizer": title,
-        "counted": round(counted / COUNT, 4),
-        "held": round(held / COUNT, 2),
-        "besides": round(max(0, besides) / COUNT, 2),
+        "counted": round(counted(optimizer) / count, 4),
+        "held": round(held / count, 2),
+        "besides": round(max(0, besides) / count, 2),
     }
 
 
-def bytes_of(entry: Any) -> int:
+#: What makes an optimizer, what makes a step of it, what counts the bytes of its state.
+_Stepped = tuple[Callable[[], Any], Callable[[Any], object], Callable[[Any], int]]
+
+
+def _arrays(kind: Any, options: dict[str, Any], dtype: str, count: int) -> _Stepped:
+    import numpy as np
+
+    p, g = np.ones(count, dtype), np.full(count, 0.01, dtype)
+    small = np.ones(64, dtype)
+    kind(small).step(small)  # what is made once in a process is not counted
+    return (
+        lambda: kind(p, **options),
+        lambda optimizer: optimizer.step(g),
+        lambda optimizer: optimizer.nbytes,
+    )
+
+
+def _tensors(kind: Any, options: dict[str, Any], dtype: str, count: int) -> _Stepped:
+    import torch
+
+    p = torch.nn.Parameter(torch.ones(count, dtype=getattr(torch, dtype)))
+    p.grad = torch.full_like(p, 0.01)
+    small = torch.nn.Parameter(torch.ones(8192, dtype=p.dtype))
+    small.grad = torch.ones_like(small)
+    kind([small], **options).step()
+    return (
+        lambda: kind([p], **options),
+        lambda optimizer: optimizer.step(),
+        lambda optimizer: sum(map(_bytes_of, optimizer.state[p].values())),
+    )
+
+
+def _bytes_of(entry: Any) -> int:
     """Return the bytes of an entry of ``state[p]``, of a tensor's own parts where it has some."""
     import torch
 
@@ -128,38 +189,5 @@ def bytes_of(entry: Any) -> int:
     return entry.nbytes
 
 
-def table(stored: dict[str, Any]) -> str:
-    """Return the figures as Markdown."""
-    lines = ["| optimizer | state, counted | held | a step besides |", "|---|--:|--:|--:|"]
-    lines += [
-        f"| {f['optimizer']} | {f['counted']:.3g} | {f['held']:.2f} | {f['besides']:.2f} |"
-        for f in stored["figures"]
-    ]
-    about = " · ".join(f"{key} {value}" for key, value in stored["machine"].items())
-    what = f"Bytes for each parameter, {stored['count']:,} of them."
-    return "\n".join(lines) + f"\n\n{what} Machine: {about}.\n"
-
-
-def main() -> None:
-    figures = []
-    for title, (library, *_) in SUBJECTS.items():
-        package = library.partition(".")[0]
-        if importlib.util.find_spec(package) is None:
-            print(f"{title}: {package} is not installed, so it is left out", flush=True)
-            continue
-        command = [sys.executable, __file__, title]
-        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-        figures.append(json.loads(done.stdout.splitlines()[-1]))
-        print(figures[-1], flush=True)
-    stored = {"machine": machine(), "count": COUNT, "figures": figures}
-    print(table(stored))
-    RESULTS.mkdir(exist_ok=True)
-    (RESULTS / "memory.json").write_text(json.dumps(stored, indent=2) + "\n", "utf-8")
-    (RESULTS / "memory.md").write_text(table(stored), "utf-8")
-
-
 if __name__ == "__main__":
-    if len(sys.argv) > 1:
-        print(json.dumps(measured(sys.argv[1])))
-    else:
-        main()
+    print(json.dumps(stepped_twice(sys.argv[1], int(sys.argv[2]))))

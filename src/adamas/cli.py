@@ -1,4 +1,4 @@
-"""The command line: ``adamas check``, ``demo``, ``race``, ``bench`` and ``info``."""
+"""The command line: ``adamas check``, ``demo``, ``race`` and ``info``."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings=_HELP)
 @click.version_option(adamas.__version__, prog_name="adamas")
 def main() -> None:
-    """Adam, done right: see it work, race it, measure it, check another."""
+    """Adam, done right: see it work, race it, check another."""
 
 
 @main.command()
@@ -343,37 +343,6 @@ def info() -> None:
     for package in _PACKAGES:
         table.add_row(package, _version(package))
     console.print(table)
-
-
-@main.command()
-@click.option("--quick", is_flag=True, help="Small sizes: tries the rows out, says little.")
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Where to write all figures as JSON.",
-)
-def bench(quick: bool, json_path: Path | None) -> None:
-    """Measure adamas against what is installed, as ratios.
-
-    Every result is checked against the other's before anything is timed. Takes some minutes, and
-    up to 1.5 GB of memory; with a CUDA device up to 6 GB, and 58 GB of the device's. With --quick,
-    seconds.
-    """
-    from adamas import bench as benches
-
-    console = _console("adamas bench")
-    if json_path is not None:
-        _check_writable(json_path, "--json")
-    report = benches.run(benches.rows(), quick=quick, tell=console.print)
-    table = _table(*benches.HEADER)
-    for cells in benches.cells(report):
-        table.add_row(*cells)
-    console.print(table)
-    if json_path is not None:
-        benches.write_json(report, json_path)
-        _say_where(console, json_path)
 
 
 def _console(who: str) -> Console:

@@ -3,30 +3,25 @@
 from __future__ import annotations
 
 import copy
-import json
 import re
 import statistics
 
 import pytest
 
 from adamas.codecs import mean_bound
+from benchmarks import catalogue, convergence, pages
 from tests.support.cases import ROOT
 
-
-@pytest.fixture
-def convergence(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import convergence
-
-    return convergence
+TABLE = catalogue.table("convergence")
+PAGE, SMALL_PAGE = (ROOT / "docs" / name for name in ("convergence.md", "guides/small-states.md"))
 
 
 @pytest.fixture
-def stored(convergence):
-    return json.loads(convergence.RESULTS.read_text("utf-8"))
+def stored():
+    return pages.stored(TABLE)
 
 
-def summaries(convergence, stored, name):
+def summaries(stored, name):
     """Each task's measure and the others, by their names."""
     comparison = convergence.COMPARISONS[name]
     for key in comparison.tasks:
@@ -34,24 +29,24 @@ def summaries(convergence, stored, name):
         yield key, found[0], {each.subject: each for each in found[1:]}
 
 
-def test_the_pages_show_the_stored_figures(convergence, stored):
+def test_the_pages_show_the_stored_figures(stored):
     shown = set()
-    for page in (convergence.PAGE, convergence.SMALL_PAGE):
+    for page in (PAGE, SMALL_PAGE):
         text = page.read_text("utf-8")
-        assert convergence.with_tables(text, stored) == text
+        assert pages.with_passages(text, TABLE.passages(stored)) == text
         shown |= set(re.findall("<!-- ([a-z]+): begin -->", text))
     assert set(convergence.tables(stored)) <= shown
 
 
-def test_a_changed_figure_is_seen_in_the_page(convergence, stored):
+def test_a_changed_figure_is_seen_in_the_page(stored):
     changed = copy.deepcopy(stored)
     losses = changed["tasks"]["words"]["runs"]["adamas 8bit"][0]["losses"]
     losses[list(losses)[-1]] += 0.1
-    text = convergence.SMALL_PAGE.read_text("utf-8")
-    assert convergence.with_tables(text, changed) != text
+    text = SMALL_PAGE.read_text("utf-8")
+    assert pages.with_passages(text, TABLE.passages(changed)) != text
 
 
-def test_a_table_counts_from_the_runs_of_the_first_subject_with_the_same_seeds(convergence):
+def test_a_table_counts_from_the_runs_of_the_first_subject_with_the_same_seeds():
     def runs(*pairs):
         return [{"losses": {"1": 9.0, "2": loss}, "largest_update": u} for loss, u in pairs]
 
@@ -61,14 +56,14 @@ def test_a_table_counts_from_the_runs_of_the_first_subject_with_the_same_seeds(c
     assert second == ("b", 2.0, statistics.stdev([1.25, 2.75]), 0.5, 0.25, 9.0)
 
 
-def test_what_is_not_installed_is_named_where_it_would_stand(convergence, stored):
+def test_what_is_not_installed_is_named_where_it_would_stand(stored):
     without = {**stored, "missing": ["torchao"]}
     tables = convergence.tables(without)
     assert tables["states"].endswith("\n\nNot installed, and so not measured: torchao.\n")
     assert "Not installed" not in tables["optimizers"]
 
 
-def test_all_was_measured_that_the_pages_compare(convergence, stored):
+def test_all_was_measured_that_the_pages_compare(stored):
     assert stored["missing"] == []
     for key, task in stored["tasks"].items():
         assert list(task["runs"]) == convergence.subjects_of(key)
@@ -76,18 +71,18 @@ def test_all_was_measured_that_the_pages_compare(convergence, stored):
         assert {len(runs) for runs in task["runs"].values()} == {task["seeds"]}
 
 
-def test_adamas_ends_where_torch_does(convergence, stored):
-    for _, first, others in summaries(convergence, stored, "optimizers"):
+def test_adamas_ends_where_torch_does(stored):
+    for _, first, others in summaries(stored, "optimizers"):
         assert abs(others["adamas float32"].difference) < first.spread
 
 
-def test_small_states_end_within_the_spread_of_the_seeds(convergence, stored):
-    for key, first, others in summaries(convergence, stored, "states"):
+def test_small_states_end_within_the_spread_of_the_seeds(stored):
+    for key, first, others in summaries(stored, "states"):
         for form in ("bfloat16", "compact", "8bit"):
             assert abs(others[f"adamas {form}"].difference) < first.spread, (key, form)
 
 
-def test_no_update_exceeds_the_bound_of_the_mean(convergence, stored):
+def test_no_update_exceeds_the_bound_of_the_mean(stored):
     bound = mean_bound(0.9, 0.999)
     for task in stored["tasks"].values():
         for name, runs in task["runs"].items():
@@ -96,21 +91,21 @@ def test_no_update_exceeds_the_bound_of_the_mean(convergence, stored):
 
 
 @pytest.mark.parametrize("rounding", ["stochastic", "remainder", "remainder8"])
-def test_bfloat16_parameters_end_within_the_spread_of_the_seeds(convergence, stored, rounding):
-    for key, first, others in summaries(convergence, stored, "parameters"):
+def test_bfloat16_parameters_end_within_the_spread_of_the_seeds(stored, rounding):
+    for key, first, others in summaries(stored, "parameters"):
         found = others[f"bfloat16 parameters, {rounding}"]
         assert abs(found.difference) < first.spread, key
 
 
-def test_bfloat16_parameters_that_are_rounded_to_nearest_end_outside_of_it(convergence, stored):
-    for key, first, others in summaries(convergence, stored, "parameters"):
+def test_bfloat16_parameters_that_are_rounded_to_nearest_end_outside_of_it(stored):
+    for key, first, others in summaries(stored, "parameters"):
         for rounding in ("default", "nearest"):
             found = others[f"bfloat16 parameters, {rounding}"]
             assert found.difference > first.spread, (key, rounding)
 
 
-def test_the_other_packages_are_told_of_as_they_were_measured(convergence, stored):
-    for key, first, others in summaries(convergence, stored, "states"):
+def test_the_other_packages_are_told_of_as_they_were_measured(stored):
+    for key, first, others in summaries(stored, "states"):
         assert others["torchao 8-bit"].largest_update > 50 * first.largest_update
         for name in ("bitsandbytes 8-bit", "torchao 8-bit"):
             if key != "digits":

@@ -11,25 +11,36 @@ import types
 import numpy as np
 import pytest
 
-from adamas import bench
-from adamas.bench import hardware, measuring
+from benchmarks import __main__ as program
+from benchmarks import catalogue, cuda, hardware, pages, ratios, tables
+from benchmarks.checks import WrongResultError
+from benchmarks.ratios import Pair, Ratios
+from benchmarks.tables import Row, Run
 from tests.support.cases import PATIENCE, ROOT
 
 torch = pytest.importorskip("torch")
 
-from adamas.bench import cuda  # noqa: E402
 from adamas.torch import AdamW  # noqa: E402
 
 HAS_CUDA = torch.cuda.is_available()
 #: Packages that are compared with and stand in no extra; they warn as they please.
 OTHERS = {"bitsandbytes", "torchao"}
-ROWS = cuda.rows("cpu", seed=7)
-HERE = [row for row in ROWS if not OTHERS & set(row.needs)]
 CPU = cuda.Place("cpu", 7)
+ROWS = [*cuda.step_rows(CPU), *cuda.phase_rows(CPU)]
+HERE = [row for row in ROWS if not OTHERS & set(row.needs)]
+DEVICE = cuda.Place("cuda", 7)
+ON_DEVICE = [*cuda.step_rows(DEVICE), *cuda.phase_rows(DEVICE)]
 
 
 def name_of(row):
-    return f"{row.work}, {row.against}"
+    return row.name
+
+
+def measured(*rows, run=None):
+    """The figures of rows, and the cells of their table."""
+    table = Ratios("some", "something", rows)
+    stored = table.measured(rows, run or Run(quick=True))
+    return stored["figures"], list(table.cells(stored))
 
 
 # ── rows ───────────────────────────────────────────────────────────────────────────────────────
@@ -73,8 +84,14 @@ def test_small_states_are_measured_beside_float32_and_both_libraries_of_8_bits(s
 
 
 def test_no_two_rows_are_of_the_same_work_against_the_same():
-    names = [name_of(row) for row in bench.rows()]
+    names = [row.name for row in ROWS]
     assert len(names) == len(set(names))
+
+
+def test_the_catalogue_has_these_rows_made_on_the_device():
+    found = [*catalogue.table("cuda_step").rows, *catalogue.table("cuda_phase").rows]
+    assert [row.name for row in found] == [row.name for row in ROWS]
+    assert all(row.cuda_memory is not None for row in found)
 
 
 def test_every_row_fits_into_a_device_of_80_gb_and_says_what_it_takes():
@@ -105,10 +122,10 @@ def test_contenders_made_on_the_cpu_agree(row):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not HAS_CUDA, reason="no CUDA device")
-@pytest.mark.parametrize("row", cuda.rows("cuda", seed=7), ids=name_of)
+@pytest.mark.parametrize("row", ON_DEVICE, ids=name_of)
 def test_contenders_made_on_the_device_agree(row):
     if OTHERS & set(row.needs):
-        pytest.skip("other libraries are compared by the scripts alone")
+        pytest.skip("other libraries are compared by the benchmarks alone")
     for name in row.needs:
         pytest.importorskip(name)
     pair = row.make(True)
@@ -167,7 +184,7 @@ def descent(parameters):
 def test_another_that_computes_something_else_is_refused_with_the_seed_of_the_inputs(form):
     work = cuda.Work("small", ((100,), (7, 9)))
     pair = cuda.against_other(work, descent, CPU, form)(True)
-    with pytest.raises(bench.WrongResultError, match="AdamW with inputs of seed 7: the results"):
+    with pytest.raises(WrongResultError, match="AdamW with inputs of seed 7: the results"):
         pair.check()
 
 
@@ -244,7 +261,7 @@ def test_one_bit_that_the_cpu_does_not_give_is_refused(options, entry):
     tensors = {"parameter": p, "copy": mine.copies[1] if mine.copies else None, **mine.state[p]}
     flip(tensors[entry], 3)
     expected = rf"a step: not the bits .* the CPU: {entry} of tensor 1 differs in 1 of [\d,]+ elem"
-    with pytest.raises(bench.WrongResultError, match=expected):
+    with pytest.raises(WrongResultError, match=expected):
         twin.require_same_bits()
 
 
@@ -258,7 +275,7 @@ def test_of_the_largest_both_ends_are_compared(monkeypatch, at, seen):
     if not seen:
         twin.require_same_bits()
         return
-    with pytest.raises(bench.WrongResultError, match="exp_avg of tensor 0 differs in 1 of 64"):
+    with pytest.raises(WrongResultError, match="exp_avg of tensor 0 differs in 1 of 64"):
         twin.require_same_bits()
 
 
@@ -272,7 +289,7 @@ def test_of_the_largest_with_small_states_the_beginning_is_compared(monkeypatch,
     if not seen:
         twin.require_same_bits()
         return
-    with pytest.raises(bench.WrongResultError, match="exp_avg of tensor 0 differs in 1 of 64"):
+    with pytest.raises(WrongResultError, match="exp_avg of tensor 0 differs in 1 of 64"):
         twin.require_same_bits()
 
 
@@ -280,70 +297,48 @@ def test_of_the_largest_with_small_states_the_beginning_is_compared(monkeypatch,
 
 
 def row_on_cuda(make=lambda quick: pytest.fail("made"), memory=58 * 10**9):
-    return bench.Row("cuda step, a", "b", 2, make, ("torch",), memory)
+    return Row("cuda step, a", "b", 2, make, ("torch",), memory)
+
+
+def fine(quick):
+    return Pair(lambda: None, lambda: None, lambda: None)
 
 
 def test_a_row_that_needs_a_device_says_so_where_there_is_none(monkeypatch):
-    monkeypatch.setattr(measuring, "why_no_cuda", lambda: "needs a CUDA device")
-    report = bench.run([row_on_cuda()])
-    assert list(bench.cells(report)) == [("cuda step, a", "b", "", "", "needs CUDA", "", "2×")]
+    monkeypatch.setattr(tables, "why_no_cuda", lambda: "needs a CUDA device")
+    _, cells = measured(row_on_cuda())
+    assert cells == [("cuda step, a", "b", "", "", "needs a CUDA device", "", "2×")]
     without = dataclasses.replace(row_on_cuda(), needs=("torch", "no_such_package"))
-    (figure,) = bench.run([without]).figures
-    assert figure.missing == ("CUDA", "no_such_package")
+    assert without.missing(Run()) == ("a CUDA device", "no_such_package")
 
 
 def test_a_row_that_does_not_fit_into_the_device_says_how_much_it_takes(monkeypatch):
-    monkeypatch.setattr(measuring, "why_no_cuda", lambda: None)
-    monkeypatch.setattr(measuring, "free_cuda_memory", lambda: 40 * 10**9)
-    (cells,) = bench.cells(bench.run([row_on_cuda()]))
+    monkeypatch.setattr(tables, "why_no_cuda", lambda: None)
+    monkeypatch.setattr(tables, "free_cuda_memory", lambda: 40 * 10**9)
+    _, (cells,) = measured(row_on_cuda(), run=Run())
     assert cells[4] == "needs 58 GB free on the CUDA device"
-    pair = bench.Pair(lambda: None, lambda: None, lambda: None)
-    (figure,) = bench.run([row_on_cuda(lambda quick: pair, 39 * 10**9)]).figures
-    assert figure.ratio is not None
+    (figure,), _ = measured(row_on_cuda(fine, 39 * 10**9), run=Run())
+    assert figure["ratio"] > 0
 
 
 def test_all_rows_are_measured_where_there_is_a_device(monkeypatch):
-    monkeypatch.setattr(measuring, "why_no_cuda", lambda: None)
-    monkeypatch.setattr(measuring, "taken_in_turn", lambda *_, **__: [(1.0, 2.0)])
+    monkeypatch.setattr(tables, "why_no_cuda", lambda: None)
+    monkeypatch.setattr(ratios, "taken_in_turn", lambda *_, **__: [(1.0, 2.0)])
     rows = [row for row in HERE if "GPT-2" in row.work]
-    report = bench.run(rows, quick=True)
-    assert [figure.ratio for figure in report.figures] == [2.0] * len(rows)
+    figures, _ = measured(*rows)
+    assert [figure["ratio"] for figure in figures] == [2.0] * len(rows)
 
 
-def test_work_that_goes_on_after_its_call_is_waited_for():
-    begun = []
+def test_a_check_that_fails_on_the_device_is_told_in_the_table(monkeypatch):
+    monkeypatch.setattr(tables, "why_no_cuda", lambda: None)
 
-    def wait():
-        for seconds in begun:
-            until = measuring.time.perf_counter() + seconds
-            while measuring.time.perf_counter() < until:
-                pass
-        begun.clear()
-
-    pair = bench.Pair(lambda: begun.append(1e-4), lambda: begun.append(1e-3), lambda: None, wait)
-    (figure,) = bench.run([bench.Row("begin", "begin more", None, lambda quick: pair)]).figures
-    assert figure.ours >= 1e-4
-    assert figure.other >= 1e-3
-
-
-def failing(quick):
     def check():
-        raise bench.WrongResultError("a | b\nand more")
+        raise WrongResultError("a | b\nand more")
 
-    return bench.Pair(lambda: None, lambda: None, check)
-
-
-def test_a_row_that_fails_keeps_no_other_from_being_measured_where_that_is_asked_for():
-    fine = bench.Row("a", "b", None, lambda quick: bench.Pair(*[lambda: None] * 3))
-    wrong = bench.Row("c", "d", 2, failing)
-    heard = []
-    report = bench.run([wrong, fine], quick=True, tell=heard.append, keep_going=True)
-    assert [figure.failure for figure in report.figures] == ["WrongResultError: a | b", ""]
-    assert report.figures[1].ratio is not None
-    assert any("and more" in line for line in heard)
-    assert next(iter(bench.cells(report)))[4] == "failed: WrongResultError: a / b"
-    with pytest.raises(bench.WrongResultError):
-        bench.run([wrong, fine], quick=True)
+    wrong = row_on_cuda(lambda quick: Pair(lambda: None, lambda: None, check))
+    _, cells = measured(wrong, row_on_cuda(fine))
+    assert cells[0][4] == "failed: WrongResultError: a / b"
+    assert cells[1][4].endswith("×")
 
 
 def test_the_machine_names_the_device(monkeypatch):
@@ -351,25 +346,25 @@ def test_the_machine_names_the_device(monkeypatch):
     monkeypatch.setattr(hardware, "why_no_cuda", lambda: None)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: about)
-    assert bench.machine()["CUDA device"].startswith("Some GPU (80 GiB, CUDA ")
+    assert hardware.machine()["CUDA device"].startswith("Some GPU (80 GiB, CUDA ")
 
 
 def test_without_torch_it_is_torch_that_is_missing(monkeypatch):
     monkeypatch.setattr(hardware.importlib.util, "find_spec", lambda name: None)
-    assert bench.why_no_cuda() == (
+    assert hardware.why_no_cuda() == (
         "needs a CUDA device, and PyTorch to use it: torch is not installed"
     )
 
 
-# ── scripts and pages ──────────────────────────────────────────────────────────────────────────
+# ── the program ────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.skipif(HAS_CUDA, reason="there is a CUDA device")
-@pytest.mark.parametrize("script", ["cuda_step", "cuda_phase"])
 @pytest.mark.parametrize("options", [[], ["--quick"]], ids=str)
-def test_a_script_says_in_one_line_that_it_needs_a_device(script, options):
+def test_the_program_says_in_one_line_for_each_table_that_it_needs_a_device(options):
     done = subprocess.run(
-        [sys.executable, ROOT / "benchmarks" / f"{script}.py", *options],
+        [sys.executable, "-m", "benchmarks", "cuda_step", "cuda_phase", *options],
+        cwd=ROOT,
         capture_output=True,
         text=True,
         timeout=PATIENCE,
@@ -377,63 +372,24 @@ def test_a_script_says_in_one_line_that_it_needs_a_device(script, options):
     assert done.returncode == 1
     assert done.stdout == ""
     assert done.stderr.splitlines() == [
-        f"{script}.py needs a CUDA device: torch.cuda.is_available() is False"
+        f"{table}: needs a CUDA device: torch.cuda.is_available() is False"
+        for table in ("cuda_step", "cuda_phase")
     ]
 
 
-@pytest.fixture
-def save(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import save
-
-    return save
-
-
-def measured(monkeypatch, save, tmp_path, rows):
-    """Run what a script runs, as if there were a device; return its exit code."""
-    monkeypatch.setattr(bench, "why_no_cuda", lambda: None)
-    monkeypatch.setattr(measuring, "why_no_cuda", lambda: None)
-    monkeypatch.setattr(measuring, "free_cuda_memory", lambda: 10**12)
-    monkeypatch.setattr(measuring, "taken_in_turn", lambda *_, **__: [(1.0, 2.0)])
-    monkeypatch.setattr(bench, "rows", lambda: rows)
-    monkeypatch.setattr(save, "RESULTS", tmp_path / "results")
-    for name in ("README", "GUIDE"):
-        page = tmp_path / f"{name}.md"
-        page.write_text("<!-- cuda: begin -->\nold\n<!-- cuda: end -->\n", "utf-8")
-        monkeypatch.setattr(save, name, page)
-    monkeypatch.setattr(sys, "argv", ["cuda_step.py"])
-    save.measure("cuda_step", ("cuda step",), on_cuda=True)
-
-
-def test_what_a_script_measures_is_written_and_shown(monkeypatch, save, tmp_path, capsys):
-    pair = bench.Pair(lambda: None, lambda: None, lambda: None)
-    rows = [row_on_cuda(lambda quick: pair), bench.Row("torch step", "c", None, failing)]
-    measured(monkeypatch, save, tmp_path, rows)
-    report = bench.read_json(tmp_path / "results" / "cuda_step.json")
-    assert [figure.work for figure in report.figures] == ["cuda step, a"]
+def test_what_is_measured_on_a_device_is_stored_and_shown(monkeypatch, tmp_path):
+    monkeypatch.setattr(tables, "why_no_cuda", lambda: None)
+    monkeypatch.setattr(tables, "free_cuda_memory", lambda: 10**12)
+    monkeypatch.setattr(hardware, "why_no_cuda", lambda: "none here")
+    monkeypatch.setattr(ratios, "taken_in_turn", lambda *_, **__: [(1.0, 2.0)])
+    step, phase = Ratios("cuda_step", "", (row_on_cuda(fine),)), Ratios("cuda_phase", "", ())
+    monkeypatch.setattr(catalogue, "TABLES", (step, phase))
+    page = tmp_path / "README.md"
+    page.write_text("<!-- cuda: begin -->\nold\n<!-- cuda: end -->\n", "utf-8")
+    monkeypatch.setattr(pages, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(pages, "PAGES", (page,))
+    monkeypatch.setattr(pages, "TOGETHER", {"cuda": pages.TOGETHER["cuda"]})
+    assert program.main(["cuda_step"]) == 0
     text = (tmp_path / "results" / "cuda_step.md").read_text("utf-8")
-    assert text == bench.markdown(report)
-    assert "| cuda step, a | b | 2.00× | 2× |" in (tmp_path / "README.md").read_text("utf-8")
-
-
-def test_a_script_with_rows_that_failed_exits_with_their_number(
-    monkeypatch, save, tmp_path, capsys
-):
-    with pytest.raises(SystemExit, match="1 of 1 rows failed; what they raised stands above"):
-        measured(monkeypatch, save, tmp_path, [row_on_cuda(failing)])
-    assert "WrongResultError: a | b" in capsys.readouterr().out
-    assert "failed: WrongResultError: a / b" in (tmp_path / "README.md").read_text("utf-8")
-
-
-def test_a_page_says_that_there_are_no_figures_where_there_are_none(monkeypatch, save, tmp_path):
-    monkeypatch.setattr(save, "RESULTS", tmp_path)
-    page = "<!-- cuda: begin -->\nold\n<!-- cuda: end -->\n"
-    assert save.with_figures(page) == page.replace("old\n", save.NO_FIGURES)
-
-
-def test_the_scripts_measure_all_rows_of_cuda_between_them():
-    prefixes = {"cuda_step": "cuda step", "cuda_phase": "cuda phase"}
-    for script, prefix in prefixes.items():
-        text = (ROOT / "benchmarks" / f"{script}.py").read_text("utf-8")
-        assert f'measure("{script}", ("{prefix}",), on_cuda=True)' in text
-    assert all(row.work.startswith(tuple(prefixes.values())) for row in ROWS)
+    assert text == step.markdown(pages.stored(step))
+    assert "| cuda step, a | b | 2.00× | 2× |" in page.read_text("utf-8")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -153,12 +152,6 @@ def test_a_picture_that_cannot_be_written_is_refused_before_any_work(tmp_path, m
     assert "cannot be written (No such file or directory). Choose another" in done.output
 
 
-def test_figures_that_cannot_be_written_name_their_own_option(tmp_path):
-    done = run("bench", "--quick", "--json", tmp_path / "missing" / "figures.json")
-    assert done.exit_code == 1
-    assert "(No such file or directory). Choose another with --json." in done.output
-
-
 def test_trying_out_a_path_leaves_no_file_behind_and_keeps_one_that_is_there(tmp_path):
     (tmp_path / "kept.png").write_bytes(b"kept")
     done = run("race", "nothing", "--output", tmp_path / "new.png")
@@ -282,18 +275,7 @@ def test_info_tells_version_target_threads_and_frameworks(tmp_path):
     assert rows["threads"].startswith(str(adamas.get_num_threads()))
 
 
-def test_bench_writes_what_it_measured(tmp_path, monkeypatch):
-    from adamas import bench
-
-    rows = [row for row in bench.rows() if row.against in ("the formula in NumPy", "scikit-learn")]
-    monkeypatch.setattr(bench, "rows", lambda: rows)
-    done = run("bench", "--quick", "--json", tmp_path / "figures.json")
-    assert done.exit_code == 0, done.output
-    written = json.loads((tmp_path / "figures.json").read_text())
-    assert [figure["against"] for figure in written["figures"]] == [row.against for row in rows]
-
-
-@pytest.mark.parametrize("arguments", [[], ["check"], ["demo"], ["race"], ["info"], ["bench"]])
+@pytest.mark.parametrize("arguments", [[], ["check"], ["demo"], ["race"], ["info"]])
 def test_every_command_has_help(arguments):
     done = run(*arguments, "--help")
     assert done.exit_code == 0

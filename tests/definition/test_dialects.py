@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import os
 import re
 
 import numpy as np
 import pytest
 
 import adamas
+from benchmarks import dialects
 from tests.support.cases import ROOT
 
-os.environ.setdefault("KERAS_BACKEND", "jax")
+PAGE = ROOT / "docs" / "names.md"
 
 
-@pytest.fixture
-def dialects(monkeypatch):
-    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
-    import dialects
-
-    return dialects
-
-
-def bound(dialects, title):
+def bound(title):
     """How far two runs of one formula may end from each other by rounding, in learning rates.
 
     A running mean after t steps has seen 3t roundings, each relative to the mean of magnitudes;
@@ -40,10 +32,10 @@ def bound(dialects, title):
 
 
 @pytest.mark.parametrize("number", range(13))
-def test_a_dialect_is_what_the_library_computes(dialects, number):
+def test_a_dialect_is_what_the_library_computes(number):
     assert len(dialects.PAIRS) == 13
     title, own, other = dialects.PAIRS[number]
-    assert dialects.distance(own, other) <= bound(dialects, title), title
+    assert dialects.distance(own, other) <= bound(title), title
 
 
 @pytest.mark.parametrize(
@@ -58,19 +50,19 @@ def test_a_dialect_is_what_the_library_computes(dialects, number):
         ("RMSProp", "optax", "paper"),
     ],
 )
-def test_dialects_that_differ_end_further_apart_than_rounding(dialects, method, one, other):
+def test_dialects_that_differ_end_further_apart_than_rounding(method, one, other):
     runs = [dialects.own(method, dialect) for dialect in (one, other)]
-    assert dialects.distance(*runs) > bound(dialects, "keras" if "keras" in (one, other) else "")
+    assert dialects.distance(*runs) > bound("keras" if "keras" in (one, other) else "")
 
 
-def test_the_page_shows_the_distances_of_these_pairs(dialects):
-    page = dialects.PAGE.read_text("utf-8")
+def test_the_page_shows_the_distances_of_these_pairs():
+    page = PAGE.read_text("utf-8")
     for title, *_ in dialects.PAIRS:
         (shown,) = re.findall(rf"^\| {re.escape(title)} \| (\S+) \|$", page, re.MULTILINE)
-        assert float(shown) <= bound(dialects, title), title
+        assert float(shown) <= bound(title), title
 
 
-def test_the_paper_and_adamas_own_dialect_are_one_in_adam(dialects):
+def test_the_paper_and_adamas_own_dialect_are_one_in_adam():
     start, gradients = dialects.drawn()
     ends = [dialects.own("Adam", name)(start, gradients) for name in ("paper", None, "torch")]
     np.testing.assert_array_equal(ends[0], ends[1])

@@ -18,32 +18,11 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from adamas.bench import small
-from adamas.bench.checks import LR, WrongResultError, require_close_tensors
-from adamas.bench.measuring import Pair, Row
-from adamas.bench.tensors import TorchPhase, phase_options
-
-__all__ = [
-    "COMPARED_END",
-    "COMPARED_WHOLE",
-    "GPT2",
-    "LARGE",
-    "MANY",
-    "MODEL",
-    "Place",
-    "Twin",
-    "Work",
-    "against_a_copy",
-    "against_other",
-    "against_parts",
-    "bits_of",
-    "floats_copied",
-    "in_turn",
-    "parameters_of",
-    "rows",
-    "torch_default",
-    "torch_foreach",
-]
+from benchmarks import small
+from benchmarks.checks import LR, WrongResultError, require_close_tensors
+from benchmarks.ratios import Pair
+from benchmarks.tables import Row
+from benchmarks.tensors import TorchPhase, phase_options
 
 Shapes = tuple[tuple[int, ...], ...]
 MakeOther = Callable[[list[Any]], Any]
@@ -84,9 +63,10 @@ _BYTES_MOVED = 28
 
 @dataclass(frozen=True)
 class Place:
-    """Where contenders live, and from what their inputs are drawn; None: anew for each row."""
+    """Where contenders live, and from what their inputs are drawn."""
 
     device: str
+    #: None: another for each row; it is told where results differ.
     seed: int | None
 
     def drawn(self, shapes: Shapes, seed: int) -> tuple[list[Any], list[Any]]:
@@ -126,16 +106,6 @@ class Place:
         return max(1, math.ceil(4 * cache / (10 * _count(shapes))))
 
 
-def rows(device: str = "cuda", seed: int | None = None) -> list[Row]:
-    """Return the rows of steps and of phases.
-
-    ``device`` is where the contenders are made, ``seed`` what their inputs are drawn from; None
-    draws a seed for each row, which is told where results differ.
-    """
-    place = Place(device, seed)
-    return [*_step_rows(place), *_small_rows(place), *_phase_rows(place)]
-
-
 def _row(
     work: str,
     against: str,
@@ -151,7 +121,8 @@ def _row(
     return Row(work, against, goal, make, ("torch", "triton", *needs), memory)
 
 
-def _step_rows(place: Place) -> list[Row]:
+def step_rows(place: Place) -> list[Row]:
+    """Return the rows of steps, with float32 and with small states."""
     made: list[Row] = []
     others: dict[str, MakeOther] = {
         "torch fused": small.torch_fused,
@@ -167,7 +138,7 @@ def _step_rows(place: Place) -> list[Row]:
         against = "a device copy, as many bytes"
         make = against_a_copy(work, place)
         made.append(_row(f"cuda step, {work.name}", against, goal, work.shapes, make, each=52))
-    return made
+    return [*made, *_small_rows(place)]
 
 
 def _small_rows(place: Place) -> list[Row]:
@@ -186,7 +157,8 @@ def _small_rows(place: Place) -> list[Row]:
     return made
 
 
-def _phase_rows(place: Place) -> list[Row]:
+def phase_rows(place: Place) -> list[Row]:
+    """Return the rows of clipping, step, averaging and low-precision copy together."""
     return [
         _row(
             f"cuda phase, {work.name}",

@@ -7,16 +7,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = [
-    "LR",
-    "ROUNDINGS",
-    "Array",
-    "WrongResultError",
-    "require_close",
-    "require_close_tensors",
-    "require_within",
-]
-
 Array = NDArray[Any]
 
 #: The learning rate of all contenders.

@@ -13,7 +13,11 @@ from pathlib import Path
 import adamas
 from adamas.engines import native
 
-__all__ = ["free_cuda_memory", "machine", "why_no_cuda"]
+#: What adamas is compared with, or compared by.
+COMPARED = {
+    *("bitsandbytes", "jax", "keras", "numpy", "optax", "safetensors"),
+    *("scikit-learn", "torch", "torchao"),
+}
 
 
 def machine() -> dict[str, str]:
@@ -27,14 +31,11 @@ def machine() -> dict[str, str]:
         "adamas": f"{adamas.__version__} ({native.target()}, {native.get_num_threads()} threads)",
     }
     installed = {each.name for each in importlib.metadata.distributions()}
-    for package in sorted(_COMPARED & installed):
+    for package in sorted(COMPARED & installed):
         found[package] = importlib.metadata.version(package)
     if "torch" in sys.modules and why_no_cuda() is None:
         found["CUDA device"] = _cuda_device()
     return found
-
-
-_COMPARED = {"bitsandbytes", "jax", "numpy", "optax", "scikit-learn", "torch", "torchao"}
 
 
 def why_no_cuda() -> str | None:

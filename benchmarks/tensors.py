@@ -6,10 +6,9 @@ import functools
 from collections.abc import Callable, Iterable
 from typing import Any, cast
 
-from adamas.bench.checks import LR, require_close_tensors, require_within
-from adamas.bench.measuring import Pair, Row
-
-__all__ = ["TorchPhase", "phase_options", "rows"]
+from benchmarks.checks import LR, require_close_tensors, require_within
+from benchmarks.ratios import Pair
+from benchmarks.tables import Row
 
 _MLP = ((50, 64), (50,), (40, 50), (40,), (10, 40), (10,))
 _MANY = ((2080,),) * 128
@@ -33,8 +32,8 @@ def _transformer() -> tuple[tuple[int, ...], ...]:
     return layer * 6
 
 
-def rows() -> list[Row]:
-    """Return the rows of PyTorch on the CPU."""
+def step_rows() -> list[Row]:
+    """Return the rows of steps."""
     needs = ("torch",)
     large = ((1 << 26,),)
     return [
@@ -42,24 +41,26 @@ def rows() -> list[Row]:
         Row("torch step, 64 M in 1 tensor", "torch default", 7, _torch(large), needs),
         Row("torch step, 5,702 in 6 tensors", "torch fused", 15, _torch(_MLP, fused=True), needs),
         Row("torch step, 5,702 in 6 tensors", "torch default", 50, _torch(_MLP), needs),
-        Row("torch step, 128 tensors of 2,080", "torch fused", 4, _torch(_MANY, fused=True), needs),
+        Row("torch step, 128 tensors of 2,080", "torch fused", 8, _torch(_MANY, fused=True), needs),
+    ]
+
+
+def head_rows() -> list[Row]:
+    """Return the rows of two heads that have gradients in turn."""
+    work, needs = "torch heads in turn, 60 tensors of 32", ("torch",)
+    return [
         # At most 1.2 times the time of the same tensors when all of them have gradients.
-        Row("torch heads in turn, 60 tensors of 32", "steady gradients", 0.83, _heads, needs),
-        Row(
-            "torch heads in turn, 60 tensors of 32",
-            "torch fused",
-            8,
-            functools.partial(_heads_of_torch, fused=True),
-            needs,
-        ),
-        Row(
-            "phase, transformer of 4.7 M",
-            "torch fused and friends",
-            1.8,
-            _torch_phase(_transformer()),
-            needs,
-        ),
-        Row("phase, 5,702 in 6 tensors", "torch fused and friends", 20, _torch_phase(_MLP), needs),
+        Row(work, "steady gradients", 0.83, _heads, needs),
+        Row(work, "torch fused", 8, functools.partial(_heads_of_torch, fused=True), needs),
+    ]
+
+
+def phase_rows() -> list[Row]:
+    """Return the rows of clipping, step, averaging and low-precision copy together."""
+    parts, needs = "torch fused and friends", ("torch",)
+    return [
+        Row("phase, transformer of 4.7 M", parts, 2.2, _torch_phase(_transformer()), needs),
+        Row("phase, 5,702 in 6 tensors", parts, 30, _torch_phase(_MLP), needs),
     ]
 
 
