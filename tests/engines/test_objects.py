@@ -18,9 +18,13 @@ import pytest
 from adamas.engines import native
 from tests.support.cases import PATIENCE, ROOT
 
-pytestmark = pytest.mark.skipif(
-    sys.platform == "win32", reason="nm and objdump do not read what Microsoft's compiler writes"
-)
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        sys.platform == "win32",
+        reason="nm and objdump do not read what Microsoft's compiler writes",
+    ),
+]
 
 MACHINES = tuple(native.targets())
 IS_X86_64 = platform.machine().lower() in {"x86_64", "amd64"}
@@ -74,7 +78,6 @@ def instructions(file: Path) -> list[tuple[str, str]]:
     return re.findall(r"^\s*[0-9a-f]+:\s+(\S+)[ \t]*(.*)$", text, re.MULTILINE)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("machine", MACHINES)
 def test_an_object_defines_nothing_that_another_could_replace(objects, machine):
     # Weak and unique symbols (inline functions, templates) of all objects are merged into one: if

@@ -13,6 +13,8 @@ from adamas.engines.triton.jobs import DTYPES, Stored
 from adamas.options import Rounding, StateForm
 from tests.support.cases import PATIENCE, python
 
+pytestmark = pytest.mark.slow
+
 CAPABILITIES = (80, 90, 100)
 #: The constants of the sweep that say how a tensor is stored.
 STORED = Stored._fields

@@ -85,6 +85,7 @@ def test_a_method_has_the_bits_of_the_native_engine(method, dtype, on_device):
     assert differences(training, judge) == []
 
 
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize("state", ["bfloat16", "compact", "8bit", ("compact", "8bit")])
 @pytest.mark.parametrize(
     ("dtype", "rounding"),
@@ -104,6 +105,7 @@ def test_a_small_state_has_the_bits_of_the_native_engine(state, dtype, rounding,
     assert differences(training, on_the_cpu(on_device, **case)) == []
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_whole_phase_has_the_bits_of_the_native_engine(dtype, on_device, plans):
     case = {"kind": "AdamW", "dtype": dtype, "fused": True, **PHASE}
@@ -143,6 +145,7 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "options",
@@ -299,6 +302,7 @@ def test_without_triton_plain_operations_step_and_that_is_said_once(on_device, m
     assert differences(training, judge) == []
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("count", [2, 3])
 def test_several_devices_have_one_norm(count, monkeypatch, launched):
     """Devices that are the same, but for their names."""
@@ -359,6 +363,7 @@ def test_states_go_to_torchs_optimizers_and_come_back(kind):
     assert routes_of(other) == {"triton"}
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("how", ["deepcopy", "saved"])
 def test_a_resumed_training_gives_the_bits_of_the_unbroken_one(how):
     options = {"fused": True, "state": "8bit", "clip_norm": 0.5, "ema": 0.9}
@@ -444,6 +449,7 @@ dist.barrier()
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(DEVICE.type != "cpu", reason="needs a process group of CPU tensors")
 def test_two_processes_step_their_parts_with_the_bits_of_one(tmp_path):
     code = TWO_PROCESSES.replace("dist.barrier()\n", STAND_IN_END)

@@ -58,6 +58,7 @@ def test_nothing_waits_for_the_device(monkeypatch):
     assert training.optimizer.state[training.params[0]]["step"] == 2
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_is_skipped_by_the_device(bad):
     training = Training(fused=True, **PHASE).step(2)
@@ -147,6 +148,7 @@ def test_another_rate_in_place_of_that_on_the_device_is_seen(on_device):
     assert differences(training, judge) == []
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("options", [{}, {"on_nonfinite": "skip"}])
 @pytest.mark.parametrize("kind", ["Adam", "NAdam"])
 def test_steps_may_be_counted_on_the_host(kind, options, on_device, monkeypatch, launched):

@@ -15,8 +15,9 @@ PROGRAM = str(ROOT / "tests" / "support" / "mesh_program.py")
 @pytest.mark.parametrize(
     ("shape", "count"),
     [
+        ("2", 2),
         pytest.param("4", 4, marks=pytest.mark.slow),
-        ("2x2", 4),
+        pytest.param("2x2", 4, marks=pytest.mark.slow),
         pytest.param("2x2x2", 8, marks=pytest.mark.slow),
     ],
 )

@@ -58,6 +58,7 @@ def capabilities():
     return known[: known.index(own) + 1] if own in known else [own]
 
 
+@pytest.mark.slow
 def test_what_torchs_operations_step_has_the_same_bits_on_every_instruction_set():
     outputs = {}
     for capability in capabilities():
