@@ -2,7 +2,10 @@
 
 A codec encodes m and v of some elements to a few bytes and decodes them to float32. Between the
 two everything is the rule's own arithmetic. All of it is integer arithmetic on bit patterns, or
-multiplication by powers of two, so that every engine gives the same bits.
+multiplication by powers of two, so that every engine gives the same bits. What is said of m, v and
+random bits is written for arrays of NumPy and of JAX alike, and what XLA makes of it has their
+bits, though it takes subnormal numbers for 0. ``native/codecs.h`` and ``engines/triton/codecs.py``
+repeat it for the compiled engines.
 
 ======== ==================== ==================================================================
 name     bytes of m and v     stored
@@ -51,9 +54,11 @@ __all__ = [
     "encode_parameter",
     "encode_remainder",
     "encode_remainder8",
+    "finalised",
     "key_of",
     "mean_bound",
     "mean_top",
+    "mixed",
     "random_bits",
     "random_bits_at",
     "random_bits_of_parameter",
@@ -61,12 +66,15 @@ __all__ = [
     "root_scale",
 ]
 
-Float32 = NDArray[np.float32]
+Array = Any
+Float32 = NDArray[np.float32]  # or such an array of JAX
 Bits = NDArray[np.uint32]
 
 #: Elements that share a header of the 8bit codec.
 BLOCK = 32
 
+# What does not fit an int32 must say its dtype, as JAX takes plain numbers for that.
+_SIGN = np.uint32(0x80000000)
 _WORD = 0xFFFFFFFF
 _DOUBLE_WORD = 0xFFFFFFFFFFFFFFFF
 _SMALLEST = 0x00800000  # the smallest normal number
@@ -104,7 +112,7 @@ def key_of(seed: int, step: int, tensor: int) -> Key:
     """
     z = 0
     for number in (seed, step, tensor):
-        z = _mixed((z + number) & _DOUBLE_WORD)
+        z = mixed((z + number) & _DOUBLE_WORD)
     return Key(z & _WORD, z >> 32)
 
 
@@ -119,13 +127,20 @@ def random_bits(key: Key, first: int, count: int) -> Bits:
 def random_bits_at(key: Key, index: NDArray[np.uint64]) -> Bits:
     """Return the bits of the elements that stand at ``index`` in their tensor, flattened."""
     low, high = index.astype(np.uint32), (index >> np.uint64(32)).astype(np.uint32)
-    x = low + (np.uint32(key.k1) + high * np.uint32(0x9E3779B1))
-    x ^= x >> np.uint32(16)
+    return finalised(low + (np.uint32(key.k1) + high * np.uint32(0x9E3779B1)), np.uint32(key.k2))
+
+
+def finalised(x: Bits, k2: Any) -> Bits:
+    """Return the bits of elements: ``x``, which is written over, is their index plus ``k1``.
+
+    That is so for the first 2^32 elements of a tensor.
+    """
+    x ^= x >> 16
     x *= np.uint32(0x21F0AAAD)
-    x ^= np.uint32(key.k2)
-    x ^= x >> np.uint32(15)
+    x ^= k2
+    x ^= x >> 15
     x *= np.uint32(0xD35A2D97)
-    x ^= x >> np.uint32(15)
+    x ^= x >> 15
     return x
 
 
@@ -137,7 +152,8 @@ def random_bits_of_parameter(r: Bits) -> Bits:
     return r * np.uint32(0xC2B2AE3D)
 
 
-def _mixed(z: int) -> int:
+def mixed(z: Any) -> Any:
+    """Return a round of splitmix64 of a whole number of 64 bits."""
     z = (z + 0x9E3779B97F4A7C15) & _DOUBLE_WORD
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & _DOUBLE_WORD
     z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & _DOUBLE_WORD
@@ -186,19 +202,20 @@ def reaching_top(m: Float32, v: Float32, least: int) -> int:
 
 def root_scale(v: Float32) -> Float32:
     """Return the power of two in √v: 2^floor(log2 √v), and 2^-64 for 0."""
-    return _float((((_bits(v) + np.uint32(_SMALLEST)) >> np.uint32(1)) & np.uint32(0x7F800000))
-                  + np.uint32(63 << 23))  # fmt: skip
+    return _float((((_bits(v) + _SMALLEST) >> 1) & 0x7F800000) + (63 << 23))
 
 
 def _relative_mean(m: Float32, v: Float32) -> Float32:
     """Return m in units of root_scale(v), exact but for what is far below a code.
 
-    Where m is NaN or v is 0 it is 0.
+    Where m is NaN or v is 0 it is 0. Its sign is that of m, even if XLA takes the rest for 0.
     """
-    inverse = _float(np.uint32(254 << 23) - _bits(root_scale(v)))
+    xp = m.__array_namespace__()
+    inverse = _float((254 << 23) - _bits(root_scale(v)))
     with np.errstate(over="ignore", under="ignore", invalid="ignore"):
         y = m * inverse
-    return np.where(np.isnan(m) | (v == 0), np.float32(0), y)
+    y = _float(_bits(y) | _bits(m) & _SIGN)
+    return xp.where((m != m) | (_bits(v) << 1 == 0), np.float32(0), y)
 
 
 # ── bfloat16 ───────────────────────────────────────────────────────────────────────────────────
@@ -209,22 +226,20 @@ def encode_bfloat16(x: Float32, r: Bits | None) -> NDArray[np.uint16]:
 
     NaN becomes the quiet NaN. Stochastic rounding of a finite number stays finite.
     """
+    xp = x.__array_namespace__()
     bits = _bits(x)
     if r is None:
-        rounded = (bits + np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))) >> np.uint32(
-            16
-        )
+        rounded = (bits + 0x7FFF + (bits >> 16 & 1)) >> 16
     else:
-        sign, size = bits & np.uint32(0x80000000), bits & np.uint32(0x7FFFFFFF)
-        most = np.where(size <= _LARGEST, np.uint32(0x7F7F), np.uint32(0x7F80))
-        rounded = np.minimum((size + (r >> np.uint32(16))) >> np.uint32(16), most)
-        rounded |= sign >> np.uint32(16)
-    return np.where(np.isnan(x), np.uint32(0x7FC0), rounded).astype(np.uint16)
+        size = bits & 0x7FFFFFFF
+        most = xp.where(size <= _LARGEST, np.uint32(0x7F7F), np.uint32(0x7F80))
+        rounded = xp.minimum((size + (r >> 16)) >> 16, most) | (bits & _SIGN) >> 16
+    return xp.where(x != x, np.uint32(0x7FC0), rounded).astype(np.uint16)
 
 
 def decode_bfloat16(code: NDArray[np.uint16]) -> Float32:
     """Return the values of bfloat16's bits."""
-    return _float(code.astype(np.uint32) << np.uint32(16)).reshape(code.shape)
+    return _float(code.astype(np.uint32) << 16)
 
 
 # ── parameters in half precision ───────────────────────────────────────────────────────────────
@@ -318,10 +333,11 @@ def decode_remainder(high: NDArray[np.uint16], low: NDArray[Any]) -> Float32:
 def encode(
     forms: tuple[str, str], m: Float32 | None, v: Float32 | None, r: Bits | None, top: int
 ) -> Codes:
-    """Return the codes of flat m and v (v ≥ 0), rounded by ``r``, or to nearest.
+    """Return the codes of m and v (v ≥ 0), of their shape, rounded by ``r``, or to nearest.
 
     ``forms`` are the names of the codecs of m and of v, ``top`` is :func:`mean_top`. v takes the
-    high bits of ``r``, m the low half. With 8bit, the first element begins a block of its tensor.
+    high bits of ``r``, m the low half. With 8bit, the first element begins a block of its tensor,
+    flattened.
     """
     mean_form, square_form = forms
     square = header = None
@@ -350,9 +366,13 @@ def encode(
     return Codes(mean, square, header)
 
 
-def decode(forms: tuple[str, str], codes: Codes, top: int) -> tuple[Any, Any]:
-    """Return flat m and v, float32, for what :func:`encode` returned; None where it is None."""
+def decode(forms: tuple[str, str], codes: Codes, top: Any) -> tuple[Any, Any]:
+    """Return m and v, float32, for what :func:`encode` returned; None where it is None.
+
+    ``top`` is an int, or an array of int32.
+    """
     mean_form, square_form = forms
+    top = np.int32(top) if isinstance(top, int) else top
     v = codes.square
     if v is not None and square_form == "8bit":
         assert codes.header is not None
@@ -377,32 +397,31 @@ def decode(forms: tuple[str, str], codes: Codes, top: int) -> tuple[Any, Any]:
 
 
 def _encode_squares_compact(v: Float32, r: Bits | None) -> NDArray[np.uint16]:
+    xp = v.__array_namespace__()
     x = _clipped(v)
-    addend = np.uint32(0x8000) if r is None else r >> np.uint32(16)
-    code = np.minimum((x + addend) >> np.uint32(16), np.uint32(0x7F7F))
-    return np.where(x > 0, code, np.uint32(0)).astype(np.uint16)
+    code = xp.minimum((x + (0x8000 if r is None else r >> 16)) >> 16, 0x7F7F)
+    return xp.where(x > 0, code, np.uint32(0)).astype(np.uint16)
 
 
 def _encode_means_compact(y: Float32, r: Bits | None, top: int) -> NDArray[np.uint8]:
-    addend = np.uint32(0x8000) if r is None else r & np.uint32(0xFFFF)
-    size = np.minimum(np.abs(y), np.float32(2.0**top))
+    xp = y.__array_namespace__()
+    addend = 0x8000 if r is None else r & 0xFFFF
+    size = xp.minimum(xp.abs(y), np.float32(2.0**top))
     # From 2^(top - 7) the code is that of a float with 4 mantissa bits, below it is linear.
-    floating = ((_bits(size) + (addend << np.uint32(3))) >> np.uint32(19)) - np.uint32(
-        (119 + top) << 4
-    )
-    units = (size * np.float32(2.0 ** (27 - top))).astype(np.int64).astype(np.uint32)
-    linear = (units + addend) >> np.uint32(16)
-    code = np.where(size < np.float32(2.0 ** (top - 7)), linear, floating)
-    code = np.minimum(code, np.uint32(127)) | np.where(np.signbit(y), np.uint32(128), np.uint32(0))
-    return code.astype(np.uint8)
+    floating = ((_bits(size) + (addend << 3)) >> 19) - ((119 + top) << 4)
+    units = (size * np.float32(2.0 ** (27 - top))).astype(np.int32).astype(np.uint32)
+    linear = (units + addend) >> 16
+    code = xp.where(size < np.float32(2.0 ** (top - 7)), linear, floating)
+    return (xp.minimum(code, 127) | _bits(y) >> 31 << 7).astype(np.uint8)
 
 
-def _decode_means_compact(code: NDArray[Any], top: int) -> Float32:
-    size = (code & np.uint8(127)).astype(np.uint32)
-    floating = _float((size << np.uint32(19)) + np.uint32((119 + top) << 23))
-    linear = size.astype(np.float32) * np.float32(2.0 ** (top - 11))
-    y = np.where(size < 16, linear, floating)
-    return np.where(code >= 128, -y, y)
+def _decode_means_compact(code: NDArray[Any], top: Any) -> Float32:
+    xp = code.__array_namespace__()
+    size = (code & 127).astype(np.uint32)
+    floating = _float((size << 19) + _bits(_power_of_two(top - 8)))
+    linear = size.astype(np.float32) * _power_of_two(top - 11)
+    y = xp.where(size < 16, linear, floating)
+    return xp.where(code >= 128, -y, y)
 
 
 # ── 8bit ───────────────────────────────────────────────────────────────────────────────────────
@@ -412,85 +431,98 @@ def _encode_squares_8bit(
     v: Float32, r: Bits | None
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
     """Return the codes of v, and K and L of the headers."""
+    xp = v.__array_namespace__()
     x = _blocks(_clipped(v))
     # As many mantissa bits as the range of the block allows.
     most = x.max(axis=1)
-    least = np.where(x > 0, x, np.uint32(_WORD)).min(axis=1)
-    least = np.where(most > 0, least, np.uint32(0))
-    finer = np.zeros(len(x), np.uint32)
+    least = xp.where(x > 0, x, np.uint32(_WORD)).min(axis=1)
+    least = xp.where(most > 0, least, np.uint32(0))
+    finer = xp.zeros_like(most)
     for more in (1, 2, 3):
-        s = np.uint32(20 - more)
-        last = (most + np.uint32((1 << s) - 1)) >> s
-        fits = last - (least >> s) + np.uint32(2 << more) <= 255
-        finer = np.where(fits, np.uint32(more), finer)
-    s, one = (np.uint32(20) - finer)[:, None], np.uint32(1)
-    if r is None:
-        addend = np.broadcast_to(one << (s - one), x.shape)
-    else:
-        addend = _blocks(r) >> np.uint32(12) & ((one << s) - one)
-    k = np.minimum((x + addend) >> s, (np.uint32(2040) << finer[:, None]) - one)
-    k = np.where(x > 0, k, np.uint32(0))
-    highest = k.max(axis=1) >> (finer + one)
-    code = np.maximum(k.astype(np.int64) - _base(highest, finer)[:, None], 1)
-    code = np.where(x > 0, code, 0).astype(np.uint8).ravel()[: v.size]
-    return code, (highest | finer << np.uint32(10)).astype(np.uint16)
+        s = 20 - more
+        last = (most + ((1 << s) - 1)) >> s
+        fits = last - (least >> s) + (2 << more) <= 255
+        finer = xp.where(fits, np.uint32(more), finer)
+    s = 20 - finer[:, None]
+    addend = 1 << (s - 1) if r is None else _blocks(r) >> 12 & ((1 << s) - 1)
+    k = xp.minimum((x + addend) >> s, (2040 << finer[:, None]) - 1)
+    k = xp.where(x > 0, k, np.uint32(0))
+    highest = k.max(axis=1) >> (finer + 1)
+    code = xp.maximum(k.astype(np.int32) - _base(highest, finer)[:, None], 1)
+    code = xp.where(x > 0, code, np.int32(0)).astype(np.uint8)
+    return _unblocked(code, v.shape), (highest | finer << 10).astype(np.uint16)
 
 
 def _decode_squares_8bit(code: NDArray[Any], header: NDArray[np.uint16]) -> Float32:
+    xp = code.__array_namespace__()
     bits = header.astype(np.uint32)
-    finer = bits >> np.uint32(10) & np.uint32(3)
-    counted = _blocks(code).astype(np.int64)
-    base = _base(bits & np.uint32(1023), finer)[:, None]
-    values = (counted + base).astype(np.uint32) << (np.uint32(20) - finer[:, None])
-    return _float(np.where(counted > 0, values, np.uint32(0))).ravel()[: code.size]
+    finer = bits >> 10 & 3
+    counted = _blocks(code).astype(np.int32)
+    base = _base(bits & 1023, finer)[:, None]
+    values = (counted + base).astype(np.uint32) << (20 - finer[:, None])
+    return _unblocked(_float(xp.where(counted > 0, values, np.uint32(0))), code.shape)
 
 
 def _encode_means_8bit(
     y: Float32, r: Bits | None, top: int
 ) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
     """Return the codes of m, and the scales of the headers."""
+    xp = y.__array_namespace__()
     rows = _blocks(y)
-    exponent = (_bits(np.abs(rows).max(axis=1)) + np.uint32(0x1FFFF)) >> np.uint32(23)
-    scale = np.clip(exponent.astype(np.int64) - 126, top - 15, top)
-    if r is None:
-        fraction = np.float32(0.5)
-    else:
-        fraction = (_blocks(r) & np.uint32(0xFFFF)).astype(np.float32) * np.float32(2.0**-16)
+    largest = (_bits(rows) & 0x7FFFFFFF).max(axis=1)
+    scale = xp.clip(((largest + 0x1FFFF) >> 23).astype(np.int32) - 126, top - 15, top)
+    fraction = np.float32(0.5)
+    if r is not None:
+        fraction = (_blocks(r) & 0xFFFF).astype(np.float32) * np.float32(2.0**-16)
     with np.errstate(over="ignore"):
-        q = rows * np.exp2(7 - scale).astype(np.float32)[:, None] + (np.float32(128) + fraction)
-    code = np.clip(q, np.float32(1), np.float32(255)).astype(np.int64) - 128
-    return code.astype(np.int8).ravel()[: y.size], ((top - scale) << 12).astype(np.uint16)
+        q = rows * _power_of_two(7 - scale)[:, None] + (np.float32(128) + fraction)
+    code = xp.clip(q, np.float32(1), np.float32(255)).astype(np.int32) - 128
+    return _unblocked(code.astype(np.int8), y.shape), ((top - scale) << 12).astype(np.uint16)
 
 
-def _decode_means_8bit(code: NDArray[Any], header: NDArray[np.uint16], top: int) -> Float32:
-    unit = np.exp2(top - 7 - (header >> np.uint16(12)).astype(np.int64)).astype(np.float32)
-    return (_blocks(code).astype(np.float32) * unit[:, None]).ravel()[: code.size]
+def _decode_means_8bit(code: NDArray[Any], header: NDArray[np.uint16], top: Any) -> Float32:
+    unit = _power_of_two(top - 7 - (header >> 12).astype(np.int32))
+    return _unblocked(_blocks(code).astype(np.float32) * unit[:, None], code.shape)
 
 
-def _base(highest: Bits, finer: Bits) -> NDArray[np.int64]:
+def _base(highest: Array, finer: Array) -> NDArray[np.int32]:
     """Return what the codes of v are counted from in each block."""
-    high, more = highest.astype(np.int64), finer.astype(np.int64)
-    return np.maximum(((high + 1) << (more + 1)) - 256, (8 << more) - 1)
+    high, more = highest.astype(np.int32), finer.astype(np.int32)
+    base = ((high + 1) << (more + 1)) - 256
+    return base.__array_namespace__().maximum(base, (8 << more) - 1)
 
 
 def _blocks(x: NDArray[Any]) -> NDArray[Any]:
     """Return ``x`` in rows of one block, filled up with zeros."""
-    count = -(-x.size // BLOCK) * BLOCK
-    return np.pad(x.ravel(), (0, count - x.size)).reshape(-1, BLOCK)
+    flat, missing = x.ravel(), -x.size % BLOCK
+    if missing:
+        flat = x.__array_namespace__().pad(flat, (0, missing))
+    return flat.reshape(-1, BLOCK)
+
+
+def _unblocked(rows: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    return rows.ravel()[: math.prod(shape)].reshape(shape)
 
 
 # ── bit patterns ───────────────────────────────────────────────────────────────────────────────
 
 
-def _bits(x: Float32) -> Bits:
-    return np.ascontiguousarray(x).view(np.uint32)
+def _bits(x: Array) -> Array:
+    return x.view(np.uint32)
 
 
-def _float(bits: Bits) -> Float32:
-    return np.ascontiguousarray(bits, np.uint32).view(np.float32)
+def _float(bits: Array) -> Array:
+    return bits.view(np.float32)
+
+
+def _power_of_two(exponent: Array) -> Float32:
+    """Return 2^exponent for an array of int32, where that is a normal number."""
+    return _float((exponent + 127).astype(np.uint32) << 23)
 
 
 def _clipped(v: Float32) -> Bits:
     """Return the bits of v, within the normal numbers where it is above 0; 0 for NaN."""
-    x = np.clip(_bits(v), np.uint32(_SMALLEST), np.uint32(_LARGEST))
-    return np.where(v > 0, x, np.uint32(0))
+    xp, bits = v.__array_namespace__(), _bits(v)
+    # In integers: for XLA a subnormal number is not above 0.
+    is_positive = bits - 1 < 0x7F800000
+    return xp.where(is_positive, xp.clip(bits, _SMALLEST, _LARGEST), np.uint32(0))

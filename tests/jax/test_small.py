@@ -12,7 +12,7 @@ import adamas
 import adamas.jax as ours
 from adamas import codecs
 from adamas.jax import small
-from tests.support.cases import FORMS, bits, python, wide
+from tests.support.cases import FORMS, bits, python
 from tests.support.jax_cases import stepper
 
 SHAPES = ((5, 7), ())
@@ -122,46 +122,7 @@ def test_a_scan_and_an_unrolled_program_have_the_bits_of_single_steps():
             np.testing.assert_array_equal(bits(a), bits(b))
 
 
-# ── the codecs ─────────────────────────────────────────────────────────────────────────────────
-
-
-def moments(count=50_000):
-    """m and v of all magnitudes, flushed as the rule leaves them, infinity and NaN among them."""
-    random = np.random.default_rng(0)
-    v = np.abs(wide(random, count, np.float32))
-    near = np.sqrt(v.astype(np.float64)) * random.uniform(-8, 8, count)
-    m = np.where(random.random(count) < 0.7, near, wide(random, count, np.float32))
-    with np.errstate(over="ignore"):
-        m = m.astype(np.float32)
-    # Some blocks of one magnitude, some of zeros alone.
-    v.reshape(-1, 1000)[::3] = random.uniform(0.5, 2.0, (len(v.reshape(-1, 1000)[::3]), 1000))
-    v[5000:5064] = 0
-    for x in (m, v):
-        x[np.abs(x) < np.finfo(np.float32).smallest_normal] = 0
-        x[random.integers(0, count, 20)] = np.inf
-        x[random.integers(0, count, 20)] = np.nan
-    return m, v
-
-
-@pytest.mark.parametrize("stochastic", [True, False])
-@pytest.mark.parametrize("forms", FORMS)
-def test_codes_of_any_numbers_are_those_of_the_definition(forms, stochastic):
-    m, v = moments()
-    r = codecs.random_bits(codecs.key_of(1, 2, 3), 0, m.size) if stochastic else None
-    for top in (4, -2, 12) if forms == ("8bit", "bfloat16") else (4,):
-        wanted = codecs.encode(forms, m, v, r, top)
-        encode = jax.jit(small.encode, static_argnums=(0, 4))
-        found = encode(forms, m, v, r, top)
-        for a, b in zip(found, wanted, strict=True):
-            assert (a is None) == (b is None)
-            if b is not None:
-                np.testing.assert_array_equal(bits(a), bits(b))
-        with np.errstate(all="ignore"):
-            values = codecs.decode(forms, wanted, top)
-        decoded = jax.jit(small.decode, static_argnums=(0, 2))(forms, codecs.Codes(*wanted), top)
-        for a, b in zip(decoded, values, strict=True):
-            normal = np.where(np.abs(b) < np.finfo(np.float32).smallest_normal, np.float32(0), b)
-            np.testing.assert_array_equal(np.asarray(a), normal)  # XLA flushes what is decoded
+# ── random bits ────────────────────────────────────────────────────────────────────────────────
 
 
 @pytest.mark.parametrize("shape", [(), (2, 3, 4), (0, 2)])

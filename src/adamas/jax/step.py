@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from adamas import codecs
 from adamas.codecs import HIGHEST_TOP, LOWEST_TOP, Codes
 from adamas.coefficients import Coefficients
 from adamas.jax import small, states
@@ -150,13 +151,13 @@ def _step_coded(
     """
     forms = coding.storage.forms
     codes = Codes(before.mean, before.square, before.header)
-    m, v = small.decode(forms, codes, 0 if top is None else top)
+    m, v = codecs.decode(forms, codes, 0 if top is None else top)
     result = rule(
         c, p, g, *(None if each is None else Operand.of(each, np.float32) for each in (m, v))
     )
     m, v = (None if each is None else each.parts[0] for each in (result.m, result.v))
     bits = None if key is None else small.random_bits(key, g.parts[0].shape)
-    mean, square, header = small.encode(forms, m, v, bits, coding.top or 0)
+    mean, square, header = codecs.encode(forms, m, v, bits, coding.top or 0)
     return result, Moments(mean, square, None, header)
 
 
