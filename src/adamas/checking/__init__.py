@@ -2,10 +2,12 @@
 
 The way of a check through this package:
 
-* :mod:`~adamas.checking.subjects` finds what is to be checked and which of its arguments mean what;
+* :mod:`~adamas.checking.subjects` finds what is to be checked and which of its arguments are
+  settings, :mod:`~adamas.checking.roles` what the others are for;
 * :mod:`~adamas.checking.conventions` finds out how it is called: in one of the ways of
-  :mod:`~adamas.checking.callables` and :mod:`~adamas.checking.frameworks`, which have
-  :mod:`~adamas.checking.trials` in common;
+  :mod:`~adamas.checking.callables`, :mod:`~adamas.checking.loops` and
+  :mod:`~adamas.checking.frameworks`, which fill in the one step of
+  :mod:`~adamas.checking.trials`;
 * :mod:`~adamas.checking.probes` has the gradients it is given, :mod:`~adamas.checking.observation`
   what it makes of them;
 * :mod:`~adamas.checking.variants` is the space of variants: every known choice and mistake, which

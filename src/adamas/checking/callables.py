@@ -1,31 +1,35 @@
 """Subjects in plain Python: functions, objects with a method that steps, and boxes with gradients.
 
-What a function or method is given goes by the names of its arguments; where the new parameters are
+What a function or method is given goes by the roles of its arguments; where the new parameters are
 found afterwards is seen at the first step.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adamas.checking.prediction import Settings
-from adamas.checking.subjects import Arguments, Subject, is_setting, roles_of
-from adamas.checking.trials import Convention, Stepped, Trial, quiet
+from adamas.checking.roles import Roles
+from adamas.checking.subjects import Arguments, Subject, settings_in, signature_of
+from adamas.checking.trials import Convention, Trial
 
 __all__ = [
     "CONTAINERS",
     "WAYS",
     "Boxes",
+    "Contained",
     "Function",
     "Object",
-    "roles_of_function",
-    "roles_of_method",
+    "configured",
+    "fill",
+    "packed",
+    "unpacked",
     "way_of_making",
 ]
 
@@ -44,6 +48,7 @@ CONTAINERS = {
 
 
 def packed(arrays: Sequence[Any], container: str) -> Any:
+    """Return the arrays in a container."""
     if container.endswith("list"):
         return list(arrays)
     if container == "dict":
@@ -52,258 +57,267 @@ def packed(arrays: Sequence[Any], container: str) -> Any:
     return alone
 
 
+def _leaves(tree: Any, container: str) -> list[Any] | None:
+    if container.endswith("list"):
+        return list(tree) if isinstance(tree, (list, tuple)) else None
+    if container == "dict":
+        return list(tree.values()) if isinstance(tree, Mapping) else None
+    return None if tree is None or isinstance(tree, (list, tuple, Mapping)) else [tree]
+
+
 def unpacked(tree: Any, like: Sequence[Array], container: str) -> list[Array] | None:
     """Return copies of the arrays in ``tree``; None where it is not built as the parameters."""
-    if container.endswith("list"):
-        leaves = list(tree) if isinstance(tree, (list, tuple)) else None
-    elif container == "dict":
-        leaves = list(tree.values()) if isinstance(tree, Mapping) else None
-    else:
-        leaves = None if tree is None or isinstance(tree, (list, tuple, Mapping)) else [tree]
+    leaves = _leaves(tree, container)
     if leaves is None or len(leaves) != len(like):
         return None
     try:
-        arrays = [_as_array(leaf) for leaf in leaves]
+        arrays = [np.array(x.detach().cpu() if hasattr(x, "detach") else x) for x in leaves]
     except (TypeError, ValueError):
         return None
-    fits = all(
-        a.shape == given.shape and a.dtype.kind == "f"
-        for a, given in zip(arrays, like, strict=True)
-    )
+    pairs = zip(arrays, like, strict=True)
+    fits = all(a.shape == given.shape and a.dtype.kind == "f" for a, given in pairs)
     return arrays if fits else None
 
 
-def _as_array(leaf: Any) -> Array:
-    if hasattr(leaf, "detach"):
-        leaf = leaf.detach().cpu()
-    return np.array(leaf)
+def fill(tree: Any, values: Sequence[Array], container: str) -> bool:
+    """Put ``values`` into the arrays in ``tree``; return whether that is possible."""
+    leaves = _leaves(tree, container)
+    if leaves is None:
+        return False
+    for leaf, value in zip(leaves, values, strict=True):
+        if not isinstance(leaf, np.ndarray) or not leaf.flags.writeable:
+            return False
+        np.copyto(leaf, value)
+    return True
+
+
+class Contained(Convention):
+    """A convention whose parameters stand in a container; its arguments have roles."""
+
+    def __init__(
+        self, subject: Subject, arguments: Arguments, roles: Roles, container: str
+    ) -> None:
+        super().__init__(subject, arguments)
+        self.roles, self.container = roles, container
+        self.arrays = 1 if container == "array" else 2
+        self.mixes_shapes = container != "even list"
+        self.takes = frozenset(roles)
+        #: Where the new parameters are found; None before the first step.
+        self.place: str | None = None
 
 
 # -- functions and objects on NumPy arrays -------------------------------------------------------
 
 
-class _Call:
-    """One function or method that makes a step: how arguments go in and parameters come out."""
+class _CallTrial(Trial):
+    """A trial of a function or of an object's method, ``function``."""
 
-    def __init__(self, roles: Mapping[str, str], container: str) -> None:
-        self.roles = roles
-        self.container = container
-        #: Where the new parameters are found; None before the first step.
-        self.place: str | None = None
+    function: Any
+    state: Any = None
 
-    def arguments(
-        self, params: Any, gradients: Any, state: Any, memory: Mapping[str, Any], t: int
-    ) -> dict[str, Any]:
-        given: dict[str, Any] = {}
-        for name, role in self.roles.items():
-            if role == "params":
-                given[name] = params
-            elif role == "grads":
-                given[name] = gradients
-            elif role == "pairs":
-                given[name] = list(zip(gradients, params, strict=True))
-            elif role == "state":
-                given[name] = state
-            elif role == "t":
-                given[name] = memory.get(name, t)
-            elif role == "memory" or name in memory:
-                given[name] = memory[name]
-        return given
-
-
-class _NumPyTrial(Trial):
-    """A trial of a function or of an object's method."""
-
-    def __init__(
-        self,
-        call: _Call,
-        function: Callable[..., Any],
-        arrays: list[Array],
-        held: Any,
-        *,
-        owner: Any = None,
-        state: Any = None,
-        fed: Mapping[str, Any] | None = None,
-        keywords: Callable[[int], dict[str, Any]] | None = None,
-        before: Callable[[int], None] | None = None,
-    ) -> None:
-        self._call = call
-        self._function = function
-        self._like = arrays
-        self._held = held
-        self._owner = owner
-        self._state = state
-        self._keywords = keywords or (lambda _: {})
-        self._before = before or (lambda _: None)
+    def hold(self, arrays: list[Array]) -> Any:
+        """Return the arrays as the subject is to have them."""
+        self._container, self._roles = self.convention.container, self.convention.roles
+        self._like = [a.copy() for a in arrays]
+        self._keywords: dict[str, Any] = {}
         self._memory: dict[str, Any] = {
-            name: packed([np.zeros_like(a) for a in arrays], call.container)
-            for name, role in call.roles.items()
-            if role == "memory"
+            name: packed([np.zeros_like(a) for a in arrays], self._container)
+            for name in self._named("memory")
         }
-        self._memory |= fed or {}
-        self._t = 0
+        self._held = packed(arrays, self._container)
+        return self._held
+
+    def _named(self, *roles: str) -> list[str]:
+        return [name for name, role in self._roles.items() if role in roles]
 
     @property
     def fed(self) -> dict[str, Any]:
         """What the last step returned beside the parameters, by the arguments it is fed back to."""
-        return {n: v for n, v in self._memory.items() if self._call.roles[n] == "fed"}
+        return {n: v for n, v in self._memory.items() if self._roles[n] == "fed"}
 
-    def step(self, gradients: list[Array]) -> Stepped:
-        self._t += 1
-        call = self._call
-        old = unpacked(self._held, self._like, call.container) or self._like
-        trees = self._held, packed(gradients, call.container)
-        given = call.arguments(*trees, self._state, self._memory, self._t)
-        with quiet():
-            self._before(self._t)
-            began = time.perf_counter()
-            returned = self._function(**given, **self._keywords(self._t))
-            self.seconds = time.perf_counter() - began
-        new, rest = self._returned(returned)
+    def give(self, gradients: list[Array]) -> list[Any]:
+        self._old = self._read(self._held) or self._like
+        given = packed(gradients, self._container)
+        values = {"params": self._held, "grads": given, "state": self.state, "t": self.t}
+        if self._named("pairs"):
+            values["pairs"] = list(zip(given, self._held, strict=True))
+        self._given = {n: values[role] for n, role in self._roles.items() if role in values}
+        self._given |= self._memory
+        return gradients
+
+    def advance(self, given: list[Any]) -> None:  # noqa: ARG002 - it is among the arguments
+        self._returned = self.function(**self._given, **self._keywords)
+
+    def parameters(self) -> list[Array]:
+        new, rest = self._parted(self._returned)
         self._remember(rest)
-        return Stepped(self._parameters(old, new), [np.array(g) for g in gradients])
-
-    def _returned(self, returned: Any) -> tuple[list[Array] | None, tuple[Any, ...]]:
-        """Return the parameters (or updates) in what came back, and what came with them."""
-        alone = unpacked(returned, self._like, self._call.container)
-        if alone is not None and not self._is_pair(returned):
-            return alone, ()
-        several = tuple if self._call.container.endswith("list") else (tuple, list)
-        if isinstance(returned, several) and returned:
-            found = [unpacked(each, self._like, self._call.container) for each in returned]
-            place = next((i for i, each in enumerate(found) if each is not None), 0)
-            return found[place], (*returned[:place], *returned[place + 1 :])
-        return None, ()
-
-    def _is_pair(self, returned: Any) -> bool:
-        """Return whether a tuple is parameters and something else, though it would fit."""
-        return isinstance(returned, tuple) and isinstance(returned[0], (list, Mapping))
-
-    def _remember(self, rest: tuple[Any, ...]) -> None:
-        if not rest:
-            return
-        kept = [name for name, role in self._call.roles.items() if role in ("memory", "t")]
-        fed = [name for name, role in self._call.roles.items() if role == "fed"]
-        if fed:
-            # As many as come back, in the order of the signature; one takes all.
-            parts = rest if len(fed) > 1 or len(rest) == 1 else (rest,)
-            self._memory.update(zip(fed, parts, strict=False))
-        elif "state" in self._call.roles.values():
-            self._state = rest[0] if len(rest) == 1 else rest
-        elif len(rest) <= len(kept):
-            memories = [n for n in kept if self._call.roles[n] == "memory"]
-            names = kept if len(rest) == len(kept) else memories
-            self._memory.update(zip(names, rest, strict=False))
-
-    def _parameters(self, old: list[Array], new: list[Array] | None) -> list[Array]:
-        call = self._call
-        place = call.place or self._find(old, new)
+        convention, old = self.convention, self._old
+        place = convention.place or self._find(old, new)
         finite = new is None or all(np.isfinite(each).all() for each in new)
-        if finite or "params" in call.roles.values():
-            call.place = place  # an update alone that is not finite shows no sign
+        if finite or self._named("params"):
+            convention.place = place  # an update alone that is not finite shows no sign
         if place == "in place":
-            return unpacked(self._held, self._like, call.container) or old
+            return self._read(self._held) or old
         if place == "returned" and new is not None:
-            if "params" in call.roles.values():
-                self._held = packed([each.copy() for each in new], call.container)
+            if self._named("params"):
+                self._hold_copies(new)
             return new
         if place in ("updates", "subtracted") and new is not None:
             sign = 1 if place == "updates" else -1
             added = [a + sign * b for a, b in zip(old, new, strict=True)]
-            self._held = packed([each.copy() for each in added], call.container)
+            self._hold_copies(added)
             return added
-        found = unpacked(getattr(self._owner, place, None), self._like, call.container)
+        found = self._read(getattr(self.made, place, None))
         if found is None:
             raise TypeError("the new parameters are nowhere to be found after the step")
         return found
 
+    def _read(self, tree: Any) -> list[Array] | None:
+        return unpacked(tree, self._like, self._container)
+
+    def _hold_copies(self, arrays: list[Array]) -> None:
+        self._held = packed([each.copy() for each in arrays], self._container)
+
+    def _parted(self, returned: Any) -> tuple[list[Array] | None, tuple[Any, ...]]:
+        """Return the parameters (or updates) in what came back, and what came with them."""
+        alone = self._read(returned)
+        # Parameters and something else may look like two parameters.
+        is_pair = isinstance(returned, tuple) and isinstance(returned[0], (list, Mapping))
+        if alone is not None and not is_pair:
+            return alone, ()
+        several = tuple if self._container.endswith("list") else (tuple, list)
+        if isinstance(returned, several) and returned:
+            found = list(map(self._read, returned))
+            place = next((i for i, each in enumerate(found) if each is not None), 0)
+            return found[place], (*returned[:place], *returned[place + 1 :])
+        return None, ()
+
+    def _remember(self, rest: tuple[Any, ...]) -> None:
+        kept, fed = self._named("memory", "t"), self._named("fed")
+        if not rest:
+            return
+        if fed:
+            # As many as come back, in the order of the signature; one takes all.
+            parts = rest if len(fed) > 1 or len(rest) == 1 else (rest,)
+            self._memory.update(zip(fed, parts, strict=False))
+        elif self._named("state"):
+            self.state = rest[0] if len(rest) == 1 else rest
+        elif len(rest) <= len(kept):
+            names = kept if len(rest) == len(kept) else self._named("memory")
+            self._memory.update(zip(names, rest, strict=False))
+
     def _find(self, old: list[Array], new: list[Array] | None) -> str:
-        held = unpacked(self._held, self._like, self._call.container) or old
+        held = self._read(self._held) or old
         if any(not np.array_equal(a, b) for a, b in zip(held, old, strict=True)):
             return "in place"
         if new is not None:
-            name = getattr(self._function, "__name__", "")
+            name = getattr(self.function, "__name__", "")
             size = max(float(np.max(np.abs(each), initial=0.0)) for each in new)
             if not size < 50.0 and "get_update" not in name:
                 return "returned"
             # Who gives no parameters applies the update, with the sign that goes downhill: the
             # first gradients are positive.
-            open_sign = "params" not in self._call.roles.values() or name.endswith("update")
+            open_sign = not self._named("params") or name.endswith("update")
             uphill = all((each > 0).all() for each in new)
             return "subtracted" if open_sign and uphill and "get_updates" not in name else "updates"
         for name in ("params", "parameters", "weights", "theta", "w", "x", "values"):
-            value = getattr(self._owner, name, None)
-            if unpacked(value, self._like, self._call.container) is not None:
+            if self._read(getattr(self.made, name, None)) is not None:
                 return name
         return "in place"
 
-    def put(self, parameters: list[Array]) -> bool:
-        place = self._call.place
-        tree = self._held if place != "returned" else None
-        if place in ("updates", "subtracted") or (
-            place == "returned" and "params" in self._call.roles.values()
-        ):
-            self._held = packed([p.copy() for p in parameters], self._call.container)
+    def replace(self, parameters: list[Array]) -> bool:
+        place = self.convention.place
+        if place in ("updates", "subtracted") or (place == "returned" and self._named("params")):
+            self._hold_copies(parameters)
             return True
-        if place not in ("in place", "returned", None):
-            tree = getattr(self._owner, place, None)
-        leaves = [tree] if self._call.container == "array" else tree
-        leaves = list(leaves.values()) if isinstance(leaves, Mapping) else leaves
-        if not isinstance(leaves, (list, tuple)):
+        if place == "returned":
             return False
-        for leaf, value in zip(leaves, parameters, strict=True):
-            if not isinstance(leaf, np.ndarray):
-                return False
-            np.copyto(leaf, value)
-        return True
+        tree = self._held if place in ("in place", None) else getattr(self.made, place, None)
+        return fill(tree, parameters, self._container)
 
 
-class Function(Convention):
-    """A plain function (params, grads, state) → what comes next."""
+class _FunctionTrial(_CallTrial):
+    def begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
+        held = self.hold(arrays)
+        self.function = function = self.convention.subject.make
+        self._keywords = keywords
+        make_state = getattr(function, "init", None)
+        self.state = make_state(held) if callable(make_state) else self.convention.first_state()
+        self._memory |= self.convention.first_fed(self.settings)
+
+    def set_rate(self, rate: float) -> None:
+        name = self.convention.arguments.names.get("lr")
+        if name is not None:
+            self._keywords = {**self._keywords, name: rate}
+
+
+class Function(Contained):
+    """A plain function (params, grads, state) → what comes next.
+
+    Its state is None first, or a dict where it is ``filled``. Where ``config`` is one of its
+    arguments, that holds the settings: it comes back with state in it and is fed to the next step.
+    """
+
+    trial = _FunctionTrial
 
     def __init__(
         self,
         subject: Subject,
         arguments: Arguments,
-        roles: Mapping[str, str],
+        roles: Roles,
         container: str,
-        first: str,
+        *,
+        filled: bool = False,
+        config: str | None = None,
     ) -> None:
-        super().__init__(subject, arguments)
-        self.arrays = 1 if container == "array" else 2
-        self.mixes_shapes = container != "even list"
-        self._first = first
-        self._call = _Call(roles, container)
-        self.takes = frozenset(roles)
+        super().__init__(subject, arguments, roles, container)
+        self._filled, self._config = filled, config
         self.name = f"a function ({', '.join(roles)}) of {CONTAINERS[container]}"
         fed = [name for name, role in roles.items() if role == "fed"]
         if fed:
             self.name += f", {' and '.join(fed)} fed back from what it returns"
+        if config is not None:
+            self.name += f", {', '.join(arguments.names.values())} set in {config}"
 
-    def first_fed(self, settings: Settings) -> dict[str, Any]:  # noqa: ARG002 - of those who need it
-        """Return what is fed to the first step; nothing leaves the defaults."""
-        return {}
+    def first_state(self) -> dict[str, Any] | None:
+        """Return the state that is given to the first step."""
+        return {} if self._filled else None
 
-    def start(self, arrays: list[Array], settings: Settings, rates: Array | None = None) -> Trial:
-        """Return a trial whose state is new."""
-        function = self.subject.make
-        make_state = getattr(function, "init", None)
-        held = packed([np.array(a, order="K") for a in arrays], self._call.container)
-        state = None if self._first == "none" else {}
-        if callable(make_state):
-            state = make_state(held)
-        fixed = self.keywords(settings)
-        rate = self.arguments.names.get("lr")
+    def first_fed(self, settings: Settings) -> dict[str, Any]:
+        """Return what is fed to the first step: a dict that holds the settings alone, if any."""
+        if self._config is None:
+            return {}
+        return {self._config: self.arguments.keywords(self.standing(settings))}
 
-        def keywords(t: int) -> dict[str, Any]:
-            if rates is None or rate is None or t > len(rates):
-                return fixed
-            return {**fixed, rate: float(rates[t - 1])}
+    def keywords(self, settings: Settings) -> dict[str, Any]:
+        """Return all keyword arguments: only what the user gives, where a dict has the settings."""
+        if self._config is not None:
+            return dict(self.subject.options)
+        return super().keywords(settings)
 
-        fed = self.first_fed(settings)
-        return _NumPyTrial(
-            self._call, function, arrays, held, state=state, fed=fed, keywords=keywords
-        )
+
+def configured(plain: Function) -> Function | None:
+    """Return the convention in which settings are set in the dict that comes back.
+
+    None where it has none, and where the argument is a dict by default, which could outlive a run.
+    """
+    subject, arguments = plain.subject, plain.arguments
+    fed = [name for name, role in plain.roles.items() if role == "fed"]
+    if len(fed) != 1 or arguments.names:
+        return None
+    if inspect.signature(subject.make).parameters[fed[0]].default is not None:
+        return None
+    try:
+        trial: Any = plain.start([np.full(4, 100.0)] * plain.arrays, arguments.defaults)
+        trial.step([np.full(4, 0.5) for _ in range(plain.arrays)])
+        shown = trial.fed.get(fed[0])
+    except Exception:
+        return None  # As a plain function it is told what is wrong.
+    found = settings_in(shown if isinstance(shown, Mapping) else {})
+    if not found.names:
+        return None
+    arguments = dataclasses.replace(arguments, names=found.names, defaults=found.defaults)
+    return Function(subject, arguments, plain.roles, plain.container, config=fed[0])
 
 
 WAYS = {
@@ -316,13 +330,9 @@ WAYS = {
 
 def way_of_making(arguments: Arguments, signature: inspect.Signature) -> str | None:
     """Return what a class is given besides its settings; None where that cannot be told."""
-    others = arguments.others
-    if not others:
-        for name, p in signature.parameters.items():
-            if name in ("params", "parameters", "weights") and p.default is None:
-                return "params"
-        return "nothing"
-    other, *more = others
+    if not arguments.others:
+        return "nothing" if _optional(signature) is None else "params"
+    other, *more = arguments.others
     if more:
         return None
     if other in ("shape", "param_shape"):
@@ -332,8 +342,23 @@ def way_of_making(arguments: Arguments, signature: inspect.Signature) -> str | N
     return "params"
 
 
-class Object(Convention):
-    """A class whose objects make a step by one of their methods."""
+def _optional(signature: inspect.Signature | None) -> str | None:
+    """Return the argument that parameters can be given as but need not be."""
+    parameters = {} if signature is None else signature.parameters
+    names = [name for name, p in parameters.items() if p.default is None]
+    return next((n for n in names if n in ("params", "parameters", "weights")), None)
+
+
+class _ObjectTrial(_CallTrial):
+    def begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
+        self.made = self.convention.make(self.hold(arrays), keywords)
+        self.function = getattr(self.made, self.convention.method)
+
+
+class Object(Contained):
+    """A class whose objects make a step by one of their methods, made in one of :data:`WAYS`."""
+
+    trial = _ObjectTrial
 
     def __init__(
         self,
@@ -342,102 +367,21 @@ class Object(Convention):
         way: str,
         container: str,
         method: str = "",
-        roles: Mapping[str, str] | None = None,
+        roles: Roles | None = None,
     ) -> None:
-        super().__init__(subject, arguments)
-        self.way = way
-        self.container = container
-        self.arrays = 1 if container == "array" else 2
-        self.mixes_shapes = container != "even list"
-        self._method = method
-        self._call = _Call(roles or {}, container)
-        told = ", ".join(roles or {})
-        self.name = f"an object with {method}({told}) on {CONTAINERS[container]}"
+        super().__init__(subject, arguments, roles or {}, container)
+        self.way, self.method = way, method
+        self.takes = frozenset()
+        self.name = f"an object with {method}({', '.join(self.roles)}) on {CONTAINERS[container]}"
 
-    def pack(self, arrays: list[Array]) -> Any:
-        """Return the arrays in the container."""
-        return packed(arrays, self.container)
-
-    def make(self, held: Any, settings: Settings) -> Any:
+    def make(self, held: Any, keywords: dict[str, Any]) -> Any:
         """Return a new object for the parameters ``held``."""
-        keywords = self.keywords(settings)
         if self.way == "nothing":
             return self.subject.make(**keywords)
-        if not self.arguments.others:
-            name = next(
-                n for n in ("params", "parameters", "weights")
-                if n in inspect.signature(self.subject.make).parameters
-            )  # fmt: skip
-            return self.subject.make(**{name: held}, **keywords)
-        if self.way == "params":
-            return self.subject.make(**{self.arguments.others[0]: held}, **keywords)
-        value = held.shape if self.way == "shape" else held.size
-        return self.subject.make(**{self.arguments.others[0]: value}, **keywords)
-
-    def start(self, arrays: list[Array], settings: Settings, rates: Array | None = None) -> Trial:
-        """Return a trial of a new object."""
-        held = self.pack([np.array(a, order="K") for a in arrays])
-        with quiet():
-            made = self.make(held, settings)
-        rate = self.arguments.names.get("lr")
-
-        def before(t: int) -> None:
-            if rates is not None and rate is not None and hasattr(made, rate):
-                setattr(made, rate, float(rates[min(t, len(rates)) - 1]))
-
-        method = getattr(made, self._method)
-        return _NumPyTrial(self._call, method, arrays, held, owner=made, before=before)
-
-
-def roles_of_function(signature: inspect.Signature) -> dict[str, str] | None:
-    """Return the role of each argument of a function that makes a step; None where it makes none.
-
-    Where the names say nothing, three arguments that are needed are params, grads and state. Where
-    none is for the state, those that begin as None or empty are fed with what a step returns.
-    """
-    roles = roles_of(signature)
-    if roles is not None and {"params", "pairs"} & set(roles.values()):
-        if not {"state", "memory"} & set(roles.values()):
-            roles |= {name: "fed" for name in _begin_empty(signature) if name not in roles}
-        return roles
-    needed = _needed(signature)
-    if roles is None and len(needed) == 3:
-        return dict(zip(needed, ("params", "grads", "state"), strict=True))
-    return None
-
-
-def _begin_empty(signature: inspect.Signature) -> list[str]:
-    """Return the arguments that may hold a state: those that are None or empty by default."""
-    return [
-        name
-        for name, p in signature.parameters.items()
-        if (p.default is None or (isinstance(p.default, (dict, list)) and not p.default))
-        and not is_setting(name)
-    ]
-
-
-def roles_of_method(signature: inspect.Signature) -> dict[str, str] | None:
-    """Return the roles of a method's arguments; empty where it takes none."""
-    roles = roles_of(signature)
-    needed = _needed(signature)
-    if roles is not None:
-        return roles
-    if not needed:
-        return {}
-    if len(needed) == 1:
-        return {needed[0]: "grads"}
-    if len(needed) == 2:
-        return dict(zip(needed, ("params", "grads"), strict=True))
-    return None
-
-
-def _needed(signature: inspect.Signature) -> list[str]:
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [
-        name
-        for name, p in signature.parameters.items()
-        if p.default is p.empty and p.kind not in kinds
-    ]
+        optional = _optional(signature_of(self.subject.make))
+        name = self.arguments.others[0] if self.arguments.others else optional or ""
+        given = held if self.way == "params" else getattr(held, self.way)
+        return self.subject.make(**{name: given}, **keywords)
 
 
 # -- step() on parameters that carry their gradients ---------------------------------------------
@@ -451,50 +395,35 @@ class _Box:
         self.grad = np.zeros_like(data)
 
 
-class Boxes(Convention):
-    """An object with step(), on parameters with ``data`` and ``grad`` that are NumPy arrays."""
-
-    def __init__(self, subject: Subject, arguments: Arguments, method: str) -> None:
-        super().__init__(subject, arguments)
-        self._method = method
-        self.name = f"an object with {method}() on parameters with data and grad"
-
-    def start(self, arrays: list[Array], settings: Settings, rates: Array | None = None) -> Trial:
-        """Return a trial of a new object, on new boxes."""
-        boxes = [_Box(np.array(a, order="K")) for a in arrays]
-        keywords = self.keywords(settings)
-        with quiet():
-            made = self.subject.make(**{self.arguments.others[0]: boxes}, **keywords)
-        rate = self.arguments.names.get("lr")
-        return _BoxTrial(boxes, made, self._method, rates, rate)
-
-
 class _BoxTrial(Trial):
-    def __init__(
-        self, boxes: list[_Box], made: Any, method: str, rates: Array | None, rate: str | None
-    ) -> None:
-        self._boxes = boxes
-        self._made = made
-        self._method = method
-        self._rates = rates
-        self._rate = rate
-        self._t = 0
+    def begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
+        self._boxes = [_Box(a) for a in arrays]
+        name = self.convention.arguments.others[0]
+        self.made = self.convention.subject.make(**{name: self._boxes}, **keywords)
 
-    def step(self, gradients: list[Array]) -> Stepped:
+    def give(self, gradients: list[Array]) -> list[Any]:
         for box, gradient in zip(self._boxes, gradients, strict=True):
             box.grad = gradient
-        if self._rates is not None and self._rate is not None and hasattr(self._made, self._rate):
-            setattr(self._made, self._rate, float(self._rates[self._t]))
-        self._t += 1
-        with quiet():
-            began = time.perf_counter()
-            getattr(self._made, self._method)()
-            self.seconds = time.perf_counter() - began
-        return Stepped(
-            [np.array(box.data) for box in self._boxes], [np.array(g) for g in gradients]
-        )
+        return gradients
 
-    def put(self, parameters: list[Array]) -> bool:
+    def advance(self, given: list[Any]) -> None:  # noqa: ARG002 - the boxes have them
+        getattr(self.made, self.convention.method)()
+
+    def parameters(self) -> list[Array]:
+        return [np.array(box.data) for box in self._boxes]
+
+    def replace(self, parameters: list[Array]) -> bool:
         for box, value in zip(self._boxes, parameters, strict=True):
             np.copyto(box.data, value)
         return True
+
+
+class Boxes(Convention):
+    """An object with step(), on parameters with ``data`` and ``grad`` that are NumPy arrays."""
+
+    trial = _BoxTrial
+
+    def __init__(self, subject: Subject, arguments: Arguments, method: str) -> None:
+        super().__init__(subject, arguments)
+        self.method = method
+        self.name = f"an object with {method}() on parameters with data and grad"

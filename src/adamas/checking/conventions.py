@@ -18,14 +18,14 @@ from adamas.checking.callables import (
     Boxes,
     Function,
     Object,
-    roles_of_function,
-    roles_of_method,
+    configured,
+    packed,
     way_of_making,
 )
-from adamas.checking.configured import configured
 from adamas.checking.frameworks import Keras, Optax, Torch, Triple, is_of_keras
-from adamas.checking.loops import Loop, roles_of_loop
+from adamas.checking.loops import Loop
 from adamas.checking.prediction import Settings
+from adamas.checking.roles import roles_of_function, roles_of_loop, roles_of_method
 from adamas.checking.subjects import (
     Arguments,
     CannotCheckError,
@@ -33,7 +33,7 @@ from adamas.checking.subjects import (
     arguments_of,
     signature_of,
 )
-from adamas.checking.trials import Convention, quiet
+from adamas.checking.trials import Convention, quiet, told
 from adamas.checks import near
 
 __all__ = ["detect"]
@@ -90,14 +90,12 @@ def _candidates(
     roles = None if isinstance(make, type) else roles_of_function(signature)
     if roles is not None:
         for container in CONTAINERS:
-            for first in ("none", "empty"):
-                plain = Function(subject, arguments, roles, container, first)
-                by_dict = configured(plain, subject, roles, container)
+            for filled in (False, True) if "state" in roles.values() else (False,):
+                plain = Function(subject, arguments, roles, container, filled=filled)
+                by_dict = configured(plain)
                 if by_dict is not None:
                     yield by_dict
                 yield plain
-                if "state" not in roles.values():
-                    break
     loop = None if isinstance(make, type) else roles_of_loop(signature)
     if loop is not None:
         yield from (Loop(subject, arguments, loop, container) for container in CONTAINERS)
@@ -146,9 +144,10 @@ def _made(
         convention = Object(subject, arguments, way, container)
         try:
             with quiet():
-                made = convention.make(convention.pack(_first_arrays(convention, dtype)), _FIRST)
+                held = packed(_first_arrays(convention, dtype), container)
+                made = convention.make(held, convention.keywords(_FIRST))
         except Exception as error:
-            tried.append(f"a call with {WAYS[way].format(container)}: {_told(error)}")
+            tried.append(f"a call with {WAYS[way].format(container)}: {told(error, 160)}")
             continue
         if is_of_keras(type(made)):
             yield Keras(subject, arguments)
@@ -211,7 +210,8 @@ def _problem(convention: Convention, dtype: Any) -> str | None:
             trial = convention.start(arrays, _FIRST)
             stepped = trial.step([np.full(a.shape, 0.5, dtype=dtype) for a in arrays])
     except Exception as error:
-        return _told(error)
+        cause = " (1 − β^t is 0 where t starts at 0: count the first step as 1)"
+        return told(error, 160) + cause * isinstance(error, ZeroDivisionError)
     found = stepped.parameters
     if [each.shape for each in found] != [each.shape for each in arrays]:
         return "what came back does not have the shapes of the parameters"
@@ -250,11 +250,3 @@ def _outlives(convention: Convention, dtype: Any) -> bool:
     # Chance, as in stochastic rounding, moves less.
     size = np.nanmax(np.abs(first), initial=0.0)
     return bool(np.any(np.abs(first - second) > 0.05 * size))
-
-
-def _told(error: BaseException) -> str:
-    first = str(error).strip().split("\n")[0]
-    told = f"{type(error).__name__}: {first:.160}"
-    if isinstance(error, ZeroDivisionError):
-        told += " (1 − β^t is 0 where t starts at 0: count the first step as 1)"
-    return told

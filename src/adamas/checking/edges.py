@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from adamas.checking.arithmetic import exact
 from adamas.checking.prediction import Prediction, Settings
-from adamas.checking.trials import Convention
+from adamas.checking.trials import Convention, told
 from adamas.checking.variants import Variant
 
 __all__ = ["Edge", "edges"]
@@ -57,8 +57,7 @@ def edges(convention: Convention, variant: Variant | None) -> tuple[Edge, ...]:
         try:
             happens, harmless = attempt()
         except Exception as error:
-            first = str(error).strip().split("\n")[0]
-            happens, harmless = f"{type(error).__name__}: {first:.100}", False
+            happens, harmless = told(error, 100), False
         found.append(Edge(name, happens, harmless))
     return tuple(found)
 

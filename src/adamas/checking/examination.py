@@ -22,7 +22,7 @@ from adamas.checking.frameworks import Torch
 from adamas.checking.observation import Observation, misfit, observe
 from adamas.checking.report import Line, Miss, Report
 from adamas.checking.subjects import CannotCheckError, find
-from adamas.checking.trials import Convention
+from adamas.checking.trials import Convention, told
 from adamas.checking.variants import ROUNDINGS, Constants, Variant, rule_nearest
 
 __all__ = ["STAGES", "Diagnosis", "check", "diagnose", "examine"]
@@ -136,11 +136,10 @@ def _observed(convention: Convention, probe: probes.Probe, kind: Any) -> Observa
     try:
         return observe(convention, probe, kind)
     except Exception as error:
-        first = str(error).strip().split("\n")[0]
         raise CannotCheckError(
-            f"{convention.subject.name} began to step, but then raised "
-            f"{type(error).__name__}: {first:.200} (probe {probe.name!r}, {probe.settings}). Mend "
-            "that first, or give options with --set under which it runs."
+            f"{convention.subject.name} began to step, but then raised {told(error, 200)} "
+            f"(probe {probe.name!r}, {probe.settings}). Mend that first, or give options with "
+            "--set under which it runs."
         ) from error
 
 

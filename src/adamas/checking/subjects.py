@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,7 +19,6 @@ __all__ = [
     "arguments_of",
     "find",
     "is_setting",
-    "roles_of",
     "settings_in",
     "signature_of",
 ]
@@ -64,11 +62,8 @@ def _found(name: str) -> Callable[..., Any]:
     try:
         return called(name, "Class", "adam|optim|step|update")
     except ValueError as error:
-        example = (
-            ""
-            if ":" in name or name.endswith(".py")
-            else (" For example: adamas check torch.optim:Adam")
-        )
+        is_place = ":" in name or name.endswith(".py")
+        example = "" if is_place else " For example: adamas check torch.optim:Adam"
         raise CannotCheckError(f"{error}{example}") from error.__cause__
 
 
@@ -84,22 +79,6 @@ _NAMES: dict[str, tuple[str, ...]] = {
 }
 #: A decay rate that stands alone: the only one of Momentum or RMSProp.
 _LONE_RATES = ("beta", "rho", "decay", "alpha", "momentum", "β", "gamma")
-
-_GRADIENT = re.compile(
-    r"(.*grad.*|g|gs|gt|g_t|d|dw|dx|dp|dtheta|d_?params?|deltas?|updates|∇.*)", re.IGNORECASE
-)
-_PARAMETER = re.compile(
-    r"(p|ps|.*param.*|w|ws|.*weights?|thetas?|θ|x|xs|.*variables?|vars?|values?|arrays?)",
-    re.IGNORECASE,
-)
-_TIME = re.compile(r"(t|n|i|k|it|iter|step|steps|time|timestep|iteration|iterations|count|epoch)")
-_STATE = re.compile(r"(.*state|.*states|st|cache|memory|slots)", re.IGNORECASE)
-_PAIRS = re.compile(r"(grads?_and_vars?|grads?_vars?|gvs?|pairs)", re.IGNORECASE)
-_MEMORY = re.compile(
-    r"(m|v|s|r|u|mu|nu|m_?t|v_?t|m_?prev|v_?prev|exp_avg|exp_avg_sq|mean|square|first|second"
-    r"|v_?hat|v_?max|max_?v|momentum|velocity|moments?\d?)",
-    re.IGNORECASE,
-)
 
 
 @dataclass(frozen=True)
@@ -257,38 +236,7 @@ def signature_of(make: Callable[..., Any]) -> inspect.Signature | None:
     return signature.replace(parameters=order)
 
 
-def roles_of(signature: inspect.Signature) -> dict[str, str] | None:
-    """Return the role of each positional argument of a function that makes a step.
-
-    Roles are "params", "grads", "pairs" (of gradient and parameter), "state", "t" and "memory" (m,
-    v); the order is that of the signature. None where there is no gradient among them. Arguments
-    with a default are left out, but for the time and what is remembered.
-    """
-    found: dict[str, str] = {}
-    for name, p in signature.parameters.items():
-        if p.kind not in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY):
-            continue
-        role = _role(name, set(found.values()))
-        if role is None and p.default is p.empty:
-            return None
-        if role is not None and (p.default is p.empty or p.default is None):
-            found[name] = role
-    return found if {"grads", "pairs"} & set(found.values()) else None
-
-
 def is_setting(name: str) -> bool:
     """Return whether an argument of this name is taken for a setting, such as lr or eps."""
     known = {each for names in _NAMES.values() for each in names} | {"betas", *_LONE_RATES}
     return name in known
-
-
-def _role(name: str, taken: set[str]) -> str | None:
-    if is_setting(name):
-        return None
-    for role, pattern in (("pairs", _PAIRS), ("grads", _GRADIENT), ("params", _PARAMETER)):
-        if role not in taken and pattern.fullmatch(name):
-            return role
-    for role, pattern in (("state", _STATE), ("t", _TIME), ("memory", _MEMORY)):
-        if pattern.fullmatch(name):
-            return role
-    return None

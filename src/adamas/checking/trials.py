@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 import warnings
-from collections.abc import Generator
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,7 @@ from numpy.typing import NDArray
 from adamas.checking.prediction import Settings
 from adamas.checking.subjects import Arguments, Subject, signature_of
 
-__all__ = ["Convention", "Stepped", "Trial", "quiet"]
+__all__ = ["Convention", "Stepped", "Trial", "quiet", "told"]
 
 Array = NDArray[Any]
 
@@ -27,17 +28,76 @@ class Stepped(NamedTuple):
 
 
 class Trial:
-    """One optimizer at work on its arrays."""
+    """One optimizer at work on its arrays. A way of calling it fills in what is its own."""
 
     #: How long the subject itself took for the last step.
     seconds: float = 0.0
+    #: The object that has the learning rate, if any.
+    made: Any = None
+
+    def __init__(
+        self, convention: Any, arrays: list[Array], settings: Settings, rates: Array | None
+    ) -> None:
+        self.convention, self.settings, self.rates = convention, settings, rates
+        self.wide = any(a.dtype == np.float64 for a in arrays)
+        self.t = 0
+        #: When the subject began with the last step.
+        self.began = 0.0
+        with quiet(), self.around():
+            copies = [np.array(a, order="K") for a in arrays]
+            self.begin(copies, convention.keywords(settings))
 
     def step(self, gradients: list[Array]) -> Stepped:
         """Make one step."""
-        raise NotImplementedError
+        self.t += 1
+        with quiet(), self.around():
+            given = self.give(gradients)
+            if self.rates is not None:
+                self.set_rate(float(self.rates[self.t - 1]))
+            self.began = time.perf_counter()
+            self.advance(given)
+            self.seconds = time.perf_counter() - self.began
+            return Stepped(self.parameters(), [self.array(each) for each in given])
 
     def put(self, parameters: list[Array]) -> bool:
         """Put values in place of the parameters; return whether that is possible."""
+        with quiet(), self.around():
+            return self.replace(parameters)
+
+    # -- of each way ---------------------------------------------------------------------------
+
+    def around(self) -> AbstractContextManager[Any]:
+        """Return what the subject must run in."""
+        return nullcontext()
+
+    def begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
+        """Make the optimizer, at work on ``arrays``."""
+        raise NotImplementedError
+
+    def give(self, gradients: list[Array]) -> list[Any]:
+        """Return the gradients as the subject has them."""
+        return gradients
+
+    def set_rate(self, rate: float) -> None:
+        """Set the learning rate of the next step, where that is possible."""
+        name = self.convention.arguments.names.get("lr")
+        if name is not None and hasattr(self.made, name):
+            setattr(self.made, name, rate)
+
+    def advance(self, given: list[Any]) -> None:
+        """Let the subject make its step: this is what is timed."""
+        raise NotImplementedError
+
+    def parameters(self) -> list[Array]:
+        """Return copies of the parameters."""
+        raise NotImplementedError
+
+    def array(self, value: Any) -> Array:
+        """Return a copy of a parameter or gradient of the subject."""
+        return np.array(value)
+
+    def replace(self, parameters: list[Array]) -> bool:
+        """Do what :meth:`put` promises."""
         raise NotImplementedError
 
 
@@ -54,9 +114,9 @@ class Convention:
     outlives: bool = False
     #: The arguments of the subject that are given besides its settings.
     takes: frozenset[str] = frozenset()
+    trial: ClassVar[Callable[..., Trial]]
 
     def __init__(self, subject: Subject, arguments: Arguments) -> None:
-        """Keep what is called, and what its arguments mean."""
         self.subject = subject
         self.arguments = arguments
 
@@ -65,7 +125,7 @@ class Convention:
 
         ``rates`` is the learning rate of each step, where it changes.
         """
-        raise NotImplementedError
+        return type(self).trial(self, arrays, settings, rates)
 
     @property
     def default(self) -> Settings:
@@ -74,16 +134,12 @@ class Convention:
 
     def standing(self, settings: Settings) -> Settings:
         """Return ``settings`` as far as they can be set, else what stands."""
-        names = ("lr", "beta1", "beta2", "eps", "weight_decay")
-        kept = {
-            name: getattr(self.arguments.defaults, name)
-            for name in names
-            if name not in self.arguments.settable
-        }
+        defaults = self.arguments.defaults
+        names = {"lr", "beta1", "beta2", "eps", "weight_decay"} - self.arguments.settable
+        kept = {name: getattr(defaults, name) for name in names}
         if "beta" in self.arguments.names:
             kept["beta1"] = settings.beta2  # One rate stands for both.
-        eps_root = self.arguments.defaults.eps_root
-        return dataclasses.replace(settings, **kept, eps_root=eps_root)
+        return dataclasses.replace(settings, **kept, eps_root=defaults.eps_root)
 
     def left_alone(self) -> list[str]:
         """Return the arguments that have defaults and were left at them."""
@@ -107,3 +163,9 @@ def quiet() -> Generator[None]:
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield
+
+
+def told(error: BaseException, most: int) -> str:
+    """Return the kind of an error and its first line, of which ``most`` characters are kept."""
+    first = str(error).strip().split("\n")[0]
+    return f"{type(error).__name__}: {first[:most]}"
