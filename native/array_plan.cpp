@@ -153,12 +153,12 @@ private:
             if (record.is_none()) {
                 return;
             }
-            if (!PyList_CheckExact(record.ptr()) || PyList_GET_SIZE(record.ptr()) != 3) {
+            if (!PyList_CheckExact(record.ptr()) || PyList_GET_SIZE(record.ptr()) != places) {
                 throw std::invalid_argument("A record is a list of steps, skipped and outcome.");
             }
             steps_ = nb::int_(number);
             if (phase.on_nonfinite == OnNonfinite::skip) {
-                skipped_ = nb::int_(nb::cast<std::int64_t>(record[1]) + 1);
+                skipped_ = nb::int_(nb::cast<std::int64_t>(record[skipped]) + 1);
             }
         }
 
@@ -167,20 +167,23 @@ private:
                 return;
             }
             if (outcome.applied) {
-                set(0, steps_);
+                set(steps, steps_);
             } else if (skipped_.is_valid()) {
-                set(1, skipped_);
+                set(skipped, skipped_);
             }
-            set(2, nb::none());
+            set(last_outcome, nb::none());
         }
 
         void put_outcome(nb::object parts) {
             if (!list_.is_none()) {
-                set(2, std::move(parts));
+                set(last_outcome, std::move(parts));
             }
         }
 
     private:
+        // As in adamas.engines.
+        static constexpr Py_ssize_t steps = 0, skipped = 1, last_outcome = 2, places = 3;
+
         void set(Py_ssize_t place, nb::object value) {
             PyList_SetItem(list_.ptr(), place, value.release().ptr());
         }

@@ -99,8 +99,17 @@ std::size_t index_of(nb::handle given, const char* what, std::size_t count) {
 }
 
 std::int64_t step_of(nb::handle given) {
-    return whole_number_of(given, "The number of the step", 1,
-                           static_cast<std::int64_t>(most_steps));
+    int beyond = 0;
+    std::int64_t step = 0;
+    if (PyLong_CheckExact(given.ptr())) {
+        step = PyLong_AsLongLongAndOverflow(given.ptr(), &beyond);
+    }
+    if (beyond != 0 || step < 1 || step > static_cast<std::int64_t>(most_steps)) {
+        // Where it is said for all engines what else is a number of a step, and what is none.
+        nb::object check = nb::module_::import_("adamas.coefficients").attr("check_step");
+        step = nb::cast<std::int64_t>(check(given));
+    }
+    return step;
 }
 
 Options options_of(nb::handle given) {

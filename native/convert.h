@@ -41,7 +41,7 @@ std::int64_t whole_number_of(nanobind::handle given, const char* what, std::int6
 std::int64_t place_of(nanobind::handle given, const char* what);
 std::size_t index_of(nanobind::handle given, const char* what, std::size_t count);
 
-// The number of a step, 1 first.
+// The number of a step, 1 first: what adamas.coefficients.check_step takes.
 std::int64_t step_of(nanobind::handle given);
 
 // An adamas.options.Options (its learning rate comes with each step) and an adamas.options.Phase.

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from adamas.checks import MOST_STEPS
+from adamas.checks import MOST_STEPS, check_count
 from adamas.options import Options
 
 __all__ = [
@@ -80,7 +80,7 @@ def at_step(options: Options, step: int, lr: float, grad_scale: float = 1.0) -> 
     ``grad_scale`` multiplies the gradients: the clip factor over the loss scale. Raises ValueError
     where ``step`` is no number of a step.
     """
-    check_step(step)
+    step = check_step(step)
     beta1, beta2 = options.betas
     weight_decay = options.weight_decay
     l2 = decay = 0.0
@@ -116,10 +116,9 @@ def at_step(options: Options, step: int, lr: float, grad_scale: float = 1.0) -> 
     )
 
 
-def check_step(step: int) -> None:
-    """Raise ValueError where ``step`` is no number of a step."""
-    if not 1 <= step <= MOST_STEPS:
-        raise ValueError(f"step is {step}, but it must be a whole number from 1 to 2**53.")
+def check_step(step: Any) -> int:
+    """Return the number of a step, for the compiled engine too; raise ValueError for all else."""
+    return check_count("The number of the step", step, least=1)
 
 
 def one_minus_power(beta: float, exponent: int) -> float:

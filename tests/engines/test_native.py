@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+import re
 from typing import Any
 
 import numpy as np
@@ -444,7 +445,11 @@ def test_a_number_that_no_step_has_is_refused_before_anything_is_touched(number)
     plan = native.Plan([Group(options, (Slot(p, state),))], Phase())
     gradients = [np.ones(3, np.float32)]
     numbers = [numbers_of(options, Phase(), 1, 0.1)._replace(step=number)]
-    message = f"^The number of the step is {number}, but it must be from 1 to 9007199254740992.$"
+    message = (
+        f"The number of the step is {number}, but it must be a whole number, at least 1 and at "
+        "most 2^53."
+    )
+    message = f"^{re.escape(message)}$"
     with pytest.raises(ValueError, match=message):
         plan.step(gradients, number, [0.1])
     with pytest.raises(ValueError, match=message):
@@ -467,9 +472,9 @@ def test_what_is_no_number_is_refused_before_anything_is_touched(wrong):
     with pytest.raises(TypeError) as caught:
         plan.step(gradients, 1, [wrong])
     assert str(caught.value) == "The learning rate" + said.format("number")
-    with pytest.raises(TypeError) as caught:
+    with pytest.raises(ValueError, match=r"^The number of the step is ") as caught:
         plan.step(gradients, wrong, [0.1])
-    assert str(caught.value) == "The number of the step" + said.format("whole number")
+    assert repr(wrong) in str(caught.value)
     with pytest.raises(TypeError) as caught:
         plan.step_with(gradients, [own._replace(rule=own.rule._replace(inner=wrong))])
     assert str(caught.value) == "A number of the step" + said.format("number")

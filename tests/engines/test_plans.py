@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from importlib.util import find_spec
 
 import ml_dtypes
@@ -11,7 +12,7 @@ import pytest
 
 import adamas
 from adamas import state as states
-from adamas.engines import Group, Slot, native, reference, triton
+from adamas.engines import STEPS, Group, Slot, native, reference, triton
 from adamas.engines.native import outcome_of
 from adamas.options import Options, Phase
 from tests.support.cases import PATIENCE, python, unreadable
@@ -131,19 +132,34 @@ def test_a_plan_needs_a_rate_for_each_group(engine):
     case = Case(engine, Phase())
     before = case.values()
     for wrong in ([], [0.1, 0.1]):
-        with pytest.raises(ValueError, match=r"one learning rate for each group|argument 2"):
+        with pytest.raises(ValueError, match=r"^A step needs one learning rate for each group\.$"):
             case.plan.step(case.gradients, 1, wrong, case.record)
     assert case.values() == before
 
 
 @pytest.mark.parametrize("engine", ENGINES)
-@pytest.mark.parametrize("number", [0, -1, 2**53 + 1])
+@pytest.mark.parametrize("number", [0, -1, 2**53 + 1, 2**70, 1.5, "1", None, True])
 def test_a_plan_refuses_what_is_no_number_of_a_step(engine, number):
     case = Case(engine, Phase())
     before = case.values()
-    with pytest.raises(ValueError, match=rf"step is {number}, but it must be"):
+    message = (
+        f"The number of the step is {number!r}, but it must be a whole number, at least 1 and at "
+        "most 2^53."
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         case.plan.step(case.gradients, number, [0.1], case.record)
     assert case.values() == before
+
+
+@pytest.mark.parametrize("engine", ENGINES)
+def test_a_whole_number_of_any_type_is_that_of_a_step(engine):
+    values = []
+    for number in (3, np.int32(3), 3.0):
+        case = Case(engine, Phase())
+        case.plan.step(case.gradients, number, [0.1], case.record)
+        values.append(case.values())
+        assert (type(case.record[STEPS]), case.record[STEPS]) == (int, 3)
+    assert values[0] == values[1] == values[2]
 
 
 @pytest.mark.parametrize("engine", [native, ENGINES[2]])

@@ -41,7 +41,10 @@ from adamas.options import Options
 from adamas.state import State
 from adamas.statistics import Outcome
 
-__all__ = ["Group", "Slot", "noted", "readable"]
+__all__ = ["OUTCOME", "SKIPPED", "STEPS", "Group", "Slot", "check_rates", "noted", "readable"]
+
+#: Where the record of a run has its steps, its steps left out and its last outcome.
+STEPS, SKIPPED, OUTCOME = range(3)
 
 
 class Slot(NamedTuple):
@@ -91,13 +94,19 @@ def _fits(gradient: Any, slot: Slot) -> bool:
     )
 
 
+def check_rates(rates: Sequence[float], groups: Sequence[Any]) -> None:
+    """Raise ValueError where ``rates`` are not one for each group."""
+    if len(rates) != len(groups):
+        raise ValueError("A step needs one learning rate for each group.")
+
+
 def noted(
     record: list[Any], step: int, outcome: Outcome | None, *, skips: bool
 ) -> list[Assignment]:
     """Return what brings the record of a run up to date; ``skips`` counts a step left out."""
-    changes = [partial(setitem, record, 2, outcome)]
+    changes = [partial(setitem, record, OUTCOME, outcome)]
     if outcome is None or outcome.applied:
-        changes.append(partial(setitem, record, 0, step))
+        changes.append(partial(setitem, record, STEPS, step))
     elif skips:
-        changes.append(partial(setitem, record, 1, record[1] + 1))
+        changes.append(partial(setitem, record, SKIPPED, record[SKIPPED] + 1))
     return changes

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from adamas.assignments import Assignment, all_at_once, values
 from adamas.codecs import decode_parameter, encode_parameter, key_of, random_bits
-from adamas.coefficients import at_step, clip_factor, ema_weights
-from adamas.engines import Group, Slot, noted, readable
+from adamas.coefficients import at_step, check_step, clip_factor, ema_weights
+from adamas.engines import Group, Slot, check_rates, noted, readable
 from adamas.options import Options, Phase
 from adamas.rule import Result, rule, smooth
 from adamas.statistics import Outcome, Statistics, norm
@@ -43,6 +43,8 @@ class Plan:
         bits = readable(gradients, slots)
         if bits is None:
             return NotImplemented
+        step = check_step(step)
+        check_rates(rates, self._groups)
         with np.errstate(all="ignore"):
             outcome, new_values = self._stepped(list(map(decode_parameter, bits)), step, rates)
         if record is not None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adamas.assignments import Assignment, all_at_once, values
 from adamas.coefficients import check_step
-from adamas.engines import Group, Slot, noted, readable
+from adamas.engines import Group, Slot, check_rates, noted, readable
 from adamas.engines.triton.jobs import Inputs, Job
 from adamas.engines.triton.kernels import sweep
 from adamas.engines.triton.launches import Launches
@@ -69,9 +69,8 @@ class Plan:
         bits = readable(gradients, self._slots)
         if bits is None or self._layouts != [_layout(slot) for slot in self._slots]:
             return NotImplemented
-        check_step(step)
-        if len(rates) != len(self._options):
-            raise ValueError("A step needs one learning rate for each group.")
+        step = check_step(step)
+        check_rates(rates, self._options)
         sent = [_parameter(each).to(self._device) for each in bits]
         for array, tensor in self._pairs():
             tensor.copy_(_flat(array).view(tensor.dtype))
