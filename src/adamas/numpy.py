@@ -23,39 +23,18 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
-from types import MappingProxyType
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from adamas import assignments, settings
-from adamas.arrays import checked_gradient
-from adamas.assignments import Assignment, all_at_once, attribute
-from adamas.checks import check_count, check_rate, with_known_options
+from adamas import settings
+from adamas.assignments import all_at_once, attribute
+from adamas.checks import check_rate, with_known_options
 from adamas.dialects import Dialect, with_conventions
-from adamas.engines import native, reference, triton
-from adamas.groups import (
-    ParameterGroup,
-    check_entries,
-    check_option_names,
-    check_unchanged,
-    checked_values,
-    chosen_groups,
-    grouped,
-    loaded_groups,
-    named_parameters,
-    named_states,
-    planned,
-    put_back_closely,
-    rates_at,
-    refuse_nonfinite,
-    state_of_run,
-    with_options,
-    with_parameters,
-)
+from adamas.engines import STEPS
+from adamas.groups import ParameterGroup, check_option_names
 from adamas.keywords import OptionArguments, Unpack
 from adamas.options import (
     BiasCorrection,
@@ -68,11 +47,11 @@ from adamas.options import (
     Rounding,
     StateForm,
 )
+from adamas.runs import Engine, Run, Weights
 from adamas.settings import Fixed, Setting, fixed_method
 from adamas.statistics import NONE_LEFT, NOT_TAKEN, Statistics
-from adamas.trees import Tree, leaves, matching_leaves
+from adamas.trees import Tree
 from adamas.turns import (
-    CHANGED,
     IN_PLACE,
     NO_AVERAGE,
     WITHIN,
@@ -86,12 +65,9 @@ from adamas.turns import (
 __all__ = ["Adam", "AdamW", "Momentum", "Optimizer", "ParameterGroup", "RMSProp", "Snapshot"]
 
 Array = NDArray[Any]
-Engine = Literal["native", "reference", "triton"]
-
-_ENGINES: dict[str, Any] = {"native": native, "reference": reference, "triton": triton}
 
 #: What is made anew where an optimizer is copied or pickled, or stored in another form.
-_OWN = ("_averaged", "_busy", "_fixed_rates", "_groups", "_plan", "_record", "_tree", "_turn")
+_OWN = ("_averaged", "_busy", "_run", "_turn")
 
 
 class Snapshot(NamedTuple):
@@ -120,34 +96,21 @@ class Optimizer:
     on_nonfinite = Setting[OnNonfinite]()
     ema = Fixed[float | None](lambda optimizer: optimizer._phase.ema)
     seed = Fixed[int](lambda optimizer: optimizer._phase.seed)
-    engine = Fixed[Engine](lambda optimizer: optimizer._engine)
+    engine = Fixed[Engine](lambda optimizer: optimizer._run.engine)
     phase = settings.whole()
-    #: The names of what was set.
-    _phase_set: frozenset[str] = frozenset()
-    _groups: tuple[ParameterGroup, ...]
-    _plan: Any
-    _fixed_rates: tuple[float, ...] | None
-    #: Steps, steps left out, last outcome: engines bring it up to date with the arrays.
-    _record: list[Any]
+    _run: Run
 
     def __init__(
         self, params: Tree, options: Options, phase: Phase, engine: Engine = "native"
     ) -> None:
         """Check ``params``, create the state. Errors: TypeError or ValueError, nothing kept."""
-        if engine not in _ENGINES:
-            raise ValueError(
-                f'engine is {engine!r}, but it must be "native", "reference" or "triton".'
-            )
-        self._engine: Engine = engine
-        self._phase = phase
-        self._begin(*grouped(params, options, ema=phase.ema is not None), [0, 0, None])
+        self._begin(Run.of(params, options, phase, engine))
 
-    def _begin(self, tree: Tree, groups: tuple[ParameterGroup, ...], record: list[Any]) -> None:
+    def _begin(self, run: Run) -> None:
         self._turn = threading.RLock()
         self._busy = False
         self._averaged = False
-        self._tree = tree
-        self._install(groups, record)
+        self._run = run
 
     # -- the step ----------------------------------------------------------------------------
 
@@ -166,31 +129,33 @@ class Optimizer:
             try:
                 if self._averaged:
                     raise averages_in_place("no step can be made")
-                record = self._record
-                number = record[0] + 1
-                rates = self._fixed_rates or rates_at(self._groups, number)
-                outcome = self._plan.step_tree(gradients, self._tree, number, rates, record)
+                run = self._run
+                record = run.record
+                number = record[STEPS] + 1
+                rates = run.fixed_rates or run.parameters.rates_at(number)
+                outcome = run.plan.step_tree(gradients, run.tree, number, rates, record)
                 if outcome is NotImplemented:
-                    outcome = _step_closely(self, gradients, number, rates)
+                    run = self._run = run.checked()
+                    outcome = run.step_closely(gradients, number, rates)
                 if outcome is not None and not outcome.applied:
-                    refuse_nonfinite(self._groups, self._phase, outcome)
+                    run.refuse_nonfinite(outcome)
             finally:
                 self._busy = False
 
     @property
     def groups(self) -> tuple[ParameterGroup, ...]:
         """Options, parameters and states, group by group; ``set_options`` changes them."""
-        return self._groups
+        return self._run.parameters.groups
 
     @property
     def steps(self) -> int:
         """How many steps were made; the next has the number ``steps + 1``."""
-        return self._record[0]
+        return self._run.steps
 
     @property
     def skipped(self) -> int:
         """How many steps were left out since gradients were not finite ("skip")."""
-        return self._record[1]
+        return self._run.skipped
 
     @fixed_method
     def statistics(self) -> dict[str, Statistics]:
@@ -200,16 +165,15 @@ class Optimizer:
         """
         if not self._phase.statistics:
             raise RuntimeError(NOT_TAKEN)
-        outcome = native.outcome_of(self._record[2])
+        outcome = self._run.outcome
         if outcome is None or outcome.statistics is None:
             raise RuntimeError(NONE_LEFT)
-        names = [name for name, _ in named_parameters(self.groups)]
-        return dict(zip(names, outcome.statistics, strict=True))
+        return dict(zip(self.named_parameters(), outcome.statistics, strict=True))
 
     @property
     def gradient_norm(self) -> float | None:
         """Norm of all gradients of the last step as given; None where no option needed it."""
-        return getattr(native.outcome_of(self._record[2]), "norm", None)
+        return getattr(self._run.outcome, "norm", None)
 
     # -- options -----------------------------------------------------------------------------
 
@@ -231,17 +195,15 @@ class Optimizer:
         """
         at_once = "clip_norm and on_nonfinite are set at the optimizer: optimizer.clip_norm = 1.0."
         check_option_names("set_options", changes, at_once)
-        chosen = chosen_groups(group, len(self.groups))
-        self._install(
-            tuple(
-                with_options(each, changes) if i in chosen else each
-                for i, each in enumerate(self.groups)
-            )
-        )
+        self._run = self._run.with_options(group, changes)
+
+    @property
+    def _phase(self) -> Phase:
+        return self._run.phase
 
     @in_turn()
     def _change_phase(self, changes: Mapping[str, Any]) -> None:
-        self._install(self.groups, chosen=changes)
+        self._run = self._run.with_phase(changes)
 
     # -- averaged weights --------------------------------------------------------------------
 
@@ -255,32 +217,25 @@ class Optimizer:
         """
         if self._phase.ema is None:
             raise RuntimeError(NO_AVERAGE)
-        ways_back: list[Callable[[], object]] = []
-        kept: list[tuple[str, Array, Array, Array]] = []
+        weights = Weights()
         try:
-            self._put_averages(ways_back, kept)
+            self._put_averages(weights)
             yield
         finally:
             try:
-                for put_back in ways_back:
+                for put_back in weights.ways_back:
                     put_back()
             except ValueError:
                 self._averaged = False
-                put_back_closely(kept)
+                weights.put_back_closely()
 
     @in_turn()
-    def _put_averages(
-        self, ways_back: list[Callable[[], object]], kept: list[tuple[str, Array, Array, Array]]
-    ) -> None:
-        """Put the averages in place, when what puts the weights back is in ``ways_back``."""
+    def _put_averages(self, weights: Weights) -> None:
         if self._averaged:
             raise RuntimeError(IN_PLACE)
-        check_unchanged(self._tree, self.groups)
-        kept += [(name, p, p.view(), p.copy()) for name, p in named_parameters(self.groups)]
-        pairs = zip(kept, named_states(self.groups), strict=True)
-        put = [assignments.values(p, state.ema) for (_, p, *_), (_, state) in pairs]
-        back = [assignments.values(p, before) for _, p, _, before in kept]
-        ways_back.append(assignments.prepared([*back, attribute(self, "_averaged", False)]))
+        parameters = self._run.parameters
+        parameters.check_unchanged()
+        put = weights.replaced(parameters, attribute(self, "_averaged", False))
         all_at_once([attribute(self, "_averaged", True), *put])
 
     # -- state -------------------------------------------------------------------------------
@@ -288,7 +243,7 @@ class Optimizer:
     @property
     def nbytes(self) -> int:
         """How many bytes of memory the state takes (without the parameters)."""
-        return sum(state.nbytes for _, state in named_states(self.groups))
+        return sum(state.nbytes for _, state in self._run.parameters.states)
 
     @in_turn(WOULD_LOSE)
     def state_dict(self, *, packed: bool = False, copy: bool = True) -> dict[str, Any]:
@@ -304,7 +259,7 @@ class Optimizer:
         kept. Where ``clip_norm`` or ``on_nonfinite`` was set in the run, ``phase`` has what to.
         Raises RuntimeError within ``ema_weights()``.
         """
-        return _run_of(self, packed=packed, copy=copy)
+        return self._run.state_dict(packed=packed, copy=copy)
 
     @contextmanager
     def snapshot(self, *, packed: bool = False) -> Generator[Snapshot]:
@@ -317,8 +272,8 @@ class Optimizer:
             check_turn(self, WOULD_LOSE)
             self._busy = True
             try:
-                check_unchanged(self._tree, self.groups)
-                run = _run_of(self, packed=packed, copy=False)
+                self._run.parameters.check_unchanged()
+                run = self._run.state_dict(packed=packed, copy=False)
                 yield Snapshot(self.named_parameters(), run)
             finally:
                 self._busy = False
@@ -335,111 +290,47 @@ class Optimizer:
         are left out where this optimizer keeps none, and begin at the parameters where the state
         has none. Raises KeyError, TypeError or ValueError before anything is changed.
         """
-        entries = ("step", "skipped", "groups", "state")
-        check_entries("The state_dict", state_dict, entries, optional={settings.KEY})
-        counts = [check_count(name, state_dict[name]) for name in ("step", "skipped")]
-        check_unchanged(self._tree, self.groups)
-        values = checked_values(self.groups, parameters)
-        groups, chosen = loaded_groups(self.groups, state_dict, values), settings.loaded(state_dict)
-        put = [assignments.values(p, values[name]) for name, p in named_parameters(self.groups)]
-        self._install(groups, [*counts, None], [] if parameters is None else put, chosen)
+        run, put = self._run.loaded(state_dict, parameters)
+        all_at_once([*put, attribute(self, "_run", run)])
 
     def named_parameters(self) -> dict[str, Array]:
         """Return the parameters by name: the arrays themselves."""
-        return dict(named_parameters(self.groups))
+        return dict(self._run.parameters.named)
+
+    def _kept(self) -> dict[str, Any]:
+        """Return what a copy needs; parameters are those in the user's containers alone."""
+        kept = {name: value for name, value in self.__dict__.items() if name not in _OWN}
+        return {**kept, "run": self._run.copied()}
 
     @in_turn(WOULD_LOSE)
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made anew; refuse to be pickled together with steps between."""
-        return {**_contents(self), "still": _Still(self)}
+        return {**self._kept(), "still": _Still(self)}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         """Make the rest anew."""
-        own = {"lone", "groups", "record", "still"}
+        own = {"run", "still"}
         self.__dict__.update({name: value for name, value in kept.items() if name not in own})
-        trees = [group.tree for group in kept["groups"]]
-        tree = trees[0] if kept["lone"] else trees
-        self._begin(tree, with_parameters(tree, kept["groups"]), kept["record"])
+        self._begin(kept["run"])
 
     @in_turn(WOULD_LOSE)
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return a copy with parameters, state and counts of its own."""
         twin = type(self).__new__(type(self))
         memo[id(self)] = twin
-        twin.__setstate__(copy.deepcopy(_contents(self), memo))
+        twin.__setstate__(copy.deepcopy(self._kept(), memo))
         return twin
 
     def __repr__(self) -> str:
         """Name the method, its size, its learning rate and what was chosen of the phase."""
+        sizes = [p.size for p in self.named_parameters().values()]
         chosen = {"lr": self.lr, **settings.told(vars(self._phase))}
-        chosen |= {} if self._engine == "native" else {"engine": self._engine}
-        return f"<adamas.{type(self).__name__}: {_described(self, chosen)}>"
-
-    # -- inside ------------------------------------------------------------------------------
-
-    def _install(
-        self,
-        groups: tuple[ParameterGroup, ...],
-        record: list[Any] | None = None,
-        others: Sequence[Assignment] = (),
-        chosen: Mapping[str, Any] = MappingProxyType({}),
-    ) -> None:
-        """Step these groups from now on; all is prepared first, then changed at once.
-
-        ``chosen`` are options of the phase that are set.
-        """
-        slots = tuple(planned(group) for group in groups)
-        phase = replace(self._phase, **chosen)
-        scheduled = any(callable(group.options.lr) for group in groups)
-        changes: dict[str, Any] = {
-            "_groups": groups,
-            "_phase": phase,
-            "_phase_set": self._phase_set.union(chosen),
-            "_plan": _ENGINES[self._engine].Plan(slots, phase),
-            "_fixed_rates": None if scheduled else tuple(group.options.lr for group in groups),
-        }
-        if record is not None:
-            changes["_record"] = record
-        all_at_once([*others, *(attribute(self, *change) for change in changes.items())])
-
-
-def _step_closely(optimizer: Any, gradients: Tree, number: int, rates: tuple[float, ...]) -> Any:
-    """Make a step the engine could not make at once, or say what is wrong."""
-    if not check_unchanged(optimizer._tree, optimizer.groups):
-        optimizer._install(with_parameters(optimizer._tree, optimizer.groups))
-    given = matching_leaves(gradients, optimizer._tree, "gradients")
-    by_name = dict(zip((name for name, _ in leaves(optimizer._tree)), given, strict=True))
-    named = named_parameters(optimizer.groups)
-    flat = [by_name[name] for name, _ in named]
-    outcome = optimizer._plan.step(flat, number, rates, optimizer._record)
-    if outcome is NotImplemented:
-        flat = [checked_gradient(*pair, g) for pair, g in zip(named, flat, strict=True)]
-        outcome = optimizer._plan.step(flat, number, rates, optimizer._record)
-    if outcome is NotImplemented:
-        raise RuntimeError(CHANGED)
-    return outcome
-
-
-def _run_of(optimizer: Any, *, packed: bool, copy: bool) -> dict[str, Any]:
-    """Return a state_dict."""
-    chosen = settings.saved(optimizer)
-    return state_of_run(optimizer.groups, optimizer._record, chosen, packed=packed, copy=copy)
-
-
-def _contents(optimizer: Any) -> dict[str, Any]:
-    """Return what a copy needs; parameters are those in the user's containers alone."""
-    check_unchanged(optimizer._tree, optimizer.groups)
-    kept = {name: value for name, value in optimizer.__dict__.items() if name not in _OWN}
-    groups = [replace(group, parameters=(), layouts=()) for group in optimizer.groups]
-    lone = optimizer._tree is optimizer.groups[0].tree
-    return {**kept, "lone": lone, "groups": groups, "record": list(optimizer._record)}
-
-
-def _described(optimizer: Optimizer, chosen: Mapping[str, Any]) -> str:
-    """Return what is stepped, what was ``chosen``, and how far the run is."""
-    sizes = [p.size for p in optimizer.named_parameters().values()]
-    options = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
-    return f"{sum(sizes):,} parameters in {len(sizes)} arrays, {options}, {optimizer.steps} steps"
+        chosen |= {} if self.engine == "native" else {"engine": self.engine}
+        options = ", ".join(f"{name}={value!r}" for name, value in chosen.items())
+        return (
+            f"<adamas.{type(self).__name__}: {sum(sizes):,} parameters in {len(sizes)} arrays, "
+            f"{options}, {self.steps} steps>"
+        )
 
 
 class _Still:
@@ -456,8 +347,8 @@ class _Still:
         return bool, (True,)
 
     @staticmethod
-    def _now(optimizer: Any) -> list[int]:
-        return [optimizer.steps, optimizer.skipped, *map(id, optimizer.groups)]
+    def _now(optimizer: Any) -> tuple[Any, ...]:
+        return optimizer._run, optimizer.steps, optimizer.skipped
 
 
 class Adam(Optimizer):

@@ -7,7 +7,7 @@ a script to give again. What was set in a run belongs to the run: its state_dict
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from types import MethodType
 from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, overload
 
@@ -156,11 +156,10 @@ def shown(text: str, options: Mapping[str, Any]) -> str:
     return f"{text.removesuffix(')')}Phase\n{lines})" if options else text
 
 
-def saved(optimizer: Any) -> dict[str, Any]:
+def saved(phase: Phase, phase_set: Set[str]) -> dict[str, Any]:
     """Return what a state_dict says of the options that were set: nothing if none was."""
-    sets = stepping(optimizer)
-    names = [name for name in _SETTABLE if name in sets._phase_set]
-    return {KEY: {name: getattr(sets._phase, name) for name in names}} if names else {}
+    names = [name for name in _SETTABLE if name in phase_set]
+    return {KEY: {name: getattr(phase, name) for name in names}} if names else {}
 
 
 def loaded(state_dict: Mapping[str, Any]) -> dict[str, Any]:

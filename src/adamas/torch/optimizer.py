@@ -275,7 +275,8 @@ class Optimizer(torch.optim.Optimizer):
         :meth:`snapshot` where other threads step.
         """
         with self._stepper.held(would_lose("a checkpoint")):
-            saved = {**super().state_dict(), **settings.saved(self)}
+            sets = settings.stepping(self)
+            saved = {**super().state_dict(), **settings.saved(sets._phase, sets._phase_set)}
             return loading.saved(saved, self.param_groups, self._method, packed=packed)
 
     @contextmanager
@@ -328,8 +329,7 @@ class Optimizer(torch.optim.Optimizer):
         """Take over a state, older ones with fewer options included."""
         super().__setstate__({n: v for n, v in state.items() if n not in _NOT_KEPT})
         for name, made in _OWN.items():
-            if name not in self.__dict__:
-                setattr(self, name, made())
+            self.__dict__.setdefault(name, made())
         chosen = state.get(settings.KEY, {})
         self._phase = replace(self._phase, **chosen)
         self._phase_set = self._phase_set.union(chosen)

@@ -1,0 +1,185 @@
+"""A run of an optimizer of NumPy arrays: what is stepped, how, and how far it is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from numpy.typing import NDArray
+
+from adamas import assignments, settings
+from adamas.assignments import Assignment
+from adamas.checks import check_count
+from adamas.engines import OUTCOME, SKIPPED, STEPS, native, reference, triton
+from adamas.groups import Parameters, check_entries
+from adamas.options import Options, Phase
+from adamas.statistics import Outcome
+from adamas.trees import Tree
+from adamas.turns import CHANGED
+
+__all__ = ["Engine", "Run", "Weights"]
+
+Array = NDArray[Any]
+Engine = Literal["native", "reference", "triton"]
+
+_ENGINES: dict[str, Any] = {"native": native, "reference": reference, "triton": triton}
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Run:
+    """What an optimizer steps, and how; another takes its place where any of that changes.
+
+    So a change is one assignment, which no interrupt can halve.
+    """
+
+    parameters: Parameters
+    phase: Phase
+    engine: Engine
+    #: Steps, steps left out, last outcome: engines bring it up to date with the arrays.
+    record: list[Any]
+    #: The names of the options of the phase that were set in the run.
+    phase_set: frozenset[str] = frozenset()
+    # What a step asks for.
+    tree: Tree = field(init=False)
+    plan: Any = field(init=False)
+    fixed_rates: tuple[float, ...] | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Plan the steps."""
+        rates = [group.options.lr for group in self.parameters.groups]
+        groups = tuple(group.planned() for group in self.parameters.groups)
+        plan = _ENGINES[self.engine].Plan(groups, self.phase)
+        object.__setattr__(self, "tree", self.parameters.tree)
+        object.__setattr__(self, "plan", plan)
+        object.__setattr__(self, "fixed_rates", None if any(map(callable, rates)) else tuple(rates))
+
+    @classmethod
+    def of(cls, params: Tree, options: Options, phase: Phase, engine: Engine) -> Run:
+        """Return a run before its first step; checks ``params`` and ``engine``."""
+        if engine not in _ENGINES:
+            raise ValueError(
+                f'engine is {engine!r}, but it must be "native", "reference" or "triton".'
+            )
+        parameters = Parameters.of(params, options, ema=phase.ema is not None)
+        return cls(parameters, phase, engine, [0, 0, None])
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Leave out what is made anew."""
+        return Run, (self.parameters, self.phase, self.engine, [*self.record], self.phase_set)
+
+    def copied(self) -> Run:
+        """Return a run over the same arrays that counts for itself."""
+        self.parameters.check_unchanged()
+        return replace(self, record=[*self.record])
+
+    @property
+    def steps(self) -> int:
+        """How many steps were made."""
+        return self.record[STEPS]
+
+    @property
+    def skipped(self) -> int:
+        """How many steps were left out."""
+        return self.record[SKIPPED]
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """What the last step reported, if it was asked for anything."""
+        return native.outcome_of(self.record[OUTCOME])
+
+    def checked(self) -> Run:
+        """Return the run with the parameters where they are by now, which may have moved."""
+        if self.parameters.check_unchanged():
+            return self
+        return replace(self, parameters=self.parameters.found())
+
+    def step_closely(self, gradients: Tree, number: int, rates: tuple[float, ...]) -> Any:
+        """Make a step the engine could not make at once, or say what is wrong with it."""
+        given = self.parameters.in_order(gradients)
+        outcome = self.plan.step(given, number, rates, self.record)
+        if outcome is NotImplemented:
+            given = self.parameters.checked(given)
+            outcome = self.plan.step(given, number, rates, self.record)
+        if outcome is NotImplemented:
+            raise RuntimeError(CHANGED)
+        return outcome
+
+    def refuse_nonfinite(self, outcome: Any) -> None:
+        """Raise FloatingPointError where a step that was left out is an error."""
+        if self.phase.on_nonfinite == "raise":
+            raise self.parameters.not_finite(outcome.nonfinite)
+
+    def with_phase(self, changes: Mapping[str, Any]) -> Run:
+        """Return the run with options of the phase that are set."""
+        phase = replace(self.phase, **changes)
+        return replace(self, phase=phase, phase_set=self.phase_set.union(changes))
+
+    def with_options(self, group: int | None, changes: Mapping[str, Any]) -> Run:
+        """Return the run with other options of one group, or of all."""
+        return replace(self, parameters=self.parameters.with_options(group, changes))
+
+    def state_dict(self, *, packed: bool, copy: bool) -> dict[str, Any]:
+        """Return counts, groups, states and what was set; arrays are copies or as they are."""
+        counts = {"step": self.steps, "skipped": self.skipped}
+        stored = self.parameters.plain(packed=packed, copy=copy)
+        return counts | stored | settings.saved(self.phase, self.phase_set)
+
+    def loaded(
+        self, state_dict: Mapping[str, Any], parameters: Mapping[str, Any] | None
+    ) -> tuple[Run, list[Assignment]]:
+        """Return the run that a state_dict tells of, and what gives ``parameters`` their values."""
+        entries = ("step", "skipped", "groups", "state")
+        check_entries("The state_dict", state_dict, entries, optional={settings.KEY})
+        counts = [check_count(name, state_dict[name]) for name in ("step", "skipped")]
+        self.parameters.check_unchanged()
+        values = self.parameters.checked_values(parameters)
+        loaded, chosen = self.parameters.loaded(state_dict, values), settings.loaded(state_dict)
+        run = replace(
+            self,
+            parameters=loaded,
+            phase=replace(self.phase, **chosen),
+            phase_set=self.phase_set.union(chosen),
+            record=[*counts, None],
+        )
+        put = [assignments.values(p, values[name]) for name, p in self.parameters.named]
+        return run, [] if parameters is None else put
+
+
+class Weights:
+    """The weights in training, while averages stand in their place."""
+
+    def __init__(self) -> None:
+        """Keep nothing yet."""
+        #: What puts them back when it is called, in C; empty as long as nothing is to be put back.
+        self.ways_back: list[Callable[[], object]] = []
+        self._kept: list[tuple[str, Array, Array, Array]] = []
+
+    def replaced(self, parameters: Parameters, after: Assignment) -> list[Assignment]:
+        """Keep the weights, and return what puts the averages in their place.
+
+        The way back ends with ``after``.
+        """
+        self._kept = [(name, p, p.view(), p.copy()) for name, p in parameters.named]
+        back = [assignments.values(p, values) for _, p, _, values in self._kept]
+        pairs = zip(self._kept, parameters.states, strict=True)
+        put = [assignments.values(p, state.ema) for (_, p, _, _), (_, state) in pairs]
+        self.ways_back.append(assignments.prepared([*back, after]))
+        return put
+
+    def put_back_closely(self) -> None:
+        """Write them into the memory that parameters had, read-only or reshaped by now.
+
+        Raises ValueError with the names of those whose memory is another.
+        """
+        lost: list[str] = []
+        for name, p, place, values in self._kept:
+            if p.nbytes == place.nbytes and p.ctypes.data == place.ctypes.data:
+                place[...] = values
+            else:  # what the view shows was given back
+                lost.append(name)
+        if lost:
+            raise ValueError(
+                f"Inside ema_weights() {', '.join(lost)} was resized, so the weights in training "
+                "could not be put back there. Go on from a checkpoint, with another optimizer."
+            )
