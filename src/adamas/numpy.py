@@ -25,6 +25,7 @@ import copy
 import threading
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
@@ -389,32 +390,9 @@ class Adam(Optimizer):
         engine: Engine = "native",
     ) -> None:
         """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
+        given = locals()
         _check_pair(betas)
-        given = {
-            "lr": lr,
-            "betas": betas,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decay": decay,
-            "lr_max": lr_max,
-            "amsgrad": amsgrad,
-            "nesterov": nesterov,
-            "maximize": maximize,
-            "eps_place": eps_place,
-            "eps_root": eps_root,
-            "bias_correction": bias_correction,
-            "state": state,
-            "rounding": rounding,
-        }
-        phase = Phase(
-            clip_norm=clip_norm,
-            on_nonfinite=on_nonfinite,
-            ema=ema,
-            statistics=statistics,
-            seed=seed,
-        )
-        options = Options(**with_conventions(self._method, dialect, given))
-        super().__init__(params, options, phase, engine)
+        super().__init__(**_sorted(with_conventions(self._method, dialect, given)))
 
 
 class AdamW(Adam):
@@ -452,26 +430,8 @@ class Momentum(Optimizer):
         engine: Engine = "native",
     ) -> None:
         """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
-        options = Options(
-            lr=lr,
-            betas=(check_rate("beta", beta), None),
-            weight_decay=weight_decay,
-            decay=decay,
-            lr_max=lr_max,
-            nesterov=nesterov,
-            maximize=maximize,
-            bias_correction=bias_correction,
-            state=state,
-            rounding=rounding,
-        )
-        phase = Phase(
-            clip_norm=clip_norm,
-            on_nonfinite=on_nonfinite,
-            ema=ema,
-            statistics=statistics,
-            seed=seed,
-        )
-        super().__init__(params, options, phase, engine)
+        given = {**locals(), "betas": (check_rate("beta", beta), None)}
+        super().__init__(**_sorted(given))
 
 
 class RMSProp(Optimizer):
@@ -508,31 +468,23 @@ class RMSProp(Optimizer):
         engine: Engine = "native",
     ) -> None:
         """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
-        given = {
-            "lr": lr,
-            "beta": beta,
-            "eps": eps,
-            "weight_decay": weight_decay,
-            "decay": decay,
-            "lr_max": lr_max,
-            "amsgrad": amsgrad,
-            "maximize": maximize,
-            "eps_place": eps_place,
-            "eps_root": eps_root,
-            "bias_correction": bias_correction,
-            "state": state,
-            "rounding": rounding,
-        }
-        phase = Phase(
-            clip_norm=clip_norm,
-            on_nonfinite=on_nonfinite,
-            ema=ema,
-            statistics=statistics,
-            seed=seed,
-        )
-        chosen = with_conventions("RMSProp", dialect, given)
-        betas = (None, check_rate("beta", chosen.pop("beta")))
-        super().__init__(params, Options(betas=betas, **chosen), phase, engine)
+        given = with_conventions("RMSProp", dialect, locals())
+        given["betas"] = (None, check_rate("beta", given["beta"]))
+        super().__init__(**_sorted(given))
+
+
+def _sorted(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what :class:`Optimizer` takes, of what the ``locals()`` of a constructor hold."""
+    of: dict[type, dict[str, Any]] = {
+        kind: {each.name: given[each.name] for each in fields(kind) if each.name in given}
+        for kind in (Phase, Options)
+    }
+    return {
+        "params": given["params"],
+        "phase": Phase(**of[Phase]),
+        "options": Options(**of[Options]),
+        "engine": given["engine"],
+    }
 
 
 def _check_pair(betas: object) -> None:
