@@ -15,7 +15,8 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
-from tests.support.torch_digests import METHODS, digested
+from tests.support.torch_cases import METHODS
+from tests.support.torch_digests import digested
 
 
 def main():

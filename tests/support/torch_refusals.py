@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import adamas.torch as ours
-from tests.support.torch_digests import as_text, said, tensor_of
+from tests.support.torch_trainings import as_text, said, tensor_of
 
 __all__ = ["KINDS", "refusals"]
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 # What has to be settled before Triton is imported.
 import tests.conftest  # noqa: F401
-from tests.support.torch_digests import FILE, METHODS, digested, digested_by_two
+from tests.support.torch_cases import METHODS
+from tests.support.torch_digests import FILE, digested, digested_by_two
 from tests.support.torch_refusals import KINDS, refusals
 from tests.support.torch_routes import ROUTES
 

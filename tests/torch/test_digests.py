@@ -8,18 +8,11 @@ import pytest
 
 pytest.importorskip("torch")
 
-from tests.support.torch_digests import (
-    ASPECTS,
-    METHODS,
-    cases,
-    differences,
-    digested,
-    digested_by_two,
-    kept,
-    words,
-)
+from tests.support.torch_cases import METHODS, cases, words
+from tests.support.torch_digests import differences, digested, digested_by_two, kept
 from tests.support.torch_refusals import KINDS, refusals
 from tests.support.torch_routes import ROUTES
+from tests.support.torch_trainings import ASPECTS
 
 HERE = [each for each in ROUTES if each != "processes" and (each != "triton" or find_spec(each))]
 
