@@ -287,9 +287,9 @@ def test_settings_of_other_threads_wait_for_steps_and_none_is_lost(front_end):
         thread.start()
     moved = []
     while any(thread.is_alive() for thread in threads):
-        before = float(weights[0])
+        before = weights[0].item()
         step()
-        moved.append(before - float(weights[0]))
+        moved.append(before - weights[0].item())
     assert not failed
     assert set(moved) <= {1.0, 2.0}
     assert optimizer.clip_norm == 1.0
