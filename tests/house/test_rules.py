@@ -20,6 +20,7 @@ else:
 
 ROOT = Path(__file__).resolve().parents[2]
 SOURCES = sorted((ROOT / "src" / "adamas").rglob("*.py"))
+TESTS = sorted((ROOT / "tests").rglob("*.py"))
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 EXTRAS = PYPROJECT["project"]["optional-dependencies"]
 CONTRACTS = {c["id"]: c for c in PYPROJECT["tool"]["importlinter"]["contracts"]}
@@ -191,6 +192,10 @@ def test_no_file_and_no_class_is_too_large_to_be_read():
                 assert node.end_lineno - node.lineno < 300, (relative(path), node.name)
                 methods = [each for each in node.body if isinstance(each, ast.FunctionDef)]
                 assert len(methods) <= 25, (relative(path), node.name)
+    assert len(TESTS) > 100
+    for path in TESTS:
+        if relative(path) != "tests/jax/test_refused.py":
+            assert len(path.read_text("utf-8").splitlines()) <= 600, relative(path)
 
 
 def test_no_module_is_a_drawer_for_odds_and_ends():
