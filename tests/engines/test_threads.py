@@ -18,14 +18,7 @@ from adamas import state as states
 from adamas.engines import Group, Slot, native
 from adamas.options import Options, Phase
 from adamas.statistics import TILE
-from tests.support.cases import (
-    LARGE,
-    PATIENCE,
-    PHASES,
-    Run,
-    differences,
-    python,
-)
+from tests.support.cases import LARGE, PATIENCE, PHASES, Run, differences, python
 from tests.support.threads import large_run, linux
 
 

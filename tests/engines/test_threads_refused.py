@@ -7,10 +7,7 @@ import subprocess
 
 import pytest
 
-from tests.support.cases import (
-    ROOT,
-    python,
-)
+from tests.support.cases import ROOT, python
 from tests.support.threads import linux
 
 forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system cannot fork")

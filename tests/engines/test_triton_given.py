@@ -12,19 +12,8 @@ from adamas.engines import Group, Slot
 from adamas.options import Options, Phase
 from adamas.rule import rule
 from adamas.statistics import norm
-from tests.support.cases import (
-    ordinary,
-)
-from tests.support.triton_cases import (
-    CHUNK,
-    DTYPES,
-    FEW,
-    HALVES,
-    copied,
-    copy_of,
-    drawn,
-    same,
-)
+from tests.support.cases import ordinary
+from tests.support.triton_cases import CHUNK, DTYPES, FEW, HALVES, copied, copy_of, drawn, same
 from tests.support.triton_plans import DEVICE, plan_with, step_with, with_copy
 
 # ── copies ─────────────────────────────────────────────────────────────────────────────────────

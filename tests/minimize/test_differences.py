@@ -7,13 +7,7 @@ import pytest
 from scipy.optimize import Bounds
 
 import adamas
-from tests.support.bowls import (
-    CENTRE,
-    WAYS,
-    Counted,
-    bowl,
-    bowl_slope,
-)
+from tests.support.bowls import CENTRE, WAYS, Counted, bowl, bowl_slope
 
 # ── finite differences ─────────────────────────────────────────────────────────────────────────
 

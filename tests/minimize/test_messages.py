@@ -13,14 +13,7 @@ import scipy.optimize
 from scipy.optimize import Bounds, OptimizeWarning
 
 import adamas
-from tests.support.bowls import (
-    CENTRE,
-    CURVATURE,
-    WAYS,
-    Counted,
-    bowl,
-    bowl_slope,
-)
+from tests.support.bowls import CENTRE, CURVATURE, WAYS, Counted, bowl, bowl_slope
 
 
 @WAYS

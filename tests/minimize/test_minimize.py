@@ -10,16 +10,7 @@ import pytest
 from scipy.optimize import OptimizeResult, rosen, rosen_der
 
 import adamas
-from tests.support.bowls import (
-    CENTRE,
-    FORMS,
-    START,
-    WAYS,
-    Counted,
-    bowl,
-    bowl_both,
-    bowl_slope,
-)
+from tests.support.bowls import CENTRE, FORMS, START, WAYS, Counted, bowl, bowl_both, bowl_slope
 
 # ── it finds minima ────────────────────────────────────────────────────────────────────────────
 

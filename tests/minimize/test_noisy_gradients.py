@@ -5,11 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 import adamas
-from tests.support.bowls import (
-    WAYS,
-    NoisyBowl,
-    bowl,
-)
+from tests.support.bowls import WAYS, NoisyBowl, bowl
 
 
 @WAYS

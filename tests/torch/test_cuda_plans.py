@@ -14,12 +14,7 @@ from torch import nn
 from adamas.engines.triton.live import Live
 from adamas.engines.triton.parts import Part
 from adamas.torch import plan
-from tests.support.device_trainings import (
-    Training,
-    device_switch,
-    differences,
-    steps_launched,
-)
+from tests.support.device_trainings import Training, device_switch, differences, steps_launched
 from tests.support.planned import plans_made
 from tests.support.triton_plans import DEVICE
 
