@@ -318,8 +318,8 @@ def test_several_devices_have_one_norm(count, monkeypatch, launched):
         judge.optimizer.step()
     on = [names[i % len(names)] for i in range(len(SHAPES))]
     monkeypatch.setattr(Job, "device", property(lambda job: on[job.place]))
-    counters = device_route.Devices.counters
-    monkeypatch.setattr(device_route.Devices, "counters", lambda shared, _: counters(shared, names))
+    counters = device_route.Lasting.counters
+    monkeypatch.setattr(device_route.Lasting, "counters", lambda shared, _: counters(shared, names))
     training = Training(fused=True, **PHASE)
     for step in range(4):
         training.gradients()

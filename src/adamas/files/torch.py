@@ -21,6 +21,7 @@ from adamas.checks import kind
 from adamas.files.contents import check_parameters, fitting, listed
 from adamas.files.tensors import SIZES, Source, Stored
 from adamas.torch import Optimizer
+from adamas.torch.grouping import names_of, parameters_of
 from adamas.torch.loading import PACKED
 
 __all__ = ["KIND", "check_weights", "contents", "put_back"]
@@ -63,7 +64,8 @@ def contents(
 ) -> Generator[tuple[dict[str, Source], dict[str, Any]]]:
     """Give the tensors and all else that a file is to hold; TypeError for what it cannot."""
     with _held(optimizer):
-        yield _contents(optimizer)
+        found, about = _told_of(optimizer)
+        yield {name: _source(name, tensor) for name, tensor in found.items()}, about
 
 
 def _held(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
@@ -73,10 +75,11 @@ def _held(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
     return nullcontext()
 
 
-def _contents(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Source], dict[str, Any]]:
+def _told_of(optimizer: torch.optim.Optimizer) -> tuple[Found, dict[str, Any]]:
+    """Return the tensors by name, and what JSON holds of all else."""
     is_ours = isinstance(optimizer, Optimizer)
     saved = optimizer.state_dict(packed=True) if is_ours else optimizer.state_dict()
-    names, parameters = _names(optimizer), _parameters(optimizer)
+    names, parameters = names_of(optimizer.param_groups), parameters_of(optimizer.param_groups)
     _check_names(names)
     found: Found = {f"parameters/{name}": p for name, p in zip(names, parameters, strict=True)}
     key = PACKED if PACKED in saved else "state"
@@ -113,7 +116,7 @@ def _contents(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Source], dict
     about["on_device"] = [
         name for name, tensor in found.items() if tensor.ndim == 0 and not tensor.is_cpu
     ]
-    return {name: _source(name, tensor) for name, tensor in found.items()}, about
+    return found, about
 
 
 def put_back(
@@ -123,32 +126,23 @@ def put_back(
     optimizer: torch.optim.Optimizer,
 ) -> None:
     """Check that a file fits, and put it into the optimizer and its parameters."""
+    groups = optimizer.param_groups
     with _held(optimizer):
-        _put_back(path, about, tensors, optimizer)
-
-
-def _put_back(
-    path: str,
-    about: Mapping[str, Any],
-    tensors: Mapping[str, Stored],
-    optimizer: torch.optim.Optimizer,
-) -> None:
-    parameters = dict(zip(_names(optimizer), _parameters(optimizer), strict=True))
-    for name, parameter in parameters.items():
-        _check_kind(f"parameters/{name}", parameter)
-    found = {name: _tensor(path, each) for name, each in tensors.items()}
-    values = {
-        name.removeprefix("parameters/"): found.pop(name)
-        for name in tensors
-        if name.startswith("parameters/")
-    }
-    check_parameters(path, values, parameters, _WHENCE)
-    state_dict, skipped = _state_dict(path, about, found, optimizer)
-    if found:
-        raise ValueError(f"{path} has the unknown tensor {min(found)!r}.")
-    _take_over(
-        path, optimizer, state_dict, skipped, [(p, values[n]) for n, p in parameters.items()]
-    )
+        parameters = dict(zip(names_of(groups), parameters_of(groups), strict=True))
+        for name, parameter in parameters.items():
+            _check_kind(f"parameters/{name}", parameter)
+        found = {name: _tensor(path, each) for name, each in tensors.items()}
+        values = {
+            name.removeprefix("parameters/"): found.pop(name)
+            for name in tensors
+            if name.startswith("parameters/")
+        }
+        check_parameters(path, values, parameters, _WHENCE)
+        state_dict, skipped = _state_dict(path, about, found, optimizer)
+        if found:
+            raise ValueError(f"{path} has the unknown tensor {min(found)!r}.")
+        pairs = [(p, values[name]) for name, p in parameters.items()]
+        _take_over(path, optimizer, state_dict, skipped, pairs)
 
 
 def _take_over(
@@ -213,7 +207,7 @@ def _state_dict(
             "so it cannot be loaded. Give a file that adamas.save wrote."
         )
     groups = _groups(path, about["groups"], found, optimizer)
-    names, parameters = _names(optimizer), _parameters(optimizer)
+    names, parameters = names_of(optimizer.param_groups), parameters_of(optimizer.param_groups)
     numbers = {name: i for i, name in enumerate(names)}
     state: dict[int, dict[str, Any]] = {}
     for name, entries in about[key].items():
@@ -237,7 +231,8 @@ def _state_dict(
 def _groups(
     path: str, stored: list[Any], found: Found, optimizer: torch.optim.Optimizer
 ) -> list[dict[str, Any]]:
-    own_groups, names = optimizer.param_groups, iter(_names(optimizer))
+    own_groups = optimizer.param_groups
+    names = iter(names_of(own_groups))
     if len(stored) != len(own_groups):
         raise ValueError(
             f"{path} has {len(stored)} groups, but the optimizer has {len(own_groups)}. Make the "
@@ -389,19 +384,6 @@ def _check_kind(name: str, tensor: Tensor) -> None:
 
 
 # ── names ──────────────────────────────────────────────────────────────────────────────────────
-
-
-def _names(optimizer: torch.optim.Optimizer) -> list[str]:
-    """Return the names given by named_parameters(), or "<group>.<index>"."""
-    names: list[str] = []
-    for i, group in enumerate(optimizer.param_groups):
-        given = group.get("param_names")
-        names.extend(given or (f"{i}.{k}" for k in range(len(group["params"]))))
-    return names
-
-
-def _parameters(optimizer: torch.optim.Optimizer) -> list[Tensor]:
-    return [p for group in optimizer.param_groups for p in group["params"]]
 
 
 def _check_names(names: Sequence[str]) -> None:

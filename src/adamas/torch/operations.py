@@ -8,6 +8,7 @@ where the device rounds correctly. Slower than the native engine; exact all the 
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -242,6 +243,11 @@ _NAMESPACE = SimpleNamespace(
 )
 
 
+def _operator(of: Callable[[Any, Any], Any]) -> Callable[[Any, Any], _Operand]:
+    """Return an operator of operands, which may have a number on the other side."""
+    return lambda one, other: _Operand(of(one.tensor, _plain(other)))
+
+
 class _Operand:
     """A tensor as the rule wants its operands: with the functions that belong to it."""
 
@@ -257,38 +263,16 @@ class _Operand:
     def __array_namespace__(self) -> SimpleNamespace:
         return _NAMESPACE
 
-    def __add__(self, other: Any) -> _Operand:
-        return _Operand(self.tensor + _plain(other))
-
-    def __sub__(self, other: Any) -> _Operand:
-        return _Operand(self.tensor - _plain(other))
-
-    def __mul__(self, other: Any) -> _Operand:
-        return _Operand(self.tensor * _plain(other))
-
-    def __truediv__(self, other: Any) -> _Operand:
-        return _Operand(self.tensor / _plain(other))
-
-    def __lt__(self, other: Any) -> _Operand:
-        return _Operand(self.tensor < _plain(other))
-
-    def __gt__(self, other: Any) -> _Operand:
-        return _Operand(self.tensor > _plain(other))
-
-    def __eq__(self, other: object) -> _Operand:  # type: ignore[override]
-        return _Operand(self.tensor == _plain(other))
-
-    def __ne__(self, other: object) -> _Operand:  # type: ignore[override]
-        return _Operand(self.tensor != _plain(other))
-
-    def __and__(self, other: Any) -> _Operand:
-        return _Operand(self.tensor & _plain(other))
-
-    def __or__(self, other: Any) -> _Operand:
-        return _Operand(self.tensor | _plain(other))
-
-    __rmul__ = __mul__
-    __radd__ = __add__
+    __add__ = __radd__ = _operator(operator.add)
+    __sub__ = _operator(operator.sub)
+    __mul__ = __rmul__ = _operator(operator.mul)
+    __truediv__ = _operator(operator.truediv)
+    __lt__ = _operator(operator.lt)
+    __gt__ = _operator(operator.gt)
+    __eq__ = _operator(operator.eq)  # pyright: ignore[reportAssignmentType]
+    __ne__ = _operator(operator.ne)  # pyright: ignore[reportAssignmentType]
+    __and__ = _operator(operator.and_)
+    __or__ = _operator(operator.or_)
     __hash__ = None  # type: ignore[assignment]
 
 

@@ -7,7 +7,8 @@ refuse before any of them steps.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -24,8 +25,19 @@ from adamas.torch.keeping import Group, Keeping, State
 from adamas.torch.members import Member
 from adamas.torch.memory import Memory
 from adamas.torch.numbers import UNSCALED, Numbers, Scaling
-from adamas.torch.routes import Groups, Made, Route, Setup, States, device, native, offload, plain
-from adamas.torch.routes.device import Device, Devices
+from adamas.torch.routes import (
+    Groups,
+    Made,
+    Owned,
+    Route,
+    Setup,
+    States,
+    device,
+    native,
+    offload,
+    plain,
+)
+from adamas.torch.routes.device import Lasting, OnDevice
 from adamas.torch.routes.native import Native
 from adamas.torch.routes.offload import Offload, Offloaded
 from adamas.torch.routes.plain import Plain
@@ -57,18 +69,19 @@ class Plan:
     """How to make a step, and further ones as long as nothing changes."""
 
     def __init__(
-        self, routes: Sequence[Route], phase: Phase, groups: Groups, *, apart: bool
+        self, routes: Sequence[Route], phase: Phase, parameters: Sequence[Tensor], *, apart: bool
     ) -> None:
         """Take the routes in the order in which outcomes report what they step.
 
-        ``apart``: norm and guard are taken here, before any of them.
+        ``parameters`` are all that there are. ``apart``: norm and guard are taken here, before any
+        of the routes.
         """
         self._routes = tuple(routes)
         self._phase = phase
-        self._groups = groups
+        self._parameters = parameters
         #: The route that takes all there is, norm and guard included, or None.
         self._whole = None
-        if len(self._routes) == 1 and not apart and isinstance(self._routes[0], (Native, Device)):
+        if len(self._routes) == 1 and not apart and isinstance(self._routes[0], (Native, OnDevice)):
             self._whole = self._routes[0]
         native = self._whole if isinstance(self._whole, Native) else None
         #: The plan of the native engine where it takes all there is, or None.
@@ -76,7 +89,7 @@ class Plan:
         #: The native step, where it is all there is to do and reports nothing.
         self.direct = None if native is None else native.direct
         #: What launches steps on devices, all of it or a part, or None.
-        self.device = next((each for each in self._routes if isinstance(each, Device)), None)
+        self.device = next((each for each in self._routes if isinstance(each, OnDevice)), None)
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -162,15 +175,12 @@ class Plan:
         """Return norm, numbers of non-finite elements, and whether all are finite everywhere."""
         members = self.members
         read = [member.local_gradient for member in members]
-        parameters = parameters_of(self._groups)
-        groups = [distributed.shard_groups(p) for p in parameters]
+        groups = [distributed.shard_groups(p) for p in self._parameters]
 
         def of_all(parts: list[list[Any]]) -> list[list[Any]]:
             # Other processes may have gradients where this one has none.
             own = {member.place: part for member, part in zip(members, parts, strict=True)}
-            return distributed.gathered(
-                [own.get(place, []) for place in range(len(parameters))], groups
-            )
+            return distributed.gathered([own.get(i, []) for i in range(len(groups))], groups)
 
         norm = operations.norm_from_tiles(read, of_all) / scaling.loss_scale
         counts = of_all([[operations.count_nonfinite(each)] for each in read])
@@ -186,7 +196,7 @@ class Planner:
         self.keeping = keeping
         self._engine = engine
         self.numbers = Numbers(keeping.method, keeping.phase.ema)
-        self.devices = Devices()
+        self.devices = Lasting()
         self._pipeline = Offload(keeping.phase)
         #: Plans for devices whose gradients may come back.
         self._earlier: list[Plan] = []
@@ -218,78 +228,50 @@ class Planner:
             if plan.device is not None and plan.device.is_current(states)
         ]
 
-    def read_and_written(
-        self, groups: Groups, states: States, names: Sequence[str], copies: Sequence[Tensor]
-    ) -> tuple[list[Tensor], list[Tensor]]:
+    def read_and_written(self, owned: Owned) -> tuple[list[Tensor], list[Tensor]]:
         """Return the parameters that have gradients, and all that a step along them may write.
 
         A plan for the processor is for parameters without a gradient, too. Raises TypeError where
         a state is no dict.
         """
         read: list[Tensor] = []
-        written: list[Tensor] = list(copies)
-        for group, p, place in places_of(groups):
-            storage.check_kind(names[place], states.get(p, {}))
+        written: list[Tensor] = list(owned.copies)
+        for group, p, place in places_of(owned.groups):
+            state = owned.states.get(p, {})
+            storage.check_kind(owned.names[place], state)
             if p.grad is not None:
                 read.append(p)
-            elif not (native.is_plain(p, (p.dtype,)) and self._may_return(group, p, states)):
+            elif not (native.is_plain(p, (p.dtype,)) and self._may_return(group, p, owned.states)):
                 continue
-            entries = (x for x in states.get(p, {}).values() if isinstance(x, Tensor))
+            entries = (x for x in state.values() if isinstance(x, Tensor))
             written += (x for x in (p, *entries) if x.layout == torch.strided)
         return read, written
 
-    def planned(
-        self,
-        groups: Groups,
-        states: States,
-        names: Sequence[str],
-        copies: Sequence[Tensor],
-        before: Plan | None,
-    ) -> Plan:
+    def planned(self, owned: Owned, before: Plan | None) -> Plan:
         """Return a plan for the gradients that there are now, and create what states lack.
 
         Raises before anything is touched where a parameter, a gradient or a state is refused.
         """
-        if self._engine is None:
-            return self._planned(groups, states, names, copies, before)
-        kept = {p: (state, dict(state)) for p, state in states.items()}
-        try:  # whether an engine takes a parameter is known when its state is there
-            return self._planned(groups, states, names, copies, before)
-        except BaseException:
-            for p in states.keys() - kept.keys():
-                del states[p]
-            for state, entries in kept.values():
-                state.clear()
-                state.update(entries)
-            raise
-
-    def _planned(
-        self,
-        groups: Groups,
-        states: States,
-        names: Sequence[str],
-        copies: Sequence[Tensor],
-        before: Plan | None,
-    ) -> Plan:
-        members = list(self._members(groups, states, copies))
-        for member in members:
-            self.keeping.refuse(member, names[member.place])
-        if self._bring_into_form(members, names):
-            members = list(self._members(groups, states, copies))  # forms may be told by the state
-        members = [self._completed(member, states) for member in members]
-        chosen: dict[Any, list[Member]] = {native: [], device: [], offload: [], plain: []}
-        taken = Memory()
-        for member in members:
-            chosen[self._route(member, taken, names[member.place])].append(member)
-        if chosen[native] and sum(map(bool, chosen.values())) == 1:
-            # Whether they have gradients is no part of a plan for the processor.
-            absent = self._absent(groups, states, copies)
-            chosen[native].extend(m for m in absent if taken.add(m.parts()))
-        # Plans walk the state in its own order, which is that of the first gradients.
-        order = {id(p): i for i, p in enumerate(states)}
-        for each in (native, device):
-            chosen[each].sort(key=lambda member: order.get(id(member.parameter), -1))
-        return self._plan(groups, states, chosen, before)
+        # Whether an engine that is asked for takes a parameter is known when its state is there.
+        with nullcontext() if self._engine is None else _restoring(owned.states):
+            members = list(self._members(owned))
+            for member in members:
+                self.keeping.refuse(member, owned.names[member.place])
+            if self._bring_into_form(members, owned.names):
+                members = list(self._members(owned))  # forms may be told by the state
+            members = [self._completed(member, owned.states) for member in members]
+            chosen: dict[Any, list[Member]] = {native: [], device: [], offload: [], plain: []}
+            taken = Memory()
+            for member in members:
+                chosen[self._route(member, taken, owned.names[member.place])].append(member)
+            if chosen[native] and sum(map(bool, chosen.values())) == 1:
+                # Whether they have gradients is no part of a plan for the processor.
+                chosen[native].extend(m for m in self._absent(owned) if taken.add(m.parts()))
+            # Plans walk the state in its own order, which is that of the first gradients.
+            order = {id(p): i for i, p in enumerate(owned.states)}
+            for each in (native, device):
+                chosen[each].sort(key=lambda member: order.get(id(member.parameter), -1))
+            return self._plan(owned, chosen, before)
 
     def _route(self, member: Member, taken: Memory, name: str) -> Any:
         """Return what steps a member: the first that takes it, of those that ``engine`` leaves.
@@ -310,11 +292,9 @@ class Planner:
             "is stepped by the fastest that can; routes() says which that is."
         )
 
-    def _plan(
-        self, groups: Groups, states: States, chosen: dict[Any, list[Member]], before: Plan | None
-    ) -> Plan:
+    def _plan(self, owned: Owned, chosen: dict[Any, list[Member]], before: Plan | None) -> Plan:
         phase = self.keeping.phase
-        parameters = parameters_of(groups)
+        parameters = parameters_of(owned.groups)
         is_several = sum(map(bool, chosen.values())) > 1 or chosen[plain] or chosen[offload]
         is_spread = any(map(distributed.is_distributed, parameters))
         apart = phase.reads_first and bool(is_several or is_spread)
@@ -322,37 +302,35 @@ class Planner:
             phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
         stepped = {id(member.parameter) for members in chosen.values() for member in members}
         idle = [p for p in parameters if id(p) not in stepped]
-        setup = Setup(groups, states, phase, self.numbers, idle)
+        setup = Setup(owned, phase, self.numbers, idle)
         on_device = chosen[device]
         routes: list[Route] = []
         if chosen[native]:
             routes.append(Native(chosen[native], setup))
         if on_device:
             known = None if before is None else before.device
-            routes.append(Device(on_device, setup, self.devices, known))
+            routes.append(OnDevice(on_device, setup, self.devices, known))
         if chosen[plain]:
             routes.append(Plain(chosen[plain], setup))
         if chosen[offload]:
             routes.append(Offloaded(chosen[offload], setup, self._pipeline))
-        return Plan(routes, self.keeping.phase, groups, apart=apart)
+        return Plan(routes, self.keeping.phase, parameters, apart=apart)
 
     # -- members and their states --------------------------------------------------------------
 
-    def _members(
-        self, groups: Groups, states: States, copies: Sequence[Tensor], *, present: bool = True
-    ) -> Iterator[Member]:
+    def _members(self, owned: Owned, *, present: bool = True) -> Iterator[Member]:
         """Yield the parameters that have gradients, or those that have none."""
-        for group, parameter, place in places_of(groups):
+        for group, parameter, place in places_of(owned.groups):
             if (parameter.grad is not None) is present:
-                copy = copies[place] if copies else None
-                state = states.get(parameter)
+                copy = owned.copies[place] if owned.copies else None
+                state = owned.states.get(parameter)
                 state = {} if state is None else state
                 yield self.keeping.member(group, parameter, place, state, copy)
 
-    def _absent(self, groups: Groups, states: States, copies: Sequence[Tensor]) -> Iterator[Member]:
+    def _absent(self, owned: Owned) -> Iterator[Member]:
         """Yield parameters without a gradient that could be stepped at once if they had one."""
-        for member in self._members(groups, states, copies, present=False):
-            may_return = self._may_return(member.group, member.parameter, states)
+        for member in self._members(owned, present=False):
+            may_return = self._may_return(member.group, member.parameter, owned.states)
             if may_return and self._is_complete(member) and native.takes(member):
                 yield member
 
@@ -410,3 +388,18 @@ class Planner:
         if is_new and member.step is not None and devices.takes(member.parameter.device):
             self.devices.counts.created(member.step)
         return member
+
+
+@contextmanager
+def _restoring(states: States) -> Generator[None]:
+    """Leave states as they were on errors."""
+    kept = {p: (state, dict(state)) for p, state in states.items()}
+    try:
+        yield
+    except BaseException:
+        for p in states.keys() - kept.keys():
+            del states[p]
+        for state, entries in kept.values():
+            state.clear()
+            state.update(entries)
+        raise

@@ -18,9 +18,9 @@ from adamas.torch.keeping import Group, Keeping
 from adamas.torch.numbers import Scaling
 from adamas.torch.plan import OVERFLOWED, Plan, Planner
 from adamas.torch.record import Record
-from adamas.torch.routes import Groups, States
+from adamas.torch.routes import Groups, Owned, States
 from adamas.torch.turns import Turn
-from adamas.turns import CHANGED, NO_AVERAGE
+from adamas.turns import CHANGED, IN_PLACE, NO_AVERAGE
 
 __all__ = ["Stepper"]
 
@@ -123,9 +123,10 @@ class Stepper:
         if self._copies.tensors:
             self._copies.fit(parameters_of(groups))
         arguments.check_groups(groups, defaults)
-        planner, of = self._planner, (groups, states, names_of(groups), self._copies.tensors)
-        with gradients.kept_apart(*planner.read_and_written(*of)):
-            plan = planner.planned(*of, self._plan)
+        planner = self._planner
+        owned = Owned(groups, states, names_of(groups), self._copies.tensors)
+        with gradients.kept_apart(*planner.read_and_written(owned)):
+            plan = planner.planned(owned, self._plan)
             self._install(plan)
             planner.forget(states)
             if not self._step_by(plan, groups, scaling):
@@ -176,7 +177,8 @@ class Stepper:
         kept: list[Weights] | None = None
         try:
             with self.turn.held():
-                self.averages.refuse_twice()
+                if self.averages.are_in_place:
+                    raise RuntimeError(IN_PLACE)
                 self.copies(groups, states)  # while the weights in training are there
                 kept = self.averages.kept(states, self.keeping)
                 self.pause()

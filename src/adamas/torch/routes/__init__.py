@@ -24,7 +24,7 @@ from adamas.statistics import Outcome, Statistics
 from adamas.torch.members import Member
 from adamas.torch.numbers import Numbers, Scaling
 
-__all__ = ["PLAIN_TYPES", "Made", "Route", "Setup"]
+__all__ = ["PLAIN_TYPES", "Made", "Owned", "Route", "Setup"]
 
 #: Types of tensors that are nothing else besides.
 PLAIN_TYPES = (Tensor, nn.Parameter)
@@ -35,12 +35,21 @@ Groups = list[dict[str, Any]]
 States = MutableMapping[Tensor, dict[str, Any]]
 
 
+class Owned(NamedTuple):
+    """What an optimizer has at a step: its own groups, states and copies."""
+
+    groups: Groups
+    states: States
+    #: Of all parameters, in their order.
+    names: Sequence[str]
+    #: Of all parameters; none where there are none.
+    copies: Sequence[Tensor]
+
+
 class Setup(NamedTuple):
     """What routes are made of, besides their members."""
 
-    #: The optimizer's own.
-    groups: Groups
-    states: States
+    owned: Owned
     #: What they see to themselves; without norm and guard where these were taken before.
     phase: Phase
     numbers: Numbers

@@ -26,7 +26,7 @@ from adamas.torch.members import WIDE, Member, scalar
 from adamas.torch.numbers import Scaling
 from adamas.torch.routes import PLAIN_TYPES, Groups, Made, Route, Setup, States
 
-__all__ = ["Device", "Devices", "takes"]
+__all__ = ["Lasting", "OnDevice", "takes"]
 
 
 def takes(member: Member) -> bool:
@@ -60,7 +60,7 @@ def takes(member: Member) -> bool:
     )
 
 
-class Devices:
+class Lasting:
     """What outlives the plans for devices."""
 
     def __init__(self) -> None:
@@ -82,19 +82,19 @@ class Devices:
                 self._skipped[device] = torch.zeros((), dtype=torch.int64, device=device)
         return self._skipped
 
-    def leave(self, route: Device) -> None:
+    def leave(self, route: OnDevice) -> None:
         """Keep what a CUDA graph may go on to read when a plan goes."""
         if route.launches.is_captured:
             self._captured[id(route.launches)] = route.launches
 
 
-class Device(Route):
+class OnDevice(Route):
     """Launches, and the parameters that they step."""
 
     name = "triton"
 
     def __init__(
-        self, members: Sequence[Member], setup: Setup, devices: Devices, before: Device | None
+        self, members: Sequence[Member], setup: Setup, devices: Lasting, before: OnDevice | None
     ) -> None:
         """Make the tables, or take those of ``before`` where they still fit."""
         super().__init__(members, setup)
@@ -150,7 +150,9 @@ class Device(Route):
         self._watch: Any = None
         if not self._replaced and all(type(m.parameter) in PLAIN_TYPES for m in members):
             watched = [(m.parameter, m.state, [] if m.copy is None else [m.copy]) for m in members]
-            self._watch = TensorWatch(Tensor, torch.nn.Parameter, setup.groups, watched, setup.idle)
+            self._watch = TensorWatch(
+                Tensor, torch.nn.Parameter, setup.owned.groups, watched, setup.idle
+            )
 
     def fits(self, groups: Groups, states: States) -> bool:
         """Return whether it can make the next step; then the gradients' addresses are known."""

@@ -59,14 +59,14 @@ class Native(Route):
     def __init__(self, members: Sequence[Member], setup: Setup) -> None:
         """Make the plan; those of ``members`` without a gradient are left out of a step."""
         super().__init__(members, setup)
-        self._groups, self._states = setup.groups, setup.states
+        self._groups, self._states = setup.owned.groups, setup.owned.states
         cohorts, places = _cohorts(members, setup)
         #: One member of each cohort whose numbers are given with each step.
         self._given = tuple(member for member, cohort in cohorts if cohort.options is None)
         self.plan = TensorPlan(
             Tensor,
             torch.nn.Parameter,
-            setup.groups,
+            setup.owned.groups,
             [_slot(*each) for each in zip(members, places, strict=True)],
             [cohort for _, cohort in cohorts],
             setup.idle,
@@ -122,7 +122,7 @@ def _cohorts(
     members: Sequence[Member], setup: Setup
 ) -> tuple[list[tuple[Member, Cohort]], list[int]]:
     """Return cohorts, each with one of its members, and of each member which it is of."""
-    index = {id(group): i for i, group in enumerate(setup.groups)}
+    index = {id(group): i for i, group in enumerate(setup.owned.groups)}
     options = setup.numbers.options(members)
     known: dict[Hashable, int] = {}
     cohorts: list[tuple[Member, Cohort]] = []
