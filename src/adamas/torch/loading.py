@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -77,49 +77,28 @@ def take_over(optimizer: torch.optim.Optimizer, keeping: Keeping, given: Any) ->
     for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():  # type: ignore[attr-defined]
         result = hook(optimizer, given)
         given = given if result is None else result
-    groups = optimizer.param_groups
-    defaults = arguments.of_groups(optimizer.defaults)
-    target = Target(groups, defaults, names_of(groups), keeping)
-    loaded = prepared(target, given)
-    state, chosen = defaultdict(dict, loaded.state), settings.loaded(given)
-    optimizer.__setstate__({"state": state, "param_groups": loaded.groups, settings.KEY: chosen})
+    loaded = prepared(optimizer, keeping, given)
+    loaded[settings.KEY] = settings.loaded(given)
+    optimizer.__setstate__(loaded)
     for hook in optimizer._optimizer_load_state_dict_post_hooks.values():  # type: ignore[attr-defined]
         hook(optimizer)
 
 
-class Target(NamedTuple):
-    """What the loading needs to know of an optimizer; nothing of it is changed."""
+def prepared(optimizer: torch.optim.Optimizer, keeping: Keeping, given: Any) -> State:
+    """Return what is to take the place of state and groups, having changed nothing.
 
-    groups: Sequence[Group]
-    defaults: Mapping[str, Any]
-    #: Of all parameters, in order.
-    names: Sequence[str]
-    keeping: Keeping
-
-    @property
-    def method(self) -> Method:
-        """Its method."""
-        return self.keeping.method
-
-
-class Loaded(NamedTuple):
-    """What takes the place of state and groups."""
-
-    #: By parameter, and by name what belongs to none.
-    state: dict[Any, Any]
-    groups: list[Group]
-
-
-def prepared(target: Target, given: Any) -> Loaded:
-    """Return what is to be taken over. Raises ValueError or TypeError, having changed nothing."""
+    Raises ValueError or TypeError.
+    """
+    owns = optimizer.param_groups
+    defaults = arguments.of_groups(optimizer.defaults)
     states, saved = _parts(given)
-    _check_counts(target, saved)
+    _check_counts(owns, saved)
     groups = [
-        _group(i, target, own, each)
-        for i, (own, each) in enumerate(zip(target.groups, saved, strict=True))
+        _group(i, own, each, defaults, keeping.method.name)
+        for i, (own, each) in enumerate(zip(owns, saved, strict=True))
     ]
     for group in groups:
-        target.keeping.refuse_loaded(group)
+        keeping.refuse_loaded(group)
     by_id: dict[Any, int] = {}
     owners: list[tuple[Tensor, Group]] = []
     for group, each in zip(groups, saved, strict=True):
@@ -131,29 +110,31 @@ def prepared(target: Target, given: Any) -> Loaded:
                     "needs one of its own: state is found by it."
                 )
             owners.append((parameter, group))
-    found: list[tuple[int, Any, Tensor, Group, Kept]] = []
-    state: dict[Any, Any] = {}
+    names = names_of(owns)
+    found: list[tuple[Any, Tensor, Group, Kept]] = []
+    #: By parameter, and by name what belongs to none.
+    state: dict[Any, Any] = defaultdict(dict)
     for number, value in states.items():
         if number not in by_id:
             state[number] = value  # of no parameter, and torch keeps it likewise
             continue
         place = by_id[number]
         parameter, group = owners[place]
-        found.append((place, value, parameter, group, target.method.kept(group)))
-    for place, value, parameter, _, kept in found:
-        storage.check(target.names[place], value, parameter, kept, loading=True)
-    for _, value, parameter, group, kept in found:
-        is_offloaded = target.keeping.is_offloaded(parameter)
+        kept = keeping.method.kept(group)
+        storage.check(names[place], value, parameter, kept, loading=True)
+        found.append((value, parameter, group, kept))
+    for value, parameter, group, kept in found:
+        is_offloaded = keeping.is_offloaded(parameter)
         unread = storage.unread(value, kept.entries)
-        if target.keeping.phase.ema is None:  # it would not be kept up, and be of long ago
+        if keeping.phase.ema is None:  # it would not be kept up, and be of long ago
             unread.add("ema")
         own = {
             entry: _owned(entry, each, parameter, group, kept, is_offloaded=is_offloaded)
             for entry, each in value.items()
             if entry not in unread and (each is not None or entry not in kept.names)
         }
-        state[parameter] = target.keeping.fitted(own, parameter, group) if own else own
-    return Loaded(state, groups)
+        state[parameter] = keeping.fitted(own, parameter, group) if own else own
+    return {"state": state, "param_groups": groups}
 
 
 # ── the parts ──────────────────────────────────────────────────────────────────────────────────
@@ -193,13 +174,13 @@ def _parts(given: Any) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
     return states, list(groups)
 
 
-def _check_counts(target: Target, saved: Sequence[Mapping[str, Any]]) -> None:
-    if len(saved) != len(target.groups):
+def _check_counts(owns: Sequence[Group], saved: Sequence[Mapping[str, Any]]) -> None:
+    if len(saved) != len(owns):
         raise ValueError(
             f"loaded state dict has a different number of parameter groups: {len(saved)}, but "
-            f"this optimizer has {len(target.groups)}. Make the groups that were saved first."
+            f"this optimizer has {len(owns)}. Make the groups that were saved first."
         )
-    for i, (own, each) in enumerate(zip(target.groups, saved, strict=True)):
+    for i, (own, each) in enumerate(zip(owns, saved, strict=True)):
         if len(own["params"]) != len(each["params"]):
             raise ValueError(
                 "loaded state dict contains a parameter group that doesn't match the size of "
@@ -211,14 +192,16 @@ def _check_counts(target: Target, saved: Sequence[Mapping[str, Any]]) -> None:
 # ── groups ─────────────────────────────────────────────────────────────────────────────────────
 
 
-def _group(i: int, target: Target, own: Group, saved: Mapping[str, Any]) -> Group:
+def _group(
+    i: int, own: Group, saved: Mapping[str, Any], defaults: Mapping[str, Any], method: str
+) -> Group:
     """Return a group as it will be: saved options, what stays, and defaults for what is lacking."""
-    missing = [name for name in _TELLING if name in target.defaults and name not in saved]
-    foreign = sorted(_OF_OTHERS.intersection(saved) - target.defaults.keys())
+    missing = [name for name in _TELLING if name in defaults and name not in saved]
+    foreign = sorted(_OF_OTHERS.intersection(saved) - defaults.keys())
     if missing and foreign:
         raise ValueError(
             f"param_groups[{i}] to load has {', '.join(foreign)} and no {', '.join(missing)}: it "
-            f"is of another class than {target.method.name}. Load it into that one, or begin anew."
+            f"is of another class than {method}. Load it into that one, or begin anew."
         )
     group = {name: copy.deepcopy(value) for name, value in saved.items() if name != "params"}
     group["params"] = own["params"]
@@ -234,11 +217,11 @@ def _group(i: int, target: Target, own: Group, saved: Mapping[str, Any]) -> Grou
         group.pop(name, None)
         if name in own:
             group[name] = own[name]
-    for name, value in target.defaults.items():
+    for name, value in defaults.items():
         if name not in _OWN:
             group.setdefault(name, value)
-    arguments.check_loaded(group, target.defaults, f"In param_groups[{i}] to load: ")
-    arguments.put_pairs(group, target.defaults)
+    arguments.check_loaded(group, defaults, f"In param_groups[{i}] to load: ")
+    arguments.put_pairs(group, defaults)
     return group
 
 
