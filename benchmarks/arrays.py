@@ -114,7 +114,7 @@ def _bandwidth(quick: bool) -> Pair:
     p, g = drawn(1 << 12 if quick else 1 << 26)
     optimizer = adamas.Adam(p, lr=LR)
     state = optimizer.groups[0].states[0]
-    arrays = [p, g, state.mean, state.square]
+    arrays: list[Any] = [p, g, state.mean, state.square]
 
     def check() -> None:
         twin = p[:4096].copy()

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adamas.codecs import mean_bound
-from benchmarks.tables import Row, Run, Stored, Table, machine_line, markdown
+from benchmarks.tables import Row, Run, Stored, Table, machine_line, machine_note, markdown
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 #: What is trained, and what that needs besides torch.
@@ -209,8 +209,8 @@ class Convergence(Table):
         return json.loads(json.dumps(found))  # as it is read again
 
     def markdown(self, stored: Stored) -> str:
-        *shown, machine = tables(stored).values()
-        return "\n".join(shown) + f"\nMachine: {machine}"
+        *shown, _ = tables(stored).values()
+        return "\n".join([*shown, machine_note(stored)])
 
     def passages(self, stored: Stored) -> dict[str, str]:
         return tables(stored)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.tables import Row, Run, Stored, Table, machine_line, markdown, why_not
+from benchmarks.tables import Row, Run, Stored, Table, machine_note, markdown, why_not
 
 ROOT = Path(__file__).parents[1]
 HEADER = ("optimizer", "state, counted", "held", "a step besides")
@@ -92,8 +92,8 @@ class Memory(Table):
 
     def markdown(self, stored: Stored) -> str:
         what = f"Bytes for each parameter, {stored['count']:,} of them."
-        told = f"{what} Machine: {machine_line(stored)}."
-        return markdown(HEADER, map(_cells, stored["figures"])) + f"\n{told}\n"
+        table = markdown(HEADER, map(_cells, stored["figures"]))
+        return f"{table}\n{what} {machine_note(stored)}"
 
 
 def _cells(figure: Stored) -> tuple[str, ...]:

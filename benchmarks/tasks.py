@@ -16,6 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,7 @@ class Task:
 def digits() -> Task:
     from sklearn.datasets import load_digits
 
-    data = load_digits()
+    data: Any = load_digits()
     order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
     rows = torch.cat(
         [torch.tensor(data.data / 16.0), torch.tensor(data.target[:, None], dtype=torch.float64)], 1
@@ -160,14 +161,15 @@ class NextWord(nn.Sequential):
     """The next word, from a few before it."""
 
     def __init__(self, words: int, before: int, width: int = 32, hidden: int = 64) -> None:
+        table = nn.Embedding(words, width)
         super().__init__(
-            nn.Embedding(words, width),
+            table,
             nn.Flatten(),
             nn.Linear(before * width, hidden),
             nn.GELU(),
             nn.Linear(hidden, words),
         )
-        nn.init.normal_(self[0].weight, std=0.1)
+        nn.init.normal_(table.weight, std=0.1)
 
 
 def words() -> Task:

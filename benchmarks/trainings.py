@@ -13,7 +13,8 @@ adamas' own statistic, taken before the parameter is rounded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import importlib
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -31,9 +32,8 @@ POINTS = 15  # of a curve
 
 
 def bitsandbytes(params: list[nn.Parameter], **options: Any) -> torch.optim.Optimizer:
-    from bitsandbytes.optim import AdamW8bit
-
-    return AdamW8bit(params, **options)
+    module: Any = importlib.import_module("bitsandbytes.optim")
+    return module.AdamW8bit(params, **options)
 
 
 def torchao(
@@ -45,19 +45,20 @@ def torchao(
     fewer than 4,096 elements or no multiple of 256; with ``every_tensor`` of none: the block is the
     largest divisor up to 256 of a tensor's size.
     """
-    from torchao.optim import AdamW8bit
+    module: Any = importlib.import_module("torchao.optim")
+    large_ones: Any = module.AdamW8bit
 
-    class EveryTensor(AdamW8bit):
+    class EveryTensor(large_ones):
         def _new_buffer(self, p: Tensor, signed: bool) -> Tensor:
             size = p.numel()
             block = max(n for n in range(1, self.block_size + 1) if size % n == 0)
             return self._subclass_zeros(p, signed, block)
 
     torch.compiler.set_stance("force_eager")
-    return (EveryTensor if every_tensor else AdamW8bit)(params, **options)
+    return (EveryTensor if every_tensor else large_ones)(params, **options)
 
 
-MAKERS = {
+MAKERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
     "adamas": adamas.torch.AdamW,
     "torch": torch.optim.AdamW,
     "bitsandbytes": bitsandbytes,
@@ -151,7 +152,7 @@ def continuation(tell: Callable[[str], object]) -> dict[str, float]:
 
 
 @contextmanager
-def one_thread() -> Iterator[None]:
+def one_thread() -> Generator[None]:
     """Let torch use one thread: so many as do not change where a training ends."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -261,7 +261,8 @@ def answer() -> None:
             entries = [each for state in optimizer.state.values() for each in state.values()]
             for each in (*parameters, *entries):
                 if isinstance(each, torch.Tensor):
-                    digest.update(each.detach().contiguous().view(-1).view(torch.uint8).numpy())
+                    flat = each.detach().contiguous().view(-1)
+                    digest.update(flat.view(torch.uint8).numpy().tobytes())
             told: Any = digest.hexdigest()
         else:
             begin = time.perf_counter()

@@ -10,6 +10,7 @@ import pytest
 
 from adamas.codecs import mean_bound
 from benchmarks import catalogue, convergence, pages
+from benchmarks.tables import Run
 from tests.support.cases import ROOT
 
 TABLE = catalogue.table("convergence")
@@ -110,3 +111,38 @@ def test_the_other_packages_are_told_of_as_they_were_measured(stored):
         for name in ("bitsandbytes 8-bit", "torchao 8-bit"):
             if key != "digits":
                 assert abs(others[name].difference) > 3 * others[name].error, (key, name)
+
+
+def test_trainings_are_made_of_all_that_is_installed_and_small_ones_say_so():
+    pytest.importorskip("sklearn")
+    heard = []
+    rows = [row for row in TABLE.rows if row.work == "digits"]
+    found = TABLE.measured(rows, Run(quick=True, tell=heard.append))
+    runs = found["tasks"]["digits"]["runs"]
+    absent = {*found["missing"]}
+    assert list(runs) == [
+        name
+        for name in convergence.subjects_of("digits")
+        if convergence.SUBJECTS[name].package not in absent
+    ]
+    assert all(len(each) == 2 for each in runs.values())
+    assert runs["torch float32"] != runs["adamas 8bit"]
+    assert f"digits · seed 1 · adamas 8bit · {convergence.final(runs['adamas 8bit'][1])[0]} · " in (
+        "\n".join(heard)
+    )
+    text = TABLE.markdown({**found, "machine": {"processor": "some"}, "quick": True})
+    assert "| digits, MLP, 2 seeds | torch float32 |" in text
+    assert "letters" not in text
+
+
+def test_the_pictures_are_drawn_from_what_is_stored(stored, tmp_path):
+    pytest.importorskip("matplotlib")
+    for name, draw in (
+        ("curves", convergence.draw_curves),
+        ("differences", convergence.draw_differences),
+    ):
+        draw(stored, tmp_path / f"{name}.svg")
+        drawn = (tmp_path / f"{name}.svg").read_text("utf-8")
+        draw(stored, tmp_path / f"{name}.svg")
+        assert (tmp_path / f"{name}.svg").read_text("utf-8") == drawn
+        assert "letters, GPT" in drawn
