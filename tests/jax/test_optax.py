@@ -18,40 +18,24 @@ from adamas.coefficients import at_step
 from adamas.options import Options
 from adamas.rule import rule, smooth
 from tests.support.cases import bits, python
-from tests.support.jax_cases import CASES, LR, expected, stepper
+from tests.support.jax_cases import (
+    CASES,
+    GRADIENTS,
+    LR,
+    PARAMS,
+    expected,
+    same,
+    stepper,
+    trained,
+    tree,
+)
 
 NAMES = ["adam", "adamw", "amsgrad", "nadam", "nadamw", "rmsprop", "sgd"]
-PARAMS = {"a": np.array([1.0, -2.0], np.float32), "b": {"c": np.ones((2, 3), np.float32)}}
-GRADIENTS = {"a": np.array([0.5, 0.25], np.float32), "b": {"c": -np.ones((2, 3), np.float32)}}
 SCHEDULE = optax.linear_schedule(0.1, 0.01, 10)
-
-
-def tree(value=PARAMS):
-    return jax.tree.map(jnp.asarray, value)
 
 
 def types(value):
     return jax.tree.map(lambda x: (jnp.shape(x), jnp.result_type(x)), value)
-
-
-@functools.cache
-def compiled(optimizer):
-    return jax.jit(stepper(optimizer))
-
-
-def run(optimizer, steps=3, params=PARAMS, gradients=GRADIENTS, state=None):
-    params = tree(params)
-    state = optimizer.init(params) if state is None else state
-    step = compiled(optimizer)
-    for _ in range(steps):
-        params, state = step(params, state, tree(gradients))
-    return params, state
-
-
-def same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(bits(x), bits(y))
 
 
 def close(a, b, **tolerance):
@@ -102,8 +86,8 @@ def test_states_are_those_of_optax_and_runs_may_change_hands(case):
         getattr(module, name)(**{"learning_rate": 0.01, **arguments}) for module in (ours, optax)
     )
     assert isinstance(mine, optax.GradientTransformationExtraArgs)
-    params, state = run(mine)
-    other_params, other_state = run(theirs)
+    params, state = trained(mine)
+    other_params, other_state = trained(theirs)
     start, other_start = mine.init(tree()), theirs.init(tree())
     for a, b in ((start, other_start), (state, other_state), (start, state)):
         assert jax.tree.structure(a) == jax.tree.structure(b)
@@ -113,21 +97,25 @@ def test_states_are_those_of_optax_and_runs_may_change_hands(case):
     close(state, other_state, **tolerance)
     # Three steps of one, then three of the other.
     for first, second in ((mine, theirs), (theirs, mine)):
-        middle = run(first)
-        close(run(second, params=middle[0], state=middle[1]), run(theirs, steps=6), **tolerance)
+        middle = trained(first)
+        close(
+            trained(second, params=middle[0], state=middle[1]),
+            trained(theirs, steps=6),
+            **tolerance,
+        )
 
 
 def test_momentum_has_the_state_of_optax_ema():
     theirs = optax.chain(optax.ema(0.9, debias=False), optax.scale_by_learning_rate(0.01))
-    params, state = run(ours.momentum(0.01))
-    other_params, other_state = run(theirs)
+    params, state = trained(ours.momentum(0.01))
+    other_params, other_state = trained(theirs)
     assert jax.tree.structure(state) == jax.tree.structure(other_state)
     close((params, state), (other_params, other_state), rtol=1e-5)
 
 
 def test_the_state_is_found_by_its_names_and_mapped():
     optimizer = ours.adamw(SCHEDULE)
-    params, state = run(optimizer)
+    params, state = trained(optimizer)
     assert optax.tree.get(state, "mu")["b"]["c"].shape == (2, 3)
     assert optax.tree.get(state, "nu") is state[0].nu
     assert optax.tree.get(state, "count", filtering=lambda path, _: "Adam" in str(path)) == 3
@@ -272,48 +260,48 @@ def test_inject_hyperparams_lets_numbers_be_changed_and_gives_the_bits_of_the_re
 def test_inject_hyperparams_of_the_learning_rate_alone_takes_schedules():
     fixed = ("b1", "b2", "eps", "eps_root", "weight_decay")
     injected = optax.inject_hyperparams(ours.adamw, static_args=fixed)(SCHEDULE)
-    found = run(injected)
-    same(found[0], run(ours.adamw(SCHEDULE))[0])
+    found = trained(injected)
+    same(found[0], trained(ours.adamw(SCHEDULE))[0])
     assert found[1].hyperparams["learning_rate"] == SCHEDULE(2)
 
 
 def test_multi_steps_take_the_mean_gradient_every_so_often():
     optimizer = optax.MultiSteps(ours.adam(0.01), every_k_schedule=2)
-    params, _ = run(optimizer, steps=4)
-    same(params, run(ours.adam(0.01), steps=2)[0])
+    params, _ = trained(optimizer, steps=4)
+    same(params, trained(ours.adam(0.01), steps=2)[0])
 
 
 def test_chains_clip_before_the_step():
     optimizer = optax.chain(optax.clip_by_global_norm(0.5), ours.adamw(0.01))
-    params, state = run(optimizer)
+    params, state = trained(optimizer)
     theirs = optax.chain(optax.clip_by_global_norm(0.5), optax.adamw(0.01))
-    close((params, state), run(theirs), rtol=1e-5)
+    close((params, state), trained(theirs), rtol=1e-5)
     norm = np.sqrt(sum(np.sum(g * g) for g in jax.tree.leaves(GRADIENTS)))
     clipped = jax.tree.map(lambda g: g / norm * 0.5, GRADIENTS)
-    close(params, run(ours.adamw(0.01), gradients=clipped)[0], rtol=1e-6)
+    close(params, trained(ours.adamw(0.01), gradients=clipped)[0], rtol=1e-6)
 
 
 def test_multi_transform_and_masked_step_each_part_its_way():
     optimizer = optax.multi_transform(
         {"fast": ours.adam(0.1), "slow": ours.momentum(0.01)}, {"a": "fast", "b": "slow"}
     )
-    params, _ = run(optimizer)
-    same(params["a"], run(ours.adam(0.1))[0]["a"])
-    same(params["b"], run(ours.momentum(0.01))[0]["b"])
+    params, _ = trained(optimizer)
+    same(params["a"], trained(ours.adam(0.1))[0]["a"])
+    same(params["b"], trained(ours.momentum(0.01))[0]["b"])
     masked = optax.masked(ours.adamw(0.01), {"a": False, "b": True})
-    params, state = run(masked)
-    same(params["b"], run(ours.adamw(0.01))[0]["b"])
+    params, state = trained(masked)
+    same(params["b"], trained(ours.adamw(0.01))[0]["b"])
     same(params["a"], PARAMS["a"] + 3 * GRADIENTS["a"])  # passed through
     assert jax.tree.structure(state) == jax.tree.structure(
-        run(optax.masked(optax.adamw(0.01), {"a": False, "b": True}))[1]
+        trained(optax.masked(optax.adamw(0.01), {"a": False, "b": True}))[1]
     )
 
 
 def test_steps_with_gradients_that_are_not_finite_can_be_left_out():
     optimizer = optax.apply_if_finite(ours.adam(0.01), max_consecutive_errors=3)
-    params, state = run(optimizer, steps=1)
+    params, state = trained(optimizer, steps=1)
     broken = {**GRADIENTS, "a": np.array([np.nan, 1.0], np.float32)}
-    kept, after = run(optimizer, steps=1, params=params, gradients=broken, state=state)
+    kept, after = trained(optimizer, steps=1, params=params, gradients=broken, state=state)
     same(kept, params)
     same(after.inner_state, state.inner_state)
     assert after.total_notfinite == 1
@@ -328,9 +316,9 @@ MASKS = {
 
 
 def test_a_mask_says_what_decays():
-    decayed, plain = run(ours.adamw(0.01, weight_decay=0.5)), run(ours.adam(0.01))
+    decayed, plain = trained(ours.adamw(0.01, weight_decay=0.5)), trained(ours.adam(0.01))
     for mask in MASKS.values():
-        params, _ = run(ours.adamw(0.01, weight_decay=0.5, mask=mask))
+        params, _ = trained(ours.adamw(0.01, weight_decay=0.5, mask=mask))
         same(params["a"], decayed[0]["a"])
         same(params["b"], plain[0]["b"])
 
@@ -365,7 +353,7 @@ def test_update_takes_extra_arguments_and_adam_no_parameters():
 
 def test_a_sum_of_gradients_is_the_rule_with_other_numbers():
     for nesterov in (False, True):
-        params, state = run(ours.sgd(0.1, momentum=0.9, nesterov=nesterov))
+        params, state = trained(ours.sgd(0.1, momentum=0.9, nesterov=nesterov))
         plain = at_step(Options(betas=(None, None)), 1, 0.1)._replace(keep1=0.9, take1=1.0)
         if nesterov:
             plain = plain._replace(from_m=0.9, from_g=1.0)
@@ -379,7 +367,7 @@ def test_a_sum_of_gradients_is_the_rule_with_other_numbers():
 
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_momentum_of_rmsprop_smooths_the_updates(nesterov):
-    params, state = run(ours.rmsprop(0.1, momentum=0.9, nesterov=nesterov))
+    params, state = trained(ours.rmsprop(0.1, momentum=0.9, nesterov=nesterov))
     options = CASES["rmsprop"].options
     c = at_step(options, 1, 0.1).rounded(np.dtype(np.float32))
     keep, take = np.float32(0.9), np.float32(1)
@@ -400,7 +388,7 @@ def test_amsgrad_corrects_the_largest_square_and_optax_the_squares():
         params, state = stepper(ours.amsgrad(LR))(params, state, jnp.asarray(g))
     judge = expected(CASES["amsgrad"], [np.ones(1, np.float32)], [[g] for g in gradients])
     np.testing.assert_array_equal(state[0].nu_max, judge.arrays["0.largest_square"])
-    theirs = run(optax.amsgrad(LR), steps=1, params=jnp.ones(1), gradients=gradients[0])[1]
+    theirs = trained(optax.amsgrad(LR), steps=1, params=jnp.ones(1), gradients=gradients[0])[1]
     np.testing.assert_allclose(theirs[0].nu_max, 1000 * state[0].nu_max, rtol=1e-2)
 
 
@@ -506,40 +494,13 @@ def test_complex_steps_are_near_those_of_optax(name):
     params = np.array([1 + 2j, -1j, 3.0], np.complex64)
     gradients = np.array([0.1 - 1j, 2.0, -3j], np.complex64)
     mine, theirs = (
-        run(getattr(module, name)(0.01), steps=1, params=params, gradients=gradients)
+        trained(getattr(module, name)(0.01), steps=1, params=params, gradients=gradients)
         for module in (ours, optax)
     )
     close(mine[0], theirs[0], rtol=1e-5)
 
 
 # ── errors ─────────────────────────────────────────────────────────────────────────────────────
-
-REFUSED = [
-    (lambda: ours.adam(0.1, b1=1.0), "b1 is 1.0, but a decay rate must be at least 0 and less "),
-    (lambda: ours.adam(0.1, b2="0.9"), "b2 is '0.9', but it must be a number."),
-    (lambda: ours.adam(None), "learning_rate is None, but it must be a number."),
-    (lambda: ours.adam(float("nan")), "learning_rate is nan, but it must be finite."),
-    (lambda: ours.adam(jnp.ones(2)), r"learning_rate is Array\(.*, but it must be a number."),
-    (lambda: ours.adamw(0.1, weight_decay=None), "weight_decay is None, but it must be a number."),
-    (lambda: ours.adam(0.1, eps=-1), "eps is -1.0, but it must be finite and at least 0."),
-    (lambda: ours.rmsprop(0.1, decay=-0.1), "decay is -0.1, but a decay rate must be at least 0"),
-    (
-        lambda: ours.rmsprop(0.1, centered=True),
-        "centered is True, but the rule divides by the root of the mean square, not of the "
-        "variance. Leave centered out, or use optax.rmsprop.",
-    ),
-    (
-        lambda: ours.adamw(0.1).update(jnp.ones(2), ours.adamw(0.1).init(jnp.ones(2))),
-        r"Weight decay needs the parameters, but params is None. "
-        r"Call update\(gradients, state, params\).",
-    ),
-]  # fmt: skip
-
-
-@pytest.mark.parametrize(("call", "message"), REFUSED, ids=range(len(REFUSED)))
-def test_what_makes_no_sense_is_refused_with_a_way_out(call, message):
-    with pytest.raises((TypeError, ValueError), match=message):
-        call()
 
 
 @pytest.mark.parametrize("missing", ["jax", "optax"])

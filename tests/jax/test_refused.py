@@ -16,32 +16,9 @@ import optax
 import pytest
 
 import adamas.jax as ours
-from adamas import codecs
-from tests.support.cases import bits
-from tests.support.jax_cases import stepper
+from tests.support.jax_cases import GRADIENTS, PARAMS, same, trained, tree
 
 LR = 0.1
-P = {"a": np.array([1.0, -2.0], np.float32), "b": {"c": np.ones((2, 3), np.float32)}}
-G = {"a": np.array([0.5, 0.25], np.float32), "b": {"c": -np.ones((2, 3), np.float32)}}
-
-
-def tree(value=P):
-    return jax.tree.map(jnp.asarray, value)
-
-
-def run(optimizer, steps=3, params=P, gradients=G, state=None):
-    params = tree(params)
-    state = optimizer.init(params) if state is None else state
-    step = jax.jit(stepper(optimizer))
-    for _ in range(steps):
-        params, state = step(params, state, tree(gradients))
-    return params, state
-
-
-def same(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        np.testing.assert_array_equal(bits(x), bits(y))
 
 
 @jax.tree_util.register_pytree_with_keys_class
@@ -68,11 +45,14 @@ class Module:
 
 @pytest.mark.parametrize("amount", [0.5, lambda count: 0.5], ids=["fixed", "schedule"])
 def test_a_module_that_can_be_called_is_a_mask_by_its_leaves(amount):
-    params, gradients = Module(P["a"], P["b"]["c"]), Module(G["a"], G["b"]["c"])
+    params, gradients = (
+        Module(PARAMS["a"], PARAMS["b"]["c"]),
+        Module(GRADIENTS["a"], GRADIENTS["b"]["c"]),
+    )
     masked = ours.adamw(LR, weight_decay=amount, mask=Module(True, False))
-    found, state = run(masked, params=params, gradients=gradients)
-    decayed, _ = run(ours.adamw(LR, weight_decay=amount), params=params, gradients=gradients)
-    plain, _ = run(ours.adam(LR), params=params, gradients=gradients)
+    found, state = trained(masked, params=params, gradients=gradients)
+    decayed, _ = trained(ours.adamw(LR, weight_decay=amount), params=params, gradients=gradients)
+    plain, _ = trained(ours.adam(LR), params=params, gradients=gradients)
     same((found.a, found.b), (decayed.a, plain.b))
     theirs = optax.adamw(LR, weight_decay=amount, mask=Module(True, False)).init(params)
     assert jax.tree.structure(state) == jax.tree.structure(theirs)
@@ -80,9 +60,9 @@ def test_a_module_that_can_be_called_is_a_mask_by_its_leaves(amount):
 
 def test_a_function_without_leaves_is_asked_for_its_mask():
     mask = jax.tree_util.Partial(lambda tree: jax.tree.map(lambda x: x.ndim == 1, tree))
-    found, _ = run(ours.adamw(LR, weight_decay=0.5, mask=mask))
-    same(found["a"], run(ours.adamw(LR, weight_decay=0.5))[0]["a"])
-    same(found["b"], run(ours.adam(LR))[0]["b"])
+    found, _ = trained(ours.adamw(LR, weight_decay=0.5, mask=mask))
+    same(found["a"], trained(ours.adamw(LR, weight_decay=0.5))[0]["a"])
+    same(found["b"], trained(ours.adam(LR))[0]["b"])
 
 
 def masked(mask):
@@ -131,7 +111,7 @@ def test_a_mask_that_depends_on_values_is_refused_under_jit():
     with pytest.raises(
         TypeError, match=r"What the mask returned has an array at .* whose value is "
     ):
-        jax.jit(optimizer.update)(tree(G), state, tree())
+        jax.jit(optimizer.update)(tree(GRADIENTS), state, tree())
 
 
 def test_a_function_for_the_mask_that_inject_hyperparams_takes_for_a_schedule_is_refused():
@@ -152,7 +132,7 @@ def test_a_function_for_the_mask_that_inject_hyperparams_takes_for_a_schedule_is
 # ── trees that do not fit ──────────────────────────────────────────────────────────────────────
 
 
-def updated(gradients=G, params=P, state=lambda state: state, make=ours.adamw):
+def updated(gradients=GRADIENTS, params=PARAMS, state=lambda state: state, make=ours.adamw):
     """A call of update with trees that differ from those of init."""
     optimizer = make(LR)
 
@@ -176,43 +156,43 @@ def small(form, **options):
 
 UNFIT = {
     "params-missing": (
-        updated(params={"a": P["a"]}),
+        updated(params={"a": PARAMS["a"]}),
         "The tree of parameters lacks ['b'] at the root, compared with the tree of gradients. All "
         "trees must be like the one that init was called with.",
     ),
     "params-deep": (
-        updated(params={**P, "b": {"d": P["b"]["c"]}}),
+        updated(params={**PARAMS, "b": {"d": PARAMS["b"]["c"]}}),
         "The tree of parameters lacks ['c'] and has ['d'] besides at ['b'], compared with ",
     ),
     "params-list": (
-        updated(params=[P["a"], P["b"]]),
+        updated(params=[PARAMS["a"], PARAMS["b"]]),
         "The tree of parameters has a list at the root, where the tree of gradients has a dict.",
     ),
     "params-node": (
-        updated(params={**P, "a": {"x": P["a"]}}),
+        updated(params={**PARAMS, "a": {"x": PARAMS["a"]}}),
         "The tree of parameters at ['a'] is a dict, but the gradient is an array.",
     ),
     "params-none": (
-        updated(params={**P, "a": None}),
+        updated(params={**PARAMS, "a": None}),
         "The tree of parameters at ['a'] is None, but there is a gradient. Call init with a tree "
         "that has all parameters that are trained.",
     ),
     "params-shape": (
-        updated(params={**P, "a": np.ones((1, 2), np.float32)}),
+        updated(params={**PARAMS, "a": np.ones((1, 2), np.float32)}),
         "The tree of parameters at ['a'] has shape (1, 2), but beside this gradient it must have "
         "shape (2,).",
     ),
     "params-not-there": (updated(params=None), "Weight decay needs the parameters, but params is "),
     "gradients-extra": (
-        updated(gradients={**G, "n": G["a"]}, make=ours.adam),
+        updated(gradients={**GRADIENTS, "n": GRADIENTS["a"]}, make=ours.adam),
         "The state's mu lacks ['n'] at the root, compared with the tree of gradients.",
     ),
     "gradients-missing": (
-        updated(gradients={"a": G["a"]}, make=ours.adam),
+        updated(gradients={"a": GRADIENTS["a"]}, make=ours.adam),
         "The state's mu has ['b'] besides at the root, compared with the tree of gradients.",
     ),
     "gradients-empty": (
-        updated(gradients={**G, "b": {}}, make=ours.adam),
+        updated(gradients={**GRADIENTS, "b": {}}, make=ours.adam),
         "The state's mu has ['c'] besides at ['b'], compared with the tree of gradients.",
     ),
     "header-of-another-form": (
@@ -220,19 +200,19 @@ UNFIT = {
         "The state has no header, but this optimizer keeps one. Go on with the method and ",
     ),
     "gradients-shape": (
-        updated(gradients={**G, "a": np.float32(1)}, make=ours.adam),
+        updated(gradients={**GRADIENTS, "a": np.float32(1)}, make=ours.adam),
         "The state's mu at ['a'] has shape (2,), but beside this gradient it must have shape ().",
     ),
     "gradients-broadcast": (
-        updated(gradients={**G, "b": {"c": G["b"]["c"][:1]}}, make=ours.rmsprop),
+        updated(gradients={**GRADIENTS, "b": {"c": GRADIENTS["b"]["c"][:1]}}, make=ours.rmsprop),
         "The state's nu at ['b']['c'] has shape (2, 3), but beside this gradient it must have ",
     ),
     "gradients-text": (
-        updated(gradients={**G, "a": "0.5"}),
+        updated(gradients={**GRADIENTS, "a": "0.5"}),
         "The gradient at ['a'] is a str, but it must be an array of numbers, or None where a ",
     ),
     "gradients-key": (
-        updated(gradients={**G, "a": jax.random.key(0)}),
+        updated(gradients={**GRADIENTS, "a": jax.random.key(0)}),
         "The gradient at ['a'] has dtype key<fry>, but it must be an array of numbers",
     ),
     "state-none": (
@@ -240,7 +220,7 @@ UNFIT = {
         "The state is None. Start with state = optimizer.init(params).",
     ),
     "state-is-params": (
-        updated(state=lambda _: P),
+        updated(state=lambda _: PARAMS),
         "The state is a dict, but it must be the tuple that init returned. Call update(gradients, "
         "state, params). A checkpoint that is restored without an example has dicts",
     ),
@@ -392,19 +372,20 @@ UNFIT = {
         "The state's top is 1000000, but it must be at least 2 and at most 12.",
     ),
     "complex": (
-        updated(gradients={**G, "a": G["a"] * 1j}),
+        updated(gradients={**GRADIENTS, "a": GRADIENTS["a"] * 1j}),
         "The gradient at ['a'] is complex, but the state's mu has dtype float32, which would "
         "lose the imaginary part. Call init with complex parameters, and leave mu_dtype and "
         "state out.",
     ),
     "complex-in-codes": (
         updated(
-            gradients={**G, "a": G["a"] * 1j}, make=functools.partial(ours.rmsprop, state="8bit")
+            gradients={**GRADIENTS, "a": GRADIENTS["a"] * 1j},
+            make=functools.partial(ours.rmsprop, state="8bit"),
         ),
         "The gradient at ['a'] is complex, but the state's nu has dtype uint8, which would lose ",
     ),
     "complex-parameter": (
-        updated(params={**P, "a": P["a"] * 1j}),
+        updated(params={**PARAMS, "a": PARAMS["a"] * 1j}),
         "The parameter at ['a'] is complex, but its gradient and state are real, which would lose ",
     ),
 }
@@ -421,25 +402,27 @@ def test_under_jit_they_are_refused_while_the_program_is_made():
     optimizer = ours.adamw(LR)
     state = optimizer.init(tree())
     with pytest.raises(ValueError, match=r"The tree of parameters lacks \['b'\] at the root"):
-        jax.jit(optimizer.update)(tree(G), state, {"a": P["a"]})
+        jax.jit(optimizer.update)(tree(GRADIENTS), state, {"a": PARAMS["a"]})
 
 
 def test_parameters_that_a_method_does_not_read_may_be_anything():
     optimizer = ours.adam(LR)
     state = optimizer.init(tree())
-    same(optimizer.update(tree(G), state, "any"), optimizer.update(tree(G), state))
+    same(optimizer.update(tree(GRADIENTS), state, "any"), optimizer.update(tree(GRADIENTS), state))
 
 
 def test_what_has_no_gradient_may_be_anything_in_the_parameters_and_stays_as_it_is_in_the_state():
     """A model of Equinox has functions among its leaves, and goes into update as it is."""
     optimizer = ours.adamw(LR, weight_decay=0.5)
     state = optimizer.init({**tree(), "f": None})
-    updates, after = optimizer.update({**tree(G), "f": None}, state, {**tree(), "f": len})
-    alone, _ = optimizer.update(tree(G), optimizer.init(tree()), tree())
+    updates, after = optimizer.update({**tree(GRADIENTS), "f": None}, state, {**tree(), "f": len})
+    alone, _ = optimizer.update(tree(GRADIENTS), optimizer.init(tree()), tree())
     same({**updates, "f": None}, {**alone, "f": None})
     assert jax.tree.structure(after) == jax.tree.structure(state)
     frozen = state[0]._replace(mu={**state[0].mu, "f": len})
-    _, after = optimizer.update({**tree(G), "f": None}, (frozen, *state[1:]), tree() | {"f": len})
+    _, after = optimizer.update(
+        {**tree(GRADIENTS), "f": None}, (frozen, *state[1:]), tree() | {"f": len}
+    )
     assert after[0].mu["f"] is len
 
 
@@ -475,12 +458,12 @@ def test_arrays_that_jax_does_not_know_are_refused_by_path(form, leaf, words):
     state = optimizer.init(tree())
     tampered = state[0]._replace(mu={**state[0].mu, "a": leaf})
     calls = {
-        "The parameter": lambda: optimizer.init({**P, "a": leaf}),
-        "The gradient": lambda: optimizer.update({**G, "a": leaf}, state, P),
+        "The parameter": lambda: optimizer.init({**PARAMS, "a": leaf}),
+        "The gradient": lambda: optimizer.update({**GRADIENTS, "a": leaf}, state, PARAMS),
         "The tree of parameters|The parameter": lambda: optimizer.update(
-            G, state, {**P, "a": leaf}
+            GRADIENTS, state, {**PARAMS, "a": leaf}
         ),
-        "The state's mu": lambda: optimizer.update(G, (tampered, *state[1:]), P),
+        "The state's mu": lambda: optimizer.update(GRADIENTS, (tampered, *state[1:]), PARAMS),
     }
     for subject, call in calls.items():
         with pytest.raises((TypeError, ValueError), match=rf"({subject}) at \['a'\]") as caught:
@@ -501,83 +484,25 @@ def as_restored(state):
 
 def test_a_state_that_was_restored_as_dicts_is_refused_with_the_way_to_restore_it():
     optimizer = ours.adam(LR)
-    state = as_restored(run(optimizer)[1])
+    state = as_restored(trained(optimizer)[1])
     message = "The state is a dict, .* Give optimizer.init\\(params\\) as the example"
     with pytest.raises(TypeError, match=message):
-        optimizer.update(tree(G), state)
+        optimizer.update(tree(GRADIENTS), state)
     with pytest.raises(TypeError, match=r"state\[0\] is a dict, .* as the example"):
-        optimizer.update(tree(G), [state["0"], state["1"]])
+        optimizer.update(tree(GRADIENTS), [state["0"], state["1"]])
 
 
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("form", ["float32", "8bit"])
 def test_a_state_of_numpy_arrays_goes_on_as_that_of_jax(form):
     optimizer = ours.adamw(LR, state=form)
-    params, state = run(optimizer)
+    params, state = trained(optimizer)
     restored = jax.tree.map(np.asarray, state)
     pickled = pickle.loads(pickle.dumps(state))
-    wanted = run(optimizer, params=params, state=state)
+    wanted = trained(optimizer, params=params, state=state)
     for each in (restored, list(restored), pickled):
-        found = run(optimizer, params=params, state=each)
+        found = trained(optimizer, params=params, state=each)
         same(found, wanted)
-
-
-# ── what codes are counted from ────────────────────────────────────────────────────────────────
-
-FALLEN = {"b1": 0.5, "b2": 0.9}
-
-
-@pytest.mark.parametrize("form", ["compact", "8bit"])
-def test_codes_are_read_as_they_were_written_at_whatever_rates_the_run_goes_on(form):
-    """How far m reaches, and with it what its codes stand for, depends on the decay rates."""
-    forms = (form, form)
-    random = np.random.default_rng(0)
-    p, *gs, last = random.standard_normal((6, 64)).astype(np.float32)
-    before = ours.adam(LR, b1=0.95, b2=0.999, state=form, rounding="nearest")
-    after = ours.adam(LR, **FALLEN, state=form, rounding="nearest")
-    params, state = run(before, len(gs), p, gs[0])
-    tops = [int(optimizer.init(p)[0].top) for optimizer in (before, after)]
-    assert tops[0] != tops[1]
-    codes = codecs.Codes(*(np.asarray(x) for x in (state[0].mu, state[0].nu)), None)
-    if form == "8bit":
-        codes = codes._replace(header=np.asarray(state[0].header))
-    m, v = codecs.decode(forms, codes, tops[0])
-    plain = ours.adam(LR, **FALLEN)
-    fresh = plain.init(p)
-    dense = (fresh[0]._replace(count=state[0].count, mu=m, nu=v), *fresh[1:])
-    wanted, ended = run(plain, 1, params, last, dense)
-    found, kept = run(after, 1, params, last, state)
-    same(found, wanted)
-    assert kept[0].top == tops[1]
-    stored = codecs.encode(forms, *map(np.asarray, (ended[0].mu, ended[0].nu)), None, tops[1])
-    np.testing.assert_array_equal(kept[0].mu, stored.mean)
-    np.testing.assert_array_equal(kept[0].nu, stored.square)
-
-
-# ── counts ─────────────────────────────────────────────────────────────────────────────────────
-
-
-def test_a_count_beyond_int32_is_a_step_of_a_run_that_has_converged():
-    with jax.enable_x64(True):
-        optimizer = ours.nadam(LR, b2=0.99999999)
-        p = jnp.ones(3, jnp.float32)
-        state = optimizer.init(p)
-        ends = [
-            optimizer.update(p, (state[0]._replace(count=count), *state[1:]))
-            for count in (jnp.int64(2**31 - 1), jnp.int64(2**32 + 3))
-        ]
-        same(ends[0][0], ends[1][0])
-        assert [int(end[1][0].count) for end in ends] == [2**31, 2**32 + 4]
-
-
-def test_derivatives_at_the_greatest_count_are_finite():
-    def update(rate):
-        optimizer = ours.adam(LR, b1=rate)
-        state = optimizer.init(jnp.ones(2))
-        most = state[0]._replace(count=jnp.int32(2**31 - 1), nu=jnp.ones(2))
-        return optimizer.update(jnp.ones(2), (most, *state[1:]))[0].sum()
-
-    assert np.isfinite(jax.grad(update)(jnp.float32(0.9)))
 
 
 # ── gradients of integers ──────────────────────────────────────────────────────────────────────
@@ -593,7 +518,7 @@ def test_gradients_that_are_integers_are_the_numbers_they_are(name, options):
         return
     optimizer = getattr(ours, name)(LR, **options)
     floats = jax.tree.map(lambda x: x.astype(np.float32), INTEGERS)
-    same(run(optimizer, gradients=INTEGERS), run(optimizer, gradients=floats))
+    same(trained(optimizer, gradients=INTEGERS), trained(optimizer, gradients=floats))
 
 
 @pytest.mark.parametrize("dtype", ["bool", "int8", "uint8", "int32"])
@@ -638,140 +563,3 @@ def test_a_parameter_of_whole_numbers_with_a_gradient_is_refused():
         optimizer.update(params, optimizer.init(params))
     updates, _ = optimizer.update({**params, "n": None}, optimizer.init(params))
     assert updates["n"] is None
-
-
-# ── numbers ────────────────────────────────────────────────────────────────────────────────────
-
-
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_numbers_that_inject_hyperparams_rounded_to_half_precision_are_refused(dtype):
-    p = jnp.ones(3, dtype)
-    made = "1" if dtype == "bfloat16" else "0.999"
-    message = (
-        f"b1 has dtype {dtype}, which rounds 0.999 to {made} and 1e-8 to .*Give it in float32; "
-        "optax.inject_hyperparams takes the dtype of the parameters unless it has "
-        "hyperparam_dtype=jnp.float32."
-    )
-    with pytest.raises(ValueError, match=message):
-        optax.inject_hyperparams(ours.adamw)(LR).init(p)
-    with pytest.raises(ValueError, match=message):
-        jax.jit(optax.inject_hyperparams(ours.adamw)(LR).init)(p)
-    fixed = ("b1", "b2", "eps", "eps_root", "weight_decay")
-    with pytest.raises(ValueError, match=f"learning_rate has dtype {dtype}"):
-        optax.inject_hyperparams(ours.adamw, static_args=fixed)(LR).init(p)
-    scheduled = ours.adam(lambda count: jnp.asarray(LR, dtype))
-    state = scheduled.init(p)
-    with pytest.raises(ValueError, match=rf"learning_rate\(count\) has dtype {dtype}"):
-        scheduled.update(p, state)
-
-
-def test_with_the_way_out_half_precision_is_stepped_at_the_rates_that_were_given():
-    p = {"a": jnp.linspace(-1, 1, 5, dtype=jnp.bfloat16)}
-    injected = optax.inject_hyperparams(ours.adamw, hyperparam_dtype=jnp.float32)(LR)
-    rates = {
-        name: float(np.float32(value))
-        for name, value in {"b1": 0.9, "b2": 0.999, "eps": 1e-8, "weight_decay": 1e-4}.items()
-    }
-    plain = ours.adamw(float(np.float32(LR)), **rates)
-    found, state = run(injected, params=p, gradients=p)
-    wanted, inner = run(plain, params=p, gradients=p)
-    same(found, wanted)
-    same(state.inner_state, inner)
-    assert np.isfinite(np.asarray(found["a"], np.float32)).all()
-
-
-NUMBERS = [
-    (lambda: ours.adam("1e-3"), "learning_rate is '1e-3', but it must be a number. It is text: "),
-    (lambda: ours.adam(jnp.complex64(1)), "but it must be a number."),
-    (lambda: ours.adam(np.ones(1)), "learning_rate is array([1.]), but it must be a number."),
-    (lambda: ours.adam(1e-3, (0.9, 0.999)), "b1 is (0.9, 0.999), but it must be a number."),
-    (
-        lambda: ours.adam(1e-3, b1=lambda count: 0.9),
-        "b1 is a function, but only learning_rate and weight_decay are asked for at each step. Use "
-        "optax.inject_hyperparams to schedule b1.",
-    ),
-    (lambda: ours.adam(1e-3, eps=float("inf")), "eps is inf, but it must be finite and at least 0"),
-    (lambda: ours.adam(1e-3, nesterov="no"), "nesterov is 'no', but it must be True or False."),
-    (lambda: ours.rmsprop(1e-3, 0.9, bias_correction=1), "bias_correction is 1, but it must be "),
-    (
-        lambda: ours.amsgrad(1e-3, mu_dtype="int8"),
-        "mu_dtype is 'int8', but running means are floating numbers. Give for example ",
-    ),
-    (
-        lambda: ours.adam(1e-3, mu_dtype="bf16"),
-        "mu_dtype is 'bf16', which is no dtype of JAX. Give for example \"bfloat16\"; ",
-    ),
-    (lambda: ours.sgd(1e-3, 0.9, accumulator_dtype=np.longdouble), "which is no dtype of JAX."),
-    (
-        lambda: ours.rmsprop(1e-3, initial_scale=-1.0),
-        "initial_scale is -1.0, but it must be finite and at least 0.",
-    ),
-    (
-        lambda: optax.inject_hyperparams(ours.rmsprop)(1e-3, initial_scale=-1.0).init(tree()),
-        "initial_scale is -1.0, but it must be finite and at least 0.",
-    ),
-    (
-        lambda: ours.sgd(1e-3, 0.9, accumulator_dtype=jnp.int32),
-        "but running means are floating numbers.",
-    ),
-    (
-        lambda: ours.adam(1e-3, state="8bit", seed=jnp.float32(1.5)),
-        "seed has dtype float32 and shape (), but it must be a whole number.",
-    ),
-    (lambda: ours.adam(1e-3, state="8bits"), "state is '8bits', but it must be one of "),
-    (lambda: ours.adam(1e-3, state=["8bit"]), "but it must be a form, or a pair of forms (m, v)."),
-    (
-        lambda: ours.adamw(1e-3, weigth_decay=0.1),
-        "adamw() has the unknown option 'weigth_decay'. Did you mean 'weight_decay'? Possible are ",
-    ),
-    (
-        lambda: ours.nadamw(1e-3, weigth_decay=0.1),
-        "nadamw() has the unknown option 'weigth_decay'. Did you mean 'weight_decay'?",
-    ),
-    (
-        lambda: ours.adam(lr=1e-3),
-        "adam() has the unknown option 'lr'. Did you mean 'learning_rate'?",
-    ),
-    (
-        lambda: ours.adam(1e-3, betas=(0.9, 0.999)),
-        "adam() has the unknown option 'betas'. Did you mean 'b1'?",
-    ),
-    (ours.nadam, "nadam(): missing a required argument: 'learning_rate'."),
-    (lambda: ours.sgd(1, 0.9, True, None, 5), "sgd(): too many positional arguments."),
-    (
-        lambda: ours.adam(jnp.float32("nan")).init(tree()),
-        "learning_rate is nan, but it must be finite.",
-    ),
-    (
-        lambda: optax.inject_hyperparams(ours.adam)(1e-3, b2=1.0).init(tree()),
-        "b2 is 1.0, but a decay rate must be at least 0 and less than 1.",
-    ),
-    (
-        lambda: ours.rmsprop(1e-3, decay=jnp.float32(1.5)).init(tree()),
-        "decay is 1.5, but a decay rate must be at least 0 and less than 1.",
-    ),
-    (
-        lambda: ours.rmsprop(1e-3, momentum=jnp.float32(-1)).init(tree()),
-        "momentum is -1.0, but a decay rate must be at least 0 and less than 1.",
-    ),
-    (
-        lambda: ours.sgd(1e-3, momentum=jnp.float32(2)).init(tree()),
-        "momentum is 2.0, but a decay rate must be at least 0 and less than 1.",
-    ),
-    (
-        lambda: ours.sgd(lambda count: "fast").update(tree(G), ours.sgd(lambda c: 1).init(tree())),
-        "learning_rate(count) is 'fast', but it must be a number.",
-    ),
-]
-
-
-@pytest.mark.parametrize(("call", "message"), NUMBERS, ids=range(len(NUMBERS)))
-def test_numbers_and_names_that_make_no_sense_are_refused(call, message):
-    with pytest.raises((TypeError, ValueError), match=re.escape(message)):
-        call()
-
-
-def test_forms_may_stand_in_a_list():
-    pair = ["8bit", "float32"]
-    same(ours.adam(LR, state=pair).init(tree()), ours.adam(LR, state=tuple(pair)).init(tree()))
-    same(run(ours.adam(LR, state=pair)), run(ours.adam(LR, state=tuple(pair))))

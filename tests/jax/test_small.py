@@ -13,7 +13,7 @@ import adamas.jax as ours
 from adamas import codecs
 from adamas.jax import small
 from tests.support.cases import FORMS, bits, python
-from tests.support.jax_cases import stepper
+from tests.support.jax_cases import same, stepper, trained
 
 SHAPES = ((5, 7), ())
 LR = 0.01
@@ -280,3 +280,35 @@ def test_an_array_whose_elements_32_bits_cannot_count_is_refused():
     state = jax.eval_shape(optimizer.init, p)
     with pytest.raises(ValueError, match="count elements in 32 bits"):
         jax.eval_shape(optimizer.update, p, state, p)
+
+
+# ── what codes are counted from ────────────────────────────────────────────────────────────────
+
+FALLEN = {"b1": 0.5, "b2": 0.9}
+
+
+@pytest.mark.parametrize("form", ["compact", "8bit"])
+def test_codes_are_read_as_they_were_written_at_whatever_rates_the_run_goes_on(form):
+    """How far m reaches, and with it what its codes stand for, depends on the decay rates."""
+    forms = (form, form)
+    random = np.random.default_rng(0)
+    p, *gs, last = random.standard_normal((6, 64)).astype(np.float32)
+    before = ours.adam(LR, b1=0.95, b2=0.999, state=form, rounding="nearest")
+    after = ours.adam(LR, **FALLEN, state=form, rounding="nearest")
+    params, state = trained(before, len(gs), p, gs[0])
+    tops = [int(optimizer.init(p)[0].top) for optimizer in (before, after)]
+    assert tops[0] != tops[1]
+    codes = codecs.Codes(*(np.asarray(x) for x in (state[0].mu, state[0].nu)), None)
+    if form == "8bit":
+        codes = codes._replace(header=np.asarray(state[0].header))
+    m, v = codecs.decode(forms, codes, tops[0])
+    plain = ours.adam(LR, **FALLEN)
+    fresh = plain.init(p)
+    dense = (fresh[0]._replace(count=state[0].count, mu=m, nu=v), *fresh[1:])
+    wanted, ended = trained(plain, 1, params, last, dense)
+    found, kept = trained(after, 1, params, last, state)
+    same(found, wanted)
+    assert kept[0].top == tops[1]
+    stored = codecs.encode(forms, *map(np.asarray, (ended[0].mu, ended[0].nu)), None, tops[1])
+    np.testing.assert_array_equal(kept[0].mu, stored.mean)
+    np.testing.assert_array_equal(kept[0].nu, stored.square)

@@ -23,6 +23,7 @@ from tests.support.jax_cases import (
     expected,
     flushed_steps,
     one_by_one,
+    same,
     stepped,
     stepper,
 )
@@ -516,3 +517,29 @@ def test_arrays_spread_over_eight_devices_have_the_bits_of_the_reference_engine(
     done = python(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=8")
     assert done.returncode == 0, done.stderr
     assert done.stdout == "same\n"
+
+
+# ── counts ─────────────────────────────────────────────────────────────────────────────────────
+
+
+def test_a_count_beyond_int32_is_a_step_of_a_run_that_has_converged():
+    with jax.enable_x64(True):
+        optimizer = ours.nadam(LR, b2=0.99999999)
+        p = jnp.ones(3, jnp.float32)
+        state = optimizer.init(p)
+        ends = [
+            optimizer.update(p, (state[0]._replace(count=count), *state[1:]))
+            for count in (jnp.int64(2**31 - 1), jnp.int64(2**32 + 3))
+        ]
+        same(ends[0][0], ends[1][0])
+        assert [int(end[1][0].count) for end in ends] == [2**31, 2**32 + 4]
+
+
+def test_derivatives_at_the_greatest_count_are_finite():
+    def update(rate):
+        optimizer = ours.adam(LR, b1=rate)
+        state = optimizer.init(jnp.ones(2))
+        most = state[0]._replace(count=jnp.int32(2**31 - 1), nu=jnp.ones(2))
+        return optimizer.update(jnp.ones(2), (most, *state[1:]))[0].sum()
+
+    assert np.isfinite(jax.grad(update)(jnp.float32(0.9)))

@@ -172,6 +172,45 @@ def one_by_one(step: Callable[..., Any]) -> Callable[..., Any]:
     return alone
 
 
+# ── trees ──────────────────────────────────────────────────────────────────────────────────────
+
+PARAMS = {"a": np.array([1.0, -2.0], np.float32), "b": {"c": np.ones((2, 3), np.float32)}}
+GRADIENTS = {"a": np.array([0.5, 0.25], np.float32), "b": {"c": -np.ones((2, 3), np.float32)}}
+
+
+def tree(value: Any = PARAMS) -> Any:
+    """The same tree with arrays of JAX."""
+    return jax.tree.map(jnp.asarray, value)
+
+
+@functools.cache
+def _compiled(optimizer: Any) -> Callable[..., Any]:
+    return jax.jit(stepper(optimizer))
+
+
+def trained(
+    optimizer: Any,
+    steps: int = 3,
+    params: Any = PARAMS,
+    gradients: Any = GRADIENTS,
+    state: Any = None,
+) -> tuple[Any, Any]:
+    """Parameters and state after steps under jit, all along the same gradients."""
+    params = tree(params)
+    state = optimizer.init(params) if state is None else state
+    step = _compiled(optimizer)
+    for _ in range(steps):
+        params, state = step(params, state, tree(gradients))
+    return params, state
+
+
+def same(a: Any, b: Any) -> None:
+    """Assert that two trees have the same nodes, and leaves of the same bits."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        np.testing.assert_array_equal(bits(x), bits(y))
+
+
 # ── what XLA makes of subnormal numbers on a CPU, and constants 0 ──────────────────────────────
 
 
