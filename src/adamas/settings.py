@@ -53,33 +53,6 @@ _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
 
-class Setting(Generic[_T]):
-    """An option of the phase that is read at the optimizer, and may be set there between steps."""
-
-    def __set_name__(self, owner: type, name: str) -> None:
-        """Stand for the option of this name."""
-        self._name = name
-        self.__doc__ = _SAID[name]
-
-    @overload
-    def __get__(self, optimizer: None, owner: type) -> Setting[_T]: ...
-    @overload
-    def __get__(self, optimizer: object, owner: type | None = None) -> _T: ...
-    def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
-        """Return the option as it is now."""
-        return self if optimizer is None else getattr(stepping(optimizer)._phase, self._name)
-
-    def __set__(self, optimizer: Any, value: _T) -> None:
-        """Take another from the next step on; wrong ones raise as at creation, changing nothing."""
-        stands = stepping(optimizer)
-        if not hasattr(stands, "_phase"):
-            raise AttributeError(
-                f"{self._name} is set before the optimizer is made. Call super().__init__() first, "
-                f"and give it {self._name}=."
-            )
-        stands._change_phase({self._name: value})
-
-
 class Fixed(Generic[_T]):
     """What is read at the optimizer and cannot be set there."""
 
@@ -100,9 +73,32 @@ class Fixed(Generic[_T]):
         """Return it as it is now."""
         return self if optimizer is None else self._read(optimizer)
 
-    def __set__(self, optimizer: Any, value: NoReturn) -> None:
+    def __set__(self, optimizer: Any, value: Any) -> None:
         """Raise AttributeError."""
-        raise _cannot_be_set(self._name, self._way_out)
+        raise _refusal("set", self._name, self._way_out)
+
+    def __delete__(self, optimizer: Any) -> None:
+        """Raise AttributeError."""
+        raise _refusal("deleted", self._name, self._way_out)
+
+
+class Setting(Fixed[_T]):
+    """An option of the phase that is read at the optimizer, and may be set there between steps."""
+
+    def __init__(self) -> None:
+        """Be read of the phase."""
+        way_out = "Set it to {usual!r}, as it is where none is given."
+        super().__init__(lambda optimizer: getattr(stepping(optimizer)._phase, self._name), way_out)
+
+    def __set__(self, optimizer: Any, value: _T) -> None:
+        """Take another from the next step on; wrong ones raise as at creation, changing nothing."""
+        stands = stepping(optimizer)
+        if not hasattr(stands, "_phase"):
+            raise AttributeError(
+                f"{self._name} is set before the optimizer is made. Call super().__init__() first, "
+                f"and give it {self._name}=."
+            )
+        stands._change_phase({self._name: value})
 
 
 class fixed_method(Generic[_P, _R]):  # noqa: N801
@@ -123,7 +119,11 @@ class fixed_method(Generic[_P, _R]):  # noqa: N801
 
     def __set__(self, optimizer: Any, value: NoReturn) -> None:
         """Raise AttributeError."""
-        raise _cannot_be_set(self._function.__name__, ANEW)
+        raise _refusal("set", self._function.__name__, ANEW)
+
+    def __delete__(self, optimizer: Any) -> None:
+        """Raise AttributeError."""
+        raise _refusal("deleted", self._function.__name__, ANEW)
 
 
 def stepping(optimizer: Any) -> Any:
@@ -132,8 +132,10 @@ def stepping(optimizer: Any) -> Any:
     return wrapped if hasattr(wrapped, "_phase") else optimizer
 
 
-def _cannot_be_set(name: str, way_out: str) -> AttributeError:
-    return AttributeError(f"{name} cannot be set in a run. {way_out.format(name=name)}")
+def _refusal(done: str, name: str, way_out: str) -> AttributeError:
+    usual = vars(Phase()).get(name)
+    text = f"{name} cannot be {done} in a run. {way_out.format(name=name, usual=usual)}"
+    return AttributeError(text)
 
 
 def whole() -> Fixed[Phase]:

@@ -227,6 +227,31 @@ def test_what_a_run_of_tensors_cannot_change_is_refused_with_a_way_out(name, val
         setattr(optimizer, name, value)
 
 
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        ("clip_norm", "Set it to None, as it is where none is given."),
+        ("on_nonfinite", "Set it to 'propagate', as it is where none is given."),
+        ("ema", "Create another optimizer with ema= and load the state_dict() of this one."),
+        (
+            "statistics",
+            "Create another optimizer with statistics= and load the state_dict() of this one.",
+        ),
+        (
+            "phase",
+            "Set its options one by one (clip_norm and on_nonfinite), or create another optimizer.",
+        ),
+    ],
+)
+def test_no_option_can_be_deleted(name, way_out):
+    for optimizer in every_front_end():
+        before = repr(optimizer)
+        with pytest.raises(AttributeError) as told:
+            delattr(optimizer, name)
+        assert str(told.value) == f"{name} cannot be deleted in a run. {way_out}"
+        assert repr(optimizer) == before
+
+
 def test_the_way_out_of_what_cannot_be_set_is_one():
     optimizer = train(made(), 0, 2)
     with torch.no_grad():

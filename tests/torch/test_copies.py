@@ -227,3 +227,16 @@ def test_groups_that_are_put_there_have_copies_or_are_refused():
         with pytest.raises(RuntimeError, match="There are 4 parameters, but the 2 tensors given"):
             stepped(optimizer)
         assert all(torch.equal(before[name], p) for name, p in net.state_dict().items())
+
+
+def test_a_shallow_copy_that_takes_further_parameters_leaves_the_copies_of_the_first_alone():
+    one, other = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    first = ours.AdamW([one], copy_to=torch.bfloat16)
+    second = copy.copy(first)
+    second.load_state_dict(second.state_dict())  # whose groups are its own from now on
+    second.add_param_group({"params": [other]})
+    assert (len(first.copies), len(second.copies)) == (1, 2)
+    one.grad = torch.ones(3)
+    first.step()
+    assert len(first.copies) == 1
+    assert torch.equal(first.copies[0], one.to(torch.bfloat16))

@@ -236,3 +236,54 @@ def test_a_plan_that_is_taken_up_again_ends_where_its_own_counts_do():
             if place == 0:
                 optimizer.state[a]["step"] = torch.tensor(2.0**24 - 2)
         assert float(optimizer.state[a]["step"]) == 2.0**24 + 1
+
+
+# ── groups that somebody has spoilt ────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("phase", [{}, {"clip_norm": 1.0}, {"copy_to": BFLOAT16}], ids=repr)
+@pytest.mark.parametrize(
+    ("spoil", "error", "text"),
+    [
+        (
+            lambda groups: groups[0]["params"].append(5),
+            TypeError,
+            "param_groups[0]['params'][2] is an int, but parameters are tensors. Take it out, or "
+            "put the parameter itself there.",
+        ),
+        (
+            lambda groups: groups[0].update(params=torch.ones(2)),
+            TypeError,
+            "param_groups[0]['params'] is a Tensor, but it must be a list of tensors. Set it to "
+            "the parameters of the group.",
+        ),
+        (
+            lambda groups: groups[0].pop("params"),
+            KeyError,
+            "param_groups[0] has no 'params' any more. Set it to the list of its parameters.",
+        ),
+        (
+            lambda groups: groups.append(None),
+            TypeError,
+            "param_groups[1] is None, but groups are dicts. Take it out; add_param_group() adds "
+            "one.",
+        ),
+    ],
+)
+def test_what_is_no_group_of_parameters_is_said_before_a_step_moves_any(spoil, error, text, phase):
+    parameters = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    for p in parameters:
+        p.grad = torch.ones(3)
+    optimizer = ours.AdamW(parameters, **phase)
+    optimizer.step()
+    before = [p.detach().clone() for p in parameters]
+    spoil(optimizer.param_groups)
+    reads = [optimizer.step, optimizer.routes]
+    if "copy_to" in phase:
+        reads.append(lambda: optimizer.copies)
+    for read in reads:
+        with pytest.raises(error) as told:
+            read()
+        assert told.value.args == (text,)
+    assert all(map(torch.equal, parameters, before))
+    assert [float(optimizer.state[p]["step"]) for p in parameters] == [1.0, 1.0]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from adamas.checks import check_amount, kind
 
-__all__ = ["names_of", "param_groups", "parameters_of", "places_of"]
+__all__ = ["check_parameters", "names_of", "param_groups", "parameters_of", "places_of"]
 
 #: Layers whose parameters set a scale or a position, so that shrinking them makes no sense.
 _NORMS = (
@@ -96,8 +96,38 @@ def parameters_of(groups: Iterable[dict[str, Any]]) -> list[Tensor]:
     return [parameter for group in groups for parameter in group["params"]]
 
 
+def check_parameters(groups: Sequence[dict[str, Any]]) -> None:
+    """Raise TypeError or KeyError where a group has something else in place of its parameters."""
+    for i, group in enumerate(groups):
+        if not isinstance(group, dict):
+            raise TypeError(
+                f"param_groups[{i}] is {kind(group)}, but groups are dicts. Take it out; "
+                "add_param_group() adds one."
+            )
+        if "params" not in group:
+            raise KeyError(
+                f"param_groups[{i}] has no 'params' any more. Set it to the list of its parameters."
+            )
+        parameters = group["params"]
+        if not isinstance(parameters, (list, tuple)):
+            raise TypeError(
+                f"param_groups[{i}]['params'] is {kind(parameters)}, but it must be a list of "
+                "tensors. Set it to the parameters of the group."
+            )
+        for j, each in enumerate(parameters):
+            if not isinstance(each, Tensor):
+                raise TypeError(
+                    f"param_groups[{i}]['params'][{j}] is {kind(each)}, but parameters are "
+                    "tensors. Take it out, or put the parameter itself there."
+                )
+
+
 def names_of(groups: Sequence[dict[str, Any]]) -> list[str]:
-    """Return their names: those given by ``named_parameters()``, or "<group>.<index>"."""
+    """Return their names: those given by ``named_parameters()``, or "<group>.<index>".
+
+    Raises as :func:`check_parameters` does.
+    """
+    check_parameters(groups)
     names: list[str] = []
     for i, group in enumerate(groups):
         given = group.get("param_names")

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from copy import deepcopy
+from copy import copy, deepcopy
 from dataclasses import replace
 from typing import Any, cast
 
@@ -330,6 +330,7 @@ class Optimizer(torch.optim.Optimizer):
         super().__setstate__({n: v for n, v in state.items() if n not in _NOT_KEPT})
         for name, made in _OWN.items():
             self.__dict__.setdefault(name, made())
+        self._copies = copy(self._copies)  # of its own, where copy.copy() shares all else
         chosen = state.get(settings.KEY, {})
         self._phase = replace(self._phase, **chosen)
         self._phase_set = self._phase_set.union(chosen)

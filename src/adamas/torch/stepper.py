@@ -13,7 +13,7 @@ from adamas.torch import arguments, gradients
 from adamas.torch.arguments import Engine
 from adamas.torch.averages import Averages, Weights
 from adamas.torch.copies import Copies
-from adamas.torch.grouping import names_of, parameters_of
+from adamas.torch.grouping import check_parameters, names_of, parameters_of
 from adamas.torch.keeping import Group, Keeping
 from adamas.torch.numbers import Scaling
 from adamas.torch.plan import OVERFLOWED, Plan, Planner
@@ -120,11 +120,12 @@ class Stepper:
         self, groups: Groups, states: States, defaults: Group, scaling: Scaling
     ) -> None:
         """Make one step after a close look at every parameter, with a plan for the next."""
+        names = names_of(groups)
         if self._copies.tensors:
             self._copies.fit(parameters_of(groups))
         arguments.check_groups(groups, defaults)
         planner = self._planner
-        owned = Owned(groups, states, names_of(groups), self._copies.tensors)
+        owned = Owned(groups, states, names, self._copies.tensors)
         with gradients.kept_apart(*planner.read_and_written(owned)):
             plan = planner.planned(owned, self._plan)
             self._install(plan)
@@ -166,6 +167,7 @@ class Stepper:
             return []
         with self.turn.held():
             if not self.averages.are_in_place:
+                check_parameters(groups)
                 self._copies.renew(groups, states, self.keeping, at_reading=True)
             return list(self._copies.tensors)
 
