@@ -32,9 +32,9 @@ else:
             return Any
 
 
-__all__ = ["Method", "MinimizeArguments", "OptionArguments", "PhaseArguments", "Unpack"]
+__all__ = ["MethodName", "MinimizeArguments", "OptionArguments", "PhaseArguments", "Unpack"]
 
-Method = Literal["adam", "momentum", "rmsprop"]
+MethodName = Literal["adam", "momentum", "rmsprop"]
 
 
 class OptionArguments(TypedDict, total=False):
@@ -69,7 +69,7 @@ class PhaseArguments(TypedDict, total=False):
 class MinimizeArguments(TypedDict, total=False):
     """The settings of :func:`adamas.minimize`, and the options of its optimizers."""
 
-    method: Method
+    method: MethodName
     lr: LearningRate | None
     maxiter: int | None
     gtol: float | None

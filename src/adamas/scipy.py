@@ -31,7 +31,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from adamas.checks import check_choice, check_count, check_flag, check_rate, kind, near
 from adamas.coefficients import ema_weights
-from adamas.keywords import Method, MinimizeArguments, Unpack
+from adamas.keywords import MethodName, MinimizeArguments, Unpack
 from adamas.numpy import Adam, Momentum, Optimizer, RMSProp
 from adamas.options import LearningRate, Options, Schedule
 from adamas.rule import smooth
@@ -78,7 +78,7 @@ _GTOL = 1e-5
 class Settings:
     """The options of :func:`minimize` that are not the optimizer's. Errors name the option."""
 
-    method: Method = "adam"
+    method: MethodName = "adam"
     #: A number is the rate of the first step, in units of x for Adam and RMSProp; it falls to zero
     #: along half a cosine over ``maxiter`` steps. A function of the step number (1 first) is taken
     #: as it is. None: 0.1, and 0.01 for Momentum.
