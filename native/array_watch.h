@@ -55,8 +55,12 @@ public:
     PyObject* dtype() const { return descr_.ptr(); }
 
     // Another array as the buffer protocol can give it: itself, or a view of its bits where it has
-    // the same dtype, else nothing.
+    // the same dtype, else nothing; nothing for subclasses, whose values may not be their memory's.
     nanobind::object readable(PyObject* other) const {
+        if (reinterpret_cast<PyObject*>(Py_TYPE(other)) != ndarray_ &&
+            PyObject_TypeCheck(other, reinterpret_cast<PyTypeObject*>(ndarray_)) != 0) {
+            return {};
+        }
         if (!as_bits_) {
             return nanobind::borrow(other);
         }

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas.checks import kind
+from adamas.checks import check_plain, kind
 
 __all__ = [
     "Layout",
@@ -41,6 +41,7 @@ def check_parameters(named: Sequence[tuple[str, Any]]) -> None:
                 f"Parameter {name} is {kind(p)}, but it must be a NumPy array, "
                 "so that it can be changed in place."
             )
+        check_plain(f"Parameter {name}", p)
         if p.dtype not in _DTYPES and not _is_bfloat16(p):
             raise TypeError(
                 f"Parameter {name} has dtype {p.dtype}, but it must be float32, float64, float16 "
@@ -98,6 +99,7 @@ def checked_gradient(name: str, parameter: Array, gradient: Any) -> Array:
             f"The gradient of {name} is {kind(gradient)}, but it must be a NumPy array "
             f"of shape {parameter.shape} and dtype {parameter.dtype}."
         )
+    check_plain(f"The gradient of {name}", gradient)
     if gradient.shape != parameter.shape:
         raise ValueError(
             f"The gradient of {name} has shape {gradient.shape}, but the parameter has shape "

@@ -25,6 +25,7 @@ __all__ = [
     "check_forms",
     "check_names",
     "check_number",
+    "check_plain",
     "check_rate",
     "kind",
     "near",
@@ -159,6 +160,21 @@ def check_forms(state: Any, possible: Sequence[str], name: str = "state") -> tup
             f"Forms are {_listed(possible)}."
         )
     return check_choice(name, pair[0], possible), check_choice(name, pair[1], possible)
+
+
+def check_plain(what: str, array: Any) -> None:
+    """Raise TypeError for an array whose arithmetic is not NumPy's: of masks, matrices or units."""
+    own = type(array)
+    if own is np.ndarray or not isinstance(array, np.ndarray):
+        return
+    if any(
+        getattr(own, name) is not getattr(np.ndarray, name)
+        for name in ("__mul__", "__array_ufunc__")
+    ):
+        raise TypeError(
+            f"{what} is {kind(array)}, whose arithmetic is not that of plain arrays. Give "
+            "numpy.asarray() of it, or .filled(0.0) where a mask counts."
+        )
 
 
 def check_choice(name: str, value: Any, choices: Sequence[str]) -> str:

@@ -18,7 +18,7 @@ from adamas.arrays import (
     checked_gradient,
     layout_of,
 )
-from adamas.checks import check_names, kind, not_finite
+from adamas.checks import check_names, check_plain, kind, not_finite
 from adamas.engines import Group, Slot
 from adamas.options import Options, Phase, learning_rate_at
 from adamas.state import State, converted, create, loaded
@@ -267,6 +267,8 @@ class Parameters:
         if given is None:
             return named
         check_entries("parameters", given, list(named))
+        for name in named:
+            check_plain(f"The value of {name} in parameters", given[name])
         values = {name: np.array(given[name], order="C") for name in named}
         for name, value in values.items():
             p = named[name]

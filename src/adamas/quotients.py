@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 # that is known nor the bounds.
 from scipy.optimize._numdiff import approx_derivative
 
-from adamas.checks import check_count
+from adamas.checks import check_count, check_plain
 from adamas.noise import Look, Record, look
 
 __all__ = ["Evaluate", "Quotients", "Scheme", "Sight", "check_workers", "evaluating"]
@@ -199,6 +199,7 @@ class Quotients:
 
 def number(value: Any) -> float:
     """Return what the function gave as a float; raise TypeError where it is no real number."""
+    check_plain("What fun returned", value)
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind not in "buif":
         raise TypeError(
@@ -210,6 +211,7 @@ def number(value: Any) -> float:
 
 def complex_number(value: Any) -> complex:
     """Return what the function gave for complex x; raise TypeError where that is not complex."""
+    check_plain("What fun returned", value)
     array = np.asarray(value)
     if array.size != 1 or array.dtype.kind != "c":
         raise TypeError(

@@ -29,7 +29,15 @@ from typing import Any, NamedTuple, get_args
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from adamas.checks import check_choice, check_count, check_flag, check_rate, kind, near
+from adamas.checks import (
+    check_choice,
+    check_count,
+    check_flag,
+    check_plain,
+    check_rate,
+    kind,
+    near,
+)
 from adamas.coefficients import ema_weights
 from adamas.keywords import MethodName, MinimizeArguments, Unpack
 from adamas.numpy import Adam, Momentum, Optimizer, RMSProp
@@ -546,6 +554,7 @@ def _check_function(name: str, value: Any) -> None:
 
 
 def _start(x0: ArrayLike) -> Vector:
+    check_plain("x0", x0)
     try:
         start = np.atleast_1d(np.asarray(x0))
     except ValueError:  # rows of different lengths
@@ -606,6 +615,7 @@ def _scheme(jac: Any, settings: Settings) -> Scheme | None:
 
 
 def _as_gradient(value: Any, x: Vector) -> Vector:
+    check_plain("The gradient", value)
     gradient = np.atleast_1d(np.asarray(value))
     if gradient.shape != x.shape or gradient.dtype.kind not in "buif":
         raise ValueError(

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from adamas.checks import check_flag, check_rate
+from adamas.checks import check_flag, check_plain, check_rate
 
 __all__ = ["ema"]
 
@@ -44,6 +44,7 @@ def ema(values: ArrayLike, beta: float = 0.9, *, debias: bool = True) -> NDArray
 
 
 def _as_series(values: ArrayLike) -> NDArray[np.float64]:
+    check_plain("values", values)
     try:
         given = np.asarray(values)
         if given.dtype.kind in "buifVO":  # V: bfloat16, which NumPy itself lacks

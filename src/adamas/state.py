@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamas import codecs
-from adamas.checks import kind
+from adamas.checks import check_plain, kind
 from adamas.codecs import Codes
 from adamas.options import Options
 from adamas.storage import Storage, bits_of
@@ -243,6 +243,7 @@ def _top(options: Options) -> int:
 
 
 def _checked(name: str, entry: str, given: Any, like: Array) -> Array:
+    check_plain(f"{entry} in the state of {name}", given)
     try:
         array = np.asarray(given)
     except (TypeError, ValueError):

@@ -80,6 +80,15 @@ def test_what_is_no_series_of_real_numbers_is_refused_by_name(values):
         adamas.ema(values)
 
 
+def test_a_masked_series_is_refused_with_a_way_out():
+    message = (
+        "values is a MaskedArray, whose arithmetic is not that of plain arrays. Give "
+        "numpy.asarray() of it, or .filled(0.0) where a mask counts."
+    )
+    with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
+        adamas.ema(np.ma.array([1.0, 2.0], mask=[True, False]))
+
+
 @pytest.mark.parametrize("dtype", [np.int8, bool, object, np.float16, ml_dtypes.bfloat16])
 def test_numbers_of_any_dtype_are_smoothed(dtype):
     assert adamas.ema(np.ones(2, dtype), 0.5).tolist() == [1.0, 1.0]

@@ -97,6 +97,14 @@ REFUSED = [
     ),
     ({"x0": [1j]}, TypeError, "x0 has dtype complex128, but it must hold real numbers."),
     (
+        {"x0": np.ma.array([1.0, 2.0], mask=[True, False])},
+        TypeError,
+        (
+            "x0 is a MaskedArray, whose arithmetic is not that of plain arrays. Give "
+            "numpy.asarray() of it, or .filled(0.0) where a mask counts."
+        ),
+    ),
+    (
         {"x0": [1.0, math.nan]},
         ValueError,
         "x0 holds a number that is not finite. Start where fun is defined.",
@@ -276,6 +284,24 @@ MISFITS = [
         (
             "jac is True, so fun must return a pair (value, gradient), but it returned a float. "
             "Return both, or give the gradient as jac."
+        ),
+    ),
+    (
+        lambda x: np.ma.masked,
+        bowl_slope,
+        TypeError,
+        (
+            "What fun returned is a MaskedConstant, whose arithmetic is not that of plain arrays. "
+            "Give numpy.asarray() of it, or .filled(0.0) where a mask counts."
+        ),
+    ),
+    (
+        bowl,
+        lambda x: np.ma.array(x, mask=x == 0),
+        TypeError,
+        (
+            "The gradient is a MaskedArray, whose arithmetic is not that of plain arrays. Give "
+            "numpy.asarray() of it, or .filled(0.0) where a mask counts."
         ),
     ),
     (

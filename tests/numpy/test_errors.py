@@ -20,6 +20,21 @@ def unaligned():
     return np.frombuffer(bytearray(33), dtype=np.uint8)[1:].view(np.float64)
 
 
+def masked(size, dtype=np.float64):
+    return np.ma.array(np.ones(size, dtype), mask=np.arange(size) == 0)
+
+
+class InMetres(np.ndarray):
+    """An array that computes with units."""
+
+    def __array_ufunc__(self, ufunc, method, *inputs, **kwargs):
+        raise TypeError("metres")
+
+
+def in_metres(size, dtype=np.float64):
+    return np.ones(size, dtype).view(InMetres)
+
+
 def overlapping():
     whole = np.zeros(10)
     return {"first": whole[:6], "second": whole[5:]}
@@ -47,6 +62,18 @@ PARAMETERS = [
         "place.",
     ),
     (lambda: None, TypeError, "Parameter x is None, but it must be a NumPy array"),
+    (
+        lambda: {"a": masked(3)},
+        TypeError,
+        "Parameter a is a MaskedArray, whose arithmetic is not that of plain arrays. Give "
+        "numpy.asarray() of it, or .filled(0.0) where a mask counts.",
+    ),
+    (lambda: in_metres(3), TypeError, "Parameter x is an InMetres, whose arithmetic is not that"),
+    (
+        lambda: np.ones((2, 2)).view(np.matrix),
+        TypeError,
+        "Parameter x is a matrix, whose arithmetic is not that of plain arrays.",
+    ),
     (read_only, ValueError, "Parameter x is read-only. Give a writeable array, or a copy."),
     (unaligned, ValueError, "Parameter x is not aligned in memory. Give a copy of it."),
     (
@@ -155,6 +182,20 @@ GRADIENTS = [
     (in_a_dict, {**GOOD, "a": 1.0}, TypeError, "The gradient of a is a float, but it must be"),
     (
         in_a_dict,
+        {**GOOD, "a": masked(3, np.float32)},
+        TypeError,
+        "The gradient of a is a MaskedArray, whose arithmetic is not that of plain arrays. Give "
+        "numpy.asarray() of it, or .filled(0.0) where a mask counts.",
+    ),
+    (in_a_dict, {**GOOD, "a": in_metres(3, np.float32)}, TypeError, "The gradient of a is an InM"),
+    (
+        in_a_dict,
+        {**GOOD, "b": GOOD["b"].view(np.matrix)},
+        TypeError,
+        "The gradient of b is a matrix,",
+    ),
+    (
+        in_a_dict,
         {**GOOD, "a": np.ones(4, np.float32)},
         ValueError,
         "The gradient of a has shape (4,), but the parameter has shape (3,). "
@@ -218,6 +259,20 @@ def test_gradients_that_do_not_fit_change_nothing(made, gradients, error, messag
     assert snapshot(optimizer) == before
 
 
+@pytest.mark.parametrize("engine", ["native", "reference"])
+def test_arrays_of_files_are_gradients_as_plain_arrays_are(engine, tmp_path):
+    bits = []
+    for name in ("plain", "file"):
+        gradient = np.arange(3.0)
+        if name == "file":
+            gradient = np.memmap(tmp_path / name, gradient.dtype, "w+", shape=3)
+            gradient[...] = np.arange(3.0)
+        p = np.ones(3)
+        adamas.Adam(p, lr=0.1, engine=engine).step(gradient)
+        bits.append(p.tobytes())
+    assert bits[0] == bits[1]
+
+
 def snapshot(optimizer):
     stored = optimizer.state_dict()
     state = {
@@ -261,6 +316,11 @@ STATES = [
         typed,
         ValueError,
         "The state of a has mean of shape (3,) and dtype float64, but it must have",
+    ),
+    (
+        lambda s: s["state"]["a"].update(mean=masked(3, np.float32)),
+        TypeError,
+        "mean in the state of a is a MaskedArray, whose arithmetic is not that of plain arrays.",
     ),
     (lambda s: s["groups"].append({}), ValueError, "The state_dict has 2 groups, but"),
     (lambda s: s["groups"][0].update(lr=-1.0), ValueError, "lr is -1.0, but it must be finite"),

@@ -201,6 +201,11 @@ def test_arrays_of_the_optimizer_itself_may_be_given_in_another_order():
         (lambda p: p.pop("b"), KeyError, "parameters lacks 'b'"),
         (lambda p: p.update(a=drawn(71)), ValueError, "parameters has a of shape (71,) and dtype"),
         (lambda p: p.update(a=np.ones(70)), ValueError, "of shape (70,) and dtype float64, but"),
+        (
+            lambda p: p.update(a=np.ma.array(p["a"], mask=p["a"] > 0)),
+            TypeError,
+            "The value of a in parameters is a MaskedArray, whose arithmetic is not that of plain",
+        ),
     ],
 )
 def test_parameters_that_do_not_fit_change_nothing(change, error, message):

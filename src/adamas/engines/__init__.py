@@ -87,7 +87,7 @@ def readable(gradients: Any, slots: Sequence[Slot]) -> list[NDArray[Any]] | None
 def _fits(gradient: Any, slot: Slot) -> bool:
     parameter = slot.parameter if slot.array is None else slot.array
     return (
-        isinstance(gradient, np.ndarray)
+        type(gradient) is np.ndarray  # others may compute in another way
         and gradient.shape == parameter.shape
         and gradient.dtype == parameter.dtype
         and gradient.flags.c_contiguous
