@@ -68,7 +68,10 @@ def test_the_table_of_the_note_is_what_adamas_computes():
         assert f"{m / (1 - 0.9) / (v / (1 - 0.999)) ** 0.5:.3f}" == ratio
 
 
-@pytest.mark.parametrize("page", PAGES, ids=named)
+OTHERS = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "benchmarks").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("page", [*PAGES, *OTHERS], ids=named)
 def test_links_lead_to_files_that_exist(page):
     for target in LINK.findall(page.read_text("utf-8")):
         assert (page.parent / target).exists(), target
