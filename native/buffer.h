@@ -6,8 +6,10 @@
 #include <cstdint>
 #include <cstring>
 #include <optional>
+#include <string_view>
 
-#include "kernels.h"
+#include "storage.h"
+#include "written.h"
 
 namespace adamas {
 
@@ -48,21 +50,15 @@ private:
 
 // The dtype of an array; uint16 stands for the bits of bfloat16, which the protocol lacks.
 inline std::optional<DType> dtype_of(const Py_buffer& view) {
-    if (view.format == nullptr || view.format[0] == '\0' || view.format[1] != '\0') {
-        return std::nullopt;
-    }
-    switch (view.format[0]) {
-        case 'f':
-            return DType::float32;
-        case 'd':
-            return DType::float64;
-        case 'e':
-            return DType::float16;
-        case 'H':
-            return DType::bfloat16;
-        default:
-            return std::nullopt;
-    }
+    constexpr std::string_view formats = "fdHe";  // in the order of DType
+    std::string_view format = view.format == nullptr ? "" : view.format;
+    std::size_t place = format.size() == 1 ? formats.find(format[0]) : formats.npos;
+    return place == formats.npos ? std::nullopt : std::optional(static_cast<DType>(place));
+}
+
+inline bool is_of(const Py_buffer& view, Element element) {
+    std::optional<DType> dtype = dtype_of(view);
+    return dtype && row_of(*dtype) == element;
 }
 
 inline bool same_shape(const Py_buffer& a, const Py_buffer& b) {
@@ -70,9 +66,9 @@ inline bool same_shape(const Py_buffer& a, const Py_buffer& b) {
            (a.ndim == 0 || std::memcmp(a.shape, b.shape, sizeof(*a.shape) * a.ndim) == 0);
 }
 
-inline std::uintptr_t start(const Py_buffer& view) {
-    return reinterpret_cast<std::uintptr_t>(view.buf);
+inline Span span_of(const Py_buffer& view) {
+    auto start = reinterpret_cast<std::uintptr_t>(view.buf);
+    return {start, start + view.len};
 }
-inline std::uintptr_t end(const Py_buffer& view) { return start(view) + view.len; }
 
 }  // namespace adamas

@@ -3,13 +3,9 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
-#include <initializer_list>
 #include <limits>
 #include <stdexcept>
 #include <string>
-#include <utility>
-
-#include "dlpack.h"
 
 namespace nb = nanobind;
 
@@ -18,12 +14,17 @@ namespace {
 
 constexpr std::int64_t highest_top = 12;  // adamas.codecs.HIGHEST_TOP
 
-template <class Choice>
-Choice choice_of(nb::handle value, std::initializer_list<std::pair<const char*, Choice>> choices) {
+const char* name_of(const char* name) { return name; }
+const char* name_of(const StoredAs& row) { return row.name; }
+const char* name_of(const RoundedAs& row) { return row.name; }
+
+// The choice whose name is given; `rows` have the names, in the order of the choices.
+template <class Choice, class Row, std::size_t count>
+Choice choice_of(nb::handle value, const Row (&rows)[count]) {
     auto given = nb::cast<std::string>(value);
-    for (auto& [name, choice] : choices) {
-        if (given == name) {
-            return choice;
+    for (std::size_t i = 0; i < count; ++i) {
+        if (given == name_of(rows[i])) {
+            return static_cast<Choice>(i);
         }
     }
     throw std::invalid_argument("unknown choice: " + given);
@@ -45,23 +46,6 @@ void forget_conversion() {
 }
 
 }  // namespace
-
-Name::Name(const char* text) : text_(PyUnicode_InternFromString(text)) {
-    if (text_ == nullptr) {
-        throw nb::python_error();
-    }
-}
-
-nb::object Name::if_any(nb::handle object) const {
-    auto found = nb::steal<nb::object>(PyObject_GetAttr(object.ptr(), text_));
-    if (!found.is_valid()) {
-        if (!PyErr_ExceptionMatches(PyExc_AttributeError)) {
-            throw nb::python_error();
-        }
-        PyErr_Clear();
-    }
-    return found;
-}
 
 double number_of(nb::handle given, const char* what) {
     double number = PyFloat_AsDouble(given.ptr());
@@ -121,22 +105,15 @@ Options options_of(nb::handle given) {
     options.beta2 = options.has_square ? number_of(nb::object(betas[1]), "betas[1]") : 0.0;
     options.eps = number_of(nb::object(given.attr("eps")), "eps");
     options.eps_place =
-        choice_of<EpsPlace>(given.attr("eps_place"), {{"corrected", EpsPlace::corrected},
-                                                      {"uncorrected", EpsPlace::uncorrected},
-                                                      {"inside", EpsPlace::inside}});
+        choice_of<EpsPlace>(given.attr("eps_place"), {"corrected", "uncorrected", "inside"});
     options.eps_root = number_of(nb::object(given.attr("eps_root")), "eps_root");
     options.weight_decay = number_of(nb::object(given.attr("weight_decay")), "weight_decay");
-    options.decay =
-        choice_of<Decay>(given.attr("decay"), {{"l2", Decay::l2},
-                                               {"decoupled", Decay::decoupled},
-                                               {"fully-decoupled", Decay::fully_decoupled}});
+    options.decay = choice_of<Decay>(given.attr("decay"), {"l2", "decoupled", "fully-decoupled"});
     if (options.decay == Decay::fully_decoupled) {
         options.lr_max = number_of(nb::object(given.attr("lr_max")), "lr_max");
     }
-    options.bias_correction = choice_of<BiasCorrection>(given.attr("bias_correction"),
-                                                        {{"paper", BiasCorrection::paper},
-                                                         {"first-step", BiasCorrection::first_step},
-                                                         {"none", BiasCorrection::none}});
+    options.bias_correction =
+        choice_of<BiasCorrection>(given.attr("bias_correction"), {"paper", "first-step", "none"});
     options.amsgrad = nb::cast<bool>(given.attr("amsgrad"));
     options.nesterov = nb::cast<bool>(given.attr("nesterov"));
     options.maximize = nb::cast<bool>(given.attr("maximize"));
@@ -149,9 +126,7 @@ Phase phase_of(nb::handle given) {
     phase.clips = !clip_norm.is_none();
     phase.clip_norm = phase.clips ? number_of(clip_norm, "clip_norm") : 0.0;
     phase.on_nonfinite =
-        choice_of<OnNonfinite>(given.attr("on_nonfinite"), {{"propagate", OnNonfinite::propagate},
-                                                            {"skip", OnNonfinite::skip},
-                                                            {"raise", OnNonfinite::raise}});
+        choice_of<OnNonfinite>(given.attr("on_nonfinite"), {"propagate", "skip", "raise"});
     nb::object ema = given.attr("ema");
     phase.averages = !ema.is_none();
     phase.ema = phase.averages ? number_of(ema, "ema") : 0.0;
@@ -162,62 +137,18 @@ Phase phase_of(nb::handle given) {
 
 void put_storage(Layout& layout, nb::handle storage, nb::handle top) {
     static const Name mean("mean"), square("square"), rounding_name("rounding");
-    auto form_of = [](nb::handle form) {
-        return choice_of<Form>(form, {{"float32", Form::plain},
-                                      {"bfloat16", Form::bfloat16},
-                                      {"compact", Form::compact},
-                                      {"8bit", Form::eight_bit}});
-    };
-    layout.mean_form = form_of(mean.of(storage));
-    layout.square_form = form_of(square.of(storage));
+    layout.mean_form = choice_of<Form>(mean.of(storage), forms);
+    layout.square_form = choice_of<Form>(square.of(storage), forms);
     nb::object rounding = rounding_name.of(storage);
-    layout.rounding = rounding.is_none()
-                          ? Rounding::nearest
-                          : choice_of<Rounding>(rounding, {{"nearest", Rounding::nearest},
-                                                           {"stochastic", Rounding::stochastic},
-                                                           {"remainder", Rounding::remainder},
-                                                           {"remainder8", Rounding::remainder8}});
+    layout.rounding =
+        rounding.is_none() ? Rounding::nearest : choice_of<Rounding>(rounding, roundings);
     layout.stochastic = rounding.is_none() || layout.rounding != Rounding::nearest;
     layout.top = static_cast<int>(whole_number_of(top, "top", 0, highest_top));
 }
 
-Element element_of_numbers(DType parameter) {
-    return {dlpack::float_code, std::uint8_t(parameter == DType::float64 ? 64 : 32)};
-}
-
-Element element_of_mean(const Layout& layout) {
-    switch (layout.mean_form) {
-        case Form::bfloat16:
-            return {dlpack::bfloat_code, 16};
-        case Form::compact:
-            return {dlpack::uint_code, 8};
-        case Form::eight_bit:
-            return {dlpack::int_code, 8};
-        default:
-            return element_of_numbers(layout.dtype);
-    }
-}
-
-Element element_of_square(const Layout& layout) {
-    switch (layout.square_form) {
-        case Form::bfloat16:
-        case Form::compact:
-            return {dlpack::bfloat_code, 16};
-        case Form::eight_bit:
-            return {dlpack::uint_code, 8};
-        default:
-            return element_of_numbers(layout.dtype);
-    }
-}
-
-Element element_of_header() { return {dlpack::int_code, 16}; }
-
-Element element_of_remainder(const Layout& layout) {
-    return {dlpack::int_code, std::uint8_t(layout.rounding == Rounding::remainder ? 16 : 8)};
-}
-
-std::int64_t header_count(std::int64_t elements) {
-    return (elements + block_size - 1) / block_size;
+const Roles& roles() {
+    static const Roles all;
+    return all;
 }
 
 void refuse_state() {
@@ -227,11 +158,9 @@ void refuse_state() {
 void check_state(const Tensor& tensor) {
     const Layout& layout = tensor.layout;
     const Arrays& arrays = tensor.arrays;
-    bool is_8bit = (layout.mean && layout.mean_form == Form::eight_bit) ||
-                   (layout.square && layout.square_form == Form::eight_bit);
     bool misses = (layout.mean && arrays.m == nullptr) || (layout.square && arrays.v == nullptr) ||
                   (layout.largest && arrays.w == nullptr) ||
-                  (is_8bit && arrays.header == nullptr) ||
+                  (layout.has_header() && arrays.header == nullptr) ||
                   (layout.keeps_remainder() && arrays.remainder == nullptr);
     if (tensor.count > 0 && misses) {
         refuse_state();

@@ -6,30 +6,10 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "name.h"
 #include "plan.h"
 
 namespace adamas {
-
-// The name of an attribute, whose text is made once: looking it up takes half the time then. For
-// names that live as long as the process.
-class Name {
-public:
-    explicit Name(const char* text);
-
-    nanobind::object of(nanobind::handle object) const {
-        auto found = nanobind::steal<nanobind::object>(PyObject_GetAttr(object.ptr(), text_));
-        if (!found.is_valid()) {
-            throw nanobind::python_error();
-        }
-        return found;
-    }
-
-    // The same, or nothing where there is no such attribute.
-    nanobind::object if_any(nanobind::handle object) const;
-
-private:
-    PyObject* text_;
-};
 
 // Numbers that Python gives; `what` begins the sentence of the error. Throws TypeError where it is
 // no number, or no whole one, and ValueError where it is not from `least` to `most`.
@@ -52,29 +32,34 @@ Phase phase_of(nanobind::handle given);
 // are counted from: adamas.codecs.mean_top.
 void put_storage(Layout& layout, nanobind::handle storage, nanobind::handle top);
 
-// What an array of a state consists of, as dlpack.h tells it and tensors have it; NumPy's arrays
-// have as many bytes.
-struct Element {
-    std::uint8_t code, bits;
-
-    std::int64_t bytes() const { return bits / 8; }
+// The roles of adamas.state.Entries.
+struct Roles {
+    Name mean{"mean"}, square{"square"}, largest_square{"largest_square"}, ema{"ema"},
+        header{"header"}, remainder{"remainder"};
 };
-
-// What m, v, headers and remainders are stored as: adamas.storage.STORED_AS and REMAINDERS.
-// Numbers in the dtype of the arithmetic stand in place of codes in the form `plain`.
-Element element_of_numbers(DType parameter);
-Element element_of_mean(const Layout& layout);
-Element element_of_square(const Layout& layout);
-Element element_of_header();
-Element element_of_remainder(const Layout& layout);
-
-// How many headers so many elements have.
-std::int64_t header_count(std::int64_t elements);
+const Roles& roles();
 
 // Throw ValueError: where a tensor has not all of the arrays that its layout speaks of; in any
 // case.
 void check_state(const Tensor& tensor);
 [[noreturn]] void refuse_state();
+
+// Puts the state of a tensor, whose layout and count stand, among its arrays. found(role, element,
+// count) gives the memory of an entry, null where there is none. Throws as check_state().
+template <class Found>
+void put_entries(Tensor& tensor, Found found) {
+    const Layout& layout = tensor.layout;
+    const Roles& role = roles();
+    Arrays& arrays = tensor.arrays;
+    std::int64_t count = tensor.count;
+    arrays.m = found(role.mean, layout.mean_element(), count);
+    arrays.v = found(role.square, layout.square_element(), count);
+    arrays.w = found(role.largest_square, layout.number(), count);
+    arrays.ema = found(role.ema, layout.number(), count);
+    arrays.header = found(role.header, header_element, header_count(count));
+    arrays.remainder = found(role.remainder, layout.remainder_element(), count);
+    check_state(tensor);
+}
 
 // An adamas.coefficients.StepNumbers. Throws TypeError for what is none.
 StepNumbers step_numbers_of(nanobind::handle given);

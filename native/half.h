@@ -39,9 +39,9 @@ inline std::uint16_t to_float16(float x) {
 }
 
 template <class T>
-inline void write_copy(CopyType type, std::uint16_t* __restrict copy, const T* __restrict p,
+inline void write_copy(DType type, std::uint16_t* __restrict copy, const T* __restrict p,
                        std::int64_t count) {
-    if (type == CopyType::bfloat16) {
+    if (type == DType::bfloat16) {
         for (std::int64_t i = 0; i < count; ++i) {
             copy[i] = to_bfloat16(static_cast<float>(p[i]));
         }
@@ -146,14 +146,13 @@ inline void encode_parameters(const Layout& layout, const Arrays& arrays, std::i
                               const float* __restrict x, const std::uint32_t* __restrict random,
                               std::int64_t count) {
     std::uint16_t* __restrict code = static_cast<std::uint16_t*>(arrays.p) + at;
-    bool is_bfloat16 = layout.dtype == DType::bfloat16;
     if (layout.rounding == Rounding::remainder) {
         split_remainder(x, code, static_cast<std::int16_t*>(arrays.remainder) + at, count);
     } else if (layout.rounding == Rounding::remainder8) {
         split_remainder8(x, random, code, static_cast<std::int8_t*>(arrays.remainder) + at, count);
     } else if (layout.rounding == Rounding::nearest) {
-        write_copy(is_bfloat16 ? CopyType::bfloat16 : CopyType::float16, code, x, count);
-    } else if (is_bfloat16) {
+        write_copy(layout.dtype, code, x, count);
+    } else if (layout.dtype == DType::bfloat16) {
         for (std::int64_t i = 0; i < count; ++i) {
             code[i] = to_bfloat16_by_chance(x[i], random_bits_of_parameter(random[i]) >> 16);
         }

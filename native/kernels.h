@@ -5,46 +5,13 @@
 #include <cstdint>
 
 #include "contract.h"
+#include "storage.h"
 
 namespace adamas {
 
 // Sums are taken over tiles of the flattened tensor; see src/adamas/statistics.py.
 constexpr std::int64_t tile_size = 1024;
 constexpr int lane_count = 16;
-
-enum class DType { float32, float64, bfloat16, float16 };
-
-// Whether a dtype is decoded to float32 before the rule, and encoded after.
-constexpr bool is_half(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
-
-// How a running mean is stored: src/adamas/codecs.py. Plain is the parameter's dtype.
-enum class Form { plain, bfloat16, compact, eight_bit };
-
-// How parameters in half precision are rounded: the same.
-enum class Rounding { nearest, stochastic, remainder, remainder8 };
-
-// Elements that share a header of the form eight_bit; tiles are whole blocks.
-constexpr std::int64_t block_size = 32;
-
-// Which running means one tensor keeps, and how all of it is stored.
-struct Layout {
-    DType dtype;  // of parameter and gradient
-    bool mean, square, largest;
-    Form mean_form = Form::plain, square_form = Form::plain;
-    bool stochastic = true;                 // rounding to small forms
-    int top = 0;                            // the exponent that codes of m are counted from
-    Rounding rounding = Rounding::nearest;  // of a parameter in half precision
-
-    bool is_small() const { return mean_form != Form::plain || square_form != Form::plain; }
-    bool keeps_remainder() const {
-        return dtype == DType::bfloat16 &&
-               (rounding == Rounding::remainder || rounding == Rounding::remainder8);
-    }
-    bool draws() const {
-        bool by_chance = rounding == Rounding::stochastic || rounding == Rounding::remainder8;
-        return (is_small() && stochastic) || (is_half(dtype) && by_chance);
-    }
-};
 
 // What makes the random bits of one tensor at one step its own.
 struct Key {
@@ -57,8 +24,6 @@ struct Numbers {
     T grad_scale, l2, decay, keep1, take1, keep2, take2, from_m, from_g, root, inner, eps, step;
 };
 
-enum class CopyType { bfloat16, float16 };
-
 // The arrays of one tensor, all of one length; null where the tensor has none. Parameter and
 // gradient have its dtype; w, the average, and m and v but in a small form the dtype of arithmetic.
 struct Arrays {
@@ -68,11 +33,11 @@ struct Arrays {
     void* v;
     void* w;
     void* ema;
-    std::uint16_t* copy;  // of the new parameter, in low precision
-    CopyType copy_type;
-    std::uint16_t* header = nullptr;  // one for each block, where m or v is eight_bit
-    void* remainder = nullptr;        // int16 or int8, where rounding keeps it
-    std::int64_t offset = 0;          // of the first element, in the whole tensor
+    std::uint16_t* copy;  // of the new parameter, in half precision
+    DType copy_type;
+    void* header;         // one for each block, where a form of m or v has them
+    void* remainder;      // where rounding keeps it
+    std::int64_t offset;  // of the first element, in the whole tensor
 
     template <class T>
     static T* at(void* array, std::int64_t element) {
@@ -80,7 +45,7 @@ struct Arrays {
     }
     // Where the header of the block stands that begins at an element.
     std::uint16_t* header_at(std::int64_t element) const {
-        return header == nullptr ? nullptr : header + element / block_size;
+        return header == nullptr ? nullptr : at<std::uint16_t>(header, element / block_size);
     }
 };
 

@@ -7,6 +7,7 @@
 #include <utility>
 
 #include "parallel.h"
+#include "splitmix.h"
 
 namespace adamas {
 namespace {
@@ -69,10 +70,7 @@ TensorStatistics described(const TileReport* reports, std::int64_t count) {
 Key key_of(std::uint64_t seed, std::uint64_t step, std::uint64_t tensor) {
     std::uint64_t z = 0;
     for (std::uint64_t number : {seed, step, tensor}) {
-        z += number + 0x9e3779b97f4a7c15u;
-        z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-        z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-        z ^= z >> 31;
+        z = mixed(z + number + golden_ratio);
     }
     return {static_cast<std::uint32_t>(z), static_cast<std::uint32_t>(z >> 32)};
 }
@@ -87,18 +85,24 @@ Plan::Plan(std::vector<Tensor> tensors, Phase phase) : tensors_(std::move(tensor
 }
 
 void Plan::cut() {
-    elements_ = 0;
+    elements_ = tiles_ = 0;
     chunks_.clear();
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
         std::int64_t count = tensors_[i].is_present ? tensors_[i].count : 0;
         elements_ += count;
         for (std::int64_t first = 0; first < count; first += chunk_size) {
-            chunks_.push_back({i, first, std::min(first + chunk_size, count)});
+            chunks_.push_back(
+                {i, first, std::min(first + chunk_size, count), tiles_ + first / tile_size});
         }
+        tiles_ += tiles_of(count);
     }
 }
 
-bool Plan::is_threaded() const { return elements_ >= least_threaded; }
+template <class Body>
+void Plan::for_each_chunk(Body body) const {
+    auto at = [&](std::int64_t i) { body(chunks_[i], tensors_[chunks_[i].tensor]); };
+    for_each(static_cast<std::int64_t>(chunks_.size()), elements_ >= least_threaded, at);
+}
 
 Outcome Plan::step(std::vector<StepNumbers>& numbers, double loss_scale, double factor) {
     Outcome outcome;
@@ -115,11 +119,7 @@ Outcome Plan::step(std::vector<StepNumbers>& numbers, double loss_scale, double 
     for (StepNumbers& each : numbers) {
         each.rule.grad_scale = each.rule.grad_scale / loss_scale * factor;
     }
-    if (phase_.statistics) {
-        outcome.statistics = sweep_recorded(numbers);
-    } else {
-        sweep(numbers);
-    }
+    outcome.statistics = sweep(numbers);
     return outcome;
 }
 
@@ -150,9 +150,7 @@ ExactSum Plan::sum_of_squares(double scale, std::vector<std::int64_t>* nonfinite
     const Kernels& kernels = *target().kernels;
     ExactSum total;
     std::mutex guard;
-    auto read = [&](std::int64_t i) {
-        const Chunk& chunk = chunks_[i];
-        const Tensor& tensor = tensors_[chunk.tensor];
+    for_each_chunk([&](const Chunk& chunk, const Tensor& tensor) {
         double sums[chunk_tiles];
         std::int64_t found = kernels.tile_sums(tensor.layout.dtype, tensor.arrays.g, scale,
                                                chunk.first, chunk.last, sums);
@@ -164,46 +162,28 @@ ExactSum Plan::sum_of_squares(double scale, std::vector<std::int64_t>* nonfinite
         if (nonfinite != nullptr) {
             (*nonfinite)[chunk.tensor] += found;
         }
-    };
-    for_each(static_cast<std::int64_t>(chunks_.size()), is_threaded(), read);
+    });
     return total;
 }
 
-void Plan::sweep(const std::vector<StepNumbers>& numbers) {
+std::vector<TensorStatistics> Plan::sweep(const std::vector<StepNumbers>& numbers) {
     const Kernels& kernels = *target().kernels;
-    auto step = [&](std::int64_t i) {
-        const Chunk& chunk = chunks_[i];
-        const Tensor& tensor = tensors_[chunk.tensor];
-        const StepNumbers& own = numbers[tensor.numbers];
-        Key key = key_of(phase_.seed, own.number, tensor.number);
-        kernels.sweep(tensor.layout, tensor.arrays, own, key, chunk.first, chunk.last, nullptr);
-    };
-    for_each(static_cast<std::int64_t>(chunks_.size()), is_threaded(), step);
-}
-
-std::vector<TensorStatistics> Plan::sweep_recorded(const std::vector<StepNumbers>& numbers) {
-    const Kernels& kernels = *target().kernels;
-    std::vector<std::int64_t> starts;
-    std::int64_t tiles = 0;
-    for (const Tensor& tensor : tensors_) {
-        starts.push_back(tiles);
-        tiles += tensor.is_present ? tiles_of(tensor.count) : 0;
-    }
-    std::vector<TileReport> reports(tiles);
+    bool is_recorded = phase_.statistics;
+    // All memory is taken before the step: it must not fail after it.
+    std::vector<TileReport> reports(is_recorded ? tiles_ : 0);
     std::vector<TensorStatistics> result;
-    result.reserve(tensors_.size());  // before the step: it must not fail after it
-    auto step = [&](std::int64_t i) {
-        const Chunk& chunk = chunks_[i];
-        const Tensor& tensor = tensors_[chunk.tensor];
-        TileReport* report = reports.data() + starts[chunk.tensor] + chunk.first / tile_size;
+    result.reserve(is_recorded ? tensors_.size() : 0);
+    for_each_chunk([&](const Chunk& chunk, const Tensor& tensor) {
         const StepNumbers& own = numbers[tensor.numbers];
         Key key = key_of(phase_.seed, own.number, tensor.number);
-        kernels.sweep(tensor.layout, tensor.arrays, own, key, chunk.first, chunk.last, report);
-    };
-    for_each(static_cast<std::int64_t>(chunks_.size()), is_threaded(), step);
-    for (std::size_t i = 0; i < tensors_.size(); ++i) {
-        if (tensors_[i].is_present) {
-            result.push_back(described(reports.data() + starts[i], tensors_[i].count));
+        kernels.sweep(tensor.layout, tensor.arrays, own, key, chunk.first, chunk.last,
+                      is_recorded ? reports.data() + chunk.tile : nullptr);
+    });
+    const TileReport* own = reports.data();
+    for (const Tensor& tensor : tensors_) {
+        if (is_recorded && tensor.is_present) {
+            result.push_back(described(own, tensor.count));
+            own += tiles_of(tensor.count);
         }
     }
     return result;

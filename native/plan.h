@@ -55,6 +55,7 @@ StepNumbers numbers_at(const Options& options, const Phase& phase, std::int64_t 
 
 class Plan {
 public:
+    Plan() = default;
     Plan(std::vector<Tensor> tensors, Phase phase);
 
     std::vector<Tensor>& tensors() { return tensors_; }
@@ -62,6 +63,11 @@ public:
     // Takes notice of which tensors are present: a step leaves out the others, and reports the
     // present ones alone.
     void cut();
+    void clear() {
+        tensors_.clear();
+        cut();
+    }
+
     const Phase& phase() const { return phase_; }
     void set_phase(const Phase& phase) { phase_ = phase; }
 
@@ -78,17 +84,18 @@ private:
     struct Chunk {
         std::size_t tensor;
         std::int64_t first, last;
+        std::int64_t tile;  // its first among those of all tensors that are present
     };
 
-    bool is_threaded() const;
+    template <class Body>
+    void for_each_chunk(Body body) const;
     void read_gradients(Outcome& outcome);
     ExactSum sum_of_squares(double scale, std::vector<std::int64_t>* nonfinite);
-    void sweep(const std::vector<StepNumbers>& numbers);
-    std::vector<TensorStatistics> sweep_recorded(const std::vector<StepNumbers>& numbers);
+    std::vector<TensorStatistics> sweep(const std::vector<StepNumbers>& numbers);
 
     std::vector<Tensor> tensors_;
     Phase phase_;
-    std::int64_t elements_ = 0;
+    std::int64_t elements_ = 0, tiles_ = 0;
     std::vector<Chunk> chunks_;
 };
 

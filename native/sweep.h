@@ -68,15 +68,23 @@ inline void step_dividing(const Numbers<T>& c, T* __restrict p, const T* __restr
     }
 }
 
-template <class T, bool Mean, bool Square, bool Largest, bool Recorded>
-inline void step_elements(const Numbers<T>& c, T* p, const T* g, T* m, T* v, T* w, Record<T> record,
-                          std::int64_t count) {
+// Steps `count` elements; `record` is null where nothing is recorded.
+template <class T, bool Mean, bool Square, bool Largest>
+inline void step_elements(const Numbers<T>& c, T* p, const T* g, T* m, T* v, T* w,
+                          const Record<T>* record, std::int64_t count) {
+    auto divide = [&](auto division) {
+        if (record != nullptr) {
+            step_dividing<T, Mean, Square, Largest, true>(c, p, g, m, v, w, *record, count,
+                                                          division);
+        } else {
+            step_dividing<T, Mean, Square, Largest, false>(c, p, g, m, v, w, {}, count, division);
+        }
+    };
     // d is a root, times a positive number, plus eps: with eps > 0 it is positive, or NaN.
     if (!Square || c.eps > 0) {
-        step_dividing<T, Mean, Square, Largest, Recorded>(c, p, g, m, v, w, record, count,
-                                                          Quotient());
+        divide(Quotient());
     } else {
-        step_dividing<T, Mean, Square, Largest, Recorded>(c, p, g, m, v, w, record, count, Ratio());
+        divide(Ratio());
     }
 }
 
@@ -111,19 +119,15 @@ void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t 
     auto ema = static_cast<T*>(arrays.ema);
     bool by_tile = ema != nullptr || arrays.copy != nullptr || reports != nullptr;
     std::int64_t stride = by_tile ? tile_size : last - first;
+    RecordedTile<T> tile;
+    Record<T> record = tile.from(0);
     for (std::int64_t at = first; at < last; at += stride) {
         std::int64_t count = std::min(stride, last - at);
-        T* mean = Mean ? m + at : nullptr;
-        T* square = Square ? v + at : nullptr;
-        T* largest = Largest ? w + at : nullptr;
+        step_elements<T, Mean, Square, Largest>(
+            c, p + at, g + at, Mean ? m + at : nullptr, Square ? v + at : nullptr,
+            Largest ? w + at : nullptr, reports == nullptr ? nullptr : &record, count);
         if (reports != nullptr) {
-            RecordedTile<T> tile;
-            step_elements<T, Mean, Square, Largest, true>(c, p + at, g + at, mean, square, largest,
-                                                          tile.from(0), count);
             *reports++ = reported(tile, p + at, g + at, count);
-        } else {
-            step_elements<T, Mean, Square, Largest, false>(c, p + at, g + at, mean, square, largest,
-                                                           {}, count);
         }
         if (ema != nullptr) {
             average(ema_keep, ema_take, ema + at, p + at, count);
@@ -164,11 +168,7 @@ inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, 
     float* m = layout.mean_form == Form::plain ? arrays.at<float>(arrays.m, at) : scratch.m;
     float* v = layout.square_form == Form::plain ? arrays.at<float>(arrays.v, at) : scratch.v;
     float* w = Largest ? arrays.at<float>(arrays.w, at) : nullptr;
-    if (record != nullptr) {
-        step_elements<float, Mean, Square, Largest, true>(work.c, p, g, m, v, w, *record, N);
-    } else {
-        step_elements<float, Mean, Square, Largest, false>(work.c, p, g, m, v, w, {}, N);
-    }
+    step_elements<float, Mean, Square, Largest>(work.c, p, g, m, v, w, record, N);
     if (layout.draws()) {
         draw<N>(work.key, arrays.offset + at, scratch.random);
     }
@@ -200,23 +200,16 @@ class LastBlock {
 public:
     LastBlock(const Layout& layout, const Arrays& arrays, std::int64_t at, std::int64_t count)
         : at_(at), count_(count), block_(arrays) {
-        std::int64_t whole = is_half(layout.dtype) ? 2 : 4;
-        g_ = {const_cast<void*>(arrays.g), whole};
-        written_[0] = {arrays.p, whole};
-        written_[1] = {arrays.m, bytes_of_mean(layout.mean_form)};
-        written_[2] = {arrays.v, bytes_of_square(layout.square_form)};
-        written_[3] = {arrays.w, 4};
-        written_[4] = {arrays.ema, 4};
-        written_[5] = {arrays.copy, 2};
-        written_[6] = {arrays.remainder, layout.rounding == Rounding::remainder ? 2 : 1};
-        block_.g = load(g_, bytes_[7]);
-        block_.p = load(written_[0], bytes_[0]);
-        block_.m = load(written_[1], bytes_[1]);
-        block_.v = load(written_[2], bytes_[2]);
-        block_.w = load(written_[3], bytes_[3]);
-        block_.ema = load(written_[4], bytes_[4]);
-        block_.copy = static_cast<std::uint16_t*>(load(written_[5], bytes_[5]));
-        block_.remainder = load(written_[6], bytes_[6]);
+        std::int64_t number = layout.number().bytes(), whole = row_of(layout.dtype).bytes();
+        block_.p = loaded(arrays.p, whole);
+        block_.m = loaded(arrays.m, layout.mean_element().bytes());
+        block_.v = loaded(arrays.v, layout.square_element().bytes());
+        block_.w = loaded(arrays.w, number);
+        block_.ema = loaded(arrays.ema, number);
+        block_.copy = static_cast<std::uint16_t*>(loaded(arrays.copy, sizeof *arrays.copy));
+        block_.remainder = loaded(arrays.remainder, layout.remainder_element().bytes());
+        written_ = loaded_;
+        block_.g = loaded(const_cast<void*>(arrays.g), whole);
         block_.header = arrays.header_at(at);
         block_.offset = arrays.offset + at;
     }
@@ -224,39 +217,33 @@ public:
     const Arrays& arrays() const { return block_; }
 
     void put_back() {
-        for (int i = 0; i < 7; ++i) {
-            if (written_[i].data != nullptr) {
-                std::memcpy(start(written_[i]), bytes_[i], count_ * written_[i].width);
-            }
+        for (int i = 0; i < written_; ++i) {
+            std::memcpy(places_[i].data, bytes_[i], count_ * places_[i].width);
         }
     }
 
 private:
-    struct Array {
-        void* data;
-        std::int64_t width;  // bytes of an element
+    // Where an array has the elements, and the bytes of each.
+    struct Place {
+        char* data;
+        std::int64_t width;
     };
 
-    static std::int64_t bytes_of_mean(Form form) {
-        return form == Form::plain ? 4 : form == Form::bfloat16 ? 2 : 1;
-    }
-    static std::int64_t bytes_of_square(Form form) {
-        return form == Form::plain ? 4 : form == Form::eight_bit ? 1 : 2;
-    }
-    char* start(const Array& array) const {
-        return static_cast<char*>(array.data) + at_ * array.width;
-    }
-    void* load(const Array& array, char* into) const {
-        if (array.data == nullptr) {
+    void* loaded(void* array, std::int64_t width) {
+        if (array == nullptr) {
             return nullptr;
         }
-        std::memset(into, 0, block_size * array.width);
-        std::memcpy(into, start(array), count_ * array.width);
-        return into;
+        Place place{static_cast<char*>(array) + at_ * width, width};
+        char* bytes = bytes_[loaded_];
+        places_[loaded_++] = place;
+        std::memset(bytes, 0, block_size * width);
+        std::memcpy(bytes, place.data, count_ * width);
+        return bytes;
     }
 
     std::int64_t at_, count_;
-    Array g_, written_[7];
+    int loaded_ = 0, written_ = 0;  // how many there are; how many of them are put back
+    Place places_[8];
     alignas(64) char bytes_[8][block_size * 4];
     Arrays block_;
 };

@@ -15,12 +15,13 @@ import pytest
 import adamas
 from adamas import state as states
 from adamas import storage as storages
-from adamas.codecs import Codes
+from adamas.codecs import BLOCK, Codes
 from adamas.coefficients import StepNumbers, at_step
 from adamas.engines import Group, Slot, native
 from adamas.options import Options, Phase
 from adamas.state import Entries
 from adamas.storage import STORED_AS, Storage, bits_of
+from tests.support.cases import ROOT
 
 torch = pytest.importorskip("torch")
 import adamas.torch as in_torch  # noqa: E402
@@ -51,6 +52,26 @@ def test_every_form_is_in_the_table_and_stands_for_numbers_alone_where_it_is_not
     assert set(FORMS) == {"float32", *STORED_AS}
     assert Storage().codes == Codes(None, None, None)
     assert not Storage().is_small
+
+
+def test_the_compiled_engine_has_the_rows_of_the_definition():
+    text = (ROOT / "native" / "storage.h").read_text("utf-8")
+    rows = {name: row.split(", ") for name, row in re.findall(r'\{"(\w+)", (.*)\},', text)}
+
+    def named(dtype: str | None) -> str:
+        return f"elements::{dtype or 'none'}"
+
+    numbers = Codes(None, None)
+    for form in FORMS:
+        mean, square, header = STORED_AS.get(form, numbers)
+        has_header = "false" if header is None else "true"
+        assert rows.pop(form) == [named(mean), named(square), has_header]
+    for rounding in get_args(storages.Rounding):
+        storage = Storage(rounding=rounding)
+        draws = "true" if storage.parameters_by_chance else "false"
+        assert rows.pop(rounding) == [named(storage.remainder), draws]
+    assert rows == {}
+    assert f"block_size = {BLOCK};" in text
 
 
 @pytest.mark.parametrize("method", METHODS)
