@@ -66,6 +66,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         chosen = list(catalogue.chosen(asked.rows))
     except LookupError as error:
         reader.error(error.args[0])
+    for name, source in (("old", asked.old), ("new", asked.new)):
+        if source is not None and not (source / "adamas").is_dir():
+            reader.error(
+                f"--{name} is {source}, but there is no adamas in it. Give the src folder of a"
+                " version, with its compiled module."
+            )
     if asked.results is not None:
         _require_writable(reader, asked.results)
     run = Run(asked.quick, _tell, asked.old, asked.new)

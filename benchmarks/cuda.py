@@ -21,29 +21,11 @@ from typing import Any, NamedTuple
 from benchmarks import small
 from benchmarks.checks import LR, WrongResultError, require_close_tensors
 from benchmarks.ratios import Pair
+from benchmarks.shapes import GPT2, Shapes
 from benchmarks.tables import Row
 from benchmarks.tensors import TorchPhase, phase_options
 
-Shapes = tuple[tuple[int, ...], ...]
 MakeOther = Callable[[list[Any]], Any]
-
-
-def _gpt2() -> Shapes:
-    """Return the shapes of GPT-2's parameters, the smallest: Radford et al. 2019, section 2.3."""
-    layers, width, vocabulary, positions = 12, 768, 50257, 1024
-    norm = ((width,), (width,))
-    layer = (
-        *norm,
-        *((width, 3 * width), (3 * width,)),  # query, key and value
-        *((width, width), (width,)),
-        *norm,
-        *((width, 4 * width), (4 * width,)),
-        *((4 * width, width), (width,)),
-    )
-    return ((vocabulary, width), (positions, width), *layer * layers, *norm)
-
-
-GPT2 = _gpt2()
 
 
 class Work(NamedTuple):

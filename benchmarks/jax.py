@@ -9,9 +9,8 @@ import numpy as np
 
 from benchmarks.checks import LR, ROUNDINGS, Array, require_close
 from benchmarks.ratios import Pair
+from benchmarks.shapes import MLP
 from benchmarks.tables import Row
-
-_MLP = ((50, 64), (50,), (40, 50), (40,), (10, 40), (10,))
 
 
 def rows() -> list[Row]:
@@ -21,7 +20,7 @@ def rows() -> list[Row]:
     return [
         Row("JAX step, 16 M in 1 array", "optax.adam", 1, _jax(large, "adam"), needs),
         Row("JAX step, 16 M in 1 array", "optax.adamw", 1, _jax(large, "adamw"), needs),
-        Row("JAX step, 5,702 in 6 arrays", "optax.adam", 1, _jax(_MLP, "adam"), needs),
+        Row("JAX step, 5,702 in 6 arrays", "optax.adam", 1, _jax(MLP, "adam"), needs),
     ]
 
 

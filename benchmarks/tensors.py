@@ -8,28 +8,8 @@ from typing import Any, cast
 
 from benchmarks.checks import LR, require_close_tensors, require_within
 from benchmarks.ratios import Pair
+from benchmarks.shapes import MANY, MLP, SIXTY, TRANSFORMER
 from benchmarks.tables import Row
-
-_MLP = ((50, 64), (50,), (40, 50), (40,), (10, 40), (10,))
-_MANY = ((2080,),) * 128
-_SIXTY = ((32,),) * 60
-
-
-def _transformer() -> tuple[tuple[int, ...], ...]:
-    """Return the shapes of a small transformer: 6 layers of width 256, 4.7 M parameters."""
-    width = 256
-    layer = (
-        (3 * width, width),
-        (3 * width,),
-        (width, width),
-        (width,),
-        (4 * width, width),
-        (4 * width,),
-        (width, 4 * width),
-        (width,),
-        *((width,),) * 4,
-    )
-    return layer * 6
 
 
 def step_rows() -> list[Row]:
@@ -39,9 +19,9 @@ def step_rows() -> list[Row]:
     return [
         Row("torch step, 64 M in 1 tensor", "torch fused", 1, _torch(large, fused=True), needs),
         Row("torch step, 64 M in 1 tensor", "torch default", 7, _torch(large), needs),
-        Row("torch step, 5,702 in 6 tensors", "torch fused", 15, _torch(_MLP, fused=True), needs),
-        Row("torch step, 5,702 in 6 tensors", "torch default", 50, _torch(_MLP), needs),
-        Row("torch step, 128 tensors of 2,080", "torch fused", 8, _torch(_MANY, fused=True), needs),
+        Row("torch step, 5,702 in 6 tensors", "torch fused", 15, _torch(MLP, fused=True), needs),
+        Row("torch step, 5,702 in 6 tensors", "torch default", 50, _torch(MLP), needs),
+        Row("torch step, 128 tensors of 2,080", "torch fused", 8, _torch(MANY, fused=True), needs),
     ]
 
 
@@ -59,8 +39,8 @@ def phase_rows() -> list[Row]:
     """Return the rows of clipping, step, averaging and low-precision copy together."""
     parts, needs = "torch fused and friends", ("torch",)
     return [
-        Row("phase, transformer of 4.7 M", parts, 2.2, _torch_phase(_transformer()), needs),
-        Row("phase, 5,702 in 6 tensors", parts, 30, _torch_phase(_MLP), needs),
+        Row("phase, transformer of 4.7 M", parts, 2.2, _torch_phase(TRANSFORMER), needs),
+        Row("phase, 5,702 in 6 tensors", parts, 30, _torch_phase(MLP), needs),
     ]
 
 
@@ -137,8 +117,8 @@ class _InTurn:
 def _heads(quick: bool) -> Pair:
     from adamas.torch import Adam
 
-    ours, steady = _torch_parameters(_SIXTY, quick)
-    looked_at, _ = _torch_parameters(_SIXTY, quick)
+    ours, steady = _torch_parameters(SIXTY, quick)
+    looked_at, _ = _torch_parameters(SIXTY, quick)
     in_turn = _InTurn(Adam(ours, lr=LR), ours)
     # One optimizer for each of the three thirds never lacks a gradient.
     thirds = [Adam(looked_at[i : i + 20], lr=LR) for i in (0, 20, 40)]
@@ -158,7 +138,7 @@ def _heads_of_torch(quick: bool, **options: Any) -> Pair:
 
     from adamas.torch import Adam
 
-    ours, theirs = _torch_parameters(_SIXTY, quick)
+    ours, theirs = _torch_parameters(SIXTY, quick)
     mine = _InTurn(Adam(ours, lr=LR), ours)
     other = _InTurn(torch.optim.Adam(theirs, lr=LR, **options), theirs)
 

@@ -15,12 +15,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.checks import WrongResultError
 from benchmarks.ratios import more_calls
+from benchmarks.shapes import MANY, MLP, SIXTY
 from benchmarks.tables import (
     TWO_VERSIONS,
     Row,
@@ -53,30 +55,28 @@ class Case(NamedTuple):
     beside: str = ""
 
 
-_MLP = ((50, 64), (50,), (40, 50), (40,), (10, 40), (10,))
-_SIXTY = ((32,),) * 60
 _LARGE = ((1 << 24,),)
 _PHASE = {"clip_norm": 1.0, "ema": 0.999, "copy_to": "bfloat16"}
 
 CASES = {
     "AdamW, 1 tensor": Case("AdamW", ((5702,),)),
-    "AdamW, 5,702 in 6 tensors": Case("AdamW", _MLP),
-    "the same, lr set anew": Case("AdamW", _MLP, beside="lr"),
-    "the same, clipped": Case("AdamW", _MLP, {"clip_norm": 1.0}),
-    "the same, copies": Case("AdamW", _MLP, {"copy_to": "bfloat16"}),
-    "the same, clipped, averaged, copies": Case("AdamW", _MLP, _PHASE),
-    "the same, statistics": Case("AdamW", _MLP, {"statistics": True}),
-    "the same, 8bit state": Case("AdamW", _MLP, {"state": "8bit"}),
-    "the same, bfloat16 parameters": Case("AdamW", _MLP, dtype="bfloat16"),
-    "the same, a scaler's attributes": Case("AdamW", _MLP, beside="scaler"),
-    "SGD with momentum, 6 tensors": Case("SGD", _MLP, {"momentum": 0.9}),
-    "NAdam, 6 tensors": Case("NAdam", _MLP),
-    "RMSprop with momentum, 6 tensors": Case("RMSprop", _MLP, {"momentum": 0.9}),
-    "AdamW, 6 complex tensors": Case("AdamW", _MLP, dtype="complex64"),
-    "AdamW, 60 tensors of 32": Case("AdamW", _SIXTY),
-    "the same, heads in turn": Case("AdamW", _SIXTY, beside="heads"),
-    "the same, planned anew": Case("AdamW", _SIXTY, beside="plan"),
-    "AdamW, 128 tensors of 2,080": Case("AdamW", ((2080,),) * 128),
+    "AdamW, 5,702 in 6 tensors": Case("AdamW", MLP),
+    "the same, lr set anew": Case("AdamW", MLP, beside="lr"),
+    "the same, clipped": Case("AdamW", MLP, {"clip_norm": 1.0}),
+    "the same, copies": Case("AdamW", MLP, {"copy_to": "bfloat16"}),
+    "the same, clipped, averaged, copies": Case("AdamW", MLP, _PHASE),
+    "the same, statistics": Case("AdamW", MLP, {"statistics": True}),
+    "the same, 8bit state": Case("AdamW", MLP, {"state": "8bit"}),
+    "the same, bfloat16 parameters": Case("AdamW", MLP, dtype="bfloat16"),
+    "the same, a scaler's attributes": Case("AdamW", MLP, beside="scaler"),
+    "SGD with momentum, 6 tensors": Case("SGD", MLP, {"momentum": 0.9}),
+    "NAdam, 6 tensors": Case("NAdam", MLP),
+    "RMSprop with momentum, 6 tensors": Case("RMSprop", MLP, {"momentum": 0.9}),
+    "AdamW, 6 complex tensors": Case("AdamW", MLP, dtype="complex64"),
+    "AdamW, 60 tensors of 32": Case("AdamW", SIXTY),
+    "the same, heads in turn": Case("AdamW", SIXTY, beside="heads"),
+    "the same, planned anew": Case("AdamW", SIXTY, beside="plan"),
+    "AdamW, 128 tensors of 2,080": Case("AdamW", MANY),
     "AdamW, 16 M in 1 tensor": Case("AdamW", _LARGE),
     "the same, with 8bit state": Case("AdamW", _LARGE, {"state": "8bit"}),
     "the same, with clipping, average, copy": Case("AdamW", _LARGE, _PHASE),
@@ -103,6 +103,7 @@ class Version:
     """A version of adamas, in a process of its own."""
 
     def __init__(self, source: Path) -> None:
+        self._source = source
         environment = {**os.environ, "PYTHONPATH": str(source.resolve())}
         self._process = subprocess.Popen(
             [sys.executable, "-m", "benchmarks.versions"],
@@ -117,8 +118,13 @@ class Version:
         """Return what it answers."""
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        print(json.dumps(asked), file=self._process.stdin, flush=True)
-        return json.loads(self._process.stdout.readline())
+        line = ""
+        with suppress(BrokenPipeError):
+            print(json.dumps(asked), file=self._process.stdin, flush=True)
+            line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"The version in {self._source} has ended; see what it raised.")
+        return json.loads(line)
 
     def end(self) -> None:
         """End the process."""

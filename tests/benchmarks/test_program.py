@@ -362,6 +362,27 @@ def test_two_versions_that_are_the_same_come_to_the_same_bits():
     assert figure["lowest"] <= figure["ratio"] <= figure["highest"]
 
 
+def test_a_folder_without_a_version_is_refused_before_anything_is_measured(tmp_path, capsys):
+    with pytest.raises(SystemExit) as ended:
+        program.main(["torch_versions", "--old", str(tmp_path), "--new", str(ROOT / "src")])
+    assert ended.value.code == 2
+    assert f"--old is {tmp_path}, but there is no adamas in it. Give the src" in (
+        capsys.readouterr().err
+    )
+
+
+def test_a_version_that_cannot_be_imported_is_named(tmp_path, capfd):
+    (tmp_path / "adamas").mkdir()
+    (tmp_path / "adamas" / "__init__.py").write_text("raise ImportError('no module')")
+    rows = versions.rows()[:1]
+    run = Run(quick=True, old=tmp_path, new=tmp_path)
+    (figure,) = catalogue.table("torch_versions").measured(rows, run)["figures"]
+    assert figure["failure"] == (
+        f"RuntimeError: The version in {tmp_path} has ended; see what it raised."
+    )
+    assert "ImportError: no module" in capfd.readouterr().err
+
+
 class Answers:
     """A version that gives these answers."""
 

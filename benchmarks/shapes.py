@@ -1,0 +1,48 @@
+"""Shapes of parameters that rows have in common."""
+
+from __future__ import annotations
+
+Shapes = tuple[tuple[int, ...], ...]
+
+#: A small multilayer perceptron: 5,702 parameters.
+MLP: Shapes = ((50, 64), (50,), (40, 50), (40,), (10, 40), (10,))
+MANY: Shapes = ((2080,),) * 128
+SIXTY: Shapes = ((32,),) * 60
+
+
+def _transformer() -> Shapes:
+    """Return the shapes of a small transformer: 6 layers of width 256, 4.7 M parameters."""
+    width = 256
+    layer = (
+        (3 * width, width),
+        (3 * width,),
+        (width, width),
+        (width,),
+        (4 * width, width),
+        (4 * width,),
+        (width, 4 * width),
+        (width,),
+        *((width,),) * 4,
+    )
+    return layer * 6
+
+
+TRANSFORMER = _transformer()
+
+
+def _gpt2() -> Shapes:
+    """Return the shapes of GPT-2's parameters, the smallest: Radford et al. 2019, section 2.3."""
+    layers, width, vocabulary, positions = 12, 768, 50257, 1024
+    norm = ((width,), (width,))
+    layer = (
+        *norm,
+        *((width, 3 * width), (3 * width,)),  # query, key and value
+        *((width, width), (width,)),
+        *norm,
+        *((width, 4 * width), (4 * width,)),
+        *((4 * width, width), (width,)),
+    )
+    return ((vocabulary, width), (positions, width), *layer * layers, *norm)
+
+
+GPT2 = _gpt2()
