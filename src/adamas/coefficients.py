@@ -33,24 +33,21 @@ __all__ = [
 
 
 class Coefficients(NamedTuple):
-    """The numbers of the rule at one step, in the order of ``docs/the-rule.md``.
+    """The numbers of the rule at one step, in the order of ``docs/the-rule.md``."""
 
-    What is not given leaves gradients and parameters as they are.
-    """
-
-    grad_scale: Any = 1.0
-    l2: Any = 0.0
-    decay: Any = 0.0
-    keep1: Any = 0.0
-    take1: Any = 1.0
-    keep2: Any = 0.0
-    take2: Any = 1.0
-    from_m: Any = 1.0
-    from_g: Any = 0.0
-    root: Any = 1.0
-    inner: Any = 0.0
-    eps: Any = 0.0
-    step: Any = 0.0
+    grad_scale: Any
+    l2: Any
+    decay: Any
+    keep1: Any
+    take1: Any
+    keep2: Any
+    take2: Any
+    from_m: Any
+    from_g: Any
+    root: Any
+    inner: Any
+    eps: Any
+    step: Any
 
     def rounded(self, dtype: np.dtype[Any]) -> Coefficients:
         """Return the numbers as scalars of ``dtype``, each rounded once."""

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamas.files.contents import check_parameters, check_structure, fitting, sorted_out
-from adamas.files.tensors import Source, Stored
+from adamas.files.tensors import DTYPES, Source, Stored
 from adamas.numpy import Optimizer
 from adamas.settings import KEY
 from adamas.turns import averages_in_place
@@ -24,18 +24,9 @@ KIND = "numpy"
 
 Array = NDArray[Any]
 
-#: NumPy's names of dtypes, by safetensors'. ml_dtypes brings bfloat16.
-_DTYPES = {
-    "F16": "float16",
-    "BF16": "bfloat16",
-    "F32": "float32",
-    "F64": "float64",
-    "I8": "int8",
-    "I16": "int16",
-    "I64": "int64",
-    "U8": "uint8",
-    "U16": "uint16",
-}
+#: NumPy's names of the dtypes that states have, by safetensors'. ml_dtypes brings bfloat16.
+_KEPT = ("F16", "BF16", "F32", "F64", "I8", "I16", "I64", "U8", "U16")
+_DTYPES = {code: name for code, (name, _) in DTYPES.items() if code in _KEPT}
 _CODES = {name: code for code, name in _DTYPES.items()}
 
 

@@ -26,19 +26,20 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["FORMAT", "SIZES", "Source", "Stored", "read", "write"]
+__all__ = ["DTYPES", "FORMAT", "Source", "Stored", "read", "write"]
 
 Bytes = NDArray[np.uint8]
 
 #: Of the file; one with a greater number is refused. Format 1 had no checksums.
 FORMAT = 2
 
-#: How many bytes an element takes, by safetensors' names of dtypes.
-SIZES = {
-    "BOOL": 1, "U8": 1, "I8": 1, "F8_E4M3": 1, "F8_E5M2": 1,
-    "U16": 2, "I16": 2, "F16": 2, "BF16": 2,
-    "U32": 4, "I32": 4, "F32": 4,
-    "U64": 8, "I64": 8, "F64": 8, "C64": 8,
+#: By safetensors' names of dtypes: those that NumPy and torch have, and the bytes of an element.
+DTYPES = {
+    "BOOL": ("bool", 1), "U8": ("uint8", 1), "I8": ("int8", 1),
+    "F8_E4M3": ("float8_e4m3fn", 1), "F8_E5M2": ("float8_e5m2", 1),
+    "U16": ("uint16", 2), "I16": ("int16", 2), "F16": ("float16", 2), "BF16": ("bfloat16", 2),
+    "U32": ("uint32", 4), "I32": ("int32", 4), "F32": ("float32", 4),
+    "U64": ("uint64", 8), "I64": ("int64", 8), "F64": ("float64", 8), "C64": ("complex64", 8),
 }  # fmt: skip
 
 #: As far as safetensors itself reads headers.
@@ -68,7 +69,7 @@ def write(file: FileIO, tensors: Mapping[str, Source], about: Mapping[str, Any])
     """Write ``tensors`` and ``about`` (what JSON can hold) to an empty file."""
     about = {"format": FORMAT, **about}
     # The widest first, so that each is aligned to its elements.
-    ordered = sorted(tensors, key=lambda name: -SIZES[tensors[name].dtype])
+    ordered = sorted(tensors, key=lambda name: -_bytes_of(tensors[name].dtype))
     layout: dict[str, Any] = {}
     end = 0
     for name in ordered:
@@ -233,7 +234,12 @@ def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _size(dtype: str, shape: tuple[int, ...]) -> int:
-    return SIZES[dtype] * math.prod(shape)
+    return _bytes_of(dtype) * math.prod(shape)
+
+
+def _bytes_of(dtype: str) -> int:
+    _, count = DTYPES[dtype]
+    return count
 
 
 def _digits(checksum: int) -> str:

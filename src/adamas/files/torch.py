@@ -19,7 +19,7 @@ from torch import Tensor
 
 from adamas.checks import kind
 from adamas.files.contents import check_parameters, fitting, listed
-from adamas.files.tensors import SIZES, Source, Stored
+from adamas.files.tensors import DTYPES, Source, Stored
 from adamas.torch import Optimizer
 from adamas.torch.grouping import names_of, parameters_of
 from adamas.torch.loading import PACKED
@@ -29,14 +29,8 @@ __all__ = ["KIND", "check_weights", "contents", "put_back"]
 #: Of a file.
 KIND = "torch"
 
-_NAMES = {
-    "BOOL": "bool", "U8": "uint8", "I8": "int8", "F8_E4M3": "float8_e4m3fn",
-    "F8_E5M2": "float8_e5m2", "U16": "uint16", "I16": "int16", "F16": "float16",
-    "BF16": "bfloat16", "U32": "uint32", "I32": "int32", "F32": "float32", "U64": "uint64",
-    "I64": "int64", "F64": "float64", "C64": "complex64",
-}  # fmt: skip
 _DTYPES: dict[str, torch.dtype] = {
-    code: getattr(torch, _NAMES[code]) for code in SIZES if hasattr(torch, _NAMES[code])
+    code: getattr(torch, name) for code, (name, _) in DTYPES.items() if hasattr(torch, name)
 }
 _CODES = {dtype: code for code, dtype in _DTYPES.items()}
 

@@ -154,6 +154,7 @@ class NAdam(Method):
             from_m=following / (1.0 - product * following),
             from_g=(1.0 - now) / (1.0 - product),
             root=1.0 / one_minus_power(beta2, step) ** 0.5,
+            inner=0.0,
             eps=scalar(group["eps"]),
             step=lr,
         )
@@ -208,7 +209,7 @@ class RMSprop(Method):
         """Return those of an alpha that is no decay rate."""
         group = member.group
         alpha = scalar(group["alpha"])
-        return Coefficients(
+        return _NEUTRAL._replace(
             grad_scale=-1.0 if group["maximize"] else 1.0,
             l2=scalar(group["weight_decay"]),
             keep2=alpha,
@@ -256,7 +257,7 @@ class SGD(Method):
         group = member.group
         momentum = scalar(group["momentum"])
         is_first = step == 1
-        return Coefficients(
+        return _NEUTRAL._replace(
             grad_scale=-1.0 if group["maximize"] else 1.0,
             l2=scalar(group["weight_decay"]),
             keep1=0.0 if is_first else momentum,
@@ -278,6 +279,12 @@ class SGD(Method):
 
 
 _OF_OWN_STEP = ("lr", "alpha", "eps", "weight_decay", "momentum")
+
+
+#: What leaves gradients as they are, and steps nowhere.
+_NEUTRAL = Coefficients(*[0.0] * len(Coefficients._fields))._replace(
+    grad_scale=1.0, take1=1.0, take2=1.0, from_m=1.0, root=1.0
+)
 
 
 def _momentum(group: Group, step: int) -> float:

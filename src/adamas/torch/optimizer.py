@@ -67,6 +67,7 @@ class Optimizer(torch.optim.Optimizer):
 
         Raises TypeError or ValueError for what there is not, or cannot be.
         """
+        self._check(defaults)
         chosen = arguments.checked_phase(type(self), params, phase)
         defaults |= chosen.stored
         arguments.put_pairs(defaults, defaults)
@@ -83,6 +84,11 @@ class Optimizer(torch.optim.Optimizer):
         arguments.check_remainder(self.param_groups)
         self._copies.begin(chosen.copy_to, parameters_of(self.param_groups))
         self._show()
+
+    def _check(self, given: dict[str, Any]) -> None:
+        """Raise as torch does for arguments of its own that make no sense."""
+        arguments.check_tensor_lr(given.get("lr"))
+        arguments.check_options(given)
 
     def _begin(self) -> None:
         """Begin the steps anew: of a new optimizer, or of one that has loaded."""

@@ -41,13 +41,14 @@ class Adam(Optimizer):
         decoupled_weight_decay: bool = False,
         **phase: Unpack[PhaseArguments],
     ) -> None:
-        """Check the arguments as torch does; :mod:`adamas.torch` tells those of the phase."""
-        defaults = _given(locals())
-        arguments.check_tensor_lr(lr, foreach, capturable)
-        arguments.check_options(defaults)
-        defaults["betas"] = arguments.checked_betas_alike(betas, foreach, capturable)
-        arguments.check_fused(fused, foreach, differentiable)
-        super().__init__(params, defaults, **phase)
+        super().__init__(params, _given(locals()), **phase)
+
+    def _check(self, given: dict[str, Any]) -> None:
+        foreach, capturable = given["foreach"], given["capturable"]
+        arguments.check_tensor_lr(given["lr"], foreach, capturable)
+        super()._check(given)
+        given["betas"] = arguments.checked_betas_alike(given["betas"], foreach, capturable)
+        arguments.check_fused(given["fused"], foreach, given["differentiable"])
 
 
 class AdamW(Adam):
@@ -69,7 +70,6 @@ class AdamW(Adam):
         fused: bool | None = None,
         **phase: Unpack[PhaseArguments],
     ) -> None:
-        """Check the arguments as torch does; :mod:`adamas.torch` tells those of the phase."""
         options = _given(locals())
         arguments.refuse_unknown(type(self), phase.keys() & {"decoupled_weight_decay"})
         super().__init__(params, **options, decoupled_weight_decay=True, **phase)
@@ -102,11 +102,7 @@ class NAdam(Optimizer):
         differentiable: bool = False,
         **phase: Unpack[PhaseArguments],
     ) -> None:
-        """Check the arguments as torch does; :mod:`adamas.torch` tells those of the phase."""
-        defaults = _given(locals())
-        arguments.check_tensor_lr(lr)
-        arguments.check_options(defaults)
-        super().__init__(params, defaults, **phase)
+        super().__init__(params, _given(locals()), **phase)
 
 
 class RMSprop(Optimizer):
@@ -133,10 +129,7 @@ class RMSprop(Optimizer):
         differentiable: bool = False,
         **phase: Unpack[PhaseArguments],
     ) -> None:
-        """Check the arguments as torch does; :mod:`adamas.torch` tells those of the phase."""
         defaults = _given(locals(), ("lr", "momentum", "alpha", "eps", "centered"))
-        arguments.check_tensor_lr(lr)
-        arguments.check_options(defaults)
         super().__init__(params, defaults, **phase)
 
 
@@ -164,14 +157,13 @@ class SGD(Optimizer):
         fused: bool | None = None,
         **phase: Unpack[PhaseArguments],
     ) -> None:
-        """Check the arguments as torch does; :mod:`adamas.torch` tells those of the phase."""
-        defaults = _given(locals())
-        arguments.check_tensor_lr(lr)
-        arguments.check_options(defaults)
-        if nesterov and (momentum <= 0 or dampening != 0):
+        super().__init__(params, _given(locals()), **phase)
+
+    def _check(self, given: dict[str, Any]) -> None:
+        super()._check(given)
+        if given["nesterov"] and (given["momentum"] <= 0 or given["dampening"] != 0):
             raise ValueError("Nesterov momentum requires a momentum and zero dampening")
-        arguments.check_fused(fused, foreach, differentiable)
-        super().__init__(params, defaults, **phase)
+        arguments.check_fused(given["fused"], given["foreach"], given["differentiable"])
 
 
 def _given(names: dict[str, Any], first: tuple[str, ...] = ()) -> dict[str, Any]:

@@ -33,7 +33,7 @@ from adamas.engines.triton.codecs import (
     relative_mean,
     root_scale,
 )
-from adamas.engines.triton.numbers import coefficients_at
+from adamas.engines.triton.numbers import coefficients_at, number_at
 from adamas.engines.triton.rule import rule, smooth
 from adamas.engines.triton.sums import (
     LARGEST,
@@ -176,7 +176,7 @@ def sweep(
     T: tl.constexpr = tl.float64 if P == "float64" else tl.float32
     own = numbers + tensor * NUMBERS
     c = coefficients_at(own, T)
-    keep, take = tl.load(own + KEEP).to(T), tl.load(own + TAKE).to(T)
+    keep, take = number_at(own, KEEP, T), number_at(own, TAKE, T)
     key = tl.load(keys + tensor).to(tl.uint64, bitcast=True)
     first, top = tl.load(row + FIRST), tl.load(row + TOP).to(tl.int32)
     if RECORDED:

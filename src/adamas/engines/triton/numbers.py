@@ -230,20 +230,20 @@ def write_numbers(recipe, step, lr, scale, factor, into):
 def coefficients_at(numbers, T: tl.constexpr):
     """Return the numbers of the rule that were written for a tensor, in the dtype ``T``."""
     return Coefficients(
-        tl.load(numbers + C_GRAD_SCALE).to(T),
-        tl.load(numbers + C_L2).to(T),
-        tl.load(numbers + C_DECAY).to(T),
-        tl.load(numbers + C_KEEP1).to(T),
-        tl.load(numbers + C_TAKE1).to(T),
-        tl.load(numbers + C_KEEP2).to(T),
-        tl.load(numbers + C_TAKE2).to(T),
-        tl.load(numbers + C_FROM_M).to(T),
-        tl.load(numbers + C_FROM_G).to(T),
-        tl.load(numbers + C_ROOT).to(T),
-        tl.load(numbers + C_INNER).to(T),
-        tl.load(numbers + C_EPS).to(T),
-        tl.load(numbers + C_STEP).to(T),
-    )
+        number_at(numbers, C_GRAD_SCALE, T), number_at(numbers, C_L2, T),
+        number_at(numbers, C_DECAY, T),
+        number_at(numbers, C_KEEP1, T), number_at(numbers, C_TAKE1, T),
+        number_at(numbers, C_KEEP2, T), number_at(numbers, C_TAKE2, T),
+        number_at(numbers, C_FROM_M, T), number_at(numbers, C_FROM_G, T),
+        number_at(numbers, C_ROOT, T), number_at(numbers, C_INNER, T), number_at(numbers, C_EPS, T),
+        number_at(numbers, C_STEP, T),
+    )  # fmt: skip
+
+
+@triton.jit
+def number_at(numbers, place: tl.constexpr, T: tl.constexpr):
+    """Return one number of a row, in the dtype ``T``."""
+    return tl.load(numbers + place).to(T)
 
 
 @triton.jit

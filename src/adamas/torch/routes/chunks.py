@@ -35,7 +35,6 @@ __all__ = [
     "Room",
     "bound",
     "cut_up",
-    "refuse_state",
     "rounds_of",
     "staging_bytes",
     "wide_bytes",
@@ -140,26 +139,6 @@ class Chunk(NamedTuple):
     widened: tuple[tuple[Tensor, Tensor], ...]
 
 
-def refuse_state(item: Item) -> None:
-    """Raise ValueError where the state of an item does not fit its parameter."""
-    count, dtype = item.parameter.numel(), item.parameter.dtype
-    wide = (torch.float64,) if dtype == torch.float64 else (torch.float32,)
-    # m, v and w may be in half precision, as torch stores them.
-    numbers = wide if dtype == torch.float64 else (*wide, *small.HALF)
-    mean, square = (numbers if form == "float32" else None for form in item.member.storage.forms)
-    dtypes = Entries(mean, square, numbers, wide)
-    for (role, entry), possible in zip(item.entries._asdict().items(), dtypes, strict=True):
-        if entry is None:
-            continue
-        wanted = -(-count // BLOCK) if role == "header" else count
-        if entry.numel() != wanted or (possible is not None and entry.dtype not in possible):
-            raise ValueError(
-                f"A parameter has {count} elements of dtype {dtype}, but an entry of its state has "
-                f"{entry.numel()} of dtype {entry.dtype}. Load the state of this parameter, or "
-                "leave its state out."
-            )
-
-
 def _place(tensor: Tensor | None) -> Hashable:
     if tensor is None:
         return None
@@ -249,21 +228,14 @@ def wide_bytes(items: Sequence[Item], pieces: Sequence[Piece]) -> int:
     )
 
 
-class _Member(NamedTuple):
-    """A piece as the engine has it."""
-
-    slot: Slot
-    gradient: NDArray[Any]
-    item: int
-
-
 def bound(
     items: Sequence[Item], pieces: Sequence[Piece], room: Room, wide: Room, phase: Phase
 ) -> Chunk:
     """Return a chunk whose pieces have their places in a staging buffer."""
     staged: list[Staged] = []
     widened: list[tuple[Tensor, Tensor]] = []
-    groups: dict[tuple[int, Options], list[_Member]] = {}
+    #: By cohort and options: each piece as the engine has it, its gradient, and its item.
+    groups: dict[tuple[int, Options], list[tuple[Slot, NDArray[Any], int]]] = {}
     for piece in pieces:
         item, count = items[piece.item], piece.size
         dtype = item.parameter.dtype
@@ -285,10 +257,10 @@ def bound(
             amsgrad=parts.largest_square is not None,
         )
         group = groups.setdefault((item.cohort, options), [])
-        group.append(_Member(slot, _array(gradient), piece.item))
+        group.append((slot, _array(gradient), piece.item))
     plan = native.Plan(
         [
-            Group(options, tuple(member.slot for member in members))
+            Group(options, tuple(slot for slot, _, _ in members))
             for (_, options), members in groups.items()
         ],
         phase,
@@ -297,8 +269,8 @@ def bound(
     return Chunk(
         staged=tuple(staged),
         plan=plan,
-        gradients=[member.gradient for member in members],
-        items=[member.item for member in members],
+        gradients=[gradient for _, gradient, _ in members],
+        items=[item for _, _, item in members],
         cohorts=[cohort for cohort, _ in groups],
         widened=tuple(widened),
     )

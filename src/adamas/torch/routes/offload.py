@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 from collections import deque
 from collections.abc import Hashable, Sequence
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,13 +34,12 @@ from adamas.torch.routes.chunks import (
     Room,
     bound,
     cut_up,
-    refuse_state,
     rounds_of,
     staging_bytes,
     wide_bytes,
 )
 
-__all__ = ["BUFFERS", "CudaStreams", "Offload", "Offloaded", "Streams", "takes"]
+__all__ = ["BUFFERS", "CudaStreams", "Offload", "Offloaded", "takes"]
 
 #: Staging buffers: one comes down, one is stepped, one goes up.
 BUFFERS = 3
@@ -59,28 +58,11 @@ def takes(member: Member) -> bool:
 # ── queues of copies ───────────────────────────────────────────────────────────────────────────
 
 
-class Streams(Protocol):
-    """Queues of copies of one device, which go on by themselves, each in its order."""
-
-    def record(self, queue: Queue) -> Any:
-        """Return an event: all that was asked of a queue before is done."""
-        ...
-
-    def wait(self, queue: Queue, event: Any) -> None:
-        """Let what is asked of a queue from now on begin after an event."""
-        ...
-
-    def copy(self, queue: Queue, pairs: Pairs) -> None:
-        """Ask for copies, each from the second to the first."""
-        ...
-
-    def synchronize(self, event: Any) -> None:
-        """Return after an event."""
-        ...
-
-
 class CudaStreams:
-    """:class:`Streams` of a CUDA device; its own queue is the stream that is current there."""
+    """Queues of copies of a CUDA device, which go on by themselves, each in its order.
+
+    Its own queue is the stream that is current there.
+    """
 
     def __init__(self, device: torch.device) -> None:
         """Create streams on ``device``."""
@@ -88,15 +70,15 @@ class CudaStreams:
         self._streams = {"down": torch.cuda.Stream(device), "up": torch.cuda.Stream(device)}
 
     def record(self, queue: Queue) -> torch.cuda.Event:
-        """Return an event after all that was asked of a queue."""
+        """Return an event: all that was asked of a queue before is done."""
         return self._stream(queue).record_event()
 
     def wait(self, queue: Queue, event: torch.cuda.Event) -> None:
-        """Let a queue wait for an event."""
+        """Let what is asked of a queue from now on begin after an event."""
         self._stream(queue).wait_event(event)
 
     def copy(self, queue: Queue, pairs: Pairs) -> None:
-        """Ask for copies, which return at once where the host's side is pinned."""
+        """Ask for copies, each from the second to the first, where the host's side is pinned."""
         with torch.cuda.stream(self._stream(queue)):
             for target, source in pairs:
                 target.copy_(source, non_blocking=True)
@@ -131,15 +113,12 @@ class Offload:
         self.prepared: dict[tuple[Any, ...], list[_Round]] = {}
         #: Where chunks are staged, one after another.
         self.buffers: list[Room] = []
-        self._streams: dict[torch.device, Streams] = {}
+        self._streams: dict[torch.device, CudaStreams] = {}
         #: The last copies up, of any device: they read the buffers.
         self.uploaded: Any = None
 
     def prepare(self, items: Sequence[Item]) -> list[_Round]:
-        """Return what a step of items goes by, which is kept for the next one.
-
-        Raises TypeError or ValueError where a state does not fit its parameter.
-        """
+        """Return what a step of items goes by, which is kept for the next one."""
         known = tuple((item.memory, item.form) for item in items)
         rounds = self.prepared.pop(known, None)
         if rounds is None:
@@ -157,8 +136,7 @@ class Offload:
     ) -> list[Statistics | None]:
         """Make one step in place; return what it did to each item, where the phase records.
 
-        ``numbers`` are those of the cohorts. Raises as :meth:`prepare` does, before anything is
-        touched.
+        ``numbers`` are those of the cohorts.
         """
         rounds = self.prepare(items)
         records: list[Statistics | None] = [None] * len(items)
@@ -210,7 +188,7 @@ class Offload:
         flat.put_back()
         return records
 
-    def _streams_of(self, device: torch.device) -> Streams:
+    def _streams_of(self, device: torch.device) -> CudaStreams:
         if device not in self._streams:
             self._streams[device] = CudaStreams(device)
         return self._streams[device]
@@ -228,8 +206,6 @@ class Offload:
 
     def _made(self, items: Sequence[Item]) -> list[_Round]:
         """Return items cut into chunks, each bound to a buffer."""
-        for item in items:
-            refuse_state(item)
         rounds = [
             (indices, cut_up(items, indices, whole=self._phase.statistics))
             for indices in rounds_of(items)
