@@ -260,6 +260,19 @@ def test_a_step_costs_something(right):
     assert right.cost.elements > 128
 
 
+def test_a_subject_that_refuses_large_arrays_is_told_all_the_same():
+    class Small(Planted):
+        def __init__(self, params, **settings):
+            if params[0].size > 1000:
+                raise MemoryError("too large")
+            super().__init__(params, **settings)
+
+    report = adamas.check(Small)
+    assert report.faithful
+    assert report.cost is not None
+    assert report.cost.elements == 128
+
+
 # ── the command line ───────────────────────────────────────────────────────────────────────────
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,15 +32,20 @@ class Cost:
         return self.large / self.elements
 
 
-def cost(convention: Convention) -> Cost:
-    """Time steps of one array, as the subject is called by this package."""
-    small = _timed(convention, _SMALL, 30)
-    elements = _SMALL
-    large = small
-    while elements < _LARGE and large * 64 * 4 < _PATIENCE:
-        elements = min(elements * 64, _LARGE)
-        large = _timed(convention, elements, 5)
-    return Cost(small, large, elements)
+def cost(convention: Convention) -> Cost | None:
+    """Time steps of one array, as the subject is called by this package.
+
+    None where it cannot step one of 128 parameters; larger ones that it cannot step are left out.
+    """
+    found: Cost | None = None
+    elements, count = _SMALL, 30
+    with suppress(Exception):
+        while found is None or (elements < _LARGE and found.large * 64 * 4 < _PATIENCE):
+            if found is not None:
+                elements, count = min(elements * 64, _LARGE), 5
+            seconds = _timed(convention, elements, count)
+            found = Cost(seconds if found is None else found.small, seconds, elements)
+    return found
 
 
 def _timed(convention: Convention, elements: int, count: int) -> float:
