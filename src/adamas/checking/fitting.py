@@ -63,7 +63,7 @@ class _Plan(NamedTuple):
     factor: Array
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=32)
 def _plan(variants: tuple[Variant, ...], settings: Settings) -> _Plan:
     tops: dict[Part, int] = {}
     bottoms: dict[Part, int] = {}
@@ -176,16 +176,16 @@ def _levels(
     starts = [_Candidate(each, _halved(each), misfit(plain, each)) for each in FAMILIES]
     levels = [_ranked(starts, tolerance)]
     while levels[-1][0].misfit > tolerance and len(levels) <= _DEEPEST:
-        if len(levels) == 1:
-            candidates = tuple(_changed(starts, constants))
-        elif len(levels) == 2:
-            halves = [each for each in levels[-1] if _halved(each.variant)]
-            candidates = (*_pairs(constants), *_changed(halves, constants))
-        else:
-            candidates = tuple(_changed(levels[-1], constants))
-        if not candidates:
+        front = starts if len(levels) == 1 else levels[-1]
+        groups: list[tuple[_Candidate, ...]] = []
+        if len(levels) == 2:
+            # Apart from the others, since these are the same for every subject.
+            groups.append(_pairs(constants))
+            front = [each for each in front if _halved(each.variant)]
+        groups.append(tuple(_changed(front, constants)))
+        if not any(groups):
             break
-        levels.append(_best(candidates, plain, tolerance))
+        levels.append(_best(groups, plain, tolerance))
     return levels
 
 
@@ -221,12 +221,15 @@ def _changed(front: Sequence[_Candidate], constants: Constants) -> Iterator[_Can
 
 
 def _best(
-    candidates: Sequence[_Candidate], plain: Sequence[Observation], tolerance: float
+    groups: Sequence[tuple[_Candidate, ...]], plain: Sequence[Observation], tolerance: float
 ) -> list[_Candidate]:
     """Return the best variants: judged by the first observation, the better ones by all."""
     first, others = plain[0], plain[1:]
+    candidates = [each for group in groups for each in group]
     variants = [each.variant for each in candidates]
-    misfits = _misfits(first, tuple(variants))
+    misfits = np.concatenate(
+        [_misfits(first, tuple(each.variant for each in group)) for group in groups if group]
+    )
     for i, variant in enumerate(variants):
         if variant.lr_fixed is not None and math.isnan(variant.lr_fixed):
             variants[i] = _with_rate(variant, first)

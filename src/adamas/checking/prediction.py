@@ -3,6 +3,8 @@
 A prediction is of single steps: each starts from the parameters that the subject really had, so
 that no error is carried from step to step but that of the state.
 
+Arrays stand before numbers in a product: a number of mpmath would try to make a number of an array.
+
 A step is made of parts: gradients, running means, corrections, a numerator and a denominator. Each
 is a value that holds all that it is computed from, numbers and other parts, besides what happened.
 So a :class:`Prediction` can keep the arrays of a part by the part itself, and a search, which asks
@@ -11,7 +13,6 @@ for thousands of variants that have most of their parts in common, computes each
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
@@ -62,13 +63,14 @@ class Prediction:
         self.arithmetic = a = arithmetic
         self.gradients, self.before = a.array(gradients), a.array(before)
         self._rates = None if rates is None else a.array(rates).reshape(-1, 1, 1)
-        self._known: dict[Part, Array] = {}
+        self._known: dict[tuple[type, Part], Array] = {}
 
     def of(self, part: Part) -> Array:
         """Return the values of ``part`` at each step."""
-        found = self._known.get(part)
+        key = type(part), part  # since tuples of two kinds may be equal
+        found = self._known.get(key)
         if found is None:
-            found = self._known[part] = part(self)
+            found = self._known[key] = part(self)
         return found
 
     def change(self, variant: Variant) -> Array:
@@ -79,7 +81,7 @@ class Prediction:
         lr = a.number(s.lr if variant.lr_fixed is None else variant.lr_fixed)
         if self._rates is not None and variant.lr_fixed is None:
             lr = self._rates
-        change = -lr * update if variant.direction == "added" else lr * update
+        change = update * -lr if variant.direction == "added" else update * lr
         if s.weight_decay == 0.0:
             return change
         decay = a.number(s.weight_decay)
@@ -153,16 +155,14 @@ def parts(variant: Variant, settings: Settings) -> Parts:
     return Parts(mean, square, numerator, denominator)
 
 
-@dataclass(frozen=True)
-class One:
+class One(NamedTuple):
     """What is divided by where there is no square."""
 
     def __call__(self, run: Prediction) -> Array:
         return run.arithmetic.array(np.ones(run.gradients.shape))
 
 
-@dataclass(frozen=True)
-class Gradient:
+class Gradient(NamedTuple):
     """The gradient, with its sign turned or with L2 weight decay in it."""
 
     ascends: bool
@@ -170,11 +170,10 @@ class Gradient:
 
     def __call__(self, run: Prediction) -> Array:
         g = -run.gradients if self.ascends else run.gradients
-        return g + run.arithmetic.number(self.decay) * run.before if self.decay else g
+        return g + run.before * run.arithmetic.number(self.decay) if self.decay else g
 
 
-@dataclass(frozen=True)
-class Squared:
+class Squared(NamedTuple):
     """What v is the mean of: the square, or what ``kind`` (as in a variant) has in its place."""
 
     kind: str
@@ -200,8 +199,7 @@ class Squared:
         return q
 
 
-@dataclass(frozen=True)
-class Mean:
+class Mean(NamedTuple):
     """A running mean, as m and v are, after each step."""
 
     of: Gradient | Squared
@@ -226,22 +224,21 @@ class Mean:
         if self.narrow and not self.total:
             take = one - a.number(float(np.float32(self.beta)))
         if not self.keeps:
-            return a.narrow(take * x, self.stored)
+            return a.narrow(x * take, self.stored)
         shape = x.shape
         if self.shared:
             x = x.reshape(-1, 1, shape[-1])
         mean = np.empty_like(x)
         last = a.array(np.zeros(x.shape[1:]))
-        for t, now in enumerate(take * x):
-            new = keep * last + now
+        for t, now in enumerate(x * take):
+            new = last * keep + now
             if self.largest:
                 new = np.maximum(last, new)
             last = mean[t] = a.narrow(new, self.stored)
         return mean.reshape(shape)
 
 
-@dataclass(frozen=True)
-class Clock:
+class Clock(NamedTuple):
     """t at each step for each array, shape (steps, arrays, 1)."""
 
     #: Whether it stays 1, and whether every array counts on.
@@ -257,8 +254,7 @@ class Clock:
         return np.broadcast_to(np.arange(1, steps + 1).reshape(-1, 1, 1), (steps, arrays, 1))
 
 
-@dataclass(frozen=True)
-class Correction:
+class Correction(NamedTuple):
     """What m or v is divided by, shape (steps, arrays, 1); ``kind`` is that of a variant."""
 
     kind: str
@@ -284,8 +280,7 @@ class Correction:
         return np.asarray(table, dtype=a.array(np.ones(1)).dtype)[t]
 
 
-@dataclass(frozen=True)
-class Numerator:
+class Numerator(NamedTuple):
     """m̂, or what Nesterov's form has in its place."""
 
     mean: Mean
@@ -302,10 +297,10 @@ class Numerator:
             return a.divide(m, now)
         ahead = now
         if self.nesterov == "dozat":
-            ahead = run.of(dataclasses.replace(self.correction, ahead=1))
+            ahead = run.of(self.correction._replace(ahead=1))
         beta = a.number(self.correction.beta)
-        ours = (a.number(1.0) - beta) * g
-        return a.divide(beta * m, ahead) + (ours if self.nesterov == "raw" else a.divide(ours, now))
+        ours = g * (a.number(1.0) - beta)
+        return a.divide(m * beta, ahead) + (ours if self.nesterov == "raw" else a.divide(ours, now))
 
     def _scheduled(self, run: Prediction, m: Array, g: Array) -> Array:
         """Return it with a β1 that grows, and with the product of all so far for its power."""
@@ -322,8 +317,7 @@ class Numerator:
         return a.divide(ahead, one - products[t + 1]) + a.divide(ours, one - products[t])
 
 
-@dataclass(frozen=True)
-class Corrected:
+class Corrected(NamedTuple):
     """v̂; ``largest`` is that of a variant."""
 
     square: Mean
@@ -346,8 +340,7 @@ class Corrected:
         return np.maximum(np.maximum.accumulate(v, axis=0), zero).reshape(shape)
 
 
-@dataclass(frozen=True)
-class Denominator:
+class Denominator(NamedTuple):
     """√v̂ + ε; ``epsilon`` says where ε stands, as in a variant."""
 
     corrected: Corrected
