@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 import pytest
 
 import adamas
@@ -23,9 +25,15 @@ IDS = [form.__name__ if form.__name__ != "made" else f"object{i}" for i, form in
 EVERY = pytest.mark.parametrize("form", FORMS, ids=IDS)
 
 
+@cache
+def right(form):
+    """The report on the right Adam in a form."""
+    return adamas.check(form())
+
+
 @EVERY
 def test_the_right_one_is_told_right_and_what_it_was_taken_for(form):
-    report = adamas.check(form())
+    report = right(form)
     assert report.convention == FORMS[form]
     assert report.faithful, report
     assert report.sentence.startswith("paper, ε outside the root, ")
@@ -58,15 +66,15 @@ def left(report):
 
 
 def test_arguments_that_were_left_alone_are_told():
-    assert left(adamas.check(autograd())) == ["callback"]
-    assert left(adamas.check(course())) == []
-    assert left(adamas.check(course_with_all_or_nothing())) == ["verbose"]
+    assert left(right(autograd)) == ["callback"]
+    assert left(right(course)) == []
+    assert left(right(course_with_all_or_nothing)) == ["verbose"]
     assert left(adamas.check(course_with_all_or_nothing(), verbose=True)) == []
-    assert left(adamas.check(triple())) == []
+    assert left(right(triple)) == []
 
 
 def test_settings_of_a_dict_that_must_be_whole_are_found_out():
-    report = adamas.check(course_with_all_or_nothing())
+    report = right(course_with_all_or_nothing)
     assert (
         "cannot be set, and so taken as it is found: lr = 0.001, β1 = 0.9, β2 = 0.999, ε = 1e-08"
         in report.remarks

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas.checking.prediction import Settings
 from adamas.checking.roles import Roles
 from adamas.checking.subjects import Arguments, Subject, settings_in, signature_of
 from adamas.checking.trials import Convention, Trial
@@ -95,13 +94,19 @@ class Contained(Convention):
     """A convention whose parameters stand in a container; its arguments have roles."""
 
     def __init__(
-        self, subject: Subject, arguments: Arguments, roles: Roles, container: str
+        self,
+        trial: type[Trial],
+        subject: Subject,
+        arguments: Arguments,
+        roles: Roles,
+        container: str,
     ) -> None:
-        super().__init__(subject, arguments)
+        super().__init__(trial, subject, arguments)
         self.roles, self.container = roles, container
         self.arrays = 1 if container == "array" else 2
         self.mixes_shapes = container != "even list"
         self.takes = frozenset(roles)
+        self.name = self.name.format(roles=", ".join(roles), what=CONTAINERS[container])
         #: Where the new parameters are found; None before the first step.
         self.place: str | None = None
 
@@ -135,7 +140,7 @@ class _CallTrial(Trial):
         """What the last step returned beside the parameters, by the arguments it is fed back to."""
         return {n: v for n, v in self._memory.items() if self._roles[n] == "fed"}
 
-    def give(self, gradients: list[Array]) -> list[Any]:
+    def _give(self, gradients: list[Array]) -> list[Any]:
         self._old = self._read(self._held) or self._like
         given = packed(gradients, self._container)
         values = {"params": self._held, "grads": given, "state": self.state, "t": self.t}
@@ -145,10 +150,10 @@ class _CallTrial(Trial):
         self._given |= self._memory
         return gradients
 
-    def advance(self, given: list[Any]) -> None:  # noqa: ARG002 - it is among the arguments
+    def _advance(self, given: list[Any]) -> None:  # noqa: ARG002 - it is among the arguments
         self._returned = self.function(**self._given, **self._keywords)
 
-    def parameters(self) -> list[Array]:
+    def _parameters(self) -> list[Array]:
         new, rest = self._parted(self._returned)
         self._remember(rest)
         convention, old = self.convention, self._old
@@ -182,8 +187,8 @@ class _CallTrial(Trial):
         """Return the parameters (or updates) in what came back, and what came with them."""
         alone = self._read(returned)
         # Parameters and something else may look like two parameters.
-        is_pair = isinstance(returned, tuple) and isinstance(returned[0], (list, Mapping))
-        if alone is not None and not is_pair:
+        first = returned[0] if isinstance(returned, tuple) and returned else None
+        if alone is not None and not isinstance(first, (list, Mapping)):
             return alone, ()
         several = tuple if self._container.endswith("list") else (tuple, list)
         if isinstance(returned, several) and returned:
@@ -225,7 +230,7 @@ class _CallTrial(Trial):
                 return name
         return "in place"
 
-    def replace(self, parameters: list[Array]) -> bool:
+    def _replace(self, parameters: list[Array]) -> bool:
         place = self.convention.place
         if place in ("updates", "subtracted") or (place == "returned" and self._named("params")):
             self._hold_copies(parameters)
@@ -237,15 +242,21 @@ class _CallTrial(Trial):
 
 
 class _FunctionTrial(_CallTrial):
-    def begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
-        held = self.hold(arrays)
-        self.function = function = self.convention.subject.make
-        self._keywords = keywords
-        make_state = getattr(function, "init", None)
-        self.state = make_state(held) if callable(make_state) else self.convention.first_state()
-        self._memory |= self.convention.first_fed(self.settings)
+    name = "a function ({roles}) of {what}"
 
-    def set_rate(self, rate: float) -> None:
+    def _begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
+        held, convention = self.hold(arrays), self.convention
+        self.function, self._keywords = convention.subject.make, keywords
+        make_state = getattr(self.function, "init", None)
+        self.state = {} if convention.filled else None
+        if callable(make_state):
+            self.state = make_state(held)
+        if convention.config is not None:
+            standing = convention.standing(self.settings)
+            self._memory[convention.config] = convention.arguments.keywords(standing)
+            self._keywords = dict(convention.subject.options)
+
+    def _set_rate(self, rate: float) -> None:
         name = self.convention.arguments.names.get("lr")
         if name is not None:
             self._keywords = {**self._keywords, name: rate}
@@ -258,8 +269,6 @@ class Function(Contained):
     arguments, that holds the settings: it comes back with state in it and is fed to the next step.
     """
 
-    trial = _FunctionTrial
-
     def __init__(
         self,
         subject: Subject,
@@ -270,30 +279,13 @@ class Function(Contained):
         filled: bool = False,
         config: str | None = None,
     ) -> None:
-        super().__init__(subject, arguments, roles, container)
-        self._filled, self._config = filled, config
-        self.name = f"a function ({', '.join(roles)}) of {CONTAINERS[container]}"
+        super().__init__(_FunctionTrial, subject, arguments, roles, container)
+        self.filled, self.config = filled, config
         fed = [name for name, role in roles.items() if role == "fed"]
         if fed:
             self.name += f", {' and '.join(fed)} fed back from what it returns"
         if config is not None:
             self.name += f", {', '.join(arguments.names.values())} set in {config}"
-
-    def first_state(self) -> dict[str, Any] | None:
-        """Return the state that is given to the first step."""
-        return {} if self._filled else None
-
-    def first_fed(self, settings: Settings) -> dict[str, Any]:
-        """Return what is fed to the first step: a dict that holds the settings alone, if any."""
-        if self._config is None:
-            return {}
-        return {self._config: self.arguments.keywords(self.standing(settings))}
-
-    def keywords(self, settings: Settings) -> dict[str, Any]:
-        """Return all keyword arguments: only what the user gives, where a dict has the settings."""
-        if self._config is not None:
-            return dict(self.subject.options)
-        return super().keywords(settings)
 
 
 def configured(plain: Function) -> Function | None:
@@ -350,15 +342,15 @@ def _optional(signature: inspect.Signature | None) -> str | None:
 
 
 class _ObjectTrial(_CallTrial):
-    def begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
+    name = "an object with {{method}}({roles}) on {what}"
+
+    def _begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
         self.made = self.convention.make(self.hold(arrays), keywords)
         self.function = getattr(self.made, self.convention.method)
 
 
 class Object(Contained):
     """A class whose objects make a step by one of their methods, made in one of :data:`WAYS`."""
-
-    trial = _ObjectTrial
 
     def __init__(
         self,
@@ -369,10 +361,10 @@ class Object(Contained):
         method: str = "",
         roles: Roles | None = None,
     ) -> None:
-        super().__init__(subject, arguments, roles or {}, container)
+        super().__init__(_ObjectTrial, subject, arguments, roles or {}, container)
         self.way, self.method = way, method
         self.takes = frozenset()
-        self.name = f"an object with {method}({', '.join(self.roles)}) on {CONTAINERS[container]}"
+        self.name = self.name.format(method=method)
 
     def make(self, held: Any, keywords: dict[str, Any]) -> Any:
         """Return a new object for the parameters ``held``."""
@@ -396,23 +388,23 @@ class _Box:
 
 
 class _BoxTrial(Trial):
-    def begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
+    def _begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
         self._boxes = [_Box(a) for a in arrays]
         name = self.convention.arguments.others[0]
         self.made = self.convention.subject.make(**{name: self._boxes}, **keywords)
 
-    def give(self, gradients: list[Array]) -> list[Any]:
+    def _give(self, gradients: list[Array]) -> list[Any]:
         for box, gradient in zip(self._boxes, gradients, strict=True):
             box.grad = gradient
         return gradients
 
-    def advance(self, given: list[Any]) -> None:  # noqa: ARG002 - the boxes have them
+    def _advance(self, given: list[Any]) -> None:  # noqa: ARG002 - the boxes have them
         getattr(self.made, self.convention.method)()
 
-    def parameters(self) -> list[Array]:
+    def _parameters(self) -> list[Array]:
         return [np.array(box.data) for box in self._boxes]
 
-    def replace(self, parameters: list[Array]) -> bool:
+    def _replace(self, parameters: list[Array]) -> bool:
         for box, value in zip(self._boxes, parameters, strict=True):
             np.copyto(box.data, value)
         return True
@@ -421,9 +413,7 @@ class _BoxTrial(Trial):
 class Boxes(Convention):
     """An object with step(), on parameters with ``data`` and ``grad`` that are NumPy arrays."""
 
-    trial = _BoxTrial
-
     def __init__(self, subject: Subject, arguments: Arguments, method: str) -> None:
-        super().__init__(subject, arguments)
+        super().__init__(_BoxTrial, subject, arguments)
         self.method = method
         self.name = f"an object with {method}() on parameters with data and grad"

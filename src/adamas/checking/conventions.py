@@ -7,6 +7,7 @@ import inspect
 import sys
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from adamas.checking.callables import (
     CONTAINERS,
     WAYS,
     Boxes,
+    Contained,
     Function,
     Object,
     configured,
@@ -25,7 +27,7 @@ from adamas.checking.callables import (
 from adamas.checking.frameworks import Keras, Optax, Torch, Triple, is_of_keras
 from adamas.checking.loops import Loop
 from adamas.checking.prediction import Settings
-from adamas.checking.roles import roles_of_function, roles_of_loop, roles_of_method
+from adamas.checking.roles import Roles, roles_of_function, roles_of_loop, roles_of_method
 from adamas.checking.subjects import (
     Arguments,
     CannotCheckError,
@@ -40,6 +42,14 @@ __all__ = ["detect"]
 
 Array = NDArray[Any]
 
+#: What detection is done with: parameters of size 100, so that values and updates differ.
+_FIRST = Settings(lr=0.125, beta1=0.625, beta2=0.75, eps=0.05)
+_METHODS = (
+    *("step", "update", "update_params", "update_parameters", "update_weights", "apply_gradients"),
+    *("apply", "get_updates", "_get_updates", "get_update", "_get_update", "compute_update"),
+    *("compute_updates", "optimize", "__call__"),
+)
+
 
 def detect(subject: Subject) -> Convention:
     """Return the convention of ``subject``. Raises CannotCheckError where none fits."""
@@ -49,11 +59,16 @@ def detect(subject: Subject) -> Convention:
             f"{subject.name} has no signature that Python can tell, so what its arguments mean is "
             "unknown. Give a function around it, with params, lr, betas and eps as arguments."
         )
-    _check_options(subject, signature)
-    arguments = arguments_of(signature, subject.options)
+    parameters = signature.parameters
+    unknown = [name for name in subject.options if name not in parameters]
+    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        raise CannotCheckError(
+            f"{subject.name} has no argument {unknown[0]!r}.{near(unknown[0], parameters)} "
+            f"Possible are {', '.join(parameters)}."
+        )
     tried: list[str] = []
     for dtype in (np.float64, np.float32):
-        for convention in _candidates(subject, signature, arguments, dtype, tried):
+        for convention in _Candidates(subject, signature, dtype, tried):
             problem = _problem(convention, dtype)
             if problem is None:
                 convention.outlives = _outlives(convention, dtype)
@@ -69,137 +84,118 @@ def detect(subject: Subject) -> Convention:
     )
 
 
-def _check_options(subject: Subject, signature: inspect.Signature) -> None:
-    parameters = signature.parameters
-    unknown = [name for name in subject.options if name not in parameters]
-    if unknown and not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
-        raise CannotCheckError(
-            f"{subject.name} has no argument {unknown[0]!r}.{near(unknown[0], parameters)} "
-            f"Possible are {', '.join(parameters)}."
-        )
+@dataclass(frozen=True)
+class _Candidates:
+    """The conventions that may be that of a subject; what fails on the way goes to ``tried``."""
 
+    subject: Subject
+    signature: inspect.Signature
+    dtype: Any
+    tried: list[str]
 
-def _candidates(
-    subject: Subject,
-    signature: inspect.Signature,
-    arguments: Arguments,
-    dtype: Any,
-    tried: list[str],
-) -> Iterator[Convention]:
-    make = subject.make
-    roles = None if isinstance(make, type) else roles_of_function(signature)
-    if roles is not None:
+    def __iter__(self) -> Iterator[Convention]:
+        arguments = arguments_of(self.signature, self.subject.options)
+        if not isinstance(self.subject.make, type):
+            roles, loop = roles_of_function(self.signature), roles_of_loop(self.signature)
+            if roles is not None:
+                yield from self._functions(arguments, roles)
+            if loop is not None:
+                for container in CONTAINERS:
+                    yield Contained(Loop, self.subject, arguments, loop, container)
+            if roles is not None or loop is not None:
+                return
+        if is_of_keras(self.subject.make):
+            yield Convention(Keras, self.subject, arguments)
+            return
+        had_torch = "torch" in sys.modules
+        for style in _styles(arguments):
+            if had_torch:
+                yield Convention(Torch, self.subject, style)
+            yield from self._made(style)
+        if not had_torch and "torch" in sys.modules:
+            # The subject itself has loaded it on the way.
+            yield from (Convention(Torch, self.subject, style) for style in _styles(arguments))
+
+    def _functions(self, arguments: Arguments, roles: Roles) -> Iterator[Convention]:
+        """Yield the conventions of a function that makes a step."""
         for container in CONTAINERS:
             for filled in (False, True) if "state" in roles.values() else (False,):
-                plain = Function(subject, arguments, roles, container, filled=filled)
+                plain = Function(self.subject, arguments, roles, container, filled=filled)
                 by_dict = configured(plain)
                 if by_dict is not None:
                     yield by_dict
                 yield plain
-    loop = None if isinstance(make, type) else roles_of_loop(signature)
-    if loop is not None:
-        yield from (Loop(subject, arguments, loop, container) for container in CONTAINERS)
-    if roles is not None or loop is not None:
-        return
-    if is_of_keras(make):
-        yield Keras(subject, arguments)
-        return
-    had_torch = "torch" in sys.modules
-    for style in _styles(arguments):
-        if had_torch:
-            yield Torch(subject, style)
-        yield from _made(subject, style, signature, dtype, tried)
-    if not had_torch and "torch" in sys.modules:
-        # The subject itself has loaded it on the way.
-        yield from (Torch(subject, style) for style in _styles(arguments))
+
+    def _made(self, arguments: Arguments) -> Iterator[Convention]:
+        """Yield the conventions of what a class or factory makes."""
+        way = way_of_making(arguments, self.signature)
+        if way is None:
+            others = " and ".join(arguments.others)
+            self.tried.append(f"a call, but what {others} means is unknown")
+            return
+        for container in CONTAINERS if way in ("params", "nothing") else ("array",):
+            convention = Object(self.subject, arguments, way, container)
+            try:
+                with quiet():
+                    held = packed(_first_arrays(convention, self.dtype), container)
+                    made = convention.make(held, convention.keywords(_FIRST))
+            except Exception as error:
+                self.tried.append(f"a call with {WAYS[way].format(container)}: {told(error, 160)}")
+                continue
+            trial = _framework_of(made)
+            if trial is not None:
+                yield Convention(trial, self.subject, arguments)
+                return
+            yield from self._methods(convention, made)
+
+    def _methods(self, convention: Object, made: Any) -> Iterator[Convention]:
+        found = False
+        for name in _METHODS:
+            method: Any = getattr(made, name, None)
+            try:
+                signature = inspect.signature(method)
+            except (TypeError, ValueError):
+                continue
+            roles = roles_of_method(signature)
+            if roles is None:
+                self.tried.append(f"its {name}{signature}, whose arguments are unknown")
+                continue
+            found = True
+            if not roles:
+                yield Boxes(self.subject, convention.arguments, name)
+            else:
+                made_as = convention.way, convention.container
+                yield Object(self.subject, convention.arguments, *made_as, name, roles)
+        if not found:
+            kind = type(made).__name__
+            self.tried.append(f"what it makes ({kind}) has no method that makes a step")
+
+
+def _framework_of(made: Any) -> type[Keras | Triple | Optax] | None:
+    """Return the way of calling what was made without parameters, by a framework's protocol."""
+    if is_of_keras(type(made)):
+        return Keras
+    if isinstance(made, tuple) and len(made) == 3 and all(map(callable, made)):
+        return Triple
+    if callable(getattr(made, "init", None)) and callable(getattr(made, "update", None)):
+        return Optax
+    return None
 
 
 def _styles(arguments: Arguments) -> Iterator[Arguments]:
     """Yield the arguments as they are, and as usual where the signature keeps them open."""
-    if arguments.names or not arguments.open:
-        yield arguments
-        return
-    usual = {name: name for name in ("lr", "betas", "eps", "weight_decay")}
-    yield dataclasses.replace(arguments, names=usual)
-    short = {"lr": "learning_rate", "beta1": "b1", "beta2": "b2", "eps": "eps"}
-    yield dataclasses.replace(arguments, names={**short, "weight_decay": "weight_decay"})
-    yield dataclasses.replace(arguments, names=short)
-    yield dataclasses.replace(arguments, names={"lr": "lr"})
+    if not arguments.names and arguments.open:
+        usual = {name: name for name in ("lr", "betas", "eps", "weight_decay")}
+        short = {"lr": "learning_rate", "beta1": "b1", "beta2": "b2", "eps": "eps"}
+        decayed = {**short, "weight_decay": "weight_decay"}
+        for names in (usual, decayed, short, {"lr": "lr"}):
+            yield dataclasses.replace(arguments, names=names)
     yield arguments
 
 
-def _made(
-    subject: Subject,
-    arguments: Arguments,
-    signature: inspect.Signature,
-    dtype: Any,
-    tried: list[str],
-) -> Iterator[Convention]:
-    """Yield the conventions of what a class or factory makes."""
-    way = way_of_making(arguments, signature)
-    if way is None:
-        tried.append(f"a call, but what {' and '.join(arguments.others)} means is unknown")
-        return
-    for container in CONTAINERS if way in ("params", "nothing") else ("array",):
-        convention = Object(subject, arguments, way, container)
-        try:
-            with quiet():
-                held = packed(_first_arrays(convention, dtype), container)
-                made = convention.make(held, convention.keywords(_FIRST))
-        except Exception as error:
-            tried.append(f"a call with {WAYS[way].format(container)}: {told(error, 160)}")
-            continue
-        if is_of_keras(type(made)):
-            yield Keras(subject, arguments)
-            return
-        if isinstance(made, tuple) and len(made) == 3 and all(map(callable, made)):
-            yield Triple(subject, arguments)
-            return
-        if callable(getattr(made, "init", None)) and callable(getattr(made, "update", None)):
-            yield Optax(subject, arguments)
-            return
-        yield from _methods(convention, made, tried)
-
-
-def _methods(convention: Object, made: Any, tried: list[str]) -> Iterator[Convention]:
-    found = False
-    for name in _METHODS:
-        method = getattr(made, name, None)
-        if not callable(method):
-            continue
-        try:
-            roles = roles_of_method(inspect.signature(method))
-        except (TypeError, ValueError):
-            continue
-        if roles is None:
-            tried.append(f"its {name}{inspect.signature(method)}, whose arguments are unknown")
-            continue
-        found = True
-        if not roles:
-            yield Boxes(convention.subject, convention.arguments, name)
-        else:
-            yield Object(
-                *(convention.subject, convention.arguments, convention.way, convention.container),
-                *(name, roles),
-            )
-    if not found:
-        tried.append(f"what it makes ({type(made).__name__}) has no method that makes a step")
-
-
-#: What detection is done with: parameters of size 100, so that values and updates differ.
-_FIRST = Settings(lr=0.125, beta1=0.625, beta2=0.75, eps=0.05)
-_METHODS = (
-    *("step", "update", "update_params", "update_parameters", "update_weights", "apply_gradients"),
-    *("apply", "get_updates", "_get_updates", "get_update", "_get_update", "compute_update"),
-    *("compute_updates", "optimize", "__call__"),
-)
-
-
 def _first_arrays(convention: Convention, dtype: Any) -> list[Array]:
-    shapes = ((2, 3), (4,)) if convention.arrays > 1 else ((4,),)
-    if not convention.mixes_shapes:
-        shapes = ((4,), (4,))
-    return [np.full(shape, 100.0, dtype=dtype) for shape in shapes]
+    shapes = ((2, 3), (4,)) if convention.mixes_shapes else ((4,), (4,))
+    return [np.full(shape, 100.0, dtype=dtype) for shape in shapes[-convention.arrays :]]
 
 
 def _problem(convention: Convention, dtype: Any) -> str | None:
@@ -208,14 +204,13 @@ def _problem(convention: Convention, dtype: Any) -> str | None:
     try:
         with _restored(convention.subject.make):
             trial = convention.start(arrays, _FIRST)
-            stepped = trial.step([np.full(a.shape, 0.5, dtype=dtype) for a in arrays])
+            found = trial.step([np.full(a.shape, 0.5, dtype=dtype) for a in arrays]).parameters
     except Exception as error:
         cause = " (1 − β^t is 0 where t starts at 0: count the first step as 1)"
         return told(error, 160) + cause * isinstance(error, ZeroDivisionError)
-    found = stepped.parameters
     if [each.shape for each in found] != [each.shape for each in arrays]:
         return "what came back does not have the shapes of the parameters"
-    if all(np.array_equal(each, given) for each, given in zip(found, arrays, strict=True)):
+    if all(map(np.array_equal, found, arrays)):
         return "the parameters did not change"
     return None
 

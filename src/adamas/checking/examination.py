@@ -220,7 +220,7 @@ class _Judgement:
             )
         if any(each.writes_gradients for each in self._runs()):
             found.append("the gradient is changed in place")
-        if self._known and self._fit.follows is False and isinstance(self._convention, Torch):
+        if self._known and self._fit.follows is False and self._convention.trial is Torch:
             found.append("a learning rate that changes on the way (a scheduler's) has no effect")
         return (*found, *self._few_bits)
 

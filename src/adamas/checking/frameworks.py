@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas.checking.trials import Convention, Trial
+from adamas.checking.trials import Trial
 from adamas.extras import require
 
 __all__ = ["Keras", "Optax", "Torch", "Triple", "is_of_keras"]
@@ -21,20 +21,24 @@ Array = NDArray[Any]
 # -- PyTorch -------------------------------------------------------------------------------------
 
 
-class _TorchTrial(Trial):
-    def begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
+class Torch(Trial):
+    """A torch.optim.Optimizer, or what has its step() and works on tensors with gradients."""
+
+    name = "a PyTorch optimizer: step() on tensors with grad"
+
+    def _begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
         self._torch = torch = require("torch", "this subject", "torch", "torch")
         self._tensors = [torch.nn.Parameter(torch.from_numpy(a)) for a in arrays]
         self.made = self.convention.subject.make(self._tensors, **keywords)
         if not hasattr(self.made, "step"):
             raise TypeError(f"what it makes ({type(self.made).__name__}) has no step()")
 
-    def give(self, gradients: list[Array]) -> list[Any]:
+    def _give(self, gradients: list[Array]) -> list[Any]:
         for tensor, gradient in zip(self._tensors, gradients, strict=True):
             tensor.grad = self._torch.from_numpy(np.array(gradient)).to(tensor.dtype)
         return [tensor.grad for tensor in self._tensors]
 
-    def set_rate(self, rate: float) -> None:
+    def _set_rate(self, rate: float) -> None:
         groups = getattr(self.made, "param_groups", None)
         for group in groups if isinstance(groups, list) else ():
             if self._torch.is_tensor(group["lr"]):
@@ -42,58 +46,55 @@ class _TorchTrial(Trial):
             else:
                 group["lr"] = rate
 
-    def advance(self, given: list[Any]) -> None:  # noqa: ARG002 - the tensors have them
+    def _advance(self, given: list[Any]) -> None:  # noqa: ARG002 - the tensors have them
         self.made.step()
 
-    def parameters(self) -> list[Array]:
-        return list(map(self.array, self._tensors))
+    def _parameters(self) -> list[Array]:
+        return list(map(self._array, self._tensors))
 
-    def array(self, value: Any) -> Array:
+    def _array(self, value: Any) -> Array:
         return value.detach().cpu().numpy().copy()
 
-    def replace(self, parameters: list[Array]) -> bool:
+    def _replace(self, parameters: list[Array]) -> bool:
         with self._torch.no_grad():
             for tensor, value in zip(self._tensors, parameters, strict=True):
                 tensor.copy_(self._torch.from_numpy(np.array(value)))
         return True
 
 
-class Torch(Convention):
-    """A torch.optim.Optimizer, or what has its step() and works on tensors with gradients."""
-
-    name = "a PyTorch optimizer: step() on tensors with grad"
-    trial = _TorchTrial
-
-
 # -- JAX -----------------------------------------------------------------------------------------
 
 
-class _JaxTrial(Trial):
+class _OfJax(Trial):
     """What is made of functions: with float64 where the arrays have it."""
 
-    def around(self) -> AbstractContextManager[Any]:
+    def _around(self) -> AbstractContextManager[Any]:
         return _float64(self.wide)
 
-    def begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
+    def _begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
         self._jax = jax = require("jax", "this subject", "jax", "JAX")
         rate = self.convention.arguments.names.get("lr")
         if self.rates is not None and rate is not None:
             table = jax.numpy.asarray(self.rates)
             keywords = {**keywords, rate: lambda count: table[count]}
-        self.init(self.convention.subject.make(**keywords), list(map(jax.numpy.asarray, arrays)))
+        self._init(self.convention.subject.make(**keywords), list(map(jax.numpy.asarray, arrays)))
 
-    def init(self, made: Any, params: list[Any]) -> None:
+    def _init(self, made: Any, params: list[Any]) -> None:
         raise NotImplementedError
 
-    def give(self, gradients: list[Array]) -> list[Any]:
+    def _give(self, gradients: list[Array]) -> list[Any]:
         return list(map(self._jax.numpy.asarray, gradients))
 
 
-class _OptaxTrial(_JaxTrial):
-    def init(self, made: Any, params: list[Any]) -> None:
+class Optax(_OfJax):
+    """A gradient transformation: init(params), update(grads, state, params)."""
+
+    name = "an optax transformation: update(grads, state, params)"
+
+    def _init(self, made: Any, params: list[Any]) -> None:
         self._update, self._params, self._state = made.update, params, made.init(params)
 
-    def advance(self, given: list[Any]) -> None:
+    def _advance(self, given: list[Any]) -> None:
         updates, self._state = self._update(given, self._state, self._params)
         # As optax.apply_updates does it.
         self._params = [
@@ -102,23 +103,20 @@ class _OptaxTrial(_JaxTrial):
         ]
         self._jax.block_until_ready(self._params)
 
-    def parameters(self) -> list[Array]:
-        return list(map(self.array, self._params))
+    def _parameters(self) -> list[Array]:
+        return list(map(self._array, self._params))
 
-    def replace(self, parameters: list[Array]) -> bool:
+    def _replace(self, parameters: list[Array]) -> bool:
         self._params = list(map(self._jax.numpy.asarray, parameters))
         return True
 
 
-class Optax(Convention):
-    """A gradient transformation: init(params), update(grads, state, params)."""
+class Triple(_OfJax):
+    """Three functions, as in jax.example_libraries: init, update of (i, grads, state), params."""
 
-    name = "an optax transformation: update(grads, state, params)"
-    trial = _OptaxTrial
+    name = "a triple (init, update, get_params): update(i, grads, state), i from 0"
 
-
-class _TripleTrial(_JaxTrial):
-    def init(self, made: Any, params: list[Any]) -> None:
+    def _init(self, made: Any, params: list[Any]) -> None:
         init, self._update, self._params = made
         self._state = init(params)
         leaves = self._jax.tree.leaves(self._state)
@@ -127,14 +125,14 @@ class _TripleTrial(_JaxTrial):
         traced = all(isinstance(each, self._jax.Array) for each in leaves)
         self._number = self._jax.numpy.asarray if traced else int
 
-    def advance(self, given: list[Any]) -> None:
+    def _advance(self, given: list[Any]) -> None:
         self._state = self._update(self._number(self.t - 1), given, self._state)
         self._found = self._jax.block_until_ready(self._params(self._state))
 
-    def parameters(self) -> list[Array]:
-        return list(map(self.array, self._found))
+    def _parameters(self) -> list[Array]:
+        return list(map(self._array, self._found))
 
-    def replace(self, parameters: list[Array]) -> bool:
+    def _replace(self, parameters: list[Array]) -> bool:
         """Put values in place of those entries of the state that are the parameters now."""
         leaves, built = self._jax.tree.flatten(self._state)
         for now, value in zip(self._params(self._state), parameters, strict=True):
@@ -151,13 +149,6 @@ class _TripleTrial(_JaxTrial):
 
 def _is_same(one: Any, other: Any) -> bool:
     return np.shape(one) == np.shape(other) and np.array_equal(one, other, equal_nan=True)
-
-
-class Triple(Convention):
-    """Three functions, as in jax.example_libraries: init, update of (i, grads, state), params."""
-
-    name = "a triple (init, update, get_params): update(i, grads, state), i from 0"
-    trial = _TripleTrial
 
 
 def _float64(wide: bool) -> AbstractContextManager[Any]:
@@ -182,42 +173,39 @@ def is_of_keras(make: Any) -> bool:
     )
 
 
-class _KerasTrial(Trial):
-    def around(self) -> AbstractContextManager[Any]:
+class Keras(Trial):
+    """A keras.optimizers.Optimizer, on variables of whatever backend Keras has."""
+
+    name = "a Keras optimizer: apply(grads, variables)"
+
+    def _around(self) -> AbstractContextManager[Any]:
         # Without this, float64 variables of the JAX backend hold float32.
         self._keras = require("keras", "this subject", "test", "Keras")
         return _float64(self.wide and self._keras.backend.backend() == "jax")
 
-    def begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
+    def _begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
         self._variables = [self._keras.Variable(a, dtype=str(a.dtype)) for a in arrays]
         self.made = self.convention.subject.make(**keywords)
         self.made.build(self._variables)
 
-    def give(self, gradients: list[Array]) -> list[Any]:
+    def _give(self, gradients: list[Array]) -> list[Any]:
         return list(map(self._keras.ops.convert_to_tensor, gradients))
 
-    def set_rate(self, rate: float) -> None:
+    def _set_rate(self, rate: float) -> None:
         self.made.learning_rate = rate
 
-    def advance(self, given: list[Any]) -> None:
+    def _advance(self, given: list[Any]) -> None:
         self.made.apply(given, self._variables)
         # What JAX has not done yet is part of the step.
-        self._found = list(map(self.array, self._variables))
+        self._found = list(map(self._array, self._variables))
 
-    def parameters(self) -> list[Array]:
+    def _parameters(self) -> list[Array]:
         return self._found
 
-    def array(self, value: Any) -> Array:
+    def _array(self, value: Any) -> Array:
         return np.array(self._keras.ops.convert_to_numpy(value))
 
-    def replace(self, parameters: list[Array]) -> bool:
+    def _replace(self, parameters: list[Array]) -> bool:
         for variable, value in zip(self._variables, parameters, strict=True):
             variable.assign(value)
         return True
-
-
-class Keras(Convention):
-    """A keras.optimizers.Optimizer, on variables of whatever backend Keras has."""
-
-    name = "a Keras optimizer: apply(grads, variables)"
-    trial = _KerasTrial

@@ -12,9 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from adamas.checking.callables import CONTAINERS, Contained, fill, packed, unpacked
-from adamas.checking.roles import Roles
-from adamas.checking.subjects import Arguments, Subject
+from adamas.checking.callables import fill, packed, unpacked
 from adamas.checking.trials import Trial
 
 __all__ = ["Loop"]
@@ -26,19 +24,23 @@ class _Enough(Exception):  # noqa: N818 - nothing is wrong
     """Ends a loop that has shown what it was run for; holds what it handed over last."""
 
 
-class _LoopTrial(Trial):
-    def begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
+class Loop(Trial):
+    """A function that makes steps until it has made enough."""
+
+    name = "a loop ({roles}) that asks for the gradient of {what}"
+
+    def _begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
         self._start, self._keywords = arrays, keywords
         self._container: str = self.convention.container
         self._gradients: list[list[Array]] = []
         #: What is to be put in place of the parameters before the gradient of a number.
         self._put: dict[int, list[Array]] = {}
 
-    def give(self, gradients: list[Array]) -> list[Any]:
+    def _give(self, gradients: list[Array]) -> list[Any]:
         self._gradients.append([g.copy() for g in gradients])
         return gradients
 
-    def advance(self, given: list[Any]) -> None:
+    def _advance(self, given: list[Any]) -> None:
         asked, last = 0, len(self._gradients) - 1
 
         def gradient(*values: Any, **_: Any) -> Any:
@@ -67,14 +69,14 @@ class _LoopTrial(Trial):
                 )
             self._found = end if isinstance(end, tuple) else (end,)
 
-    def parameters(self) -> list[Array]:
+    def _parameters(self) -> list[Array]:
         for each in self._found:
             found = unpacked(each, self._start, self._container)
             if found is not None:
                 return found
         raise TypeError("the new parameters are nowhere to be found after the step")
 
-    def replace(self, parameters: list[Array]) -> bool:
+    def _replace(self, parameters: list[Array]) -> bool:
         """Put values into the arrays where the loop asks for the next gradient: its own."""
         self._put[len(self._gradients)] = [np.array(p) for p in parameters]
         return True
@@ -84,16 +86,3 @@ class _LoopTrial(Trial):
             if unpacked(each, self._start, self._container) is not None:
                 fill(each, values, self._container)
                 return
-
-
-class Loop(Contained):
-    """A function that makes steps until it has made enough."""
-
-    trial = _LoopTrial
-
-    def __init__(
-        self, subject: Subject, arguments: Arguments, roles: Roles, container: str
-    ) -> None:
-        super().__init__(subject, arguments, roles, container)
-        what = CONTAINERS[container]
-        self.name = f"a loop ({', '.join(roles)}) that asks for the gradient of {what}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -76,6 +76,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "beta2": ("beta2", "b2", "beta_2", "beta_two", "β2", "rho2"),
     "eps": ("eps", "epsilon", "eps_hat", "ε"),
     "weight_decay": ("weight_decay", "wd", "weight_decay_rate", "decay_weight", "lam", "lambda_"),
+    "betas": ("betas",),
 }
 #: A decay rate that stands alone: the only one of Momentum or RMSProp.
 _LONE_RATES = ("beta", "rho", "decay", "alpha", "momentum", "β", "gamma")
@@ -134,14 +135,8 @@ def arguments_of(signature: inspect.Signature, options: Mapping[str, Any]) -> Ar
         name: options.get(name, None if p.default is p.empty else p.default)
         for name, p in parameters.items()
     }
-    names: dict[str, str] = {}
-    for ours, theirs in _NAMES.items():
-        found = next((each for each in theirs if each in parameters), None)
-        if found is not None:
-            names[ours] = found
-    if "betas" in parameters:
-        names["betas"] = "betas"
-    elif not {"beta1", "beta2"} & set(names):
+    names = _names_in(parameters)
+    if not {"betas", "beta1", "beta2"} & set(names):
         lone = [n for n in _LONE_RATES if n in parameters and n not in names.values()]
         lone = [n for n in lone if defaults[n] is None or _is_number(defaults[n])]
         if lone:
@@ -176,15 +171,16 @@ def _given(ours: str, theirs: str, value: Any) -> Any:
         raise CannotCheckError(str(error)) from None
 
 
+def _names_in(known: Iterable[str]) -> dict[str, str]:
+    """Return our names for settings, each with theirs, where one of those is ``known``."""
+    found = ((ours, [each for each in theirs if each in known]) for ours, theirs in _NAMES.items())
+    return {ours: names[0] for ours, names in found if names}
+
+
 def settings_in(values: Mapping[str, Any]) -> Arguments:
     """Return what the entries of a dict mean that has settings among other things."""
-    names = {
-        ours: next(each for each in theirs if each in values)
-        for ours, theirs in _NAMES.items()
-        if any(_is_number(values.get(each)) for each in theirs)
-    }
-    if "betas" in values:
-        names["betas"] = "betas"
+    numbers = [name for name in values if name == "betas" or _is_number(values[name])]
+    names = _names_in(numbers)
     settings = _settings_of({ours: values[theirs] for ours, theirs in names.items()})
     return Arguments(names, settings, ())
 
@@ -221,22 +217,19 @@ def signature_of(make: Callable[..., Any]) -> inspect.Signature | None:
         if not any(p.kind is p.VAR_KEYWORD for p in merged.values()):
             break
         try:
-            further = inspect.signature(base.__init__).parameters
+            _, *further = inspect.signature(base.__init__).parameters.values()
         except (TypeError, ValueError):
             break
-        merged = {
-            **{name: p for name, p in merged.items() if p.kind is not p.VAR_KEYWORD},
-            **{
-                name: p.replace(kind=p.KEYWORD_ONLY) if p.kind is not p.VAR_KEYWORD else p
-                for name, p in list(further.items())[1:]
-                if name not in merged and p.kind is not p.VAR_POSITIONAL
-            },
-        }
+        merged = {name: p for name, p in merged.items() if p.kind is not p.VAR_KEYWORD}
+        for p in further:
+            if p.kind is p.VAR_KEYWORD:
+                merged[p.name] = p
+            elif p.kind is not p.VAR_POSITIONAL:
+                merged.setdefault(p.name, p.replace(kind=p.KEYWORD_ONLY))
     order = sorted(merged.values(), key=lambda p: p.kind)
     return signature.replace(parameters=order)
 
 
 def is_setting(name: str) -> bool:
     """Return whether an argument of this name is taken for a setting, such as lr or eps."""
-    known = {each for names in _NAMES.values() for each in names} | {"betas", *_LONE_RATES}
-    return name in known
+    return name in _LONE_RATES or any(name in names for names in _NAMES.values())

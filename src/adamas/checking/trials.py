@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 import warnings
-from collections.abc import Callable, Generator
+from collections.abc import Generator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, ClassVar, NamedTuple
 
@@ -30,6 +30,8 @@ class Stepped(NamedTuple):
 class Trial:
     """One optimizer at work on its arrays. A way of calling it fills in what is its own."""
 
+    #: What that way is, for people; a :class:`Contained` convention fills in roles and container.
+    name: ClassVar[str] = ""
     #: How long the subject itself took for the last step.
     seconds: float = 0.0
     #: The object that has the learning rate, if any.
@@ -43,60 +45,60 @@ class Trial:
         self.t = 0
         #: When the subject began with the last step.
         self.began = 0.0
-        with quiet(), self.around():
+        with quiet(), self._around():
             copies = [np.array(a, order="K") for a in arrays]
-            self.begin(copies, convention.keywords(settings))
+            self._begin(copies, convention.keywords(settings))
 
     def step(self, gradients: list[Array]) -> Stepped:
         """Make one step."""
         self.t += 1
-        with quiet(), self.around():
-            given = self.give(gradients)
+        with quiet(), self._around():
+            given = self._give(gradients)
             if self.rates is not None:
-                self.set_rate(float(self.rates[self.t - 1]))
+                self._set_rate(float(self.rates[self.t - 1]))
             self.began = time.perf_counter()
-            self.advance(given)
+            self._advance(given)
             self.seconds = time.perf_counter() - self.began
-            return Stepped(self.parameters(), [self.array(each) for each in given])
+            return Stepped(self._parameters(), [self._array(each) for each in given])
 
     def put(self, parameters: list[Array]) -> bool:
         """Put values in place of the parameters; return whether that is possible."""
-        with quiet(), self.around():
-            return self.replace(parameters)
+        with quiet(), self._around():
+            return self._replace(parameters)
 
     # -- of each way ---------------------------------------------------------------------------
 
-    def around(self) -> AbstractContextManager[Any]:
+    def _around(self) -> AbstractContextManager[Any]:
         """Return what the subject must run in."""
         return nullcontext()
 
-    def begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
+    def _begin(self, arrays: list[Array], keywords: dict[str, Any]) -> None:
         """Make the optimizer, at work on ``arrays``."""
         raise NotImplementedError
 
-    def give(self, gradients: list[Array]) -> list[Any]:
+    def _give(self, gradients: list[Array]) -> list[Any]:
         """Return the gradients as the subject has them."""
         return gradients
 
-    def set_rate(self, rate: float) -> None:
+    def _set_rate(self, rate: float) -> None:
         """Set the learning rate of the next step, where that is possible."""
         name = self.convention.arguments.names.get("lr")
         if name is not None and hasattr(self.made, name):
             setattr(self.made, name, rate)
 
-    def advance(self, given: list[Any]) -> None:
+    def _advance(self, given: list[Any]) -> None:
         """Let the subject make its step: this is what is timed."""
         raise NotImplementedError
 
-    def parameters(self) -> list[Array]:
+    def _parameters(self) -> list[Array]:
         """Return copies of the parameters."""
         raise NotImplementedError
 
-    def array(self, value: Any) -> Array:
+    def _array(self, value: Any) -> Array:
         """Return a copy of a parameter or gradient of the subject."""
         return np.array(value)
 
-    def replace(self, parameters: list[Array]) -> bool:
+    def _replace(self, parameters: list[Array]) -> bool:
         """Do what :meth:`put` promises."""
         raise NotImplementedError
 
@@ -104,8 +106,6 @@ class Trial:
 class Convention:
     """A way of calling one subject."""
 
-    #: What it is, for people.
-    name: str = ""
     #: How many arrays it is given: two, but one where it takes no more.
     arrays: int = 2
     #: Whether these arrays may be of different shapes.
@@ -114,18 +114,18 @@ class Convention:
     outlives: bool = False
     #: The arguments of the subject that are given besides its settings.
     takes: frozenset[str] = frozenset()
-    trial: ClassVar[Callable[..., Trial]]
 
-    def __init__(self, subject: Subject, arguments: Arguments) -> None:
-        self.subject = subject
-        self.arguments = arguments
+    def __init__(self, trial: type[Trial], subject: Subject, arguments: Arguments) -> None:
+        self.trial, self.subject, self.arguments = trial, subject, arguments
+        #: What it is, for people.
+        self.name = trial.name
 
     def start(self, arrays: list[Array], settings: Settings, rates: Array | None = None) -> Trial:
         """Return a new optimizer at work on copies of ``arrays``.
 
         ``rates`` is the learning rate of each step, where it changes.
         """
-        return type(self).trial(self, arrays, settings, rates)
+        return self.trial(self, arrays, settings, rates)
 
     @property
     def default(self) -> Settings:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -45,54 +45,43 @@ class Vector:
     settings: Settings
     #: The options of :class:`adamas.Adam` that make the same; None where there are none.
     options: dict[str, Any] | None = field(default_factory=dict[str, Any])
-    long: bool = False
-    scheduled: bool = False
+    run: Literal["shown", "long", "scheduled"] = "shown"
 
     @property
     def probe(self) -> Probe:
         """The run: one array."""
-        if self.long:
+        if self.run == "long":
             return probes.long(1, self.settings)
-        rates = None
-        if self.scheduled:
-            rates = self.settings.lr / 2.0 ** (np.arange(probes.USUAL_STEPS) // 8)
-        return probes.shown(self.settings, rates)
+        rates = tuple(self.settings.lr / 2.0 ** (t // 8) for t in range(probes.USUAL_STEPS))
+        return probes.shown(self.settings, rates if self.run == "scheduled" else None)
 
+
+_UNCORRECTED = Variant(correction1="none", correction2="none")
+_FIRST_STEP = Variant(correction1="first-step", correction2="first-step")
+_DECOUPLED = Variant(decay="decoupled"), _DECAYING, {"decay": "decoupled"}
+_FULLY = {"decay": "fully-decoupled", "lr_max": _DECAYING.lr}
 
 VECTORS: tuple[Vector, ...] = (
     Vector("adam", Variant(), _DEFAULT),
-    Vector("adam-long", Variant(), _DEFAULT, long=True),
+    Vector("adam-long", Variant(), _DEFAULT, run="long"),
     Vector("adam-short-memory", Variant(), _LARGE),
     Vector("adam-l2", Variant(), _DECAYING),
-    Vector("adam-schedule", Variant(), _LARGE, scheduled=True),
-    Vector("adamw", Variant(decay="decoupled"), _DECAYING, {"decay": "decoupled"}),
-    Vector(
-        *("adamw-schedule", Variant(decay="decoupled"), _DECAYING, {"decay": "decoupled"}),
-        scheduled=True,
-    ),
-    Vector(
-        *("adamw-fully-decoupled", Variant(decay="fully"), _DECAYING),
-        options={"decay": "fully-decoupled", "lr_max": _DECAYING.lr},
-        scheduled=True,
-    ),
+    Vector("adam-schedule", Variant(), _LARGE, run="scheduled"),
+    Vector("adamw", *_DECOUPLED),
+    Vector("adamw-schedule", *_DECOUPLED, run="scheduled"),
+    Vector("adamw-fully-decoupled", Variant(decay="fully"), _DECAYING, _FULLY, "scheduled"),
     Vector(
         "adam-efficient",
         Variant(epsilon="outside before"),
         _LARGE,
-        options={"eps_place": "uncorrected"},
+        {"eps_place": "uncorrected"},
     ),
     Vector("amsgrad", Variant(largest="then corrected"), _LARGE, {"amsgrad": True}),
     Vector("amsgrad-corrected-first", Variant(largest="corrected first"), _LARGE, None),
     Vector("nadam", Variant(nesterov="dozat"), _LARGE, {"nesterov": True}),
     Vector("maximize", Variant(direction="ascent"), _LARGE, {"maximize": True}),
-    Vector(
-        *("first-step", Variant(correction1="first-step", correction2="first-step"), _LARGE),
-        options={"bias_correction": "first-step"},
-    ),
-    Vector(
-        *("no-correction", Variant(correction1="none", correction2="none"), _LARGE),
-        options={"bias_correction": "none"},
-    ),
+    Vector("first-step", _FIRST_STEP, _LARGE, {"bias_correction": "first-step"}),
+    Vector("no-correction", _UNCORRECTED, _LARGE, {"bias_correction": "none"}),
 )
 
 
@@ -120,7 +109,15 @@ def _content(vector: Vector) -> dict[str, Any]:
         "schema": SCHEMA,
         "name": vector.name,
         "formula": list(sheet(vector.variant).values()),
-        "choices": _choices(vector.variant),
+        # What a program may look at to see whether it makes this variant.
+        "choices": {
+            "bias_correction": vector.variant.correction1,
+            "epsilon": vector.variant.epsilon,
+            "decay": vector.variant.decay,
+            "amsgrad": vector.variant.largest,
+            "nesterov": vector.variant.nesterov,
+            "direction": vector.variant.direction,
+        },
         "steps": steps,
         "elements": elements,
         "sequences": list(probe.names),
@@ -141,18 +138,6 @@ def _content(vector: Vector) -> dict[str, Any]:
             for kind in ("float32", "float64")
         }
     return content
-
-
-def _choices(variant: Variant) -> dict[str, str]:
-    """Return what a program may look at to see whether it makes this variant."""
-    return {
-        "bias_correction": variant.correction1,
-        "epsilon": variant.epsilon,
-        "decay": variant.decay,
-        "amsgrad": variant.largest,
-        "nesterov": variant.nesterov,
-        "direction": variant.direction,
-    }
 
 
 def _results(vector: Vector) -> tuple[Array, Array, Array]:
@@ -184,20 +169,15 @@ def _results(vector: Vector) -> tuple[Array, Array, Array]:
     return parameters, m, v
 
 
-def ulps_from(parameters: Array, found: Array, start: Array, kind: Any) -> Array:
-    """Return the distance of ``found`` from ``parameters`` after each step, in units of ``kind``.
+def _distance_of_adamas(vector: Vector, kind: str, parameters: Array) -> float:
+    """Return the largest distance from ``parameters``, in units in the last place of ``kind``.
 
     The unit is the distance of neighbouring floats at the largest size that the exact parameter
-    has had so far. All shapes are (steps, elements), that of ``start`` (elements,).
+    has had so far.
     """
-    sizes = np.maximum.accumulate(np.abs(np.concatenate([start[None], parameters])), axis=0)[1:]
-    unit = np.spacing(sizes.astype(kind)).astype(np.float64)
-    return np.abs(found - parameters) / unit
-
-
-def _distance_of_adamas(vector: Vector, kind: str, parameters: Array) -> float:
     settings, probe = vector.settings, vector.probe
-    p = probe.start[0].astype(kind)
+    start = probe.start[0]
+    p = start.astype(kind)
     optimizer = Adam(
         p,
         lr=settings.lr,
@@ -212,7 +192,8 @@ def _distance_of_adamas(vector: Vector, kind: str, parameters: Array) -> float:
             optimizer.lr = float(probe.rates[t])
         optimizer.step(gradient)
         found[t] = p
-    return float(ulps_from(parameters, found, probe.start[0], kind).max())
+    sizes = np.maximum.accumulate(np.abs(np.concatenate([start[None], parameters])), axis=0)[1:]
+    return float((np.abs(found - parameters) / np.spacing(sizes.astype(kind))).max())
 
 
 def _hexadecimal(values: Array) -> Any:
