@@ -34,26 +34,22 @@ def refuse(name: str, parameter: Tensor, gradient: Tensor) -> None:
     torch sees to that where ``grad`` is assigned, but ``p.data = …`` and ``p.grad.data = …`` get
     around it, and memory of another shape would be read as if it were of this one.
     """
+
+    def unlike(has: str, own: object, wanted: object, way_out: str) -> str:
+        return f"The gradient of {name} {has} {own}, but the parameter {has} {wanted}. {way_out}"
+
+    anew = "Convert the gradient, or compute it anew."
     if gradient.shape != parameter.shape:
-        raise ValueError(
-            f"The gradient of {name} has shape {tuple(gradient.shape)}, but the parameter has "
-            f"shape {tuple(parameter.shape)}. Compute the gradient anew, or set it to None."
-        )
+        shapes = tuple(gradient.shape), tuple(parameter.shape)
+        way_out = "Compute the gradient anew, or set it to None."
+        raise ValueError(unlike("has shape", *shapes, way_out))
     if gradient.device != parameter.device:
-        raise ValueError(
-            f"The gradient of {name} is on {gradient.device}, but the parameter is on "
-            f"{parameter.device}. Move the one or the other, or compute the gradient anew."
-        )
+        way_out = "Move the one or the other, or compute the gradient anew."
+        raise ValueError(unlike("is on", gradient.device, parameter.device, way_out))
     if gradient.layout != parameter.layout and not gradient.is_sparse:  # see refuse_sparse
-        raise TypeError(
-            f"The gradient of {name} has layout {gradient.layout}, but the parameter has layout "
-            f"{parameter.layout}. Convert the gradient, or compute it anew."
-        )
+        raise TypeError(unlike("has layout", gradient.layout, parameter.layout, anew))
     if not _is_read_as(parameter.dtype, gradient.dtype):
-        raise TypeError(
-            f"The gradient of {name} has dtype {gradient.dtype}, but the parameter has dtype "
-            f"{parameter.dtype}. Convert the gradient, or compute it anew."
-        )
+        raise TypeError(unlike("has dtype", gradient.dtype, parameter.dtype, anew))
     if hasattr(gradient, "device_mesh") != hasattr(parameter, "device_mesh"):
         raise TypeError(
             f"The gradient of {name} is a {type(gradient).__name__}, but the parameter is a "

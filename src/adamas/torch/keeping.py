@@ -237,7 +237,11 @@ class Keeping(NamedTuple):
         """Raise where a parameter cannot be stepped along its gradient."""
         self.refuse_parameter(member, name)
         if member.gradient.is_sparse:
-            self.method.refuse_sparse(name, member.group, is_offloaded=member.is_offloaded)
+            if not self.method.takes_sparse:
+                method = self.method.name
+                advice = ", please consider SparseAdam instead" if method == "Adam" else ""
+                raise RuntimeError(f"{method} does not support sparse gradients{advice}")
+            gradients.refuse_sparse(name, member.group, is_offloaded=member.is_offloaded)
         gradients.refuse(name, member.parameter, member.gradient)
         found = {"parameter": member.parameter, "gradient": member.gradient, **member.state}
         gradients.refuse_freed(name, found)

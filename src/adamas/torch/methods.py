@@ -16,7 +16,6 @@ from adamas.codecs import mean_top
 from adamas.coefficients import Coefficients, one_minus_power
 from adamas.options import Options
 from adamas.state import Entries
-from adamas.torch.gradients import refuse_sparse
 from adamas.torch.members import Member, OwnStep, scalar
 from adamas.torch.operations import Tensors, step_rmsprop
 from adamas.torch.storage import Kept
@@ -33,6 +32,8 @@ class Method:
     #: Whether the state has entries that the rule does not know, which :meth:`stepped` brings up
     #: to date.
     has_more_state = False
+    #: Whether sparse gradients may be stepped.
+    takes_sparse = False
 
     def __init__(self, name: str) -> None:
         """Take the name of the class, for errors."""
@@ -86,11 +87,6 @@ class Method:
     def own_step(self, group: Group) -> OwnStep | None:  # noqa: ARG002
         """Return what steps a group that follows another rule; None where it follows ours."""
         return None
-
-    def refuse_sparse(self, name: str, group: Group, *, is_offloaded: bool) -> None:  # noqa: ARG002
-        """Raise RuntimeError where a parameter cannot be stepped by a sparse gradient."""
-        advice = ", please consider SparseAdam instead" if self.name == "Adam" else ""
-        raise RuntimeError(f"{self.name} does not support sparse gradients{advice}")
 
 
 class Adam(Method):
@@ -241,6 +237,8 @@ class RMSprop(Method):
 class SGD(Method):
     """Gradient descent with torch's momentum (a sum, not a mean)."""
 
+    takes_sparse = True
+
     def names(self, group: Group) -> tuple[str | None, Entries]:
         """Return torch's names; steps are counted where random bits need to know them."""
         mean = "momentum_buffer" if group["momentum"] != 0 else None
@@ -272,10 +270,6 @@ class SGD(Method):
         if "step" in state and before.get("momentum_buffer") is not None:
             state["step"] += 1
         return state
-
-    def refuse_sparse(self, name: str, group: Group, *, is_offloaded: bool) -> None:
-        """Raise RuntimeError where more than a few elements would have to move."""
-        refuse_sparse(name, group, is_offloaded=is_offloaded)
 
 
 _OF_OWN_STEP = ("lr", "alpha", "eps", "weight_decay", "momentum")

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from adamas.coefficients import Coefficients
 from adamas.rule import Result, flush, ratio, rule, smooth
+from adamas.state import Entries
 from adamas.statistics import ENLARGE, LANES, SHRINK, SMALLEST_SUM, TILE, Statistics
 
 __all__ = [
@@ -43,11 +44,9 @@ class Tensors:
 
     parameter: Tensor
     gradient: Tensor
-    mean: Tensor | None
-    square: Tensor | None
-    largest_square: Tensor | None
-    ema: Tensor | None
-    copy: Tensor | None
+    #: m and v as numbers, others as they are stored.
+    entries: Entries
+    copy: Tensor | None = None
     #: Of a parameter that is not stored to nearest: its value, in memory of its own, and what
     #: stores another and returns what it became.
     value: Tensor | None = None
@@ -66,14 +65,11 @@ def step_tensor(
     bfloat16 and float16 are computed in float32 and rounded once, on storing: to nearest, or as
     ``tensors.put`` does.
     """
+    entries = tensors.entries
+    start = tensors.parameter if tensors.value is None else tensors.value
     p, m, v, w = (
         None if each is None else _Operand(_real(each).to(_arithmetic(each)))
-        for each in (
-            tensors.parameter if tensors.value is None else tensors.value,
-            tensors.mean,
-            tensors.square,
-            tensors.largest_square,
-        )
+        for each in (start, entries.mean, entries.square, entries.largest_square)
     )
     assert p is not None
     g = _Operand(_real(tensors.gradient).to(p.tensor.dtype))
@@ -85,14 +81,14 @@ def step_tensor(
     record = _describe(tensors.gradient, p.tensor, stored, result) if recorded else None
     if tensors.put is None:
         _store(tensors.parameter, stored)
-    _store(tensors.mean, result.m)
-    _store(tensors.square, result.v)
-    _store(tensors.largest_square, result.w)
-    if tensors.ema is not None:
-        average = _Operand(_real(tensors.ema).to(_arithmetic(tensors.ema)))
+    _store(entries.mean, result.m)
+    _store(entries.square, result.v)
+    _store(entries.largest_square, result.w)
+    if entries.ema is not None:
+        average = _Operand(_real(entries.ema).to(_arithmetic(entries.ema)))
         now = _Operand(stored.to(average.tensor.dtype))
         keep, take = (_number(weight, average.tensor.dtype) for weight in ema_weights)
-        _store(tensors.ema, smooth(keep, take, average, now).tensor)
+        _store(entries.ema, smooth(keep, take, average, now).tensor)
     _store(tensors.copy, stored)
     return record
 
@@ -102,8 +98,7 @@ def step_rows(parameter: Tensor, gradient: Tensor, numbers: Coefficients) -> Non
     gradient = gradient.coalesce()
     where = tuple(gradient.indices())
     rows = parameter[where]
-    tensors = Tensors(rows, gradient.values(), None, None, None, None, None)
-    step_tensor(tensors, numbers, (0.0, 0.0), recorded=False)
+    step_tensor(Tensors(rows, gradient.values(), Entries()), numbers, (0.0, 0.0), recorded=False)
     parameter[where] = rows
 
 
@@ -118,28 +113,17 @@ def step_rmsprop(
     ``factor`` multiplies the gradient; ``options`` has lr, alpha, eps, weight_decay, momentum. The
     entries ``momentum_buffer`` and ``grad_avg`` of ``state`` are used where they exist.
     """
-    assert tensors.square is not None
     dtype = _arithmetic(tensors.parameter)
+    entries = (tensors.entries.square, state.get("grad_avg"), state.get("momentum_buffer"))
     p, g, v, mean, buffer = (
         None if each is None else _Operand(_real(each).to(dtype))
-        for each in (
-            tensors.parameter,
-            tensors.gradient,
-            tensors.square,
-            state.get("grad_avg"),
-            state.get("momentum_buffer"),
-        )
+        for each in (tensors.parameter, tensors.gradient, *entries)
     )
     assert p is not None
     assert g is not None
-    lr, eps, decay, momentum, scale, keep, take = (
-        _number(each, dtype)
-        for each in (
-            *(options[name] for name in ("lr", "eps", "weight_decay", "momentum")),
-            factor,
-            options["alpha"],
-            1.0 - options["alpha"],
-        )
+    alpha, *others = (options[name] for name in ("alpha", "lr", "eps", "weight_decay", "momentum"))
+    keep, take, scale, lr, eps, decay, momentum = (
+        _number(each, dtype) for each in (alpha, 1.0 - alpha, factor, *others)
     )
     g = g * scale + decay * p
     v = smooth(keep, take * g, v, g)
@@ -152,7 +136,7 @@ def step_rmsprop(
         u = buffer = flush(momentum * buffer + u)
     stored = (p - lr * u).tensor
     _store(tensors.parameter, stored)
-    _store(tensors.square, v.tensor)
+    _store(tensors.entries.square, v.tensor)
     _store(state.get("grad_avg"), mean and mean.tensor)
     _store(state.get("momentum_buffer"), buffer and buffer.tensor)
     _store(tensors.copy, tensors.parameter)

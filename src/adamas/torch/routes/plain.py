@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from adamas.codecs import key_of, random_bits_at
+from adamas.state import Entries
 from adamas.statistics import Statistics
 from adamas.torch import distributed, operations, small
 from adamas.torch.members import Member
@@ -63,16 +64,15 @@ class Plain(Route):
         form, names, state = member.form, member.names, member.state
         random = self._random_bits(member, numbers.step)
         if form is not None:
-            decoded = form.decoded(state, names)
-            tensors.mean, tensors.square = (
-                None if each is None else distributed.local(each) for each in decoded
-            )
+            mean, square = form.decoded(state, names)
+            means = Entries(mean, square).map(distributed.local)
+            tensors.entries = tensors.entries._replace(mean=means.mean, square=means.square)
         if member.rounds_parameter:
             self._round(member, tensors, random)
         average, recorded = (numbers.keep, numbers.take), self._phase.statistics
         record = operations.step_tensor(tensors, rule, average, recorded=recorded)
         if form is not None:
-            means = (tensors.mean, tensors.square)
+            means = (tensors.entries.mean, tensors.entries.square)
             form.store(state, names, means, random)
         if member.step is not None:
             member.step.add_(1)
@@ -80,14 +80,10 @@ class Plain(Route):
 
     def _tensors(self, member: Member) -> Tensors:
         """Return this process's parts."""
-        parts = member.entries.map(distributed.local)
         return Tensors(
             parameter=distributed.local(member.parameter.detach()),
             gradient=member.local_gradient,
-            mean=parts.mean,
-            square=parts.square,
-            largest_square=parts.largest_square,
-            ema=parts.ema,
+            entries=member.entries.map(distributed.local),
             copy=None if member.copy is None else distributed.local(member.copy),
         )
 
@@ -101,7 +97,7 @@ class Plain(Route):
     def _round(self, member: Member, tensors: Tensors, random: np.ndarray) -> None:
         """Let a parameter in half precision be stored otherwise than to nearest."""
         p, rounding = tensors.parameter, member.storage.parameter_rounding
-        remainder = member.entries.map(distributed.local).remainder
+        remainder = tensors.entries.remainder
         tensors.value = small.decoded_parameter(p, remainder)
         tensors.put = lambda value: small.put_parameter(p, remainder, value, rounding, random)
 
