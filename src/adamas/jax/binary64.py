@@ -20,6 +20,7 @@ import numpy as np
 from jax import lax
 
 from adamas.jax import words
+from adamas.jax.words import Wide, Word, product_of
 
 __all__ = [
     "Binary64",
@@ -39,7 +40,6 @@ __all__ = [
 ]
 
 Array = Any
-Word = Any  # an array of uint32
 
 _U = np.uint32
 _TOP = _U(1 << 31)
@@ -54,6 +54,11 @@ class Binary64(NamedTuple):
     exponent: Array  # int32
     high: Word
     low: Word
+
+    @property
+    def digits(self) -> Wide:
+        """Both words."""
+        return Wide(self.high, self.low)
 
 
 # -- from and to floats --------------------------------------------------------------------------
@@ -76,17 +81,18 @@ def from_array(x: Array) -> Binary64:
         pair = lax.bitcast_convert_type(x, jnp.uint32)  # the low word first
         low, high = pair[..., 0], pair[..., 1] & _U(0x7FFFFFFF)
         field = high >> _U(20)
-        mantissa = (high & _U(0xFFFFF)) << _U(11) | low >> _U(21), low << _U(11)
+        digits = Wide(high & _U(0xFFFFF), low) << 11
         bias = 1023
     else:
         bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32) & _U(0x7FFFFFFF)
         field = bits >> _U(23)
-        mantissa = bits << _U(8) & ~_TOP, jnp.zeros_like(bits)
+        digits = Wide(bits << _U(8) & ~_TOP, jnp.zeros_like(bits))
         bias = 127
-    high = jnp.where(field > 0, mantissa[0] | _TOP, mantissa[0] << _U(1) | mantissa[1] >> _U(31))
-    low = jnp.where(field > 0, mantissa[1], mantissa[1] << _U(1))
-    exponent = jnp.where(field > 0, field.astype(jnp.int32), 0) - bias
-    return _normalised(exponent, high, low)
+    # A normal number has a top bit besides; one that is subnormal has the exponent of field 1.
+    is_normal = field > 0
+    digits = words.where(is_normal, digits | (1 << 63), digits << 1)
+    exponent = jnp.where(is_normal, field.astype(jnp.int32), 0) - bias
+    return _normalised(exponent, digits)
 
 
 def to_array(x: Binary64, dtype: Any) -> Array:
@@ -97,9 +103,9 @@ def to_array(x: Binary64, dtype: Any) -> Array:
 def _to_float32(x: Binary64) -> Array:
     # A number below the normal ones loses as many bits more as it is too small.
     lost = jnp.clip(-126 - x.exponent, 0, 40).astype(jnp.uint32)
-    high, low, sticky = words.shifted_right(x.high, x.low, lost)
-    kept, rest = high >> _U(8), (high << _U(24)) | (low >> _U(8))
-    sticky = sticky | (low << _U(24))
+    digits, sticky = x.digits.shifted_right(lost)
+    kept, rest = digits.high >> _U(8), (digits >> 8).low
+    sticky = sticky | (digits.low << _U(24))
     up = (rest > _TOP) | ((rest == _TOP) & ((sticky != 0) | (kept & _U(1) == 1)))
     kept = kept + up.astype(jnp.uint32)
     # The hidden bit adds one to the exponent, as does a carry of the rounding.
@@ -110,14 +116,13 @@ def _to_float32(x: Binary64) -> Array:
 
 
 def _to_float64(x: Binary64) -> Array:
-    high = x.high & ~_TOP
+    digits = Wide(x.high & ~_TOP, x.low) >> 11
     biased = jnp.clip(x.exponent + 1023, 0, 2047).astype(jnp.uint32)
-    low_word = high << _U(21) | x.low >> _U(11)
-    high_word = biased << _U(20) | high >> _U(11)
     is_zero, is_infinite = biased == 0, biased == 2047
-    low_word = jnp.where(is_zero | is_infinite, _U(0), low_word)
-    high_word = jnp.where(is_zero, _U(0), jnp.where(is_infinite, _U(0x7FF00000), high_word))
-    return lax.bitcast_convert_type(jnp.stack([low_word, high_word], -1), jnp.float64)
+    low = jnp.where(is_zero | is_infinite, _U(0), digits.low)
+    high = biased << _U(20) | digits.high
+    high = jnp.where(is_zero, _U(0), jnp.where(is_infinite, _U(0x7FF00000), high))
+    return lax.bitcast_convert_type(jnp.stack([low, high], -1), jnp.float64)
 
 
 # -- arithmetic ----------------------------------------------------------------------------------
@@ -125,28 +130,25 @@ def _to_float64(x: Binary64) -> Array:
 
 def add(a: Binary64, b: Binary64) -> Binary64:
     """Return a + b."""
-    a, b = _ordered(a, b)
-    high, low, sticky = words.shifted_right(b.high, b.low, _distance(a, b))
-    low = a.low + low
-    carry = (low < a.low).astype(jnp.uint32)
-    total = a.high + high
-    out = (total < a.high) | ((total + carry) < total)
-    total = total + carry
+    larger = a.exponent >= b.exponent
+    a, b = select(larger, a, b), select(larger, b, a)
+    added, sticky = b.digits.shifted_right(_distance(a, b))
+    total = a.digits + added
     # A carry out of the top becomes the top bit.
-    sticky = jnp.where(out, sticky | (low & _U(1)), sticky)
-    low = jnp.where(out, low >> _U(1) | total << _U(31), low)
-    total = jnp.where(out, total >> _U(1) | _TOP, total)
-    return _rounded(a.exponent + out.astype(jnp.int32), total, low, sticky)
+    out = total < added
+    sticky = jnp.where(out, sticky | (total.low & _U(1)), sticky)
+    total = words.where(out, total >> 1 | (1 << 63), total)
+    return _rounded(a.exponent + out.astype(jnp.int32), total, sticky)
 
 
 def subtract(a: Binary64, b: Binary64) -> Binary64:
     """Return a − b, which must not be negative."""
-    high, low, sticky = words.shifted_right(b.high, b.low, _distance(a, b))
+    taken, sticky = b.digits.shifted_right(_distance(a, b))
     # What was shifted out is taken away from the last bit, and stands for itself below it.
     borrowed = (sticky != 0).astype(jnp.uint32)
-    high, low = words.less(*words.less(a.high, a.low, high, low), _U(0), borrowed)
-    exponent, high, low = _normalised(a.exponent, high, low)
-    return _rounded(exponent, high, low, borrowed)
+    rest = a.digits - taken - Wide(_U(0), borrowed)
+    exponent, high, low = _normalised(a.exponent, rest)
+    return _rounded(exponent, Wide(high, low), borrowed)
 
 
 def one_minus(x: Binary64) -> Binary64:
@@ -156,70 +158,57 @@ def one_minus(x: Binary64) -> Binary64:
 
 def multiply(a: Binary64, b: Binary64) -> Binary64:
     """Return a · b."""
-    low_high, lowest = words.product_of(a.low, b.low)
-    cross_high, cross_low = words.product_of(a.high, b.low)
-    other_high, other_low = words.product_of(a.low, b.high)
-    high, middle = words.product_of(a.high, b.high)
-    third, carry1 = words.sum_of(low_high, cross_low)
-    third, carry2 = words.sum_of(third, other_low)
-    middle, carry3 = words.sum_of(middle, cross_high)
-    middle, carry4 = words.sum_of(middle, other_high)
-    middle, carry5 = words.sum_of(middle, carry1 + carry2)
-    high = high + carry3 + carry4 + carry5
+    lowest, highest = product_of(a.low, b.low), product_of(a.high, b.high)
+    middle = Wide(_U(0), lowest.high)
+    for cross in (product_of(a.high, b.low), product_of(a.low, b.high)):
+        # Of the two words, each goes where sums have room for their carries.
+        highest = highest + Wide(_U(0), cross.high)
+        middle = middle + Wide(_U(0), cross.low)
+    product = highest + Wide(_U(0), middle.high)
     # The product of two numbers in [1, 2) is in [1, 4): its top bit is set from 2 on.
-    small = high < _TOP
+    small = product.high < _TOP
     exponent = a.exponent + b.exponent + jnp.where(small, 0, 1)
-    one = small.astype(jnp.uint32)
-    high = jnp.where(small, high << _U(1) | middle >> _U(31), high)
-    middle = jnp.where(small, middle << _U(1) | third >> _U(31), middle)
-    return _rounded(exponent, high, middle, third << one | lowest)
+    twice = product << 1 | Wide(_U(0), middle.low >> _U(31))
+    below = middle.low << small.astype(jnp.uint32) | lowest.low
+    return _rounded(exponent, words.where(small, twice, product), below)
 
 
 def divide(a: Binary64, b: Binary64) -> Binary64:
     """Return a / b for b above 0, digit by digit."""
-    rest = a.high >> _U(11), a.high << _U(21) | a.low >> _U(11)
-    by = b.high >> _U(11), b.high << _U(21) | b.low >> _U(11)
-    small = words.is_less(*rest, *by)
-    rest = words.twice_where(small, *rest)
+    rest, by = a.digits >> 11, b.digits >> 11
+    small = rest < by
+    rest = words.where(small, rest << 1, rest)
 
-    def digit(_: Any, carried: tuple[Word, ...]) -> tuple[Word, ...]:
-        quotient_high, quotient_low, high, low = carried
-        fits = ~words.is_less(high, low, *by)
-        less = words.less(high, low, *by)
-        high, low = jnp.where(fits, less[0], high), jnp.where(fits, less[1], low)
-        quotient = words.shifted_left(quotient_high, quotient_low)
-        return (quotient[0], quotient[1] | fits.astype(jnp.uint32), *words.shifted_left(high, low))
+    def digit(_: Any, carried: tuple[Wide, Wide]) -> tuple[Wide, Wide]:
+        quotient, rest = carried
+        fits = ~(rest < by)
+        rest = words.where(fits, rest - by, rest)
+        return quotient << 1 | Wide(_U(0), fits.astype(jnp.uint32)), rest << 1
 
-    zero = jnp.zeros_like(rest[0])
-    high, low, *rest = lax.fori_loop(0, 54, digit, (zero, zero, *rest))
+    zero = jnp.zeros_like(rest.high)
+    quotient, rest = lax.fori_loop(0, 54, digit, (Wide(zero, zero), rest))
     exponent = a.exponent - b.exponent - small.astype(jnp.int32)
-    return _rounded(exponent, high << _U(10) | low >> _U(22), low << _U(10), rest[0] | rest[1])
+    return _rounded(exponent, quotient << 10, rest.high | rest.low)
 
 
 def sqrt(x: Binary64) -> Binary64:
     """Return √x, digit by digit."""
     odd = (x.exponent & 1) == 1
     # Two digits of the radicand for each of the root: first those of [1, 4), from the top.
-    radicand = (
-        jnp.where(odd, x.high, x.high >> _U(1)),
-        jnp.where(odd, x.low, x.low >> _U(1) | x.high << _U(31)),
-    )
+    radicand = words.where(odd, x.digits, x.digits >> 1)
 
-    def digit(_: Any, carried: tuple[Word, ...]) -> tuple[Word, ...]:
-        root_high, root_low, high, low, given_high, given_low = carried
-        high, low = high << _U(2) | low >> _U(30), low << _U(2) | given_high >> _U(30)
-        given = given_high << _U(2) | given_low >> _U(30), given_low << _U(2)
-        trial = root_high << _U(2) | root_low >> _U(30), root_low << _U(2) | _U(1)
-        fits = ~words.is_less(high, low, *trial)
-        less = words.less(high, low, *trial)
-        high, low = jnp.where(fits, less[0], high), jnp.where(fits, less[1], low)
-        root = words.shifted_left(root_high, root_low)
-        return (root[0], root[1] | fits.astype(jnp.uint32), high, low, *given)
+    def digit(_: Any, carried: tuple[Wide, Wide, Wide]) -> tuple[Wide, Wide, Wide]:
+        root, rest, given = carried
+        rest = rest << 2 | Wide(_U(0), given.high >> _U(30))
+        trial = root << 2 | 1
+        fits = ~(rest < trial)
+        rest = words.where(fits, rest - trial, rest)
+        return root << 1 | Wide(_U(0), fits.astype(jnp.uint32)), rest, given << 2
 
-    zero = jnp.zeros_like(radicand[0])
-    found = lax.fori_loop(0, 54, digit, (zero, zero, zero, zero, *radicand))
-    high, low, rest = found[0], found[1], found[2] | found[3]
-    return _rounded(x.exponent >> 1, high << _U(10) | low >> _U(22), low << _U(10), rest)
+    zero = jnp.zeros_like(x.high)
+    start = (Wide(zero, zero), Wide(zero, zero), radicand)
+    root, rest, _ = lax.fori_loop(0, 54, digit, start)
+    return _rounded(x.exponent >> 1, root << 10, rest.high | rest.low)
 
 
 def one_minus_power(complement: Binary64, exponent: Array) -> Binary64:
@@ -277,35 +266,26 @@ def _like(value: float, like: Binary64) -> Binary64:
     return Binary64(*(jnp.full_like(jnp.asarray(part), number) for number, part in filled))
 
 
-def _rounded(exponent: Array, high: Word, low: Word, sticky: Word) -> Binary64:
+def _rounded(exponent: Array, digits: Wide, sticky: Word) -> Binary64:
     """Return 64 bits with the top one set (or all 0), and what is below them, in 53 bits."""
-    dropped = low & _SPARE
+    dropped = digits.low & _SPARE
     half = _U(0x400)
-    odd = low & _U(0x800)
+    odd = digits.low & _U(0x800)
     up = (dropped > half) | ((dropped == half) & ((sticky != 0) | (odd != 0)))
-    low = (low & ~_SPARE) + jnp.where(up, _U(0x800), _U(0))
-    carry = (up & (low == 0)).astype(jnp.uint32)
-    high = high + carry
-    out = (carry == 1) & (high == 0)
+    kept = Wide(digits.high, digits.low & ~_SPARE) + Wide(_U(0), jnp.where(up, _U(0x800), _U(0)))
+    # A carry out of the top leaves 0, and is the top bit of the next exponent.
+    out = up & (kept.high == 0)
     exponent = exponent + out.astype(jnp.int32)
-    high = jnp.where(out, _TOP, high)
-    return Binary64(jnp.where(high == 0, _OF_ZERO, exponent).astype(jnp.int32), high, low)
+    high = jnp.where(out, _TOP, kept.high)
+    return Binary64(jnp.where(high == 0, _OF_ZERO, exponent).astype(jnp.int32), high, kept.low)
 
 
-def _normalised(exponent: Array, high: Word, low: Word) -> Binary64:
+def _normalised(exponent: Array, digits: Wide) -> Binary64:
     """Return a number with its top bit in place."""
-    by = jnp.where(high != 0, lax.clz(high), lax.clz(low) + _U(32))
-    far = by >= 32
-    high, low = jnp.where(far, low, high), jnp.where(far, _U(0), low)
-    rest = by & _U(31)
-    high = high << rest | jnp.where(rest > 0, low >> (_U(32) - rest & _U(31)), _U(0))
-    exponent = jnp.where(high == 0, _OF_ZERO, exponent - by.astype(jnp.int32))
-    return Binary64(exponent.astype(jnp.int32), high, low << rest)
-
-
-def _ordered(a: Binary64, b: Binary64) -> tuple[Binary64, Binary64]:
-    larger = a.exponent >= b.exponent
-    return select(larger, a, b), select(larger, b, a)
+    by = jnp.where(digits.high != 0, lax.clz(digits.high), lax.clz(digits.low) + _U(32))
+    digits = digits.shifted_left(by)
+    exponent = jnp.where(digits.high == 0, _OF_ZERO, exponent - by.astype(jnp.int32))
+    return Binary64(exponent.astype(jnp.int32), digits.high, digits.low)
 
 
 def _distance(a: Binary64, b: Binary64) -> Word:

@@ -16,8 +16,7 @@ from jax import lax
 
 from adamas import codecs
 from adamas.codecs import Codes
-from adamas.jax import words
-from adamas.jax.words import Word
+from adamas.jax.words import Wide, Word
 from adamas.storage import Storage, bits_of
 
 __all__ = [
@@ -87,13 +86,13 @@ def zeros(
 def keys(seed: int | Array, step: Array, tensors: int) -> tuple[Word, Word]:
     """Return :func:`adamas.codecs.key_of` for the tensors 0, 1, … at ``step`` (uint32)."""
     if isinstance(seed, int):
-        high, low = jnp.asarray(_U(seed >> 32)), jnp.asarray(_U(seed & 0xFFFFFFFF))
+        z = jax.tree.map(jnp.asarray, Wide.of(seed))
     else:
-        high, low = jnp.zeros_like(seed, dtype=_U), seed.astype(_U)
-    high, low = _mixed(high, low)
-    high, low = _mixed(*_plus(high, low, _U(0), step))
-    high, low = _mixed(*_plus(high, low, _U(0), jnp.arange(tensors, dtype=_U)))
-    return low, high
+        z = Wide(jnp.zeros_like(seed, dtype=_U), seed.astype(_U))
+    z = codecs.mixed(z)
+    z = codecs.mixed(z + Wide(_U(0), step))
+    z = codecs.mixed(z + Wide(_U(0), jnp.arange(tensors, dtype=_U)))
+    return z.low, z.high
 
 
 def random_bits(key: tuple[Word, Word], shape: tuple[int, ...]) -> Word:
@@ -108,25 +107,3 @@ def random_bits(key: tuple[Word, Word], shape: tuple[int, ...]) -> Word:
         stride = math.prod(shape[axis + 1 :]) & 0xFFFFFFFF
         index = index + lax.broadcasted_iota(_U, shape, axis) * _U(stride)
     return codecs.finalised(index + key[0], key[1])
-
-
-def _mixed(high: Word, low: Word) -> tuple[Word, Word]:
-    """Return a round of splitmix64 (Steele, Lea & Flood 2014)."""
-    high, low = _plus(high, low, _U(0x9E3779B9), _U(0x7F4A7C15))
-    high, low = _times(*_xor_shifted(high, low, 30), 0xBF58476D, 0x1CE4E5B9)
-    high, low = _times(*_xor_shifted(high, low, 27), 0x94D049BB, 0x133111EB)
-    return _xor_shifted(high, low, 31)
-
-
-def _plus(high: Word, low: Word, more_high: Word, more_low: Word) -> tuple[Word, Word]:
-    low, carry = words.sum_of(low, more_low)
-    return high + more_high + carry, low
-
-
-def _times(high: Word, low: Word, by_high: int, by_low: int) -> tuple[Word, Word]:
-    top, bottom = words.product_of(low, _U(by_low))
-    return top + high * _U(by_low) + low * _U(by_high), bottom
-
-
-def _xor_shifted(high: Word, low: Word, by: int) -> tuple[Word, Word]:
-    return high ^ high >> _U(by), low ^ (low >> _U(by) | high << _U(32 - by))
