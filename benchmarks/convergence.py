@@ -21,7 +21,17 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adamas.codecs import mean_bound
-from benchmarks.tables import Row, Run, Stored, Table, machine_line, machine_note, markdown
+from benchmarks.tables import (
+    Row,
+    Run,
+    Stored,
+    Table,
+    figures,
+    machine_line,
+    machine_note,
+    markdown,
+    why_not,
+)
 
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 #: What is trained, and what that needs besides torch.
@@ -197,25 +207,26 @@ class Convergence(Table):
         if absent:
             run.tell(f"Without these packages, which pip installs: {', '.join(absent)}")
         found: Stored = {"missing": absent, "tasks": {}}
-        for row in rows:
-            if row.missing(run):
-                continue
-            run.tell(row.name)
-            figures = row.make(run.quick)(run.tell)
-            if row.work == CONTINUATION:
-                found["continuation"] = figures
-            else:
-                found["tasks"][row.work] = figures
+        made = figures(rows, run, lambda row: {"found": row.make(run.quick)(run.tell)})
+        for each in made:
+            if "found" in each and each["work"] == CONTINUATION:
+                found["continuation"] = each["found"]
+            elif "found" in each:
+                found["tasks"][each["work"]] = each["found"]
+        found["figures"] = [each for each in made if "found" not in each]
         return json.loads(json.dumps(found))  # as it is read again
 
     def markdown(self, stored: Stored) -> str:
         *shown, _ = tables(stored).values()
-        return "\n".join([*shown, machine_note(stored)])
+        without = [f"{each['work']}: {why_not(each)}\n" for each in stored.get("figures", ())]
+        return "\n".join([*shown, *without, machine_note(stored)])
 
     def passages(self, stored: Stored) -> dict[str, str]:
         return tables(stored)
 
     def draw(self, stored: Stored) -> None:
+        if stored["tasks"].keys() != TASKS.keys():
+            return
         draw_curves(stored, PICTURES / "convergence.svg")
         draw_differences(stored, PICTURES / "small-states.svg")
 

@@ -10,7 +10,7 @@ import pytest
 
 from adamas.codecs import mean_bound
 from benchmarks import catalogue, convergence, pages
-from benchmarks.tables import Run
+from benchmarks.tables import Row, Run
 from tests.support.cases import ROOT
 
 TABLE = catalogue.table("convergence")
@@ -146,3 +146,22 @@ def test_the_pictures_are_drawn_from_what_is_stored(stored, tmp_path):
         draw(stored, tmp_path / f"{name}.svg")
         assert (tmp_path / f"{name}.svg").read_text("utf-8") == drawn
         assert "letters, GPT" in drawn
+
+
+def failing(quick):
+    raise ValueError("no data")
+
+
+def test_a_task_that_fails_or_lacks_something_keeps_no_other_from_being_trained():
+    rows = [
+        Row("digits", "", None, failing),
+        Row("letters", "", None, pytest.fail, ("no_such_package",)),
+        Row(convergence.CONTINUATION, "", None, lambda quick: lambda tell: {"torch": 0.5}),
+    ]
+    found = TABLE.measured(rows, Run(quick=True))
+    assert found["tasks"] == {}
+    assert found["continuation"] == {"torch": 0.5}
+    TABLE.draw(found)  # leaves the pictures as they are
+    text = TABLE.markdown({**found, "machine": {"processor": "some"}})
+    assert "digits: failed: ValueError: no data\n" in text
+    assert "letters: needs no_such_package\n" in text
