@@ -78,6 +78,12 @@ class _Commands(click.Group):
             raise click.ClickException(str(error)) from error
 
 
+def _written(*names: str, help: str, default: Path | None = None) -> Any:  # noqa: A002
+    """Return the option of a file that a command writes."""
+    kind, shown = click.Path(path_type=Path), default is not None
+    return click.option(*names, type=kind, default=default, show_default=shown, help=help)
+
+
 @click.group(cls=_Commands, context_settings=_HELP)
 @click.version_option(adamas.__version__, prog_name="adamas")
 def main() -> None:
@@ -85,11 +91,9 @@ def main() -> None:
 
 
 @main.command()
-@click.option(
+@_written(
     "--output",
-    type=click.Path(path_type=Path),
     default=Path("adamas-demo.png"),
-    show_default=True,
     help="Where to write the picture of the loss curves (PNG).",
 )
 @click.option(
@@ -141,19 +145,8 @@ def demo(output: Path, epochs: int | None, seed: int, quiet: bool) -> None:
 
 @main.command()
 @click.argument("function", default="himmelblau")
-@click.option(
-    "--output",
-    type=click.Path(path_type=Path),
-    default=Path("adamas-race.png"),
-    show_default=True,
-    help="Where to write the picture (PNG).",
-)
-@click.option(
-    "--gif",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Where to write the race as an animated GIF, too.",
-)
+@_written("--output", default=Path("adamas-race.png"), help="Where to write the picture (PNG).")
+@_written("--gif", help="Where to write the race as an animated GIF, too.")
 @click.option("--steps", type=_WholeNumber(1), default=300, show_default=True)
 @click.option(
     "--start", type=(float, float), default=None, metavar="X Y", help="Where to start from."
@@ -216,13 +209,7 @@ def race(
     metavar="NAME=VALUE",
     help="An option that the subject is made with; may be given several times.",
 )
-@click.option(
-    "--json",
-    "json_path",
-    type=click.Path(path_type=Path),
-    default=None,
-    help="Where to write the report as JSON.",
-)
+@_written("--json", "json_path", help="Where to write the report as JSON.")
 @click.option(
     "--vectors",
     type=click.Path(path_type=Path, file_okay=False),
