@@ -390,9 +390,8 @@ class Adam(Optimizer):
         engine: Engine = "native",
     ) -> None:
         """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
-        given = locals()
         _check_pair(betas)
-        super().__init__(**_sorted(with_conventions(self._method, dialect, given)))
+        super().__init__(**_sorted(with_conventions(self._method, dialect, locals())))
 
 
 class AdamW(Adam):
@@ -475,16 +474,12 @@ class RMSProp(Optimizer):
 
 def _sorted(given: Mapping[str, Any]) -> dict[str, Any]:
     """Return what :class:`Optimizer` takes, of what the ``locals()`` of a constructor hold."""
-    of: dict[type, dict[str, Any]] = {
-        kind: {each.name: given[each.name] for each in fields(kind) if each.name in given}
-        for kind in (Phase, Options)
-    }
-    return {
-        "params": given["params"],
-        "phase": Phase(**of[Phase]),
-        "options": Options(**of[Options]),
-        "engine": given["engine"],
-    }
+
+    def of(kind: type[Options | Phase]) -> dict[str, Any]:
+        return {each.name: given[each.name] for each in fields(kind) if each.name in given}
+
+    made = {"phase": Phase(**of(Phase)), "options": Options(**of(Options))}
+    return made | {"params": given["params"], "engine": given["engine"]}
 
 
 def _check_pair(betas: object) -> None:
