@@ -73,7 +73,7 @@ class Fixed(Generic[_T]):
         """Return it as it is now."""
         return self if optimizer is None else self._read(optimizer)
 
-    def __set__(self, optimizer: Any, value: Any) -> None:
+    def __set__(self, optimizer: Any, value: NoReturn) -> None:
         """Raise AttributeError."""
         raise _refusal("set", self._name, self._way_out)
 
