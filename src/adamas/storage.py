@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import numpy as np
 
 from adamas.checks import check_choice, check_forms
-from adamas.codecs import BLOCK, Codes
+from adamas.codecs import Codes
 
 __all__ = [
     "REMAINDERS",
@@ -106,15 +106,6 @@ class Storage(NamedTuple):
         """Whether blocks have headers, for a method that keeps these means."""
         means = zip(self.forms, (has_mean, has_square), strict=True)
         return any(is_kept and STORED_AS.get(form, _NUMBERS).header for form, is_kept in means)
-
-    def bytes_per_element(
-        self, *, has_mean: bool = True, has_square: bool = True, wide: int = 4
-    ) -> float:
-        """Return what m and v take; ``wide`` are the bytes of a number that is no code."""
-        kept = zip(self.codes[:2], (has_mean, has_square), strict=True)
-        sizes = (bits_of(code).itemsize if code else wide for code, is_kept in kept if is_kept)
-        has_header = self.has_header(has_mean=has_mean, has_square=has_square)
-        return sum(sizes) + (bits_of(self.codes.header).itemsize / BLOCK if has_header else 0)
 
     @property
     def means_by_chance(self) -> bool:

@@ -45,6 +45,17 @@ def stored(pair: tuple[str, str], method: str) -> tuple[Storage, dict[str, bool]
         pytest.skip("codes of m are relative to √v")
 
 
+#: What an element of m and of v takes in each form.
+BYTES = {"float32": (4, 4), "bfloat16": (2, 2), "compact": (1, 2), "8bit": (1, 1)}
+
+
+def bytes_of(pair, has_mean, has_square):
+    """Of m, v and the 16 bits that a block of 32 elements has in common in the form 8bit."""
+    kept = [i for i, is_kept in enumerate((has_mean, has_square)) if is_kept]
+    element = sum(BYTES[pair[i]][i] for i in kept)
+    return ELEMENTS * element + (ELEMENTS // 16 if "8bit" in [pair[i] for i in kept] else 0)
+
+
 # ── what follows ───────────────────────────────────────────────────────────────────────────────
 
 
@@ -81,7 +92,7 @@ def test_a_state_of_numpy_has_the_bytes_and_dtypes_of_its_storage(pair, method):
     options = Options(betas=METHODS[method], state=pair)
     state = states.create(np.zeros(ELEMENTS, np.float32), options)
     assert options.storage == storage
-    assert state.nbytes == storage.bytes_per_element(**kept) * ELEMENTS
+    assert state.nbytes == bytes_of(pair, **kept)
     assert (state.header is not None) == storage.has_header(**kept)
     for role in ("mean", "square", "header"):
         array = getattr(state, role)
@@ -98,7 +109,7 @@ def test_a_state_of_torch_has_the_bytes_and_dtypes_of_its_storage(pair):
     optimizer.step()
     state = optimizer.state[p]
     entries = [each for name, each in state.items() if name not in ("step", "top")]
-    assert sum(each.nbytes for each in entries) == storage.bytes_per_element(**kept) * ELEMENTS
+    assert sum(each.nbytes for each in entries) == bytes_of(pair, **kept)
     assert ("header" in state) == storage.has_header(**kept)
     assert ("top" in state) == storage.is_relative
     for name, code in zip(("exp_avg", "exp_avg_sq"), storage.codes[:2], strict=True):
@@ -116,7 +127,7 @@ def test_a_state_of_jax_has_the_bytes_and_dtypes_of_its_storage(pair):
     storage, kept = stored(pair, "Adam")
     state = small.zeros(storage, np.zeros(ELEMENTS, np.float32), mean=True, square=True, top=None)
     arrays = [each for each in (state.mu, state.nu, state.header) if not isinstance(each, tuple)]
-    assert sum(each.nbytes for each in arrays) == storage.bytes_per_element(**kept) * ELEMENTS
+    assert sum(each.nbytes for each in arrays) == bytes_of(pair, **kept)
     assert (len(arrays) == 3) == storage.has_header(**kept)
 
 
