@@ -8,7 +8,8 @@
     array([0.9, 0.9])
 
 ``params`` is an array, or a list, tuple or dict of arrays, nested as you like, of float32,
-float64, float16 or the bfloat16 of ml_dtypes; gradients come in the same form and dtypes. Groups
+float64, float16 or the bfloat16 of ml_dtypes; gradients come in the same form and dtypes. Arrays
+that compute in a way of their own (masked ones, matrices, units) are refused. Groups
 with options of their own are a list of dicts with the key ``"params"``:
 ``[{"params": weights}, {"params": biases, "weight_decay": 0.0}]``; their gradients are a list
 with one entry for each group.
