@@ -132,12 +132,11 @@ class Form(NamedTuple):
     def put_zeros(self, state: State, names: Entries) -> None:
         """Put zeros in place of m and v, where they are kept."""
         means = means_in(state, names)
+        like = means[1] if means[0] is None else means[0]  # so that both are laid out alike
         kept = zip((names.mean, names.square), means, self.dtypes, strict=True)
-        like = None
         for name, entry, dtype in kept:
             if name is not None and entry is not None:
-                like = entry
-                zeros = torch.zeros_like(entry, dtype=dtype, memory_format=torch.preserve_format)
+                zeros = torch.zeros_like(like, dtype=dtype, memory_format=torch.preserve_format)
                 state[name] = zeros
         if self.has_header and like is not None:
             blocks = -(-distributed.local(like).numel() // codecs.BLOCK)
