@@ -44,12 +44,12 @@ __all__ = [
     "check_loaded",
     "check_options",
     "check_remainder",
-    "check_tensor_lr",
     "checked_betas_alike",
     "checked_copy_to",
     "checked_phase",
     "of_groups",
     "put_pairs",
+    "refuse_foreach",
     "refuse_parameter",
     "refuse_unknown",
 ]
@@ -197,14 +197,12 @@ def put_pairs(options: dict[str, Any], known: Options) -> None:
 # -- what torch asks of a constructor's arguments alone ----------------------------------------
 
 
-def check_tensor_lr(lr: Any, foreach: bool | None = None, capturable: bool = False) -> None:
-    """Raise ValueError for a learning rate that is a tensor where torch takes none."""
-    if not isinstance(lr, Tensor):
-        return
-    if foreach and not capturable:
-        raise ValueError("lr as a Tensor is not supported for capturable=False and foreach=True")
-    if lr.numel() != 1:
-        raise ValueError("Tensor lr must be 1-element")
+def refuse_foreach(what: str, value: Any, foreach: bool | None, capturable: bool) -> None:
+    """Raise ValueError for an option that is a tensor where ``foreach`` takes none in torch."""
+    if isinstance(value, Tensor) and foreach and not capturable:
+        raise ValueError(
+            f"{what} as a Tensor is not supported for capturable=False and foreach=True"
+        )
 
 
 def checked_betas_alike(betas: Any, foreach: bool | None, capturable: bool) -> tuple[float, float]:
@@ -213,10 +211,7 @@ def checked_betas_alike(betas: Any, foreach: bool | None, capturable: bool) -> t
     are_tensors = [isinstance(beta, Tensor) for beta in pair]
     if not all(are_tensors) and not all(isinstance(beta, float) for beta in pair):
         raise ValueError("betas must be either both floats or both Tensors")
-    if any(are_tensors) and foreach and not capturable:
-        raise ValueError(
-            "betas[0] as a Tensor is not supported for capturable=False and foreach=True"
-        )
+    refuse_foreach("betas[0]", pair[0], foreach, capturable)
     return float(pair[0]), float(pair[1])
 
 

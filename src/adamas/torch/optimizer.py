@@ -58,15 +58,9 @@ class Optimizer(torch.optim.Optimizer):
     _made_method: type[Method] = Method
 
     def __init__(
-        self,
-        params: Params,
-        defaults: dict[str, Any],
-        **phase: Unpack[PhaseArguments],
+        self, params: Params, defaults: dict[str, Any], **phase: Unpack[PhaseArguments]
     ) -> None:
-        """Take torch's parameters and defaults, and the phase; see :class:`PhaseArguments`.
-
-        Raises TypeError or ValueError for what there is not, or cannot be.
-        """
+        """Take torch's parameters and defaults, and the phase; see :class:`PhaseArguments`."""
         self._check(defaults)
         chosen = arguments.checked_phase(type(self), params, phase)
         defaults |= chosen.stored
@@ -87,7 +81,6 @@ class Optimizer(torch.optim.Optimizer):
 
     def _check(self, given: dict[str, Any]) -> None:
         """Raise as torch does for arguments of its own that make no sense."""
-        arguments.check_tensor_lr(given.get("lr"))
         arguments.check_options(given)
 
     def _begin(self) -> None:
@@ -320,8 +313,7 @@ class Optimizer(torch.optim.Optimizer):
         with self._stepper.held(would_lose("a copy")):
             kept = settings.stepping(self)
             own = {name: getattr(kept, name) for name in (*_OWN, "skipped")}
-            still = Still(self, self._stepper.turn)
-            return {**super().__getstate__(), **own, _STILL: still}
+            return {**super().__getstate__(), **own, _STILL: Still(self, self._stepper.turn)}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return a copy with parameters, state and counts of its own."""

@@ -45,7 +45,7 @@ class Adam(Optimizer):
 
     def _check(self, given: dict[str, Any]) -> None:
         foreach, capturable = given["foreach"], given["capturable"]
-        arguments.check_tensor_lr(given["lr"], foreach, capturable)
+        arguments.refuse_foreach("lr", given["lr"], foreach, capturable)
         super()._check(given)
         given["betas"] = arguments.checked_betas_alike(given["betas"], foreach, capturable)
         arguments.check_fused(given["fused"], foreach, given["differentiable"])
