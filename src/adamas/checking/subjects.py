@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -77,6 +76,7 @@ _NAMES: dict[str, tuple[str, ...]] = {
     "eps": ("eps", "epsilon", "eps_hat", "ε"),
     "weight_decay": ("weight_decay", "wd", "weight_decay_rate", "decay_weight", "lam", "lambda_"),
     "betas": ("betas",),
+    "eps_root": ("eps_root",),
 }
 #: A decay rate that stands alone: the only one of Momentum or RMSProp.
 _LONE_RATES = ("beta", "rho", "decay", "alpha", "momentum", "β", "gamma")
@@ -93,13 +93,11 @@ class Arguments:
     others: tuple[str, ...]
     #: Whether further keywords are taken that the signature does not name.
     open: bool = False
-    #: Whether there is an eps_root, which is 0 unless it is given.
-    has_eps_root: bool = False
 
     @property
     def known(self) -> frozenset[str]:
         """Return their names for all that is set from :class:`Settings`."""
-        return frozenset({*self.names.values(), *(["eps_root"] if self.has_eps_root else [])})
+        return frozenset(self.names.values())
 
     @property
     def settable(self) -> frozenset[str]:
@@ -107,7 +105,7 @@ class Arguments:
         found = set(self.names)
         if found & {"betas", "beta"}:
             found |= {"beta1", "beta2"}
-        return frozenset(found - {"betas", "beta"})
+        return frozenset(found - {"betas", "beta", "eps_root"})
 
     def keywords(self, settings: Settings) -> dict[str, Any]:
         """Return the keyword arguments that stand for ``settings``."""
@@ -119,8 +117,6 @@ class Arguments:
                 given[theirs] = settings.beta2
             else:
                 given[theirs] = getattr(settings, ours)
-        if self.has_eps_root:
-            given["eps_root"] = settings.eps_root
         return given
 
 
@@ -153,14 +149,7 @@ def arguments_of(signature: inspect.Signature, options: Mapping[str, Any]) -> Ar
         if options.get(theirs) is not None:
             defaults[theirs] = _given(ours, theirs, options[theirs])
     settings = _settings_of({ours: defaults[theirs] for ours, theirs in names.items()})
-    root = options.get("eps_root", 0.0) if "eps_root" in parameters else 0.0
-    return Arguments(
-        names,
-        dataclasses.replace(settings, eps_root=_given("eps_root", "eps_root", root)),
-        others,
-        is_open,
-        has_eps_root="eps_root" in parameters,
-    )
+    return Arguments(names, settings, others, is_open)
 
 
 def _given(ours: str, theirs: str, value: Any) -> Any:
@@ -187,7 +176,7 @@ def settings_in(values: Mapping[str, Any]) -> Arguments:
 
 def _settings_of(defaults: Mapping[str, Any]) -> Settings:
     """Return what stands where nothing is given: the paper's numbers where there is no default."""
-    paper = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8}
+    paper = {"lr": 1e-3, "beta1": 0.9, "beta2": 0.999, "eps": 1e-8, "eps_root": 0.0}
     for ours in paper:
         if _is_number(defaults.get(ours)):
             paper[ours] = float(defaults[ours])
