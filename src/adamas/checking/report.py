@@ -37,17 +37,17 @@ class Report:
     convention: str
     #: What it computes, in one sentence.
     sentence: str
-    #: Whether that is Adam as published, in one of the forms of docs/guides/check.md.
+    #: Whether that is Adam as published, in one of the variants of docs/guides/check.md.
     faithful: bool
-    #: What differs from any faithful form, in words; empty where nothing does.
+    #: What differs from any faithful variant, in words; empty where nothing does.
     deviations: tuple[str, ...] = ()
     #: What is worth knowing besides: rounding, what cannot be set, what could not be tried.
     remarks: tuple[str, ...] = ()
-    #: Other forms that the probes cannot tell from this one, each by what it differs in.
+    #: Other variants that the probes cannot tell from this one, each by what it differs in.
     rivals: tuple[str, ...] = ()
     #: The lines of the formula that differ, with the rule's.
     formula: tuple[Line, ...] = ()
-    #: Distance from exact arithmetic, of the form that it has.
+    #: Distance from exact arithmetic, of the variant that it is.
     distances: tuple[Distance, ...] = ()
     #: By how much it misses the rule; None where it does not.
     miss: Miss | None = None
@@ -60,55 +60,41 @@ class Report:
 
     def lines(self) -> list[str]:
         """Return the lines of the report, without the end of line."""
-        parts = [
-            *_wrapped(self.sentence, "", ""),
-            "",
-            *_entry("subject", self.subject),
-            *_entry("called as", self.convention),
-        ]
+        entries = [("subject", self.subject), ("called as", self.convention)]
         for line in self.formula:
-            parts += _entry("formula", line.here or "–")
-            parts += _entry("the rule", line.rule or "–")
+            entries += [("formula", line.here or "–"), ("the rule", line.rule or "–")]
         if self.miss is not None:
             share = f"{self.miss.share:.2g} of an update, at step {self.miss.step}"
-            parts += _entry("misses", f"the rule by up to {share}")
+            entries.append(("misses", f"the rule by up to {share}"))
         for each in self.distances:
             what = "updates" if each.run == "usual" else "parameters of size 1"
-            parts += _entry(
-                "distance",
-                f"{each.worst:.3g} ulp at worst, {each.median:.2g} in the middle "
-                f"({each.dtype}, {what}, {each.steps} steps)",
-            )
+            told = f"{each.worst:.3g} ulp at worst, {each.median:.2g} in the middle "
+            entries.append(("distance", f"{told}({each.dtype}, {what}, {each.steps} steps)"))
         if self.cost is not None:
             small, large = self.cost.small * 1e6, self.cost.per_element * 1e9
             told = f"{small:.3g} µs for 128 parameters, {large:.3g} ns for each of "
-            parts += _entry("cost", told + f"{self.cost.elements:,}")
-        for rival in self.rivals:
-            parts += _entry("or else", rival)
-        for remark in self.remarks:
-            parts += _entry("note", remark)
+            entries.append(("cost", told + f"{self.cost.elements:,}"))
+        entries += [("or else", rival) for rival in self.rivals]
+        entries += [("note", remark) for remark in self.remarks]
         width = max((len(edge.name) for edge in self.edges), default=0)
         for edge in self.edges:
             mark = " " if edge.harmless else "!"
-            parts += _entry("edge", f"{mark} {edge.name:{width}}  {edge.happens}")
-        return parts
+            entries.append(("edge", f"{mark} {edge.name:{width}}  {edge.happens}"))
+        wrapped = [line for entry in entries for line in _wrapped(*entry)]
+        return [*_wrapped("", self.sentence), "", *wrapped]
 
     def as_dict(self) -> dict[str, Any]:
         """Return everything as plain values, for JSON."""
         return dataclasses.asdict(self)
 
 
-def _entry(name: str, text: str) -> list[str]:
-    return _wrapped(text, f"{name:<11}", " " * 11)
-
-
-def _wrapped(text: str, first: str, then: str) -> list[str]:
+def _wrapped(name: str, text: str) -> list[str]:
+    indent = 11 if name else 0
     return textwrap.wrap(
         text,
         width=100,
-        initial_indent=first,
-        subsequent_indent=then,
-        drop_whitespace=True,
+        initial_indent=name.ljust(indent),
+        subsequent_indent=" " * indent,
         break_long_words=False,
         break_on_hyphens=False,
     )
