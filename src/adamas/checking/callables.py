@@ -125,7 +125,8 @@ class _CallTrial(Trial):
         self._container, self._roles = self.convention.container, self.convention.roles
         self._like = [a.copy() for a in arrays]
         self._keywords: dict[str, Any] = {}
-        self._memory: dict[str, Any] = {
+        #: What is handed in again, by argument.
+        self.memory: dict[str, Any] = {
             name: packed([np.zeros_like(a) for a in arrays], self._container)
             for name in self._named("memory")
         }
@@ -135,11 +136,6 @@ class _CallTrial(Trial):
     def _named(self, *roles: str) -> list[str]:
         return [name for name, role in self._roles.items() if role in roles]
 
-    @property
-    def fed(self) -> dict[str, Any]:
-        """What the last step returned beside the parameters, by the arguments it is fed back to."""
-        return {n: v for n, v in self._memory.items() if self._roles[n] == "fed"}
-
     def _give(self, gradients: list[Array]) -> list[Any]:
         self._old = self._read(self._held) or self._like
         given = packed(gradients, self._container)
@@ -147,7 +143,7 @@ class _CallTrial(Trial):
         if self._named("pairs"):
             values["pairs"] = list(zip(given, self._held, strict=True))
         self._given = {n: values[role] for n, role in self._roles.items() if role in values}
-        self._given |= self._memory
+        self._given |= self.memory
         return gradients
 
     def _advance(self, given: list[Any]) -> None:  # noqa: ARG002 - it is among the arguments
@@ -204,12 +200,12 @@ class _CallTrial(Trial):
         if fed:
             # As many as come back, in the order of the signature; one takes all.
             parts = rest if len(fed) > 1 or len(rest) == 1 else (rest,)
-            self._memory.update(zip(fed, parts, strict=False))
+            self.memory.update(zip(fed, parts, strict=False))
         elif self._named("state"):
             self.state = rest[0] if len(rest) == 1 else rest
         elif len(rest) <= len(kept):
             names = kept if len(rest) == len(kept) else self._named("memory")
-            self._memory.update(zip(names, rest, strict=False))
+            self.memory.update(zip(names, rest, strict=False))
 
     def _find(self, old: list[Array], new: list[Array] | None) -> str:
         held = self._read(self._held) or old
@@ -253,7 +249,7 @@ class _FunctionTrial(_CallTrial):
             self.state = make_state(held)
         if convention.config is not None:
             standing = convention.standing(self.settings)
-            self._memory[convention.config] = convention.arguments.keywords(standing)
+            self.memory[convention.config] = convention.arguments.keywords(standing)
             self._keywords = dict(convention.subject.options)
 
     def _set_rate(self, rate: float) -> None:
@@ -302,7 +298,7 @@ def configured(plain: Function) -> Function | None:
     try:
         trial: Any = plain.start([np.full(4, 100.0)] * plain.arrays, arguments.defaults)
         trial.step([np.full(4, 0.5) for _ in range(plain.arrays)])
-        shown = trial.fed.get(fed[0])
+        shown = trial.memory.get(fed[0])
     except Exception:
         return None  # As a plain function it is told what is wrong.
     found = settings_in(shown if isinstance(shown, Mapping) else {})
