@@ -70,6 +70,7 @@ Array = NDArray[Any]
 
 #: What is made anew where an optimizer is copied or pickled, or stored in another form.
 _OWN = ("_averaged", "_busy", "_run", "_turn")
+_STILL = "_still"
 
 
 class Snapshot(NamedTuple):
@@ -302,18 +303,17 @@ class Optimizer:
     def _kept(self) -> dict[str, Any]:
         """Return what a copy needs; parameters are those in the user's containers alone."""
         kept = {name: value for name, value in self.__dict__.items() if name not in _OWN}
-        return {**kept, "run": self._run.copied()}
+        return {**kept, "_run": self._run.copied()}
 
     @in_turn(WOULD_LOSE)
     def __getstate__(self) -> dict[str, Any]:
         """Leave out what is made anew; refuse to be pickled together with steps between."""
-        return {**self._kept(), "still": _Still(self)}
+        return {**self._kept(), _STILL: _Still(self)}
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         """Make the rest anew."""
-        own = {"run", "still"}
-        self.__dict__.update({name: value for name, value in kept.items() if name not in own})
-        self._begin(kept["run"])
+        self.__dict__.update({name: value for name, value in kept.items() if name != _STILL})
+        self._begin(self._run)
 
     @in_turn(WOULD_LOSE)
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

@@ -116,6 +116,19 @@ def test_a_pickle_between_whose_parts_another_thread_makes_a_call_is_refused(cal
     assert everything(twin) == everything(optimizer)
 
 
+@pytest.mark.parametrize(
+    "copied", [copy.copy, copy.deepcopy, lambda optimizer: pickle.loads(pickle.dumps(optimizer))]
+)
+@pytest.mark.parametrize("name", ["run", "still", "record", "lone"])
+def test_an_attribute_of_ones_own_is_in_copies_whatever_its_name(name, copied):
+    params, optimizer = counting(3)
+    step(params, optimizer)
+    setattr(optimizer, name, "mine")
+    twin = copied(optimizer)
+    assert getattr(twin, name) == "mine"
+    assert everything(twin) == everything(optimizer)
+
+
 def change_rate(optimizer, _):
     optimizer.lr = falling
 
