@@ -334,12 +334,23 @@ inline void decode_means_8bit(const std::uint8_t* __restrict code,
 
 // -- strips --------------------------------------------------------------------------------------
 
-// Fills scratch with m and v of the strip that begins at element `at`, where they are codes.
+// Where m and v of the strip that begins at element `at` are numbers: in scratch, if they are
+// codes.
+inline float* means_of(const Layout& layout, const Arrays& arrays, std::int64_t at,
+                       Scratch& scratch) {
+    return layout.mean_form == Form::plain ? arrays.at<float>(arrays.m, at) : scratch.m;
+}
+inline float* squares_of(const Layout& layout, const Arrays& arrays, std::int64_t at,
+                         Scratch& scratch) {
+    return layout.square_form == Form::plain ? arrays.at<float>(arrays.v, at) : scratch.v;
+}
+
+// Fills scratch with m and v of that strip, where they are codes.
 template <int N>
 inline void decode_means(const Layout& layout, const Arrays& arrays, std::int64_t at,
                          Scratch& scratch) {
     const std::uint16_t* header = arrays.header_at(at);
-    const float* v = layout.square_form == Form::plain ? arrays.at<float>(arrays.v, at) : scratch.v;
+    const float* v = squares_of(layout, arrays, at, scratch);
     if (layout.square && layout.square_form == Form::eight_bit) {
         decode_squares_8bit<N>(arrays.at<std::uint8_t>(arrays.v, at), header, scratch.v);
     } else if (layout.square && layout.square_form != Form::plain) {
@@ -365,7 +376,7 @@ inline void encode_means(const Layout& layout, const Arrays& arrays, std::int64_
     bool stochastic = layout.stochastic;
     const std::uint32_t* random = scratch.random;
     std::uint16_t* header = arrays.header_at(at);
-    const float* v = layout.square_form == Form::plain ? arrays.at<float>(arrays.v, at) : scratch.v;
+    const float* v = squares_of(layout, arrays, at, scratch);
     if (layout.square && layout.square_form == Form::eight_bit) {
         auto code = arrays.at<std::uint8_t>(arrays.v, at);
         encode_squares_8bit<N>(scratch.v, stochastic, random, code, header);
@@ -389,7 +400,7 @@ inline void encode_means(const Layout& layout, const Arrays& arrays, std::int64_
         encode_means_compact<N>(scratch.m, v, stochastic, random, layout.top, code);
     } else if (layout.mean_form == Form::eight_bit) {
         auto code = arrays.at<std::uint8_t>(arrays.m, at);
-        if (layout.square_form != Form::eight_bit) {
+        if (!row_of(layout.square_form).has_header) {
             std::fill_n(header, N / block_size, std::uint16_t(0));
         }
         encode_means_8bit<N>(scratch.m, v, stochastic, random, layout.top, code, header);

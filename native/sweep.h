@@ -165,8 +165,8 @@ inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, 
     if (layout.is_small()) {
         decode_means<N>(layout, arrays, at, scratch);
     }
-    float* m = layout.mean_form == Form::plain ? arrays.at<float>(arrays.m, at) : scratch.m;
-    float* v = layout.square_form == Form::plain ? arrays.at<float>(arrays.v, at) : scratch.v;
+    float* m = means_of(layout, arrays, at, scratch);
+    float* v = squares_of(layout, arrays, at, scratch);
     float* w = Largest ? arrays.at<float>(arrays.w, at) : nullptr;
     step_elements<float, Mean, Square, Largest>(work.c, p, g, m, v, w, record, N);
     if (layout.draws()) {

@@ -40,8 +40,11 @@ struct Count {
     // The steps that were made, 0 where they are not counted; NaN, which is no number of a step,
     // where float32 cannot count on: the front-end goes on in float64.
     double made() const {
-        if (!is_kept() || is_double) {
-            return is_kept() ? *static_cast<const double*>(at) : 0;
+        if (!is_kept()) {
+            return 0;
+        }
+        if (is_double) {
+            return *static_cast<const double*>(at);
         }
         float made = *static_cast<const float*>(at);
         return made < 0x1p24f ? made : std::numeric_limits<double>::quiet_NaN();

@@ -276,7 +276,7 @@ bool TensorWatch::same_tensors() {
 // Whether the memory of a gradient is there, and has its values. A negated view (`z.conj().imag`)
 // does not: it steps over real parts, so only one of one element has strides as a parameter has.
 // torch's private `_neg_view` makes others. They are not asked for: neither DLPack nor the stable
-// ABI tells of the sign, and asking in Python takes a twentieth of a small step for each tensor.
+// ABI tells of the sign, and asking in Python takes a tenth of a small step for each tensor.
 inline bool TensorWatch::has_values(nb::handle gradient, const View& view) const {
     if (view.data == nullptr) [[unlikely]] {
         return view.count == 0;
