@@ -10,7 +10,6 @@
 #include <string>
 #include <vector>
 
-#include "buffer.h"
 #include "convert.h"
 #include "dispatch.h"
 #include "exact_sum.h"
@@ -45,30 +44,6 @@ double exact_sum(const std::vector<double>& numbers) {
     return sum.value();
 }
 
-// Runs the kernels' touch on four equal float32 arrays, on all threads.
-void touch(nb::sequence arrays) {
-    Buffer held[4];
-    for (int i = 0; i < 4; ++i) {
-        nb::object array = arrays[i];
-        if (!held[i].acquire(array.ptr(), PyBUF_RECORDS) ||
-            dtype_of(held[i].view()) != DType::float32 ||
-            !PyBuffer_IsContiguous(&held[i].view(), 'C') ||
-            held[i].view().len != held[0].view().len) {
-            throw std::invalid_argument("touch needs four equal C-contiguous float32 arrays.");
-        }
-    }
-    auto at = [&](int i) { return static_cast<float*>(held[i].view().buf); };
-    std::int64_t count = held[0].view().len / 4;
-    constexpr std::int64_t chunk = 64 * tile_size;
-    auto body = [&](std::int64_t i) {
-        std::int64_t first = i * chunk;
-        std::int64_t length = count - first < chunk ? count - first : chunk;
-        target().kernels->touch(at(0) + first, at(1) + first, at(2) + first, at(3) + first, length);
-    };
-    LockReleased others_run;
-    for_each((count + chunk - 1) / chunk, true, body);
-}
-
 }  // namespace
 }  // namespace adamas
 
@@ -94,6 +69,4 @@ NB_MODULE(_native, module) {
                nb::arg("grad_scale"), "The numbers of the rule, as adamas.coefficients.at_step.");
     module.def("exact_sum", &exact_sum, nb::arg("numbers"),
                "The sum of non-negative numbers, rounded once.");
-    module.def("touch", &touch, nb::arg("arrays"),
-               "Read four float32 arrays and write three: what memory allows, for benchmarks.");
 }

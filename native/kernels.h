@@ -83,9 +83,6 @@ struct Kernels {
     // elements that are not finite.
     std::int64_t (*tile_sums)(DType, const void* x, double scale, std::int64_t first,
                               std::int64_t last, double* sums);
-    // Reads four float32 arrays and writes three of them, with next to no arithmetic: what memory
-    // allows a step at best. For benchmarks.
-    void (*touch)(float* p, const float* g, float* m, float* v, std::int64_t count);
 };
 
 }  // namespace adamas

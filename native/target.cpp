@@ -70,18 +70,9 @@ std::int64_t tile_sums_any(DType dtype, const void* x, double scale, std::int64_
                : tile_sums_of(static_cast<const double*>(x), scale, first, last, sums);
 }
 
-void touch(float* __restrict p, const float* __restrict g, float* __restrict m, float* __restrict v,
-           std::int64_t count) {
-    for (std::int64_t i = 0; i < count; ++i) {
-        m[i] = m[i] + g[i];
-        v[i] = v[i] + g[i];
-        p[i] = p[i] + g[i];
-    }
-}
-
 }  // namespace
 
 extern const Kernels ADAMAS_TARGET_KERNELS;
-const Kernels ADAMAS_TARGET_KERNELS = {sweep_any, tile_sums_any, touch};
+const Kernels ADAMAS_TARGET_KERNELS = {sweep_any, tile_sums_any};
 
 }  // namespace adamas

@@ -36,7 +36,6 @@ __all__ = [
     "set_target",
     "target",
     "targets",
-    "touch",
 ]
 
 #: A step over the parameters of a torch.optim.Optimizer: native/tensor_plan.cpp.
@@ -44,9 +43,6 @@ TensorPlan = _native.TensorPlan
 
 #: Whether its tensors are those a plan was made for, on any device: native/tensor_watch.cpp.
 TensorWatch = _native.TensorWatch
-
-#: Reads four float32 arrays and writes three: what memory allows a step, for benchmarks.
-touch = _native.touch
 
 
 class TensorSlot(NamedTuple):
