@@ -208,7 +208,7 @@ def root_scale(v: Float32) -> Float32:
 def _relative_mean(m: Float32, v: Float32) -> Float32:
     """Return m in units of root_scale(v), exact but for what is far below a code.
 
-    Where m is NaN or v is 0 it is 0. Its sign is that of m, even if XLA takes the rest for 0.
+    Where m is NaN or v is 0 it is 0. Its sign is that of m, even if a device flushes it to +0.
     """
     xp = m.__array_namespace__()
     inverse = _float((254 << 23) - _bits(root_scale(v)))

@@ -12,7 +12,7 @@ turned into a float again.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -238,7 +238,7 @@ def select(where: Array, a: Binary64, b: Binary64) -> Binary64:
     return Binary64(*(jnp.where(where, x, y) for x, y in zip(a, b, strict=True)))
 
 
-def stack(numbers: Sequence[Binary64]) -> Binary64:
+def stack(numbers: Iterable[Binary64]) -> Binary64:
     """Return numbers in one array, along a first axis."""
     parts = zip(*numbers, strict=True)
     return Binary64(*(jnp.stack([jnp.asarray(word) for word in part]) for part in parts))

@@ -245,16 +245,14 @@ def _computed(
 ) -> dict[str, Array]:
     """Return the numbers that are wanted, computed in binary64, side by side where they can be."""
     step = jnp.asarray(count).astype(jnp.uint32) + np.uint32(1)
-    given = {
-        name: _broadcast(_magnitude(number), step)
-        for name, number in (("one", 1.0), *_named_numbers(choices))
-    }
+    names = ("b1", "b2", "eps_root", "lr", "weight_decay")
+    known = {"one": 1.0, **{name: getattr(choices, name) for name in names}}
+    given = {name: _magnitude(x, step.shape) for name, x in known.items() if x is not None}
     found: dict[str, Binary64] = {}
     of_mean, of_square = "from_m" in wanted, "root" in wanted
-    names = [beta for beta in ("b1", "b2") if beta in given]
-    betas = [given[name] for name in names]
-    rests = binary64.unstack(binary64.one_minus(binary64.stack(betas))) if betas else []
-    rest = dict(zip(names, rests, strict=True))
+    betas = {name: given[name] for name in ("b1", "b2") if name in given}
+    rests = binary64.unstack(binary64.one_minus(binary64.stack(betas.values()))) if betas else []
+    rest = dict(zip(betas, rests, strict=True))
     if "take1" in wanted:
         found["take1"] = rest["b1"]
     if "take2" in wanted:
@@ -288,13 +286,6 @@ def _computed(
     return {name: numbers[name] for name in wanted}
 
 
-def _named_numbers(choices: Choices) -> list[tuple[str, Number]]:
-    named = (
-        (name, getattr(choices, name)) for name in ("b1", "b2", "eps_root", "lr", "weight_decay")
-    )
-    return [(name, number) for name, number in named if number is not None]
-
-
 def _signed(size: Array, choices: Choices, dtype: np.dtype[Any]) -> Array:
     """Return lr · weight_decay with its sign, and as it is where a factor is not finite."""
     factors = (choices.lr, choices.weight_decay)
@@ -314,14 +305,10 @@ def _side_by_side(
     return dict(zip(names, found, strict=True))
 
 
-def _magnitude(number: Number) -> Binary64:
-    if isinstance(number, float):
-        return binary64.from_float(abs(number))
-    return binary64.from_array(number)
-
-
-def _broadcast(number: Binary64, like: Array) -> Binary64:
-    return Binary64(*(jnp.broadcast_to(part, like.shape) for part in number))
+def _magnitude(number: Number, shape: tuple[int, ...]) -> Binary64:
+    is_known = isinstance(number, float)
+    size = binary64.from_float(abs(number)) if is_known else binary64.from_array(number)
+    return Binary64(*(jnp.broadcast_to(part, shape) for part in size))
 
 
 # -- derivatives ---------------------------------------------------------------------------------

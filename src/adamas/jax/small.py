@@ -102,6 +102,7 @@ def random_bits(key: tuple[Word, Word], shape: tuple[int, ...]) -> Word:
             f"An array has the shape {shape}, but small states in JAX count elements in 32 bits. "
             "Give arrays of up to 2^32 elements, or round to nearest."
         )
+    # Axis by axis, so that each device counts the elements of its own part of the array.
     index = jnp.zeros(shape, _U)
     for axis in range(len(shape)):
         stride = math.prod(shape[axis + 1 :]) & 0xFFFFFFFF
