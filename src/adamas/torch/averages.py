@@ -23,7 +23,6 @@ class Averages:
     """Whether the averages are in place."""
 
     def __init__(self) -> None:
-        """Begin with the weights in training."""
         self.are_in_place = False
 
     def refuse(self, why: str) -> None:

@@ -192,7 +192,6 @@ class Planner:
     """Makes plans, and keeps what outlives them."""
 
     def __init__(self, keeping: Keeping, engine: Engine | None) -> None:
-        """Begin without a plan."""
         self.keeping = keeping
         self._engine = engine
         self.numbers = Numbers(keeping.method, keeping.phase.ema)

@@ -25,7 +25,6 @@ class Record:
     """What steps report, taken down."""
 
     def __init__(self) -> None:
-        """Begin before the first step."""
         self._made: Made | None = None
         #: The parameters that its statistics are of.
         self._reported: tuple[Member, ...] = ()

@@ -31,7 +31,6 @@ class Turn:
     __slots__ = ("is_busy", "is_held", "lock", "plan")
 
     def __init__(self) -> None:
-        """Belong to nobody yet."""
         self.lock = threading.RLock()
         #: Of the thread that has the lock: whether it lets no call of its own go ahead.
         self.is_busy = False
@@ -97,7 +96,6 @@ class Still:
     """Stands last in a pickled optimizer, and refuses where the run went on meanwhile."""
 
     def __init__(self, optimizer: torch.optim.Optimizer, turn: Turn) -> None:
-        """Remember the objects that are pickled."""
         self._optimizer = optimizer
         self._turn = turn
         self._before = self._now()

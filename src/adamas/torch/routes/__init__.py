@@ -64,7 +64,6 @@ class Route:
     name: str
 
     def __init__(self, members: Sequence[Member], setup: Setup) -> None:
-        """Step ``members``."""
         self._all = tuple(members)
         self._phase = setup.phase
         self._numbers = setup.numbers

@@ -184,7 +184,6 @@ class Room:
     """Memory that is handed out in parts."""
 
     def __init__(self, nbytes: int, *, pinned: bool) -> None:
-        """Take so many bytes."""
         self.nbytes = nbytes
         shape = torch.Size((nbytes,))
         #: All of it, as bytes.

@@ -64,7 +64,6 @@ class Lasting:
     """What outlives the plans for devices."""
 
     def __init__(self) -> None:
-        """Know nothing yet."""
         self.counts = DeviceCounts()
         self._skipped: dict[torch.device, Tensor] = {}
         #: Launches that a CUDA graph has recorded, whose tables it reads at each replay.

@@ -65,7 +65,6 @@ class CudaStreams:
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Create streams on ``device``."""
         self._device = device
         self._streams = {"down": torch.cuda.Stream(device), "up": torch.cuda.Stream(device)}
 

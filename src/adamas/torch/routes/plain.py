@@ -34,7 +34,6 @@ class Plain(Route):
     name = "torch"
 
     def __init__(self, members: Sequence[Member], setup: Setup) -> None:
-        """Take any parameters."""
         super().__init__(members, setup)
         self._options = setup.numbers.options(m for m in members if m.own_step is None)
 
