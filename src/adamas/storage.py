@@ -104,8 +104,10 @@ class Storage(NamedTuple):
 
     def has_header(self, *, has_mean: bool, has_square: bool) -> bool:
         """Whether blocks have headers, for a method that keeps these means."""
+        # No generator, which an interrupt could find half closed.
         means = zip(self.forms, (has_mean, has_square), strict=True)
-        return any(is_kept and STORED_AS.get(form, _NUMBERS).header for form, is_kept in means)
+        headers = [STORED_AS.get(form, _NUMBERS).header for form, is_kept in means if is_kept]
+        return any(headers)
 
     @property
     def means_by_chance(self) -> bool:
