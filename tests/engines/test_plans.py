@@ -210,19 +210,6 @@ def test_an_interrupt_among_the_kernels_leaves_nothing_of_the_step(monkeypatch):
     assert case.values() == judge.values()
 
 
-@NEEDS_TRITON
-def test_what_a_scaler_has_found_is_in_the_outcome():
-    import torch
-
-    case = Case(triton, Phase())
-    before, *_ = case.values()
-    found_inf = torch.ones(())
-    outcome = case.plan.step(case.gradients, 1, [0.1], case.record, found_inf=found_inf)
-    assert not outcome.applied
-    assert case.values()[0] == before
-    assert case.record[:2] == [0, 0]
-
-
 TREES = {
     "an array": lambda: np.linspace(-1, 1, 40, dtype=np.float32),
     "strides": lambda: np.linspace(-1, 1, 40, dtype=np.float32)[::2].reshape(4, 5).T,
