@@ -312,6 +312,7 @@ def test_a_row_that_needs_a_device_says_so_where_there_is_none(monkeypatch):
     assert without.missing(Run()) == ("a CUDA device", "no_such_package")
 
 
+@pytest.mark.slow
 def test_a_row_that_does_not_fit_into_the_device_says_how_much_it_takes(monkeypatch):
     monkeypatch.setattr(tables, "why_no_cuda", lambda: None)
     monkeypatch.setattr(tables, "free_cuda_memory", lambda: 40 * 10**9)

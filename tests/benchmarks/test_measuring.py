@@ -43,6 +43,7 @@ def measured(*rows, run=QUICK):
     return stored["figures"], list(table.cells(stored))
 
 
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
 def test_every_row_makes_contenders_that_agree(row):
     if missing := row.missing(QUICK):

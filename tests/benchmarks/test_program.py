@@ -344,6 +344,7 @@ def test_checkpoints_are_compared_before_they_are_timed(tmp_path):
         files.check()
 
 
+@pytest.mark.slow
 def test_what_checkpoints_cost_is_told_for_each_work():
     pytest.importorskip("safetensors")
     table = catalogue.table("checkpoints")

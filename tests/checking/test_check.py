@@ -287,7 +287,7 @@ def test_a_planted_mistake_is_named_in_float32_as_well(mistake):
     assert MISTAKES[mistake][1] in wording.words(found.fit.variant)
 
 
-@pytest.mark.quick_cases(8)
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("first", list(MISTAKES)[:-1])
 def test_pairs_of_planted_mistakes_are_named(first):
     for second in list(MISTAKES)[list(MISTAKES).index(first) + 1 :]:
@@ -303,6 +303,7 @@ def test_pairs_of_planted_mistakes_are_named(first):
             assert words in wording.words(found.variant), pair
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("reason", ONE_AND_THE_SAME)
 def test_pairs_that_are_one_and_the_same_are_named_by_the_simpler(reason):
     for pair in ONE_AND_THE_SAME[reason]:

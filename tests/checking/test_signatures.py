@@ -51,7 +51,7 @@ PLANTED = [
 ]
 
 
-@pytest.mark.quick_cases(8)
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize(("form", "mistake"), PLANTED)
 def test_the_wrong_one_is_told_by_name(form, mistake):
     report = adamas.check(form(mistake))

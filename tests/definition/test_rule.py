@@ -114,7 +114,7 @@ def exact_numbers(options, t, form):
     )
 
 
-@pytest.mark.quick_cases(12)
+@pytest.mark.quick_cases(7)
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_the_rule_is_the_papers_formula_within_the_rounding_of_each_operation(dialect, dtype):

@@ -200,6 +200,7 @@ def test_tensors_and_groups_of_all_kinds_in_one_step_give_the_bits_of_the_refere
         assert disagreements(options, PHASES[phase], parameters, gradients) == {}
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize(("dtype", "phase", "method"), [
     (np.float32, "plain", "adam"),
     (np.float32, "all", "nadam-amsgrad"),

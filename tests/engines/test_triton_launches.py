@@ -11,6 +11,8 @@ import pytest
 
 from tests.support.cases import PATIENCE, ROOT
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def launches(tmp_path_factory):

@@ -15,10 +15,19 @@ from tests.support.cases import PATIENCE, ROOT
 WARNS = {"lightning_training.py"}
 #: What is not there for every Python.
 NEEDS = {"jax_training.py": "jax"}
+#: What loads a framework for longer than it trains.
+SLOW = {"accelerate_training.py", "huggingface_trainer.py", "lightning_training.py"}
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.name)
+@pytest.mark.parametrize(
+    "path",
+    [
+        pytest.param(each, marks=pytest.mark.slow) if each.name in SLOW else each
+        for each in EXAMPLES
+    ],
+    ids=lambda path: path.name,
+)
 def test_the_example_runs_without_warnings_and_its_checks_hold(path, tmp_path):
     if path.name in NEEDS and not find_spec(NEEDS[path.name]):
         pytest.skip(f"needs {NEEDS[path.name]}")

@@ -79,6 +79,7 @@ TWINS = {
 }
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("case", TWINS)
 def test_states_are_those_of_optax_and_runs_may_change_hands(case):
     name, arguments = TWINS[case]
@@ -194,6 +195,7 @@ def test_an_eager_step_with_a_schedule_of_python_floats_is_compiled_once_and_has
     np.testing.assert_array_equal(bits(params), bits(p))
 
 
+@pytest.mark.quick_cases(10)
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64", "complex64"])
 @pytest.mark.parametrize("name", NAMES)
 def test_updates_have_the_dtype_of_gradients_and_states_stay_as_they_are(name, dtype):
@@ -441,7 +443,7 @@ def test_in_half_precision_the_rule_is_computed_in_float32_and_results_are_round
     np.testing.assert_array_equal(bits(state[0].nu), bits(v))
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["adam", "adamw", "amsgrad", "nadam", "rmsprop"])
 def test_small_gradients_of_float16_parameters_move_them_as_far_as_those_of_float32(name):
     """In float16 the squares of these gradients are 0."""

@@ -49,6 +49,7 @@ def same_as(judge, params, state, parameters):
             assert state[0].top == stored["top"]
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize(
     ("forms", "rounding"),
     [*((forms, None) for forms in FORMS), (("compact", "8bit"), "nearest")],
@@ -198,6 +199,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import adamas.jax as ours
 from tests.support.jax_cases import stepper
 
+@pytest.mark.slow
 mesh = Mesh(np.array(jax.devices()), ("x",))
 random = np.random.default_rng(0)
 p, g = random.standard_normal((2, 16, 24)).astype(np.float32)

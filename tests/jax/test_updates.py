@@ -49,6 +49,7 @@ def uneven(random, shape, dtype):
 # ── the reference engine's bits ────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_under_jit_has_the_bits_of_the_reference_engine(name):
     parameters, gradients = drawn(values=ordinary)

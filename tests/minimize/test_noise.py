@@ -52,6 +52,7 @@ def by_scipy(fun, x0, **options):
     return scipy.optimize.minimize(fun, x0, method=adamas.minimize, options=options)
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("way", [by_adamas, by_scipy])
 @pytest.mark.parametrize("seed", range(2))
 def test_a_monte_carlo_objective_without_a_gradient_is_solved(way, seed):

@@ -43,6 +43,7 @@ def dies(x):
     return rosen(x)
 
 
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize("jac", [None, "2-point", "3-point", "cs"])
 @pytest.mark.parametrize("workers", [2, 3, 2.0, np.int64(2), "threads", "map"])
 def test_the_bits_and_counts_are_the_same_with_any_number_of_workers(workers, jac):

@@ -52,6 +52,7 @@ def all_of(optimizer):
     return everything(optimizer), optimizer.gradient_norm, repr(optimizer.statistics())
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("lr", [0.1, lambda step: 0.1 / step], ids=["fixed", "scheduled"])
 @pytest.mark.parametrize("engine", ENGINES)
 def test_an_interrupted_step_is_made_and_counted_or_neither(engine, lr):
@@ -109,6 +110,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("interrupt", INTERRUPTS)
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_an_interrupt_in_set_options_leaves_the_old_options_or_the_new(changes, interrupt):

@@ -72,6 +72,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_has_the_bits_of_the_native_engine(method, dtype, on_device):
@@ -85,7 +86,7 @@ def test_a_method_has_the_bits_of_the_native_engine(method, dtype, on_device):
     assert differences(training, judge) == []
 
 
-@pytest.mark.quick_cases(8)
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("state", ["bfloat16", "compact", "8bit", ("compact", "8bit")])
 @pytest.mark.parametrize(
     ("dtype", "rounding"),
@@ -145,7 +146,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.quick_cases(6)
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "options",
@@ -302,7 +303,7 @@ def test_without_triton_plain_operations_step_and_that_is_said_once(on_device, m
     assert differences(training, judge) == []
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, 3])
 def test_several_devices_have_one_norm(count, monkeypatch, launched):
     """Devices that are the same, but for their names."""

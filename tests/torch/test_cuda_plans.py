@@ -167,7 +167,7 @@ def test_gradients_are_left_as_they_are():
 TURNS = ((0, 1, 3), (0, 2, 4), (0, 1, 3), (0, 2, 4), (4,), (0, 1, 3), (0, 1, 2, 3, 4), (0, 2, 4))
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("method", ["AdamW", "NAdam", "SGD"])
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 0.5, "statistics": True}])
 def test_gradients_that_come_and_go_give_the_same_bits(method, options, on_device, stepped_by):

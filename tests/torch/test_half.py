@@ -96,6 +96,7 @@ def test_a_step_has_the_bits_of_the_numpy_front_end(dtype, rounding, state):
             np.testing.assert_array_equal(own["remainder"].numpy(), entries["remainder"])
 
 
+@pytest.mark.quick_cases(24)
 @pytest.mark.parametrize("phase", [{}, {"ema": 0.9, "statistics": True, "clip_norm": 0.5}], ids=str)
 @pytest.mark.parametrize("state", [None, *STATES], ids=str)
 @pytest.mark.parametrize(("dtype", "rounding"), ROUNDINGS)

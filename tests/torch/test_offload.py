@@ -45,6 +45,7 @@ def device(request, monkeypatch):
 # ── bits ───────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.quick_cases(48)
 @pytest.mark.parametrize("chunk", [1024, 3072, chunks.CHUNK])
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("name", "options"), METHODS)
@@ -59,6 +60,7 @@ def test_a_step_has_the_bits_of_one_without_it(device, monkeypatch, name, option
     assert queues.copied["down"] == 2 * queues.copied["up"] > 0
 
 
+@pytest.mark.quick_cases(30)
 @pytest.mark.parametrize("state", STATES, ids=str)
 @pytest.mark.parametrize(("dtype", "rounding"), ROUNDINGS)
 def test_all_that_is_stored_in_few_bits_has_the_same_bits(device, dtype, rounding, state):
