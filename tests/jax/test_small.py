@@ -199,7 +199,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec as P
 import adamas.jax as ours
 from tests.support.jax_cases import stepper
 
-@pytest.mark.slow
 mesh = Mesh(np.array(jax.devices()), ("x",))
 random = np.random.default_rng(0)
 p, g = random.standard_normal((2, 16, 24)).astype(np.float32)
@@ -224,6 +223,7 @@ print("same")
 """
 
 
+@pytest.mark.slow
 def test_codes_do_not_depend_on_how_an_array_is_spread_over_devices():
     done = python(SHARDED, XLA_FLAGS="--xla_force_host_platform_device_count=8")
     assert done.returncode == 0, done.stderr
