@@ -303,7 +303,7 @@ class Optimizer:
     def _kept(self) -> dict[str, Any]:
         """Return what a copy needs; parameters are those in the user's containers alone."""
         kept = {name: value for name, value in self.__dict__.items() if name not in _OWN}
-        return {**kept, "_run": self._run.copied()}
+        return {**kept, "_run": self._run.contents()}
 
     @in_turn(WOULD_LOSE)
     def __getstate__(self) -> dict[str, Any]:
@@ -312,8 +312,9 @@ class Optimizer:
 
     def __setstate__(self, kept: dict[str, Any]) -> None:
         """Make the rest anew."""
-        self.__dict__.update({name: value for name, value in kept.items() if name != _STILL})
-        self._begin(self._run)
+        own = {"_run", _STILL}
+        self.__dict__.update({name: value for name, value in kept.items() if name not in own})
+        self._begin(Run(*kept["_run"]))
 
     @in_turn(WOULD_LOSE)
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:

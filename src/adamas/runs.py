@@ -64,14 +64,10 @@ class Run:
         parameters = Parameters.of(params, options, ema=phase.ema is not None)
         return cls(parameters, phase, engine, [0, 0, None])
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Leave out what is made anew."""
-        return Run, (self.parameters, self.phase, self.engine, [*self.record], self.phase_set)
-
-    def copied(self) -> Run:
-        """Return a run over the same arrays that counts for itself."""
+    def contents(self) -> tuple[Any, ...]:
+        """Return what makes a run over the same arrays that counts for itself: its arguments."""
         self.parameters.check_unchanged()
-        return replace(self, record=[*self.record])
+        return self.parameters, self.phase, self.engine, [*self.record], self.phase_set
 
     @property
     def steps(self) -> int:

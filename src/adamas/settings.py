@@ -1,8 +1,8 @@
 """The phase as an optimizer shows it, and what of it may be set between steps.
 
-An optimizer keeps its :class:`adamas.Phase` as ``_phase`` and the names of what was set as
-``_phase_set``, and takes other options by ``_change_phase``. What the constructor was given is for
-a script to give again. What was set in a run belongs to the run: its state_dict has it.
+An optimizer has its :class:`adamas.Phase` as ``_phase``, and takes other options by
+``_change_phase``. What the constructor was given is for a script to give again. What was set in a
+run belongs to the run: its state_dict has it.
 """
 
 from __future__ import annotations
