@@ -354,6 +354,7 @@ def test_what_checkpoints_cost_is_told_for_each_work():
     assert all(len(each) == 2 for each in stored["seconds for each GB"].values())
 
 
+@pytest.mark.slow
 def test_two_versions_that_are_the_same_come_to_the_same_bits():
     pytest.importorskip("torch")
     table = catalogue.table("torch_versions")
