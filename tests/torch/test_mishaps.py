@@ -287,3 +287,40 @@ def test_what_is_no_group_of_parameters_is_said_before_a_step_moves_any(spoil, e
         assert told.value.args == (text,)
     assert all(map(torch.equal, parameters, before))
     assert [float(optimizer.state[p]["step"]) for p in parameters] == [1.0, 1.0]
+
+
+def take_out(optimizer: ours.AdamW) -> None:
+    optimizer.state.pop(optimizer.param_groups[0]["params"].pop(0))
+
+
+def put_in(optimizer: ours.AdamW) -> None:
+    added = nn.Parameter(torch.ones(3))
+    give_gradients([added])
+    optimizer.param_groups[0]["params"].append(added)
+
+
+@pytest.mark.parametrize(
+    ("change", "names"),
+    [(put_in, ["0.0", "0.1", "0.2", "last"]), (take_out, ["0.0", "last"])],
+    ids=["put in", "taken out"],
+)
+@pytest.mark.parametrize("engine", [None, "torch"])
+def test_a_parameter_that_is_put_in_or_taken_out_beside_its_name_moves_no_other_name(
+    change, names, engine
+):
+    first, second, last = (nn.Parameter(torch.ones(3)) for _ in range(3))
+    groups = [
+        {"params": [("first", first), ("second", second)]},
+        {"params": [("last", last)]},
+    ]
+    optimizer = ours.AdamW(groups, statistics=True, engine=engine)
+    give_gradients([first, second, last])
+    optimizer.step()
+    assert list(optimizer.routes()) == ["first", "second", "last"]
+    change(optimizer)
+    optimizer.step()
+    assert list(optimizer.routes()) == names
+    assert {tag.partition("/")[0] for tag in optimizer.statistics()} == set(names)
+    with optimizer.snapshot() as snapshot:
+        assert list(snapshot.parameters) == names
+        assert snapshot.parameters["last"] is last

@@ -125,13 +125,14 @@ def check_parameters(groups: Sequence[dict[str, Any]]) -> None:
 def names_of(groups: Sequence[dict[str, Any]]) -> list[str]:
     """Return their names: those given by ``named_parameters()``, or "<group>.<index>".
 
-    Raises as :func:`check_parameters` does.
+    Names that are not one for each parameter (one was put in or taken out by hand) say nothing of
+    any. Raises as :func:`check_parameters` does.
     """
     check_parameters(groups)
     names: list[str] = []
     for i, group in enumerate(groups):
-        given = group.get("param_names")
-        names.extend(given or (f"{i}.{j}" for j in range(len(group["params"]))))
+        given, count = group.get("param_names") or (), len(group["params"])
+        names.extend(given if len(given) == count else (f"{i}.{j}" for j in range(count)))
     return names
 
 
