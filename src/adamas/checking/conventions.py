@@ -44,11 +44,12 @@ Array = NDArray[Any]
 
 #: What detection is done with: parameters of size 100, so that values and updates differ.
 _FIRST = Settings(lr=0.125, beta1=0.625, beta2=0.75, eps=0.05)
+#: In the order in which they are tried.
 _METHODS = (
-    *("step", "update", "update_params", "update_parameters", "update_weights", "apply_gradients"),
-    *("apply", "get_updates", "_get_updates", "get_update", "_get_update", "compute_update"),
-    *("compute_updates", "optimize", "__call__"),
-)
+    "step", "update", "update_params", "update_parameters", "update_weights", "apply_gradients",
+    "apply", "get_updates", "_get_updates", "get_update", "_get_update", "compute_update",
+    "compute_updates", "optimize", "__call__",
+)  # fmt: skip
 
 
 def detect(subject: Subject) -> Convention:

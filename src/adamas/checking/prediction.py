@@ -129,13 +129,21 @@ def parts(variant: Variant, settings: Settings) -> Parts:
     shared = variant.shared in ("m and v", "all")
     stored, _, kind = variant.storage.rpartition(" ")
     mean = Mean(
-        *(of_m, beta1, variant.mean == "sum", shared, narrow),
+        of_m,
+        beta1,
+        variant.mean == "sum",
+        shared,
+        narrow,
         keeps=variant.memory not in ("nothing", "t", "v and t"),
         stored=kind if stored.startswith("m") else None,
     )
     squared = Squared(variant.square, of_v, mean if variant.square in ("of m", "belief") else None)
     square = Mean(
-        *(squared, beta2, variant.square == "sum", shared, narrow),
+        squared,
+        beta2,
+        variant.square == "sum",
+        shared,
+        narrow,
         keeps=variant.memory not in ("nothing", "t", "m and t"),
         stored=kind if stored.endswith("v") else None,
         largest=variant.largest == "fed back",

@@ -137,7 +137,8 @@ class NAdam(Method):
         beta1, beta2 = map(scalar, group["betas"])
         lr, decay = scalar(group["lr"]), scalar(group["weight_decay"])
         now, following = _momentum(group, step), _momentum(group, step + 1)
-        product = torch.mul(member.state["mu_product"], now).item()  # in the dtype torch keeps
+        # In the dtype that torch keeps it in.
+        product = torch.mul(member.state["mu_product"], now).item()
         decoupled = group["decoupled_weight_decay"]
         return Coefficients(
             grad_scale=-1.0 if group["maximize"] else 1.0,
@@ -273,7 +274,6 @@ class SGD(Method):
 
 
 _OF_OWN_STEP = ("lr", "alpha", "eps", "weight_decay", "momentum")
-
 
 #: What leaves gradients as they are, and steps nowhere.
 _NEUTRAL = Coefficients(*[0.0] * len(Coefficients._fields))._replace(

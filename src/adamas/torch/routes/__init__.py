@@ -58,7 +58,7 @@ class Setup(NamedTuple):
 
 
 class Route:
-    """Steps the parameters that it was made for; one that looks closely before each step."""
+    """Steps the parameters that it was made for: once, unless it says that it :meth:`fits`."""
 
     #: What :meth:`adamas.torch.Optimizer.routes` calls it.
     name: str
