@@ -5,8 +5,8 @@ interpreter. Which of the two it is, is settled when Triton is first imported, s
 is.
 
 A test with many cases that are alike names how many of them are quick:
-``@pytest.mark.quick_cases(3)``. Those are spread evenly over its cases, the first and the last
-among them; all others are marked as slow.
+``@pytest.mark.quick_cases(3)``. Those show as many values of its parameters as three cases can
+(``support/quick_cases.py``); all others are marked as slow.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from importlib.util import find_spec
 
 import pytest
 import torch
+
+from tests.support.quick_cases import quick_cases
 
 collect_ignore_glob = [] if find_spec("jax") else ["jax/*"]
 if not find_spec("triton"):
@@ -44,9 +46,13 @@ def pytest_collection_modifyitems(items):
     for cases in tests.values():
         marker = cases[0].get_closest_marker("quick_cases")
         if marker is not None:
-            (quick,) = marker.args
-            last = len(cases) - 1
-            kept = {round(i * last / max(1, quick - 1)) for i in range(quick)}
+            (count,) = marker.args
+            quick = quick_cases([values_of(case) for case in cases], count)
             for i, case in enumerate(cases):
-                if i not in kept:
+                if i not in quick:
                     case.add_marker(pytest.mark.slow)
+
+
+def values_of(case):
+    """The values of a test's parameters and fixtures in one case, each with its name."""
+    return frozenset((name, repr(value)) for name, value in case.callspec.params.items())

@@ -58,7 +58,7 @@ def give_gradients(params: list[nn.Parameter]) -> None:
 # ── what is let go of ──────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("options", [{}, {"clip_norm": 1.0}], ids=str)
 @pytest.mark.parametrize("route", ["native", "torch", "offload", "triton"])
 def test_gradients_that_are_set_to_none_are_held_by_nobody(route: str, options: dict[str, Any]):
