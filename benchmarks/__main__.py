@@ -30,14 +30,15 @@ def parser() -> argparse.ArgumentParser:
         epilog=_EPILOG,
     )
     made.add_argument("rows", nargs="*", metavar="ROWS", help="what to measure")
-    made.add_argument(
-        "--list", action="store_true", help="name all rows, and what each lacks here; no more"
+    ways = made.add_mutually_exclusive_group()
+    ways.add_argument(
+        "--list", action="store_true", help="name rows, and what each lacks here; measure none"
     )
-    made.add_argument(
+    ways.add_argument(
         "--quick", action="store_true", help="small sizes: tries rows out, says little"
     )
-    made.add_argument(
-        "--tables", action="store_true", help="make all pages from what is stored; no more"
+    ways.add_argument(
+        "--tables", action="store_true", help="make all pages from what is stored; measure nothing"
     )
     made.add_argument(
         "--results",
@@ -60,6 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     reader = parser()
     asked = reader.parse_args(arguments)
     if asked.tables:
+        if asked.rows:
+            reader.error(f"--tables makes all pages. Leave {' '.join(asked.rows)} out.")
         pages.write_all()
         return 0
     try:
@@ -72,13 +75,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 f"--{name} is {source}, but there is no adamas in it. Give the src folder of a"
                 " version, with its compiled module."
             )
-    if asked.results is not None:
-        _require_writable(reader, asked.results)
     run = Run(asked.quick, _tell, asked.old, asked.new)
     if asked.list:
         for table, rows in chosen:
             print(_listed(table, rows, run))
         return 0
+    if asked.results is not None:
+        _require_writable(reader, asked.results)
     codes = {measure(table, rows, run, asked.results) for table, rows in chosen}
     return int(FAILED in codes or MEASURED not in codes)
 

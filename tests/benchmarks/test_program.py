@@ -209,6 +209,32 @@ def test_a_row_is_measured_from_end_to_end_and_stored_where_it_is_wanted(tmp_pat
     assert sorted(path.name for path in tmp_path.rglob("*.*")) == ["step.json", "step.md"]
 
 
+def test_the_list_leaves_a_folder_for_results_unmade(monkeypatch, tmp_path):
+    tables(monkeypatch, Row("a", "b", None, pytest.fail))
+    assert program.main(["--list", "--results", str(tmp_path / "kept")]) == 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--tables", "step"], "--tables makes all pages. Leave step out."),
+        (["--tables", "--quick"], "argument --quick: not allowed with argument --tables"),
+        (["--list", "--quick"], "argument --quick: not allowed with argument --list"),
+        (["--list", "--tables"], "argument --tables: not allowed with argument --list"),
+    ],
+    ids=str,
+)
+def test_what_would_be_ignored_is_refused_before_any_page_is_made(
+    monkeypatch, capsys, arguments, said
+):
+    monkeypatch.setattr(pages, "write_all", lambda: pytest.fail("made"))
+    with pytest.raises(SystemExit) as ended:
+        program.main(arguments)
+    assert ended.value.code == 2
+    assert said in capsys.readouterr().err
+
+
 def test_every_option_is_told():
     done = ran("--help")
     assert done.returncode == 0
