@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 
 import numpy as np
@@ -440,3 +441,24 @@ def test_a_remainder_may_be_asked_for_where_some_parameters_can_have_one():
         ["mean", "remainder", "square"],
         ["mean", "square"],
     ]
+
+
+#: Of each option of a constructor one that nothing else gives.
+GIVEN = {
+    "lr": 0.5, "betas": (0.5, 0.25), "beta": 0.5, "eps": 0.5, "weight_decay": 0.5,
+    "decay": "fully-decoupled", "lr_max": 2.0, "amsgrad": True, "nesterov": True, "maximize": True,
+    "eps_place": "inside", "eps_root": 0.5, "bias_correction": "first-step", "clip_norm": 0.5,
+    "on_nonfinite": "skip", "ema": 0.5, "statistics": True, "state": "bfloat16",
+    "rounding": "nearest", "seed": 5, "engine": "reference",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [adamas.Adam, adamas.AdamW, adamas.Momentum, adamas.RMSProp])
+def test_no_option_of_a_constructor_is_accepted_and_ignored(method):
+    names = inspect.signature(method).parameters.keys() - {"params", "dialect"}
+    given = {name: GIVEN[name] for name in names}
+    optimizer = method(np.ones(3, np.float32), **given)
+    options = optimizer.groups[0].options
+    found = {**vars(options), **vars(optimizer.phase), "engine": optimizer.engine}
+    found["beta"] = next(beta for beta in options.betas if beta is not None)
+    assert {name: found[name] for name in names} == given
