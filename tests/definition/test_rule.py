@@ -15,7 +15,6 @@ from adamas.rule import flush, maximum, ratio, rule, smooth
 from tests.support.cases import FLOATS
 from tests.support.running_error import BITS, Format, Number
 
-STEPS = 1000
 LR = 0.01
 
 DIALECTS: dict[str, dict[str, Any]] = {
@@ -114,11 +113,13 @@ def exact_numbers(options, t, form):
     )
 
 
-@pytest.mark.quick_cases(7)
+@pytest.mark.parametrize("steps", [100, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("dialect", DIALECTS)
-def test_the_rule_is_the_papers_formula_within_the_rounding_of_each_operation(dialect, dtype):
-    """Step by step over 1,000 steps, each from the state that the rounded rule has reached."""
+def test_the_rule_is_the_papers_formula_within_the_rounding_of_each_operation(
+    dialect, dtype, steps
+):
+    """Step by step, each from the state that the rounded rule has reached."""
     options = Options(lr=LR, **DIALECTS[dialect])
     form = Format.of(dtype)
     random = np.random.default_rng(11)
@@ -128,7 +129,7 @@ def test_the_rule_is_the_papers_formula_within_the_rounding_of_each_operation(di
     w = np.zeros_like(p) if options.amsgrad else None
     scales = np.array([1.0, 1e-3])
     with mpmath.workprec(BITS):
-        for t in range(1, STEPS + 1):
+        for t in range(1, steps + 1):
             g = (random.standard_normal(2) * scales * 10.0 ** random.integers(-2, 2)).astype(dtype)
             rounded = rule(at_step(options, t, LR).rounded(p.dtype), p, g, m, v, w)
             numbers = exact_numbers(options, t, form)
