@@ -99,8 +99,12 @@ class Plan:
 
 
 def _value(slot: Slot) -> Array:
-    """Return the parameter as it is computed with."""
-    return decode_parameter(slot.parameter, slot.state.remainder)
+    """Return the parameter as it is computed with.
+
+    One without axes has one: else the results were scalars, which had no array namespace before
+    NumPy 2.1.
+    """
+    return np.atleast_1d(decode_parameter(slot.parameter, slot.state.remainder))
 
 
 def _stored(
