@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 
 import numpy as np
 import pytest
 import torch  # noqa: F401 - loaded as it is wherever a subject needs it
+
+from adamas.checking import subjects
 
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
@@ -321,3 +324,12 @@ def test_checking_changes_nothing_for_others():
         adamas.check(planted("no eps"))
         assert np.geterr()["divide"] == "raise"
     assert mpmath.mp.prec == before
+
+
+@pytest.mark.parametrize(("options", "root"), [({}, 0.0), ({"eps_root": 0.5}, 0.5)])
+def test_eps_root_is_0_where_it_is_not_given_whatever_its_default(options, root):
+    def adam(params, grads, state, lr=1e-3, eps_root=1e-16):
+        raise NotImplementedError
+
+    arguments = subjects.arguments_of(inspect.signature(adam), options)
+    assert arguments.keywords(arguments.defaults)["eps_root"] == root

@@ -131,6 +131,8 @@ def arguments_of(signature: inspect.Signature, options: Mapping[str, Any]) -> Ar
         name: options.get(name, None if p.default is p.empty else p.default)
         for name, p in parameters.items()
     }
+    if "eps_root" not in options:
+        defaults["eps_root"] = 0.0  # whatever it is by default: it is not everywhere in the root
     names = _names_in(parameters)
     if not {"betas", "beta1", "beta2"} & set(names):
         lone = [n for n in _LONE_RATES if n in parameters and n not in names.values()]
