@@ -91,3 +91,18 @@ def test_every_page_can_be_reached_from_the_index():
 def test_every_public_name_is_documented():
     for name in adamas.__all__:
         assert getattr(adamas, name).__doc__, name
+
+
+#: How code tells one storage form from the others, in Python and C++.
+TELLS_APART = re.compile(r'[!=]= "(?:compact|8bit)"|in \("compact"|"8bit" in|Form::(?!plain)\w')
+
+
+def test_where_a_storage_form_goes_names_every_file_that_tells_forms_apart():
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    (place,) = re.findall(r"^- \*\*A storage form\*\*.*?(?=^- )", page, re.MULTILINE | re.DOTALL)
+    package = ROOT / "src" / "adamas"
+    sources = {str(path.relative_to(package)): path for path in package.rglob("*.py")}
+    sources |= {f"native/{path.name}": path for path in (ROOT / "native").iterdir()}
+    found = {name for name, p in sources.items() if TELLS_APART.search(p.read_text("utf-8"))}
+    assert {"codecs.py", "engines/triton/kernels.py", "native/codecs.h"} <= found
+    assert {name for name in found if f"`{name}`" not in place} == set()

@@ -235,7 +235,7 @@ def _job(member: Member, phase: Phase, replaced: list[tuple[Tensor, Tensor]]) ->
         None if each is None else distributed.local(each)
         for each in (member.parameter.detach(), *entries._replace(header=None), member.copy)
     ]
-    is_ordered = member.draws or "8bit" in member.storage.forms or phase.statistics
+    is_ordered = member.draws or bool(member.storage.codes.header) or phase.statistics
     g, *laid = triton.laid_out([member.local_gradient, *written], is_ordered=is_ordered)
     replaced.extend(
         (target, source)
