@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Sequence
 from pathlib import Path
 
 # What has to be settled before Triton is imported.
@@ -19,8 +19,11 @@ from tests.support.torch_refusals import KINDS, refusals
 from tests.support.torch_routes import ROUTES
 
 
-def write(routes: Iterable[str]) -> None:
+def write(routes: Sequence[str]) -> None:
     """Write the digests of some routes, and those of bad input, anew; a line for each case."""
+    unknown = [route for route in routes if route not in ROUTES]
+    if unknown:
+        sys.exit(f"There is no route {unknown[0]!r}. Possible are {', '.join(map(repr, ROUTES))}.")
     found = json.loads(FILE.read_text("utf-8")) if FILE.exists() else {}
     for route in routes:
         if route == "processes":
