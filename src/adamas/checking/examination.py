@@ -300,6 +300,11 @@ class _Judgement:
             found.append(f"float64 parameters move with {bits} bits of precision")
         if not convention.mixes_shapes:
             found.append("arrays of different shapes cannot be stepped together")
+        if self._large is None:
+            found.append(
+                f"an array of {probes.LARGE:,} elements cannot be stepped: state in few bits, "
+                "which small arrays may not have, was not looked for there"
+            )
         return found
 
     def _standing(self, name: str) -> float:

@@ -20,6 +20,7 @@ from adamas.checking.prediction import Settings
 from adamas.codecs import key_of, random_bits
 
 __all__ = [
+    "LARGE",
     "USUAL_STEPS",
     "Probe",
     "decaying",
@@ -36,7 +37,8 @@ Array = NDArray[Any]
 #: Steps of the probes that errors are told of.
 USUAL_STEPS = 24
 #: Elements of a large probe: as many as make implementations store their state in few bits.
-_LARGE, _COPIES = 8192, 256
+LARGE = 8192
+_COPIES = 256
 
 
 @dataclass(frozen=True)
@@ -200,14 +202,14 @@ def large(default: Settings) -> tuple[Probe, Array]:
     Each of 32 sequences stands at many places among the others, so that equal gradients lie in
     different blocks. The last is much larger than the others and stands in the second half alone.
     """
-    steps, kinds = 6, _LARGE // _COPIES
+    steps, kinds = 6, LARGE // _COPIES
     scales = [2.0 ** -(kind % 8) for kind in range(kinds - 1)] + [64.0]
     distinct = np.stack(
         [_uniform(11, kind, steps) * scale for kind, scale in enumerate(scales)], axis=-1
     )
-    order = np.argsort(random_bits(key_of(13, 0, 0), 0, _LARGE), kind="stable")
-    which = (np.arange(_LARGE) % kinds)[order]
+    order = np.argsort(random_bits(key_of(13, 0, 0), 0, LARGE), kind="stable")
+    which = (np.arange(LARGE) % kinds)[order]
     last = kinds - 1
-    which[: _LARGE // 2][which[: _LARGE // 2] == last] = 0
+    which[: LARGE // 2][which[: LARGE // 2] == last] = 0
     gradients = distinct[:, which].astype(np.float32).astype(np.float64)
-    return Probe("large", default, np.zeros((1, _LARGE)), gradients[:, None, :]), which
+    return Probe("large", default, np.zeros((1, LARGE)), gradients[:, None, :]), which
