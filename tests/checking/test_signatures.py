@@ -31,6 +31,7 @@ def right(form):
     return adamas.check(form())
 
 
+@pytest.mark.quick_cases(6)
 @EVERY
 def test_the_right_one_is_told_right_and_what_it_was_taken_for(form):
     report = right(form)

@@ -161,7 +161,7 @@ def test_trying_out_a_path_leaves_no_file_behind_and_keeps_one_that_is_there(tmp
     assert (tmp_path / "kept.png").read_bytes() == b"kept"
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(5))
 def test_adam_reads_at_least_97_percent_of_held_out_digits(seed):
     assert demo.train(demo.load_digits(seed), "Adam", seed=seed).accuracy >= 0.97

@@ -64,6 +64,7 @@ def route(request, monkeypatch):
 # ── a setting is that of the next step ─────────────────────────────────────────────────────────
 
 
+@pytest.mark.quick_cases(18)
 @pytest.mark.parametrize(
     ("route", "kind"),
     [

@@ -111,6 +111,7 @@ def test_whole_chunks_of_half_precision_give_the_bits_of_the_reference(dtype, ro
     agrees(Options(lr=0.1, rounding=rounding, amsgrad=True), Phase(ema=0.5), *drawn(dtype, kinds))
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_steps_half_precision_with_the_bits_of_the_reference(method):
     for dtype, rounding in HALVES[2:5]:
@@ -137,7 +138,7 @@ def test_statistics_of_any_numbers_and_whole_chunks_give_the_bits_of_the_referen
     agrees(Options(lr=0.1, eps=0.0), Phase(statistics=True), *drawn(dtype, kinds, steps=1))
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("state", ["8bit", ("compact", "bfloat16")])
 def test_statistics_of_small_forms_give_the_bits_of_the_reference(state):
     kinds = [(ordinary, 33), (ordinary, TILE + 70)]
@@ -168,6 +169,7 @@ def test_norms_that_leave_float64_clip_as_they_do_in_the_reference(size):
         assert (0 < expected < math.inf) == (size > 0)
 
 
+@pytest.mark.slow
 def test_tensors_of_all_dtypes_have_one_norm_and_their_own_bits():
     random = np.random.default_rng(3)
     dtypes = [np.float32, np.float64, BFLOAT16, np.float16, np.float64, np.float32]

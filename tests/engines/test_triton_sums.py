@@ -8,6 +8,7 @@ import operator
 import random as plain_random
 
 import numpy as np
+import pytest
 import torch
 import triton
 import triton.language as tl
@@ -89,6 +90,7 @@ def hard_lists():
     yield from (many, many[::-1], sorted(many))
 
 
+@pytest.mark.slow
 def test_the_exact_sum_of_hard_numbers_is_fsum():
     lists = list(hard_lists())
     found = exact_sums(lists)

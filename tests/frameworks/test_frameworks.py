@@ -185,7 +185,7 @@ def trainer_fit(folder, how, resumed_from=None, bf16=False):
     return trainer
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("bf16", [False, True])
 @pytest.mark.parametrize("how", ["optimizers", "optimizer_cls_and_kwargs"])
 def test_the_trainer_of_transformers_trains_clips_and_resumes_with_the_same_bits(
@@ -357,6 +357,7 @@ def test_zero_redundancy_adds_groups_after_another_norm_was_set(mesh):
         optimizer.optim.add_param_group({"params": [nn.Parameter(more.clone())], "clip_norm": 2.0})
 
 
+@pytest.mark.slow
 def test_two_processes_have_one_norm_skip_together_and_give_the_bits_of_one(tmp_path):
     assert run_in_two(TWO_PROCESSES, tmp_path) == [0, 0]
 

@@ -443,7 +443,7 @@ def test_in_half_precision_the_rule_is_computed_in_float32_and_results_are_round
     np.testing.assert_array_equal(bits(state[0].nu), bits(v))
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adam", "adamw", "amsgrad", "nadam", "rmsprop"])
 def test_small_gradients_of_float16_parameters_move_them_as_far_as_those_of_float32(name):
     """In float16 the squares of these gradients are 0."""

@@ -45,6 +45,7 @@ def held_by_a_hook_of_its_own(p: torch.nn.Parameter, optimizer: ours.AdamW) -> N
 HOLDERS = [held_by_its_parameter, held_by_a_group, held_by_a_state, held_by_a_hook_of_its_own]
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("hold", HOLDERS)
 def test_an_optimizer_that_what_it_steps_holds_is_collected(hold: Callable[..., None]):
     p, optimizer = stepped()

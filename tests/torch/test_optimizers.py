@@ -76,6 +76,7 @@ def test_checkpoints_go_both_ways_and_training_goes_on(name, options, direction)
         assert (a - b).abs().max() <= 200 * torch.finfo(torch.float32).eps
 
 
+@pytest.mark.quick_cases(12)
 @pytest.mark.parametrize("how", ["state_dict", "pickle", "deepcopy"])
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_a_resumed_training_gives_the_bits_of_the_unbroken_one(name, options, how):
