@@ -110,6 +110,7 @@ def test_the_copy_moves_the_bytes_of_a_step():
 # ── contenders, made on the CPU ────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("row", HERE, ids=name_of)
 def test_contenders_made_on_the_cpu_agree(row):
     pair = row.make(True)

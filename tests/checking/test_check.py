@@ -276,6 +276,7 @@ def in_float32_only(kind):
     return Narrow
 
 
+@pytest.mark.quick_cases(16)
 @pytest.mark.parametrize(
     "mistake", [m for m, (form, _) in MISTAKES.items() if not {"float32", "storage"} & set(form)]
 )

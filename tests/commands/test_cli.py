@@ -60,6 +60,7 @@ def test_without_a_terminal_there_are_no_escape_codes(tmp_path):
         assert ESCAPE not in done.stdout + done.stderr
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals in Python")
 @pytest.mark.parametrize("no_color", [False, True])
 def test_on_a_terminal_bars_are_drawn_and_NO_COLOR_takes_the_colours_away(tmp_path, no_color):

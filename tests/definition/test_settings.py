@@ -321,6 +321,7 @@ def test_settings_of_other_threads_wait_for_steps_and_none_is_lost(front_end):
     assert optimizer.clip_norm == 1.0
 
 
+@pytest.mark.slow
 def test_lightnings_wrapper_sets_what_steps():
     pytest.importorskip("lightning")
     import warnings

@@ -229,6 +229,7 @@ for task in tasks() - before:
     assert done.stdout.split() == ["False"] * 2, done.stderr
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("size", [LARGE, 150 * TILE])
 def test_a_process_ends_while_its_pool_is_parked_and_while_it_works(size):
     code = f"""

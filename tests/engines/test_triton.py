@@ -52,7 +52,7 @@ from tests.support.triton_plans import plan_with, shifted, with_copy
 # ── options ────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_every_combination_of_options_gives_the_bits_of_the_reference(dtype, method):
@@ -70,7 +70,7 @@ SIZES = (0, 1, 31, 32, 33, TILE - 1, TILE, TILE + 1, CHUNK - 1, CHUNK, CHUNK + 1
 KINDS = [*((ordinary, size) for size in SIZES), (wide, TILE + 33), (special, TILE + 33)]
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("forms", FORMS, ids="-".join)
 def test_every_form_of_state_gives_the_bits_of_the_reference(forms, rounding):
@@ -104,7 +104,7 @@ def test_every_rounding_of_parameters_gives_the_bits_of_the_reference(dtype, rou
     agrees(options, Phase(seed=5), *drawn(dtype, FEW))
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(("dtype", "rounding"), HALVES, ids=IDS)
 def test_whole_chunks_of_half_precision_give_the_bits_of_the_reference(dtype, rounding):
     kinds = [(ordinary, CHUNK + 70), (wide, CHUNK), (special, CHUNK)]
@@ -132,6 +132,7 @@ def test_every_phase_gives_the_bits_of_the_reference(dtype, rounding, phase):
     assert (found.outcomes[0] is None) == (phase in ("plain", "ema"))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_statistics_of_any_numbers_and_whole_chunks_give_the_bits_of_the_reference(dtype):
     kinds = [(wide, 70), (special, 70), (ordinary, CHUNK + TILE + 1)]

@@ -245,6 +245,7 @@ def with_other(value, way, other):
     return changed
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("kind", ["numpy", "header"])
 def test_values_of_other_types_anywhere_are_refused_with_the_name_of_the_file(saved, kind):
     path, optimizer = saved

@@ -69,6 +69,7 @@ def test_m_and_v_of_every_pattern_have_the_same_codes_in_jax_as_in_numpy(forms, 
                 same(a, b)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("way", WAYS)
 def test_every_code_and_header_stands_for_the_same_numbers_in_jax_as_in_numpy(way):
     halves = np.arange(2**16, dtype=np.uint16)

@@ -372,6 +372,7 @@ HYPER = {"learning_rate": 0.1, "b1": 0.8, "b2": 0.95, "eps": 1e-3, "weight_decay
 RATES = {"b1": 0.8, "b2": 0.95, "eps_root": 1e-3}
 
 
+@pytest.mark.slow
 def test_derivatives_through_steps_are_those_of_finite_differences():
     with jax.enable_x64(True):
         after = jax.jit(

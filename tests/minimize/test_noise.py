@@ -64,6 +64,7 @@ def test_a_monte_carlo_objective_without_a_gradient_is_solved(way, seed):
     assert np.max(np.abs(result.x - centre)) < 0.1
 
 
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize("noise", [0.0, 1e-9, 1e-3, 1.0, 10.0, 100.0, 1e6])
 @pytest.mark.parametrize("size", [1, 4, 8])
 def test_success_is_never_told_of_what_the_noise_of_one_value_does_not_hide(size, noise):

@@ -78,6 +78,7 @@ def test_a_step_that_is_left_out_is_counted_as_such_or_not_at_all(engine):
     assert whole_or_nothing(make) == {"nothing", "whole"}
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("interrupt", INTERRUPTS)
 @pytest.mark.parametrize("form", ["float32", "compact", "8bit"])
 @pytest.mark.parametrize("packed", [False, True])

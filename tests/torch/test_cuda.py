@@ -364,7 +364,7 @@ def test_states_go_to_torchs_optimizers_and_come_back(kind):
     assert routes_of(other) == {"triton"}
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["deepcopy", "saved"])
 def test_a_resumed_training_gives_the_bits_of_the_unbroken_one(how):
     options = {"fused": True, "state": "8bit", "clip_norm": 0.5, "ema": 0.9}

@@ -58,7 +58,7 @@ def test_nothing_waits_for_the_device(monkeypatch):
     assert training.optimizer.state[training.params[0]]["step"] == 2
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_gradient_that_is_not_finite_is_skipped_by_the_device(bad):
     training = Training(fused=True, **PHASE).step(2)
@@ -94,6 +94,7 @@ def test_a_step_that_raises_changes_nothing():
     assert all(torch.equal(kept[name], now[name]) for name in kept)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "options", [{"fused": True}, {"clip_norm": 0.5}, {"on_nonfinite": "raise"}]
 )
@@ -234,6 +235,7 @@ def test_what_a_graph_cannot_repeat_is_refused(kind, options, steps, message, mo
     assert all(torch.equal(kept[name], now[name]) for name in kept)
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("is_recorded", [True, False])
 def test_what_a_graph_has_recorded_outlives_the_plan_and_nothing_else_does(
     is_recorded, monkeypatch, launched

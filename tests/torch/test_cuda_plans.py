@@ -118,6 +118,7 @@ CHANGES = {
 }
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("change", CHANGES)
 def test_what_changes_between_steps_is_seen(change, on_device):
     training = Training(fused=True).step(2)
@@ -216,6 +217,7 @@ def test_with_averages_in_place_no_plan_makes_a_step(turn):
                for name in before)  # fmt: skip
 
 
+@pytest.mark.slow
 def test_no_plan_is_kept_for_a_state_that_was_replaced(plans):
     training = Training("AdamW")
     for turn in TURNS[:4]:

@@ -93,11 +93,13 @@ print(all(optimizers[p].state[p]["step"] == 3 for p in net.parameters()))
 """
 
 
+@pytest.mark.slow
 def test_a_process_with_an_optimizer_for_each_parameter_in_hooks_ends_without_a_word():
     done = python(IN_HOOKS)
     assert (done.returncode, done.stdout, done.stderr) == (0, "True\n", "")
 
 
+@pytest.mark.slow
 def test_optimizers_that_come_and_go_leave_no_objects_and_no_references():
 
     def once() -> None:
