@@ -233,21 +233,21 @@ private:
     }
 
     bool borrow() {
-        std::size_t i = 0;
+        auto tensor = plan_.tensors().begin();
         for (Slot& slot : slots_) {
             nb::object gradient = slot.watch.readable(slot.found.ptr());
             if (!gradient.is_valid() || !slot.gradient.acquire(gradient.ptr(), PyBUF_RECORDS_RO) ||
-                !is_readable(slot)) {
+                !is_readable(slot, tensor->layout.dtype)) {
                 return false;
             }
-            plan_.tensors()[i++].arrays.g = slot.gradient.view().buf;
+            tensor++->arrays.g = slot.gradient.view().buf;
         }
         return true;
     }
 
-    bool is_readable(Slot& slot) {
+    bool is_readable(Slot& slot, DType dtype) {
         const Py_buffer &gradient = slot.gradient.view(), &parameter = slot.parameter.view();
-        return dtype_of(gradient) == dtype_of(parameter) && same_shape(gradient, parameter) &&
+        return dtype_of(gradient) == dtype && same_shape(gradient, parameter) &&
                PyBuffer_IsContiguous(&gradient, 'C') &&
                written_.is_apart(span_of(gradient), slot.free);
     }

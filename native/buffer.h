@@ -5,8 +5,8 @@
 
 #include <cstdint>
 #include <cstring>
+#include <iterator>
 #include <optional>
-#include <string_view>
 
 #include "storage.h"
 #include "written.h"
@@ -50,10 +50,16 @@ private:
 
 // The dtype of an array; uint16 stands for the bits of bfloat16, which the protocol lacks.
 inline std::optional<DType> dtype_of(const Py_buffer& view) {
-    constexpr std::string_view formats = "fdHe";  // in the order of DType
-    std::string_view format = view.format == nullptr ? "" : view.format;
-    std::size_t place = format.size() == 1 ? formats.find(format[0]) : formats.npos;
-    return place == formats.npos ? std::nullopt : std::optional(static_cast<DType>(place));
+    constexpr char formats[] = {'f', 'd', 'H', 'e'};  // in the order of DType
+    const char* format = view.format;
+    if (format != nullptr && format[0] != '\0' && format[1] == '\0') {
+        for (std::size_t i = 0; i < std::size(formats); ++i) {
+            if (format[0] == formats[i]) {
+                return static_cast<DType>(i);
+            }
+        }
+    }
+    return std::nullopt;
 }
 
 inline bool is_of(const Py_buffer& view, Element element) {
