@@ -119,7 +119,11 @@ Outcome Plan::step(std::vector<StepNumbers>& numbers, double loss_scale, double 
     for (StepNumbers& each : numbers) {
         each.rule.grad_scale = each.rule.grad_scale / loss_scale * factor;
     }
-    outcome.statistics = sweep(numbers);
+    if (phase_.statistics) {
+        outcome.statistics = sweep_described(numbers);
+    } else {
+        sweep(numbers, nullptr);
+    }
     return outcome;
 }
 
@@ -166,22 +170,25 @@ ExactSum Plan::sum_of_squares(double scale, std::vector<std::int64_t>* nonfinite
     return total;
 }
 
-std::vector<TensorStatistics> Plan::sweep(const std::vector<StepNumbers>& numbers) {
+void Plan::sweep(const std::vector<StepNumbers>& numbers, TileReport* reports) {
     const Kernels& kernels = *target().kernels;
-    bool is_recorded = phase_.statistics;
-    // All memory is taken before the step: it must not fail after it.
-    std::vector<TileReport> reports(is_recorded ? tiles_ : 0);
-    std::vector<TensorStatistics> result;
-    result.reserve(is_recorded ? tensors_.size() : 0);
     for_each_chunk([&](const Chunk& chunk, const Tensor& tensor) {
         const StepNumbers& own = numbers[tensor.numbers];
         Key key = key_of(phase_.seed, own.number, tensor.number);
         kernels.sweep(tensor.layout, tensor.arrays, own, key, chunk.first, chunk.last,
-                      is_recorded ? reports.data() + chunk.tile : nullptr);
+                      reports == nullptr ? nullptr : reports + chunk.tile);
     });
+}
+
+std::vector<TensorStatistics> Plan::sweep_described(const std::vector<StepNumbers>& numbers) {
+    // All memory is taken before the step: it must not fail after it.
+    std::vector<TileReport> reports(tiles_);
+    std::vector<TensorStatistics> result;
+    result.reserve(tensors_.size());
+    sweep(numbers, reports.data());
     const TileReport* own = reports.data();
     for (const Tensor& tensor : tensors_) {
-        if (is_recorded && tensor.is_present) {
+        if (tensor.is_present) {
             result.push_back(described(own, tensor.count));
             own += tiles_of(tensor.count);
         }

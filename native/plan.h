@@ -91,7 +91,9 @@ private:
     void for_each_chunk(Body body) const;
     void read_gradients(Outcome& outcome);
     ExactSum sum_of_squares(double scale, std::vector<std::int64_t>* nonfinite);
-    std::vector<TensorStatistics> sweep(const std::vector<StepNumbers>& numbers);
+    // Steps all chunks; `reports` are of all tiles, or null where nothing is recorded.
+    void sweep(const std::vector<StepNumbers>& numbers, TileReport* reports);
+    std::vector<TensorStatistics> sweep_described(const std::vector<StepNumbers>& numbers);
 
     std::vector<Tensor> tensors_;
     Phase phase_;
