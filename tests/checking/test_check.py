@@ -288,7 +288,7 @@ def test_a_planted_mistake_is_named_in_float32_as_well(mistake):
     assert MISTAKES[mistake][1] in wording.words(found.fit.variant)
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("first", list(MISTAKES)[:-1])
 def test_pairs_of_planted_mistakes_are_named(first):
     for second in list(MISTAKES)[list(MISTAKES).index(first) + 1 :]:

@@ -112,7 +112,7 @@ def test_the_guide_has_a_row_for_every_kind_of_library():
     assert len(LIBRARIES) == 15
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("command", "told"), LIBRARIES, ids=[command for command, _ in LIBRARIES])
 def test_a_library_computes_what_the_guide_says(command, told):
     subject, *settings = command.split(" --set ")

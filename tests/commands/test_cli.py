@@ -60,7 +60,7 @@ def test_without_a_terminal_there_are_no_escape_codes(tmp_path):
         assert ESCAPE not in done.stdout + done.stderr
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no pseudo-terminals in Python")
 @pytest.mark.parametrize("no_color", [False, True])
 def test_on_a_terminal_bars_are_drawn_and_NO_COLOR_takes_the_colours_away(tmp_path, no_color):
@@ -201,6 +201,7 @@ def test_the_same_seed_trains_to_the_same_weights():
     assert losses[0].tobytes() == losses[1].tobytes()
 
 
+@pytest.mark.slow
 def test_race_prints_where_the_methods_end_and_draws(tmp_path):
     picture, moving = tmp_path / "race.png", tmp_path / "race.gif"
     done = run("race", "beale", "--steps", 90, "--output", picture, "--gif", moving)

@@ -173,7 +173,7 @@ print(found)
 """
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("mode", ["flush_subnormals", "round_up", "round_to_zero", "trap"])
 def test_the_bits_do_not_depend_on_the_callers_mode_which_is_kept(probe, mode):
     done = python(COMPARE, str(probe), mode)

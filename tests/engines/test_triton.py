@@ -70,7 +70,7 @@ SIZES = (0, 1, 31, 32, 33, TILE - 1, TILE, TILE + 1, CHUNK - 1, CHUNK, CHUNK + 1
 KINDS = [*((ordinary, size) for size in SIZES), (wide, TILE + 33), (special, TILE + 33)]
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("forms", FORMS, ids="-".join)
 def test_every_form_of_state_gives_the_bits_of_the_reference(forms, rounding):

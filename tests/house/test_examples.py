@@ -16,7 +16,10 @@ WARNS = {"lightning_training.py"}
 #: What is not there for every Python.
 NEEDS = {"jax_training.py": "jax"}
 #: What loads a framework for longer than it trains.
-SLOW = {"accelerate_training.py", "huggingface_trainer.py", "lightning_training.py"}
+SLOW = {
+    *("accelerate_training.py", "huggingface_trainer.py", "lightning_training.py"),
+    *("jax_training.py", "torch_training.py"),
+}
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 

@@ -393,6 +393,7 @@ def test_derivatives_through_steps_are_those_of_finite_differences():
             assert slopes[1][name] == pytest.approx(float(slope), rel=1e-4, abs=1e-7), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["learning_rate", "weight_decay"])
 def test_derivatives_with_respect_to_a_number_are_near_those_of_optax(name):
     slopes = [
