@@ -135,6 +135,7 @@ def test_trainings_are_made_of_all_that_is_installed_and_small_ones_say_so():
     assert "letters" not in text
 
 
+@pytest.mark.slow
 def test_the_pictures_are_drawn_from_what_is_stored(stored, tmp_path):
     pytest.importorskip("matplotlib")
     for name, draw in (

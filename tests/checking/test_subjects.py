@@ -138,6 +138,7 @@ def test_the_fully_decoupled_decay_is_told_from_one_without_lr_by_a_schedule():
     assert diagnose(planted("decay without lr")).fit.variant == Variant(decay="without lr")
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("subject", "options", "words"),
     [
@@ -162,6 +163,7 @@ def test_a_stranger_is_not_given_a_name():
     assert report.distances == ()
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("form", ["bfloat16", "compact", "8bit"])
 def test_state_in_few_bits_is_named_as_such(form):
     report = adamas.check("adamas:Adam", state=form)

@@ -147,6 +147,7 @@ MADE_IN_C = ("adam", "adam-long", "adam-short-memory", "adam-l2", "adam-schedule
              "adamw-schedule")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_the_commands_at_the_head_of_the_example_in_c_run_as_they_stand(tmp_path):
     """With `adamas` for this one, and in a shell, which spells out the asterisk."""
     commands = re.findall(r"^ \*     (\S.*?)\s*(?:\*/)?$", SOURCE.read_text("utf-8"), re.MULTILINE)

@@ -64,7 +64,7 @@ def route(request, monkeypatch):
 # ── a setting is that of the next step ─────────────────────────────────────────────────────────
 
 
-@pytest.mark.quick_cases(18)
+@pytest.mark.quick_cases(10)
 @pytest.mark.parametrize(
     ("route", "kind"),
     [
@@ -106,6 +106,7 @@ def stepped_with(clip_norms, route):
     return judge
 
 
+@pytest.mark.quick_cases(4)
 def test_what_is_taken_back_leaves_the_steps_of_before(route):
     clip_norms = [0.5, 0.5, None, 0.25, None]
     changed = made(route=route, clip_norm=clip_norms[0])

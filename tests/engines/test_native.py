@@ -133,6 +133,7 @@ def test_every_option_gives_the_bits_of_the_reference(method, dtype):
         assert disagreements(options, Phase(), parameters, gradients) == {}, options
 
 
+@pytest.mark.quick_cases(12)
 @pytest.mark.parametrize("values", [ordinary, special], ids=["finite", "special"])
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("method", METHODS)

@@ -240,7 +240,7 @@ def gradients_like(tree):
     return np.cos(np.arange(tree.size)).reshape(tree.shape).astype(tree.dtype)
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @NEEDS_TRITON
 @pytest.mark.parametrize("tree", TREES)
 def test_an_optimizer_steps_its_arrays_by_triton_with_the_bits_of_the_native_engine(tree):

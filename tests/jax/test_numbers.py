@@ -55,7 +55,7 @@ def same(a, b):
 # ── binary64 in integers ───────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("reach", [2, 60, 500])
 def test_each_operation_gives_the_bits_of_the_processors_float64(reach):
     a, b = drawn(-reach, reach, 1), drawn(-reach, reach, 2)
@@ -173,7 +173,7 @@ LATE = np.concatenate(
 )  # fmt: skip
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("nesterov", [False, True])
 @pytest.mark.parametrize("betas", [(0.9, 0.999), (0.0, 0.5), (0.99, 0.95), (0.8, 0.9997)])
 def test_the_table_has_the_numbers_of_every_step_as_far_as_they_change_and_of_later_ones(
@@ -207,7 +207,7 @@ def test_a_table_is_made_only_where_it_is_short_and_certain():
     assert numbers.table_of(numbers.mean_columns, middle, True) is None
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("betas", "nesterov", "dtype"),
     [((0.75 + 2.0**-25, 1 - 2.0**-53), True, np.float32), ((0.9, 0.9999), False, np.float64)],
@@ -272,6 +272,7 @@ def test_products_of_many_rates_and_decays_are_rounded_once():
     assert (wanted != rates * np.float32(0.1)).any(), "the cases tell nothing"
 
 
+@pytest.mark.slow
 def test_the_numbers_need_no_float64():
     options = Options(betas=(0.9, 0.9999), eps=0.0)
     with jax.enable_x64(False):

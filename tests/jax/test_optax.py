@@ -79,7 +79,7 @@ TWINS = {
 }
 
 
-@pytest.mark.quick_cases(6)
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("case", TWINS)
 def test_states_are_those_of_optax_and_runs_may_change_hands(case):
     name, arguments = TWINS[case]

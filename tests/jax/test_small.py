@@ -49,7 +49,7 @@ def same_as(judge, params, state, parameters):
             assert state[0].top == stored["top"]
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("forms", "rounding"),
     [*((forms, None) for forms in FORMS), (("compact", "8bit"), "nearest")],
@@ -92,6 +92,7 @@ def test_other_methods_have_the_bits_of_the_numpy_front_end(name):
     same_as(judge, params, state, parameters)
 
 
+@pytest.mark.slow
 def test_a_scan_and_an_unrolled_program_have_the_bits_of_single_steps():
     parameters, gradients = drawn(shapes=((40,),), steps=4)
     optimizer = ours.adam(LR, state="8bit")
@@ -152,6 +153,7 @@ def test_the_state_takes_the_bytes_it_promises():
                      "8bit": 2 * 6400 + 2 * 200 + top}  # fmt: skip
 
 
+@pytest.mark.slow
 def test_small_states_are_pytrees_that_keep_their_types():
     p = {"a": jnp.ones((3, 5)), "b": jnp.ones(4, jnp.bfloat16)}
     optimizer = ours.adamw(

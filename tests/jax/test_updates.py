@@ -49,7 +49,7 @@ def uneven(random, shape, dtype):
 # ── the reference engine's bits ────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.quick_cases(6)
+@pytest.mark.quick_cases(4)
 @pytest.mark.parametrize("name", CASES)
 def test_a_step_under_jit_has_the_bits_of_the_reference_engine(name):
     parameters, gradients = drawn(values=ordinary)
@@ -302,6 +302,7 @@ def without_subnormals(end):
     return Ended({**end.arrays, "0": np.where(np.abs(p) < smallest, p.dtype.type(0), p)})
 
 
+@pytest.mark.quick_cases(4)
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="XLA flushes on CPUs")
 @pytest.mark.parametrize(
     ("name", "dtype"),
@@ -405,6 +406,7 @@ def test_derivatives_with_respect_to_a_number_are_near_those_of_optax(name):
     assert slopes[0] == pytest.approx(float(slopes[1]), rel=1e-3)
 
 
+@pytest.mark.slow
 def test_derivatives_are_the_same_forward_and_backward_and_near_those_of_optax():
     p = jnp.array(START)
     both = [

@@ -52,7 +52,7 @@ def by_scipy(fun, x0, **options):
     return scipy.optimize.minimize(fun, x0, method=adamas.minimize, options=options)
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("way", [by_adamas, by_scipy])
 @pytest.mark.parametrize("seed", range(2))
 def test_a_monte_carlo_objective_without_a_gradient_is_solved(way, seed):
@@ -84,6 +84,7 @@ def test_success_is_never_told_of_what_the_noise_of_one_value_does_not_hide(size
         assert "noise" in result.message
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("noise", [1e-3, 0.1, 1.0])
 @pytest.mark.parametrize("size", [1, 5])
 def test_what_stands_out_of_its_noise_is_solved(size, noise):
@@ -93,6 +94,7 @@ def test_what_stands_out_of_its_noise_is_solved(size, noise):
     assert fun.exact(result.x) < 0.05 * noise
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(("step", "is_wide"), [(None, True), (0.1, True), (1.5e-8, False),
                                                (1e-4, False), (1e-3, False)])  # fmt: skip
 def test_a_step_of_ones_own_that_is_too_narrow_is_no_success(step, is_wide):

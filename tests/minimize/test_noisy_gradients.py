@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 
 import adamas
 from tests.support.bowls import WAYS, NoisyBowl, bowl
 
 
+@pytest.mark.quick_cases(1)
 @WAYS
 def test_a_noisy_function_ends_nearer_the_minimum_than_its_luckiest_draw(way):
     errors, lucky = [], []

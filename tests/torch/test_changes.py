@@ -49,7 +49,7 @@ ENGINES = ["native", "torch"]
 # ── how state is stored ────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.quick_cases(60)
+@pytest.mark.quick_cases(30)
 @pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("dtype", [torch.float32, BFLOAT16, FLOAT16])
 @pytest.mark.parametrize("after", FORMS, ids=str)

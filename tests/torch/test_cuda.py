@@ -72,7 +72,7 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.quick_cases(6)
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("method", METHODS)
 def test_a_method_has_the_bits_of_the_native_engine(method, dtype, on_device):
@@ -86,7 +86,7 @@ def test_a_method_has_the_bits_of_the_native_engine(method, dtype, on_device):
     assert differences(training, judge) == []
 
 
-@pytest.mark.quick_cases(5)
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("state", ["bfloat16", "compact", "8bit", ("compact", "8bit")])
 @pytest.mark.parametrize(
     ("dtype", "rounding"),
@@ -106,7 +106,7 @@ def test_a_small_state_has_the_bits_of_the_native_engine(state, dtype, rounding,
     assert differences(training, on_the_cpu(on_device, **case)) == []
 
 
-@pytest.mark.quick_cases(1)
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_whole_phase_has_the_bits_of_the_native_engine(dtype, on_device, plans):
     case = {"kind": "AdamW", "dtype": dtype, "fused": True, **PHASE}
@@ -146,7 +146,7 @@ LAYOUTS = {
 }
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize(
     "options",
@@ -247,6 +247,7 @@ def leave_to_others(monkeypatch, route, places):
     monkeypatch.setattr(route, "takes", lambda member: member.place not in places and takes(member))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("options", [{}, PHASE])
 def test_kinds_of_tensors_mix_with_one_norm_and_one_guard(options, on_device, monkeypatch):
     judge = on_the_cpu(on_device, **options)

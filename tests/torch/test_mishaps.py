@@ -73,7 +73,7 @@ def test_gradients_that_are_set_to_none_are_held_by_nobody(route: str, options: 
             assert [each() for each in alive] == [None, None]
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "options", [{}, {"copy_to": BFLOAT16}, {"statistics": True, "ema": 0.5}], ids=str
 )

@@ -18,6 +18,7 @@ from tests.support.planned import plans_made
 from tests.support.small_model import NAMES, VARIANTS, backward, model, same, train, values
 
 
+@pytest.mark.quick_cases(12)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("name", "options"), VARIANTS)
 def test_a_training_is_torchs_but_for_rounding(name, options, dtype):

@@ -239,7 +239,7 @@ RUNS = {
 }
 
 
-@pytest.mark.quick_cases(13)
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize(
     "engine",
     [*(each for each in ENGINES if each != "triton"), pytest.param("triton", marks=interpreted)],

@@ -490,6 +490,7 @@ def test_statistics_that_are_read_while_another_thread_steps_are_of_one_step():
             assert {*optimizer.statistics()} == names
 
 
+@pytest.mark.quick_cases(3)
 def test_an_optimizer_is_freed_with_its_last_name(route):
     made("native").step()  # the first of a process leaves frames where torch loads what it needs
     gc.collect()
