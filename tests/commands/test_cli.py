@@ -20,6 +20,19 @@ from tests.support.cases import PATIENCE, ROOT
 ESCAPE = "\x1b"
 
 
+def read_until_closed(descriptor):
+    """Return what is written to the other side until that is closed, and close this one."""
+    seen = bytearray()
+    try:
+        while data := os.read(descriptor, 1024):
+            seen.extend(data)
+    except OSError:  # Linux' way of saying that the other side has closed
+        pass
+    finally:
+        os.close(descriptor)
+    return seen
+
+
 def adamas_in_a_process(*arguments, cwd, **environment):
     """Run ``python -m adamas`` without a terminal."""
     return subprocess.run(
@@ -82,16 +95,8 @@ def test_on_a_terminal_bars_are_drawn_and_NO_COLOR_takes_the_colours_away(tmp_pa
         stderr=theirs,
     )
     os.close(theirs)
-    seen = bytearray()
-    try:
-        while data := os.read(ours, 1024):
-            seen.extend(data)
-    except OSError:  # Linux' way of saying that the other side has closed
-        pass
-    finally:
-        os.close(ours)
-        status = process.wait(timeout=PATIENCE)
-    text = seen.decode()
+    text = read_until_closed(ours).decode()
+    status = process.wait(timeout=PATIENCE)
     assert status == 0, text
     assert "66/66" in text  # 3 epochs of 22 batches
     coloured = any(f"{ESCAPE}[{code}" in text for code in ("3", "38;5;"))
@@ -115,15 +120,8 @@ def test_a_check_tells_how_far_it_is_where_standard_error_is_a_terminal(tmp_path
         command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=theirs
     )
     os.close(theirs)
-    seen = bytearray()
-    try:
-        while data := os.read(ours, 1024):
-            seen.extend(data)
-    except OSError:  # Linux' way of saying that the other side has closed
-        pass
-    finally:
-        os.close(ours)
-        printed, _ = process.communicate(timeout=PATIENCE)
+    seen = read_until_closed(ours)
+    printed, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0
     assert printed.decode().startswith("paper, ε outside the root, ")
     assert ESCAPE not in printed.decode()
