@@ -70,11 +70,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except LookupError as error:
         reader.error(error.args[0])
     for name, source in (("old", asked.old), ("new", asked.new)):
-        if source is not None and not (source / "adamas").is_dir():
-            reader.error(
-                f"--{name} is {source}, but there is no adamas in it. Give the src folder of a"
-                " version, with its compiled module."
-            )
+        if source is None:
+            continue
+        if not (source / "adamas").is_dir():
+            missing = "no adamas"
+        elif not any((source / "adamas").glob("_native*[!i]")):  # _native.pyi is its types only
+            missing = "no compiled module of adamas (adamas/_native…)"
+        else:
+            continue
+        reader.error(
+            f"--{name} is {source}, but there is {missing} in it. Give the src folder of a"
+            " version, with its compiled module."
+        )
     run = Run(asked.quick, _tell, asked.old, asked.new)
     if asked.list:
         for table, rows in chosen:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+import adamas
 from benchmarks import __main__ as program
 from benchmarks import catalogue, checkpoints, memory, pages, ratios, versions
 from benchmarks.ratios import Pair, Ratios
@@ -385,7 +387,7 @@ def test_two_versions_that_are_the_same_come_to_the_same_bits():
     pytest.importorskip("torch")
     table = catalogue.table("torch_versions")
     rows = [row for row in table.rows if row.work == "the same, lr set anew"]
-    source = ROOT / "src"
+    source = Path(adamas.__file__).parents[1]  # where the compiled module stands, too
     (figure,) = table.measured(rows, Run(quick=True, old=source, new=source))["figures"]
     assert figure["lowest"] <= figure["ratio"] <= figure["highest"]
 
@@ -396,6 +398,17 @@ def test_a_folder_without_a_version_is_refused_before_anything_is_measured(tmp_p
     assert ended.value.code == 2
     assert f"--old is {tmp_path}, but there is no adamas in it. Give the src" in (
         capsys.readouterr().err
+    )
+
+
+def test_a_version_that_was_not_compiled_is_refused(tmp_path, capsys):
+    (tmp_path / "adamas").mkdir()
+    (tmp_path / "adamas" / "_native.pyi").touch()
+    with pytest.raises(SystemExit) as ended:
+        program.main(["torch_versions", "--old", str(tmp_path), "--new", str(tmp_path)])
+    assert ended.value.code == 2
+    assert (
+        "there is no compiled module of adamas (adamas/_native…) in it" in capsys.readouterr().err
     )
 
 
