@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from adamas.extras import require
 from adamas.numpy import Adam, Momentum, Optimizer, RMSProp
+from adamas.palette import COLOURS
 from adamas.smoothing import ema
 
 __all__ = [
@@ -47,9 +48,6 @@ METHODS: dict[str, tuple[type[Momentum | RMSProp | Adam], float]] = {
     "RMSProp": (RMSProp, 0.03),
     "Adam": (Adam, 0.03),
 }
-
-#: Colours that people with any colour vision can tell apart (Okabe & Ito 2008).
-COLOURS = {"Momentum": "#E69F00", "RMSProp": "#009E73", "Adam": "#0072B2"}
 
 
 @dataclass(frozen=True)

@@ -18,15 +18,13 @@ from adamas.checks import near
 from adamas.extras import require
 from adamas.importing import called
 from adamas.numpy import Adam, Momentum, Optimizer, RMSProp
+from adamas.palette import COLOURS
 
 __all__ = ["FUNCTIONS", "Path2D", "Track", "animate", "draw", "find", "race", "view_of"]
 
 Array = NDArray[np.float64]
 Value = Callable[[Array], float]
 Gradient = Callable[[Array], Array]
-
-#: Colours that people with any colour vision can tell apart (Okabe & Ito 2008), on a light ground.
-COLOURS = {"Momentum": "#D55E00", "RMSProp": "#009E73", "Adam": "#0072B2"}
 
 METHODS: dict[str, type[Momentum | RMSProp | Adam]] = {
     "Momentum": Momentum,
