@@ -1,0 +1,47 @@
+"""How commands show what they found: plain where there is no terminal."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from adamas.extras import require
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+__all__ = ["console_of", "progress_on", "say_where", "table_of"]
+
+
+def console_of(who: str) -> Console:
+    """Return a console that is plain where there is no terminal or NO_COLOR is set."""
+    console = require("rich.console", who, "cli", "rich")
+    to_terminal = sys.stdout.isatty()
+    return console.Console(highlight=False, width=None if to_terminal else 110)
+
+
+def progress_on(console: Console, *, hidden: bool) -> Any:
+    """Return progress bars; none where there is no terminal, so that logs stay readable."""
+    progress = require("rich.progress", "adamas", "cli", "rich")
+    return progress.Progress(
+        progress.TextColumn("{task.description:>9}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TimeElapsedColumn(),
+        console=console,
+        disable=hidden or not console.is_terminal,
+    )
+
+
+def table_of(*columns: str) -> Any:
+    """Return a table whose first column has names and whose others have numbers."""
+    table = require("rich.table", "adamas", "cli", "rich").Table(box=None, pad_edge=False)
+    for i, column in enumerate(columns):
+        table.add_column(column, justify="left" if i == 0 else "right")
+    return table
+
+
+def say_where(console: Console, path: Path, what: str = "") -> None:
+    """Print where a file was written."""
+    console.print(f"wrote {what}{path.resolve()}", soft_wrap=True, markup=False)
