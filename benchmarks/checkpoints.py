@@ -112,7 +112,7 @@ def _work(name: str, quick: bool) -> Work:
 
 @dataclass(frozen=True)
 class Checkpoints(Table):
-    """Rows that make a :data:`Work`, which take turns."""
+    """Rows that make a ``Work``, which take turns."""
 
     def measured(self, rows: Sequence[Row], run: Run) -> Stored:
         works = {row.name: row.make(run.quick) for row in rows if not row.missing(run)}

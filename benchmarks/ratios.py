@@ -28,7 +28,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Ratios(Table):
-    """Rows that make a :class:`Pair`. A goal is a ratio: the other's time over ours."""
+    """Rows that make a ``Pair``. A goal is a ratio: the other's time over ours."""
 
     def figure(self, row: Row, run: Run) -> Stored:
         pair = row.make(run.quick)

@@ -175,7 +175,7 @@ def _torch_phase(shapes: Iterable[tuple[int, ...]]) -> Callable[[bool], Pair]:
 
 
 def phase_options() -> dict[str, Any]:
-    """Return the options with which one step does what :class:`TorchPhase` does."""
+    """Return the options with which one step does what ``TorchPhase`` does."""
     import torch
 
     return {"clip_norm": 1.0, "ema": 0.999, "copy_to": torch.bfloat16}

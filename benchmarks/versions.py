@@ -133,7 +133,7 @@ class Version:
 
 @dataclass(frozen=True)
 class Versions(Table):
-    """Rows that make a :class:`Case`."""
+    """Rows that make a ``Case``."""
 
     def measured(self, rows: Sequence[Row], run: Run) -> Stored:
         assert run.old is not None

@@ -1,6 +1,6 @@
 """adamas: Adam, done right.
 
-One rule of arithmetic (:mod:`adamas.rule`), run at the speed of memory, with the same bits on
+One rule of arithmetic (``adamas.rule``), run at the speed of memory, with the same bits on
 every processor, with any number of threads, and after every resume. For NumPy arrays::
 
     import adamas
@@ -8,7 +8,7 @@ every processor, with any number of threads, and after every resume. For NumPy a
     optimizer = adamas.Adam(weights, lr=1e-3)  # an array, or a list, tuple or dict of arrays
     optimizer.step(gradients)  # in place
 
-Start reading at :mod:`adamas.rule`; ``docs/architecture.md`` shows the rest of the house.
+Start reading at ``adamas.rule``; ``docs/architecture.md`` shows the rest of the house.
 """
 
 from __future__ import annotations

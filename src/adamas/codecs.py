@@ -18,7 +18,7 @@ compact  3                    v as bfloat16; m as sign, 3 exponent and 4 mantiss
 ======== ==================== ==================================================================
 
 That m is stored relative to √v of the same element is what makes one byte enough: by the
-inequality of Cauchy and Schwarz |m| ≤ C·√v (:func:`mean_bound`), so the code cannot overflow, and
+inequality of Cauchy and Schwarz |m| ≤ C·√v (``mean_bound``), so the code cannot overflow, and
 a small coordinate keeps its precision beside a large one.
 
 Zero stays zero, and a v that is not zero never becomes zero, so no update explodes. A value above
@@ -251,7 +251,7 @@ def encode_parameter(
     """Return flat float32 parameters as they are stored, and their remainder or None.
 
     ``like`` has the dtype to store: float16, or uint16 for bfloat16's bits. ``rounding`` is that
-    of :attr:`Storage.parameter_rounding`; ``r`` are bits of the state, where it needs any.
+    of ``Storage.parameter_rounding``; ``r`` are bits of the state, where it needs any.
     """
     if rounding == "remainder":
         return encode_remainder(p)
@@ -321,7 +321,7 @@ def encode_remainder8(p: Float32, r: Bits) -> tuple[NDArray[np.uint16], NDArray[
 
 
 def decode_remainder(high: NDArray[np.uint16], low: NDArray[Any]) -> Float32:
-    """Return the float32 that :func:`encode_remainder` or :func:`encode_remainder8` took apart."""
+    """Return the float32 that ``encode_remainder`` or ``encode_remainder8`` took apart."""
     unit = np.uint32(1 if low.dtype == np.int16 else 256)
     small = low.astype(np.int32).view(np.uint32) * unit
     return _float((high.astype(np.uint32) << np.uint32(16)) + small).reshape(high.shape)
@@ -335,7 +335,7 @@ def encode(
 ) -> Codes:
     """Return the codes of m and v (v ≥ 0), of their shape, rounded by ``r``, or to nearest.
 
-    ``forms`` are the names of the codecs of m and of v, ``top`` is :func:`mean_top`. v takes the
+    ``forms`` are the names of the codecs of m and of v, ``top`` is ``mean_top``. v takes the
     high bits of ``r``, m the low half. With 8bit, the first element begins a block of its tensor,
     flattened.
     """
@@ -367,7 +367,7 @@ def encode(
 
 
 def decode(forms: tuple[str, str], codes: Codes, top: Any) -> tuple[Any, Any]:
-    """Return m and v, float32, for what :func:`encode` returned; None where it is None.
+    """Return m and v, float32, for what ``encode`` returned; None where it is None.
 
     ``top`` is an int, or an array of int32.
     """

@@ -66,7 +66,7 @@ class StepNumbers(NamedTuple):
 
     @classmethod
     def averaging(cls, rule: Coefficients, ema: float | None, step: int) -> StepNumbers:
-        """Return the numbers of ``step``; ``ema`` is that of :class:`adamas.Phase`."""
+        """Return the numbers of ``step``; ``ema`` is that of ``adamas.Phase``."""
         keep, take = (0.0, 0.0) if ema is None else ema_weights(ema, step)
         return cls(rule, keep, take, step)
 

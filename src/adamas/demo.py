@@ -124,12 +124,12 @@ def train(
 
 
 def steps_of(digits: Digits, epochs: int) -> int:
-    """Return how many steps :func:`train` makes."""
+    """Return how many steps ``train`` makes."""
     return epochs * (len(digits.labels) // BATCH)
 
 
 def draw(runs: list[Run], path: Path) -> None:
-    """Write a picture of the loss curves, smoothed by :func:`adamas.ema`, as PNG to ``path``."""
+    """Write a picture of the loss curves, smoothed by ``adamas.ema``, as PNG to ``path``."""
     matplotlib = require("matplotlib", "adamas demo", "demo", "matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot

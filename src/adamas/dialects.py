@@ -1,6 +1,6 @@
 """Dialects: what a library or paper means by Adam where nothing else is said.
 
-A dialect is a set of values for :class:`adamas.Options`: where ε stands, how the bias is taken out,
+A dialect is a set of values for ``adamas.Options``: where ε stands, how the bias is taken out,
 what is a default. It gives what the user does not; whatever the user gives stands. What no dialect
 of a method says has to be given, and what a library computes by another rule is refused.
 

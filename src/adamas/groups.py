@@ -107,7 +107,7 @@ class ParameterGroup:
         return {"params": list(self.names), **plain}
 
     def loaded_options(self, where: str, given: Any) -> Options:
-        """Return the options of a :meth:`plain` group that is to be loaded, checked."""
+        """Return the options of a ``plain`` group that is to be loaded, checked."""
         check_entries(where, given, (*_OPTION_NAMES, "params"))
         names = given["params"]
         if not isinstance(names, (list, tuple)) or list(names) != list(self.names):

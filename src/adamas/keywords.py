@@ -38,7 +38,7 @@ MethodName = Literal["adam", "momentum", "rmsprop"]
 
 
 class OptionArguments(TypedDict, total=False):
-    """The fields of :class:`adamas.Options`."""
+    """The fields of ``adamas.Options``."""
 
     lr: LearningRate
     betas: tuple[float | None, float | None]
@@ -57,7 +57,7 @@ class OptionArguments(TypedDict, total=False):
 
 
 class PhaseArguments(TypedDict, total=False):
-    """The fields of :class:`adamas.Phase`."""
+    """The fields of ``adamas.Phase``."""
 
     clip_norm: float | None
     on_nonfinite: OnNonfinite
@@ -67,7 +67,7 @@ class PhaseArguments(TypedDict, total=False):
 
 
 class MinimizeArguments(TypedDict, total=False):
-    """The settings of :func:`adamas.minimize`, and the options of its optimizers."""
+    """The settings of ``adamas.minimize``, and the options of its optimizers."""
 
     method: MethodName
     lr: LearningRate | None

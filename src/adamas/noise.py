@@ -1,8 +1,8 @@
 """The noise of a function, found by looking at it; and steps of difference quotients that allow it.
 
 A quotient carries the noise of its values divided by its step, so a step that suits exact functions
-drowns in noise. :func:`level` tells the noise from a row of values (the difference tables of Moré &
-Wild 2011, "Estimating computational noise"), and :func:`look` how wide a step has to be for each
+drowns in noise. ``level`` tells the noise from a row of values (the difference tables of Moré &
+Wild 2011, "Estimating computational noise"), and ``look`` how wide a step has to be for each
 element of x (Moré & Wild 2012, "Estimating derivatives of noisy functions").
 """
 

@@ -15,9 +15,9 @@ with options of their own are a list of dicts with the key ``"params"``:
 with one entry for each group.
 
 This is the pattern of a front-end. Options are checked once and become groups of slots
-(:mod:`adamas.groups`); a plan of an engine (:mod:`adamas.engines`) is made from them when they are
+(``adamas.groups``); a plan of an engine (``adamas.engines``) is made from them when they are
 known; a step hands gradients as they come to the plan, and looks closely only where it declines.
-A method is a class that names its arguments and makes :class:`~adamas.options.Options` of them.
+A method is a class that names its arguments and makes ``Options`` of them.
 """
 
 from __future__ import annotations
@@ -285,7 +285,7 @@ class Optimizer:
     def load_state_dict(
         self, state_dict: Mapping[str, Any], *, parameters: Mapping[str, Any] | None = None
     ) -> None:
-        """Take over a :meth:`state_dict`: counts, options and state; the run goes on bit for bit.
+        """Take over a ``state_dict``: counts, options and state; the run goes on bit for bit.
 
         With ``parameters`` (arrays by name) their values are taken over together with it. Dense
         and packed states can be loaded, whatever form this optimizer stores. Schedules cannot be
@@ -357,7 +357,7 @@ class _Still:
 class Adam(Optimizer):
     """Adam: momentum over RMSProp, without start-up bias (Kingma & Ba 2015, algorithm 1).
 
-    What is None is as ``dialect`` says (:mod:`adamas.dialects`); without one: lr 0.001, betas 0.9
+    What is None is as ``dialect`` says (``adamas.dialects``); without one: lr 0.001, betas 0.9
     and 0.999, eps 1e-8 beside the corrected root, weight_decay 0 as part of the gradient ("l2"),
     bias corrected as in the paper.
     """
@@ -391,7 +391,7 @@ class Adam(Optimizer):
         seed: int = 0,
         engine: Engine = "native",
     ) -> None:
-        """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
+        """Create the state; ``adamas.Options`` and ``adamas.Phase`` tell the options."""
         _check_pair(betas)
         super().__init__(**_sorted(with_conventions(self._method, dialect, locals())))
 
@@ -430,7 +430,7 @@ class Momentum(Optimizer):
         seed: int = 0,
         engine: Engine = "native",
     ) -> None:
-        """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
+        """Create the state; ``adamas.Options`` and ``adamas.Phase`` tell the options."""
         given = {**locals(), "betas": (check_rate("beta", beta), None)}
         super().__init__(**_sorted(given))
 
@@ -438,7 +438,7 @@ class Momentum(Optimizer):
 class RMSProp(Optimizer):
     """Gradients over the root of their running mean square (Tieleman & Hinton 2012).
 
-    What is None is as ``dialect`` says (:mod:`adamas.dialects`); without one: lr 0.001, beta 0.9,
+    What is None is as ``dialect`` says (``adamas.dialects``); without one: lr 0.001, beta 0.9,
     eps 1e-8 beside the root, weight_decay 0 as part of the gradient, no bias correction.
     """
 
@@ -468,14 +468,14 @@ class RMSProp(Optimizer):
         seed: int = 0,
         engine: Engine = "native",
     ) -> None:
-        """Create the state; :class:`adamas.Options` and :class:`adamas.Phase` tell the options."""
+        """Create the state; ``adamas.Options`` and ``adamas.Phase`` tell the options."""
         given = with_conventions("RMSProp", dialect, locals())
         given["betas"] = (None, check_rate("beta", given["beta"]))
         super().__init__(**_sorted(given))
 
 
 def _sorted(given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return what :class:`Optimizer` takes, of what the ``locals()`` of a constructor hold."""
+    """Return what ``Optimizer`` takes, of what the ``locals()`` of a constructor hold."""
 
     def of(kind: type[Options | Phase]) -> dict[str, Any]:
         return {each.name: given[each.name] for each in fields(kind) if each.name in given}

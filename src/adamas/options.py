@@ -1,6 +1,6 @@
 """What a user may ask for: checked once, then frozen.
 
-:class:`Options` are the choices that shape the rule for one group of parameters; :class:`Phase`
+``Options`` are the choices that shape the rule for one group of parameters; ``Phase``
 those that concern the whole step (clipping, non-finite gradients, averaged weights, statistics).
 Both refuse what makes no sense with an error that says what was given and what is possible.
 """
@@ -76,7 +76,7 @@ class Options:
     amsgrad: bool = False
     nesterov: bool = False
     maximize: bool = False
-    #: How the running means are stored (:mod:`adamas.codecs`): one form for both, or a pair for m
+    #: How the running means are stored (``adamas.codecs``): one form for both, or a pair for m
     #: and v. "float32" stores them as they are, in the parameter's dtype. Kept as a pair.
     state: StateForm | tuple[StateForm, StateForm] = "float32"
     #: How what is stored in few bits is rounded. None: small forms of m and v by chance, parameters

@@ -2,7 +2,7 @@
 
 The points of a gradient do not depend on each other, so several workers may find the values there;
 the quotients are SciPy's, with the same bits for any number of workers. Where the function is
-noisy, :class:`Sight` chooses the steps and says whether the run can be believed.
+noisy, ``Sight`` chooses the steps and says whether the run can be believed.
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ class Result(NamedTuple):
 def rule(c: Any, p: Array, g: Array, m: Array = None, v: Array = None, w: Array = None) -> Result:
     """Return parameter and state after one step.
 
-    ``c`` holds the numbers of :class:`adamas.coefficients.Coefficients`, rounded to the dtype of
+    ``c`` holds the numbers of ``adamas.coefficients.Coefficients``, rounded to the dtype of
     the arrays. ``p`` is the parameter and ``g`` its gradient. ``m`` is the running mean of
     gradients, or None where the method keeps none (RMSProp); ``v`` the running mean of squared
     gradients, or None (Momentum); ``w`` the largest ``v`` so far, or None without AMSGrad. All

@@ -5,10 +5,10 @@
     >>> result.x.round(3)
     array([3., 3.])
 
-:func:`minimize` is also a method for SciPy itself: ``scipy.optimize.minimize(fun, x0,
-method=adamas.minimize)``. Its parts, in the order in which a run meets them: :class:`Settings`,
-what may be asked for; ``Limits``, the box; :class:`Objective`, which evaluates and counts;
-:class:`Judge`, which says when to stop; and :func:`minimize`, which steps.
+``minimize`` is also a method for SciPy itself: ``scipy.optimize.minimize(fun, x0,
+method=adamas.minimize)``. Its parts, in the order in which a run meets them: ``Settings``,
+what may be asked for; ``Limits``, the box; ``Objective``, which evaluates and counts;
+``Judge``, which says when to stop; and ``minimize``, which steps.
 
 Nothing here compares two values to choose a step, so ``fun`` may be noisy: there is no line search
 to be misled. Only what is *returned* depends on whether it is; see ``noisy``.
@@ -84,7 +84,7 @@ _GTOL = 1e-5
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The options of :func:`minimize` that are not the optimizer's. Errors name the option."""
+    """The options of ``minimize`` that are not the optimizer's. Errors name the option."""
 
     method: MethodName = "adam"
     #: A number is the rate of the first step, in units of x for Adam and RMSProp; it falls to zero
@@ -335,7 +335,7 @@ def minimize(
     ``callback(intermediate_result)`` is called after each step and may raise StopIteration to end
     the run.
 
-    Options, as keywords or in ``options``: those of :class:`Settings` (``lr``, ``maxiter``,
+    Options, as keywords or in ``options``: those of ``Settings`` (``lr``, ``maxiter``,
     ``gtol``, ``ftol``, ``patience``, ``noisy``, ``ema``, ``finite_diff_rel_step``, ``workers``,
     ``disp``, ``progress``, ``method``), and those of the optimizer that ``method`` names (for Adam
     ``betas``, ``eps``, ``amsgrad``, ``nesterov``, ``clip_norm``, …). Unknown ones warn. ``tol``

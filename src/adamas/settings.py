@@ -1,6 +1,6 @@
 """The phase as an optimizer shows it, and what of it may be set between steps.
 
-An optimizer has its :class:`adamas.Phase` as ``_phase``, and takes other options by
+An optimizer has its ``adamas.Phase`` as ``_phase``, and takes other options by
 ``_change_phase``. What the constructor was given is for a script to give again. What was set in a
 run belongs to the run: its state_dict has it.
 """
@@ -43,7 +43,7 @@ _SAID = {
     "copy_to": "What low-precision copies are kept in: a dtype, or the tensors that were given.",
     "offload": "Whether the state of parameters on a CUDA device is kept in host memory.",
     "engine": "What alone makes the steps; None, of tensors, leaves each to the fastest that can.",
-    "phase": "All options of a step together, as :class:`adamas.Phase`.",
+    "phase": "All options of a step together, as ``adamas.Phase``.",
 }
 #: The way out where a run cannot change an option.
 ANEW = "Create another optimizer with {name}= and load the state_dict() of this one."

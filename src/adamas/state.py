@@ -67,7 +67,7 @@ class State:
 
     All entries are C-contiguous. They have the parameter's shape (but for the header) and the
     dtype it is computed in, float32 or float64 (but for m and v in a small form, which are codes,
-    and the remainder: see :mod:`adamas.codecs`).
+    and the remainder: see ``adamas.codecs``).
     """
 
     # The roles of Entries, as fields.

@@ -1,6 +1,6 @@
 """What is stored how: the forms of running means, and all that follows from their choice.
 
-One table says what dtypes each form stores (:mod:`adamas.codecs` says what the bits mean), and one
+One table says what dtypes each form stores (``adamas.codecs`` says what the bits mean), and one
 value, made where options are checked, what follows from it; it refuses, in the same words in all
 front-ends, what cannot be stored so.
 """
@@ -49,7 +49,7 @@ class Storage(NamedTuple):
     #: The forms of m and of v; that of a mean which is not kept has no meaning.
     mean: str = "float32"
     square: str = "float32"
-    #: The option of this name, see :class:`adamas.Options`.
+    #: The option of this name, see ``adamas.Options``.
     rounding: str | None = None
 
     @classmethod
@@ -93,7 +93,7 @@ class Storage(NamedTuple):
 
     @property
     def is_relative(self) -> bool:
-        """Whether codes of m are relative to √v, and counted from :func:`.codecs.mean_top`."""
+        """Whether codes of m are relative to √v, and counted from ``codecs.mean_top``."""
         return self.mean in ("compact", "8bit")
 
     @property

@@ -31,7 +31,7 @@ def leaves(tree: Tree, path: str = "") -> Iterator[tuple[str, Any]]:
 def changed_leaf(tree: Tree, leaves_before: Sequence[tuple[str, Any]]) -> str | None:
     """Return the name of a leaf that is not the one it was, or None; the order is no matter.
 
-    ``leaves_before`` are names and leaves that :func:`leaves` gave.
+    ``leaves_before`` are names and leaves that ``leaves`` gave.
     """
     found = list(leaves(tree))
     before, now = dict(leaves_before), dict(found)

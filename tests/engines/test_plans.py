@@ -1,4 +1,4 @@
-"""What every engine promises of its Plan, whatever it computes with: :mod:`adamas.engines`."""
+"""What every engine promises of its Plan, whatever it computes with: ``adamas.engines``."""
 
 from __future__ import annotations
 

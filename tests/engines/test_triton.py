@@ -2,8 +2,8 @@
 
 Where what is covered: all options, early and late steps: ``every_combination``; sizes and forms:
 ``every_form``; half precision: ``every_rounding``; phases: ``every_phase`` and what follows it.
-Copies and what a step is given are in :mod:`test_triton_given`, exact sums in
-:mod:`test_triton_sums`. :mod:`test_triton_compiled` looks at the compiled kernels.
+Copies and what a step is given are in ``test_triton_given``, exact sums in
+``test_triton_sums``. ``test_triton_compiled`` looks at the compiled kernels.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Sums that Triton's kernels add are exact: those of :func:`math.fsum`."""
+"""Sums that Triton's kernels add are exact: those of ``math.fsum``."""
 
 from __future__ import annotations
 

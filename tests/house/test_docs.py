@@ -90,6 +90,13 @@ def test_every_public_name_is_documented():
         assert getattr(adamas, name).__doc__, name
 
 
+def test_docstrings_are_written_in_markdown():
+    role = re.compile(r":(?:attr|class|data|exc|func|meth|mod|obj|ref):`")
+    sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
+    assert len(sources) > 200
+    assert [named(path) for path in sources if role.search(path.read_text("utf-8"))] == []
+
+
 #: How code tells one storage form from the others, in Python and C++.
 TELLS_APART = re.compile(r'[!=]= "(?:compact|8bit)"|in \("compact"|"8bit" in|Form::(?!plain)\w')
 

@@ -120,7 +120,7 @@ def test_one_minus_a_power_has_the_bits_of_its_definition_for_all_exponents(beta
 
 
 def definition(options, counts, dtype):
-    """The numbers of many steps, by :func:`adamas.coefficients.at_step`."""
+    """The numbers of many steps, by ``adamas.coefficients.at_step``."""
     rows = [
         at_step(options, int(count) + 1, options.lr).rounded(np.dtype(dtype)) for count in counts
     ]

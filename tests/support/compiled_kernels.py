@@ -1,4 +1,4 @@
-"""Compile the kernels of :mod:`adamas.engines.triton`, for GPUs that need not be there.
+"""Compile the kernels of ``adamas.engines.triton``, for GPUs that need not be there.
 
 As a program, in a process without Triton's interpreter: plans over arrays on the CPU are made and
 stepped, but where they launch a kernel it is compiled, with the very arguments of the launch, for

@@ -318,7 +318,7 @@ def _plain(x: Any) -> Any:
 
 
 def flushed_steps(options: Options, parameter: Any, gradients: Sequence[Any]) -> Ended:
-    """What :class:`Flushed` operators end with."""
+    """What ``Flushed`` operators end with."""
     p, dtype = Flushed(parameter), parameter.dtype
     state: list[Any] = [
         Flushed(np.zeros_like(parameter)) if kept else None

@@ -1,6 +1,6 @@
 """A device of queues that offloaded optimizers are stepped on, and the same ones without offload.
 
-Its tensors are the processor's, its copies are those of :mod:`queues`, made at the worst moments.
+Its tensors are the processor's, its copies are those of ``queues``, made at the worst moments.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A device that is none: its memory is the processor's, and its copies are made at bad moments.
 
-What :class:`.offload.CudaStreams` says must be so is so, and nothing else: a queue keeps its order,
+What ``offload.CudaStreams`` says must be so is so, and nothing else: a queue keeps its order,
 and an event is over when somebody has waited for it. ``late`` makes each copy as
 late as that allows, ``early`` as soon as it was asked for and nothing asked for before holds it up.
 A wait that is missing, or a buffer that is used again too soon, gives other bits with one of the

@@ -1,6 +1,6 @@
 """Digests of what adamas.torch does, seen from outside: a net under whoever changes its inside.
 
-Of each case of :mod:`torch_cases` and each aspect (parameters, state, norms, texts of errors, …)
+Of each case of ``torch_cases`` and each aspect (parameters, state, norms, texts of errors, …)
 there is a short digest in ``torch_digests.json``, a line for each case, by which a failed test says
 what changed where.
 

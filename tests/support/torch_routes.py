@@ -1,6 +1,6 @@
 """What has to stand in for a device, so that a step takes a route that this machine has not.
 
-The one place that knows the inside of adamas.torch on behalf of :mod:`torch_digests`.
+The one place that knows the inside of adamas.torch on behalf of ``torch_digests``.
 """
 
 from __future__ import annotations

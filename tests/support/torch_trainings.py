@@ -1,4 +1,4 @@
-"""Trainings of the cases of :mod:`torch_cases`, and the digests of all that they leave."""
+"""Trainings of the cases of ``torch_cases``, and the digests of all that they leave."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 
 On a machine with a GPU the parameters are there. Without one CPU tensors stand in for CUDA tensors,
 and the kernels run in Triton's interpreter: all but the device itself is the same. Plans are in
-:mod:`test_cuda_plans`, what is not waited for and CUDA graphs in :mod:`test_cuda_graphs`.
+``test_cuda_plans``, what is not waited for and CUDA graphs in ``test_cuda_graphs``.
 """
 
 from __future__ import annotations

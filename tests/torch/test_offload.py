@@ -1,8 +1,8 @@
 """offload=True: state in host memory, and the bits of the optimizer without it.
 
-The device is that of :mod:`offloading`: its tensors are the processor's, its copies are made at the
-worst moments. What is waited for is in :mod:`test_offload_waits`, where the state is in
-:mod:`test_offload_state`.
+The device is that of ``offloading``: its tensors are the processor's, its copies are made at the
+worst moments. What is waited for is in ``test_offload_waits``, where the state is in
+``test_offload_state``.
 """
 
 from __future__ import annotations

@@ -346,7 +346,7 @@ class _ObjectTrial(_CallTrial):
 
 
 class Object(Contained):
-    """A class whose objects make a step by one of their methods, made in one of :data:`WAYS`."""
+    """A class whose objects make a step by one of their methods, made in one of ``WAYS``."""
 
     def __init__(
         self,

@@ -55,14 +55,14 @@ def check(subject: object, **options: Any) -> Report:
     keyword arguments that it is made with besides, as ``amsgrad=True``. It may work on PyTorch
     tensors, on JAX arrays (an optax transformation) or on NumPy arrays.
 
-    Takes some seconds. Raises :class:`adamas.checking.CannotCheckError` (a ValueError) where the
+    Takes some seconds. Raises ``adamas.checking.CannotCheckError`` (a ValueError) where the
     subject cannot be found, or called in any known way.
     """
     return examine(subject, options)
 
 
 def examine(subject: object, options: Mapping[str, Any], tell: Tell = lambda _: None) -> Report:
-    """Return what :func:`check` returns; call ``tell`` with each of ``STAGES`` as it begins."""
+    """Return what ``check`` returns; call ``tell`` with each of ``STAGES`` as it begins."""
     tell(STAGES[0])
     convention = detect(find(subject, options))
     if convention.outlives:
@@ -98,7 +98,7 @@ class Diagnosis:
 
 
 def diagnose(subject: object, **options: Any) -> Diagnosis:
-    """Return which variant ``subject`` is: the first part of :func:`check`."""
+    """Return which variant ``subject`` is: the first part of ``check``."""
     return _probed(detect(find(subject, options)))
 
 

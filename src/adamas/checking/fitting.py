@@ -38,7 +38,7 @@ _DEEPEST = 5
 
 
 def _misfits(observation: Observation, variants: tuple[Variant, ...]) -> Array:
-    """Return the mean error of each variant: as :meth:`Observation.misfit`, many at once."""
+    """Return the mean error of each variant: as ``Observation.misfit``, many at once."""
     if observation.settings.weight_decay != 0.0:
         return np.array([observation.misfit(variant) for variant in variants])
     plan, of = _plan(variants, observation.settings), observation.prediction.of

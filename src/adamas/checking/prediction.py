@@ -7,7 +7,7 @@ Arrays stand before numbers in a product: a number of mpmath would try to make a
 
 A step is made of parts: gradients, running means, corrections, a numerator and a denominator. Each
 is a value that holds all that it is computed from, numbers and other parts, besides what happened.
-So a :class:`Prediction` can keep the arrays of a part by the part itself, and a search, which asks
+So a ``Prediction`` can keep the arrays of a part by the part itself, and a search, which asks
 for thousands of variants that have most of their parts in common, computes each part once.
 """
 

@@ -2,7 +2,7 @@
 
 A probe is one run of an optimizer. Each element of its arrays sees a sequence of its own, so that
 one short run holds constant, alternating, heavy-tailed, sparse, tiny, fading and other gradients
-side by side. Every number is a float32, and is made of :func:`adamas.codecs.random_bits`, so that
+side by side. Every number is a float32, and is made of ``adamas.codecs.random_bits``, so that
 the probes are the same everywhere.
 """
 

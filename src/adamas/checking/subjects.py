@@ -96,7 +96,7 @@ class Arguments:
 
     @property
     def known(self) -> frozenset[str]:
-        """Return their names for all that is set from :class:`Settings`."""
+        """Return their names for all that is set from ``Settings``."""
         return frozenset(self.names.values())
 
     @property

@@ -30,7 +30,7 @@ class Stepped(NamedTuple):
 class Trial:
     """One optimizer at work on its arrays. A way of calling it fills in what is its own."""
 
-    #: What that way is, for people; a :class:`Contained` convention fills in roles and container.
+    #: What that way is, for people; a ``Contained`` convention fills in roles and container.
     name: ClassVar[str] = ""
     #: How long the subject itself took for the last step.
     seconds: float = 0.0
@@ -99,7 +99,7 @@ class Trial:
         return np.array(value)
 
     def _replace(self, parameters: list[Array]) -> bool:
-        """Do what :meth:`put` promises."""
+        """Do what ``put`` promises."""
         raise NotImplementedError
 
 

@@ -1,7 +1,7 @@
 """The space of variants: what an implementation of Adam may compute, as independent choices.
 
-A :class:`Variant` is one point of it: a value for every choice. The rule is the variant whose
-values are all the first ones. :func:`axes` lists the steps that lead away from a variant, one
+A ``Variant`` is one point of it: a value for every choice. The rule is the variant whose
+values are all the first ones. ``axes`` lists the steps that lead away from a variant, one
 choice at a time.
 """
 

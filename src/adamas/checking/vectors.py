@@ -43,7 +43,7 @@ class Vector:
     name: str
     variant: Variant
     settings: Settings
-    #: The options of :class:`adamas.Adam` that make the same; None where there are none.
+    #: The options of ``adamas.Adam`` that make the same; None where there are none.
     options: dict[str, Any] | None = field(default_factory=dict[str, Any])
     run: Literal["shown", "long", "scheduled"] = "shown"
 

@@ -1,7 +1,7 @@
 """Variants in words and as formulas.
 
-:func:`deviations` says what a variant does that no faithful one does, :func:`description` which
-faithful choices it makes, :func:`remarks` how it rounds, and :func:`sheet` writes its formula.
+``deviations`` says what a variant does that no faithful one does, ``description`` which
+faithful choices it makes, ``remarks`` how it rounds, and ``sheet`` writes its formula.
 """
 
 from __future__ import annotations

@@ -3,11 +3,11 @@
 An engine is a module with a class ``Plan``:
 
 ``Plan(groups, phase)``
-    takes the groups of slots and the :class:`~adamas.options.Phase` once, when they are known.
+    takes the groups of slots and the ``Phase`` once, when they are known.
 ``Plan.step(gradients, step, rates, record=None)``
     makes one step in place, given one C-contiguous gradient for each slot, the step number
     (1 first) and the learning rate of each group. It returns an
-    :class:`~adamas.statistics.Outcome`, or None where the phase asks for nothing but the sweep;
+    ``Outcome``, or None where the phase asks for nothing but the sweep;
     or NotImplemented, having done nothing, where it cannot read the gradients as they are (not a
     list or tuple of C-contiguous arrays of the parameters' shapes and dtypes, or sharing memory
     with what the step writes), or where a parameter is no longer what it was.
@@ -22,8 +22,8 @@ An engine is a module with a class ``Plan``:
     that is not made for speed does so always.
 
 Where front-ends make the numbers of a step themselves, in place of options, they are given as
-:class:`~adamas.coefficients.StepNumbers`: to ``step_with`` of :class:`.native.Plan`, to
-:data:`.native.TensorPlan`, whose slots are tensors, and to :class:`.triton.launches.Launches`.
+``StepNumbers``: to ``step_with`` of ``native.Plan``, to
+``native.TensorPlan``, whose slots are tensors, and to ``triton.launches.Launches``.
 """
 
 from __future__ import annotations

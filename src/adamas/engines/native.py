@@ -46,7 +46,7 @@ TensorWatch = _native.TensorWatch
 
 
 class TensorSlot(NamedTuple):
-    """One parameter of a :data:`TensorPlan`, a plain CPU tensor, with what belongs to it.
+    """One parameter of a ``TensorPlan``, a plain CPU tensor, with what belongs to it.
 
     It is stepped where it has a gradient, and left as it is where it has none.
     """
@@ -58,7 +58,7 @@ class TensorSlot(NamedTuple):
     step: str | None
     names: Entries
     storage: Storage
-    #: What codes of m are counted from: :func:`adamas.codecs.mean_top`.
+    #: What codes of m are counted from: ``adamas.codecs.mean_top``.
     top: int
     #: Of the tensor among all, for random bits.
     number: int
@@ -69,16 +69,16 @@ class TensorSlot(NamedTuple):
 
 
 class Cohort(NamedTuple):
-    """Parameters of a :data:`TensorPlan` that are stepped with the same numbers."""
+    """Parameters of a ``TensorPlan`` that are stepped with the same numbers."""
 
     #: The index of their group among the optimizer's.
     group: int
-    #: Where the numbers come from; None where each step is given them (:class:`StepNumbers`).
+    #: Where the numbers come from; None where each step is given them (``StepNumbers``).
     options: Options | None
 
 
 class Plan:
-    """A step over fixed groups of arrays, as :mod:`adamas.engines` describes it."""
+    """A step over fixed groups of arrays, as ``adamas.engines`` describes it."""
 
     def __init__(self, groups: Sequence[Group], phase: Phase) -> None:
         """Keep the memory of ``groups``; nothing is copied."""
@@ -91,13 +91,13 @@ class Plan:
     def step(
         self, gradients: Any, step: int, rates: Sequence[float], record: list[Any] | None = None
     ) -> Outcome | None:
-        """Make one step in place; see :mod:`adamas.engines`."""
+        """Make one step in place; see ``adamas.engines``."""
         return outcome_of(self._plan.step(gradients, step, rates, record))
 
     def step_tree(
         self, gradients: Any, like: Any, step: int, rates: Sequence[float], record: list[Any]
     ) -> Outcome | None:
-        """Make one step in place; see :mod:`adamas.engines`."""
+        """Make one step in place; see ``adamas.engines``."""
         return outcome_of(self._plan.step_tree(gradients, like, step, rates, record))
 
     def step_with(
@@ -110,7 +110,7 @@ class Plan:
         """Make one step with numbers that are given, in place of those of the options.
 
         ``numbers`` are those of each group. Gradients are ``loss_scale`` times what they stand
-        for, and are multiplied by ``factor`` besides. The rest is as in :meth:`step`.
+        for, and are multiplied by ``factor`` besides. The rest is as in ``step``.
         """
         return outcome_of(self._plan.step_with(gradients, numbers, loss_scale, factor))
 

@@ -1,8 +1,8 @@
 """The reference engine: slow, obvious, and the judge of every other.
 
-It calls :func:`adamas.rule.rule` on whole arrays and :mod:`adamas.statistics` on whole tensors,
+It calls ``adamas.rule.rule`` on whole arrays and ``adamas.statistics`` on whole tensors,
 one thing after another, and stores everything in the end. How values are stored it leaves to
-:mod:`adamas.codecs`: what a form stores stands in :mod:`adamas.storage`, and a new form is one
+``adamas.codecs``: what a form stores stands in ``adamas.storage``, and a new form is one
 codec there, in ``native/codecs.h`` and in ``engines/triton/codecs.py``.
 """
 
@@ -28,7 +28,7 @@ Array = NDArray[Any]
 
 
 class Plan:
-    """A step over fixed groups of arrays, as :mod:`adamas.engines` describes it."""
+    """A step over fixed groups of arrays, as ``adamas.engines`` describes it."""
 
     def __init__(self, groups: Sequence[Group], phase: Phase) -> None:
         """Keep ``groups`` and ``phase``; nothing is copied."""
@@ -38,7 +38,7 @@ class Plan:
     def step(
         self, gradients: Any, step: int, rates: Sequence[float], record: list[Any] | None = None
     ) -> Outcome | None:
-        """Make one step in place; see :mod:`adamas.engines`."""
+        """Make one step in place; see ``adamas.engines``."""
         slots = [slot for group in self._groups for slot in group.slots]
         bits = readable(gradients, slots)
         if bits is None:

@@ -35,7 +35,7 @@ __all__ = ["load", "save"]
 def save(path: AnyPath, optimizer: AnyOptimizer) -> None:
     """Write parameters and state of ``optimizer`` to ``path``, whole or not at all.
 
-    ``optimizer`` is one of NumPy arrays, one of :mod:`adamas.torch`, or one of torch's whose state
+    ``optimizer`` is one of NumPy arrays, one of ``adamas.torch``, or one of torch's whose state
     consists of tensors and numbers; CUDA tensors come to the host one by one. Options go with it,
     but not what concerns the step as a whole (``clip_norm`` and on), nor schedules.
 
@@ -53,7 +53,7 @@ def save(path: AnyPath, optimizer: AnyOptimizer) -> None:
 
 
 def load(path: AnyPath, optimizer: AnyOptimizer) -> None:
-    """Put what :func:`save` wrote into ``optimizer`` and its parameters, in place.
+    """Put what ``save`` wrote into ``optimizer`` and its parameters, in place.
 
     The optimizer must be over parameters of the same names, shapes and dtypes, and keep the same
     state; the run then goes on bit for bit. Every bit of the file is checked first. Raises OSError

@@ -5,7 +5,7 @@ tensors one after another. The header gives the dtype, shape and place of each t
 under ``__metadata__``; here these are ``adamas``, JSON of its own, and ``checksum``. All checksums
 are CRC-32 as zlib has it, in 8 hexadecimal digits: those of the tensors' bytes stand in ``adamas``
 under ``checksums``, and ``checksum`` is that of the header without itself, in the form that
-:func:`_plain` gives it.
+``_plain`` gives it.
 
 CRC-32 finds every change of up to 32 bits in a row, wherever it is, and others but for one in four
 billion. That is what disks and cables do; it is no protection against people. It is in every Python
@@ -88,7 +88,7 @@ def write(file: FileIO, tensors: Mapping[str, Source], about: Mapping[str, Any])
 
 
 def read(file: FileIO, path: str) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """Return what :func:`write` was given; ValueError, naming ``path``, where any bit differs."""
+    """Return what ``write`` was given; ValueError, naming ``path``, where any bit differs."""
     layout, metadata, start = _layout(file, path)
     about = _about(layout, metadata, path)
     checksums = about.pop("checksums", None)

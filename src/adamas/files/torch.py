@@ -1,7 +1,7 @@
 """What a checkpoint of PyTorch tensors holds, and how it is put back.
 
 All goes through ``state_dict()`` and ``load_state_dict()``, so this takes any optimizer whose state
-consists of tensors and plain values: those of :mod:`adamas.torch`, as they store their state, and
+consists of tensors and plain values: those of ``adamas.torch``, as they store their state, and
 those of torch. Values in JSON that are not JSON's own are dicts of one entry, which tells the type:
 ``{"tuple": [0.9, 0.999]}``, ``{"tensor": "groups/0/lr"}``.
 """
@@ -289,7 +289,7 @@ def _meant(
     found: Found,
     placed: Callable[[str, Tensor], Tensor] | None = None,
 ) -> Any:
-    """Return what :func:`_told` was given; tensors are taken out of ``found``."""
+    """Return what ``_told`` was given; tensors are taken out of ``found``."""
     if not isinstance(told, (dict, list)):
         return told
     kind, value = next(iter(told.items())) if isinstance(told, dict) and len(told) == 1 else ("", 0)

@@ -8,7 +8,7 @@
     params = optax.apply_updates(params, updates)
 
 Eager, under jit, vmap and scan, and on arrays that are spread over devices, a step gives the bits
-of :class:`adamas.Adam`. ``docs/guides/jax.md`` says what XLA does to subnormal numbers.
+of ``adamas.Adam``. ``docs/guides/jax.md`` says what XLA does to subnormal numbers.
 """
 
 from __future__ import annotations

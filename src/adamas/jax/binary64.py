@@ -1,6 +1,6 @@
 """Binary64 arithmetic of numbers that are not negative, in 32-bit integers.
 
-The numbers of a step are computed in float64 and rounded once (:mod:`adamas.coefficients`), but
+The numbers of a step are computed in float64 and rounded once (``adamas.coefficients``), but
 JAX has no float64 unless it is switched on, some devices have none at all, and XLA rewrites what
 it has. Integers it leaves alone. So here is what IEEE 754 says of ``+ − × ÷ √``, rounded to
 nearest, ties to even, for a few numbers at each step. All functions work element-wise, on arrays
@@ -212,7 +212,7 @@ def sqrt(x: Binary64) -> Binary64:
 
 
 def one_minus_power(complement: Binary64, exponent: Array) -> Binary64:
-    """Return 1 − β^exponent as :func:`adamas.coefficients.one_minus_power` does, bit for bit.
+    """Return 1 − β^exponent as ``adamas.coefficients.one_minus_power`` does, bit for bit.
 
     ``complement`` is 1 − β, ``exponent`` uint32 and at least 1.
     """
@@ -245,7 +245,7 @@ def stack(numbers: Iterable[Binary64]) -> Binary64:
 
 
 def unstack(numbers: Binary64) -> list[Binary64]:
-    """Return what :func:`stack` took."""
+    """Return what ``stack`` took."""
     return [Binary64(*each) for each in zip(*numbers, strict=True)]
 
 

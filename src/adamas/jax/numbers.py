@@ -1,12 +1,12 @@
 """The numbers of a step whose count is known only when the program runs.
 
-They are those of :mod:`adamas.coefficients`, to the bit: float64 throughout, rounded once. What is
+They are those of ``adamas.coefficients``, to the bit: float64 throughout, rounded once. What is
 known when the program is made is computed there and then. Of the rest,
 
 * the bias corrections of fixed decay rates stand in a table, as far as they change: from some step
   on, 1 − β^t is 1 for float32 (after 17,000 steps at β = 0.999);
 * everything else (decay rates that are arrays, as ``optax.inject_hyperparams`` makes them, float64,
-  and β so near to 1 that the table were large) is computed by :mod:`adamas.jax.binary64`.
+  and β so near to 1 that the table were large) is computed by ``adamas.jax.binary64``.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def table_of(
 
 
 def _one_minus_powers(beta: float, steps: NDArray[np.uint64]) -> Float64:
-    """Return :func:`adamas.coefficients.one_minus_power` of many steps at once."""
+    """Return ``adamas.coefficients.one_minus_power`` of many steps at once."""
     total, q, left = np.zeros(len(steps)), 1.0 - beta, steps.copy()
     while left.any():
         total = np.where(left & np.uint64(1) == 1, total + q * (1.0 - total), total)

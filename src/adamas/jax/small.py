@@ -1,6 +1,6 @@
 """Running means in few bytes: the state that keeps their codes, and random bits to round with.
 
-Codes are made and read by :mod:`adamas.codecs`. Forms other than 8bit are element-wise, so they
+Codes are made and read by ``adamas.codecs``. Forms other than 8bit are element-wise, so they
 stay where their parameter is; with 8bit, 32 elements of the flattened array share a header.
 """
 
@@ -84,7 +84,7 @@ def zeros(
 
 
 def keys(seed: int | Array, step: Array, tensors: int) -> tuple[Word, Word]:
-    """Return :func:`adamas.codecs.key_of` for the tensors 0, 1, … at ``step`` (uint32)."""
+    """Return ``adamas.codecs.key_of`` for the tensors 0, 1, … at ``step`` (uint32)."""
     if isinstance(seed, int):
         z = jax.tree.map(jnp.asarray, Wide.of(seed))
     else:

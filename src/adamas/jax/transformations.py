@@ -2,7 +2,7 @@
 
 Each returns what optax's function of the same name returns, with the same state: it is made by
 optax's own ``init``, so that it has optax's types and checkpoints go both ways. ``update`` calls
-:func:`adamas.rule.rule` for each array and returns what is to be added to the parameter: −change.
+``adamas.rule.rule`` for each array and returns what is to be added to the parameter: −change.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def adam(
     """Return Adam (Kingma & Ba 2015, algorithm 1), as optax.adam.
 
     ``state``, ``rounding`` and ``seed`` store m and v in fewer bytes; see
-    :class:`adamas.Options`.
+    ``adamas.Options``.
     """
     choices = _adam_choices(b1, b2, eps, eps_root, nesterov)
     coding = _stored(choices, state, rounding, seed, mu_dtype=mu_dtype)
@@ -77,7 +77,7 @@ def adamw(
     """Return Adam with decoupled decay (Loshchilov & Hutter 2019, algorithm 2), as optax.adamw.
 
     ``mask`` is a tree of booleans (or a function that makes one of the gradients): where it is
-    False, nothing decays. ``update`` needs the parameters. The rest is as in :func:`adam`.
+    False, nothing decays. ``update`` needs the parameters. The rest is as in ``adam``.
     """
     choices = _adam_choices(b1, b2, eps, eps_root, nesterov)
     coding = _stored(choices, state, rounding, seed, mu_dtype=mu_dtype)
@@ -134,7 +134,7 @@ def rmsprop(
 
     With ``eps_in_sqrt`` (optax's default) ε is added under the root. ``momentum`` sums up the
     updates, learning rate included. ``centered=True`` is refused: the rule keeps no variance.
-    ``state``, ``rounding`` and ``seed`` store v in fewer bytes; see :class:`adamas.Options`.
+    ``state``, ``rounding`` and ``seed`` store v in fewer bytes; see ``adamas.Options``.
     """
     if centered:
         raise ValueError(
@@ -196,7 +196,7 @@ def momentum(
     rounding: Rounding | None = None,
     seed: int | Array = 0,
 ) -> Transformation:
-    """Return descent along a running mean of gradients: :class:`adamas.Momentum` for JAX.
+    """Return descent along a running mean of gradients: ``adamas.Momentum`` for JAX.
 
     The state is that of optax.chain(optax.ema(decay, debias), optax.scale_by_learning_rate(…)).
     ``state`` (here "bfloat16"), ``rounding`` and ``seed`` store m in fewer bytes.
@@ -543,7 +543,7 @@ def _now(name: str, value: Number | Schedule, state: Any, i: int) -> tuple[Numbe
 
 
 def _now_masked(name: str, value: Number | Schedule, state: Any, i: int) -> tuple[Number, Any]:
-    """Return :func:`_now` for a state within that of optax.masked."""
+    """Return ``_now`` for a state within that of optax.masked."""
     if not callable(value):
         return value, state
     states.check_fields(f"state[{i}] (of the mask)", state, ("inner_state",))

@@ -8,13 +8,13 @@ Each takes what torch 2.13's optimizer of the same name takes, and besides, by k
 
 ``clip_norm``: the norm of all gradients is scaled down to this (may be set between steps);
 ``on_nonfinite``: "propagate", "skip" or "raise" where one is not finite (may be set, too);
-``ema``: decay rate of averaged weights, see :meth:`Optimizer.ema_weights`;
-``statistics``: whether steps take norms and extremes, see :meth:`Optimizer.statistics`;
+``ema``: decay rate of averaged weights, see ``Optimizer.ema_weights``;
+``statistics``: whether steps take norms and extremes, see ``Optimizer.statistics``;
 ``copy_to``: a dtype, or tensors, for copies in low precision that steps keep up to date;
 ``state``, ``rounding``: how things are stored, which groups may have of their own;
 ``seed``: where the random bits of small states begin;
 ``offload``: whether the state of parameters on a card is kept in host memory;
-``engine``: what alone may step, for comparisons, see :meth:`Optimizer.routes`.
+``engine``: what alone may step, for comparisons, see ``Optimizer.routes``.
 
 ``foreach``, ``fused`` and ``capturable`` choose in torch how a step is computed; here they are
 checked and kept, and decide where ``step`` lives; with ``fused`` a GradScaler leaves unscaling to

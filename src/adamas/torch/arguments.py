@@ -96,11 +96,11 @@ CopyTo = torch.dtype | Sequence[Tensor]
 
 
 class PhaseArguments(keywords.PhaseArguments, total=False):
-    """What each class takes besides torch's arguments; the rest is :class:`adamas.Phase`."""
+    """What each class takes besides torch's arguments; the rest is ``adamas.Phase``."""
 
     #: Low-precision copies of the parameters, which steps keep up to date.
     copy_to: CopyTo | None
-    #: How m and v are stored, see :class:`adamas.Options`; groups may have their own. None is
+    #: How m and v are stored, see ``adamas.Options``; groups may have their own. None is
     #: torch's way: the dtype of the parameter, but float32 where that is float16.
     state: StateForm | tuple[StateForm, StateForm] | None
     #: How what is stored in few bits is rounded; groups may have their own.
@@ -108,7 +108,7 @@ class PhaseArguments(keywords.PhaseArguments, total=False):
     #: Whether parameters on a CUDA device keep their state in host memory, and are stepped there.
     offload: bool
     #: What may step parameters, for comparisons; a step raises ValueError for those that it cannot.
-    #: None leaves each to the fastest that can: :meth:`adamas.torch.Optimizer.routes`.
+    #: None leaves each to the fastest that can: ``adamas.torch.Optimizer.routes``.
     engine: Engine | None
 
 

@@ -2,7 +2,7 @@
 
 A count in float32, which is what torch keeps, stands still at 2^24, and with it the random bits
 that depend on it. One on the CPU is looked at whenever a plan is made, and a plan ends where it
-comes so far. One on a device is not waited for: :class:`DeviceCounts` knows how far it can have
+comes so far. One on a device is not waited for: ``DeviceCounts`` knows how far it can have
 come.
 """
 
@@ -57,7 +57,7 @@ class DeviceCounts:
         self._most: dict[int, tuple[Tensor, int]] = {}  # less the steps made until it was seen
 
     def go_on(self, last: float) -> bool:
-        """Return whether fewer steps were made than :meth:`planned` has said."""
+        """Return whether fewer steps were made than ``planned`` has said."""
         return self._made < last
 
     def step(self) -> None:

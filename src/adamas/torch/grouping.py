@@ -126,7 +126,7 @@ def names_of(groups: Sequence[dict[str, Any]]) -> list[str]:
     """Return their names: those given by ``named_parameters()``, or "<group>.<index>".
 
     Names that are not one for each parameter (one was put in or taken out by hand) say nothing of
-    any. Raises as :func:`check_parameters` does.
+    any. Raises as ``check_parameters`` does.
     """
     check_parameters(groups)
     names: list[str] = []

@@ -1,7 +1,7 @@
 """Loading a state_dict: checked as a whole first, then taken over as a whole.
 
 What an optimizer loads comes from itself, from torch's class of the same name, or from anywhere.
-:func:`prepared` looks at all of it and makes all that will be needed, in memory of its own, while
+``prepared`` looks at all of it and makes all that will be needed, in memory of its own, while
 the optimizer is as it was; what is left then cannot fail. Errors name the parameter and the entry.
 """
 

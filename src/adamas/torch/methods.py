@@ -29,7 +29,7 @@ State = dict[str, Any]
 class Method:
     """What is asked of a method; the answers are those of most."""
 
-    #: Whether the state has entries that the rule does not know, which :meth:`stepped` brings up
+    #: Whether the state has entries that the rule does not know, which ``stepped`` brings up
     #: to date.
     has_more_state = False
     #: Whether sparse gradients may be stepped.
@@ -59,7 +59,7 @@ class Method:
         return mean_top(beta1, beta2)
 
     def options(self, group: Group) -> Options | None:  # noqa: ARG002
-        """Return the options of ``group`` as adamas has them, or None: see :meth:`numbers`."""
+        """Return the options of ``group`` as adamas has them, or None: see ``numbers``."""
         return None
 
     def numbers(self, member: Member, step: int) -> Coefficients:

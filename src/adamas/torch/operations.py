@@ -1,6 +1,6 @@
 """The rule in plain torch operations: any device, any floating dtype, any strides.
 
-It calls :func:`adamas.rule.rule` itself, on tensors that say which functions belong to them. Each
+It calls ``adamas.rule.rule`` itself, on tensors that say which functions belong to them. Each
 operation is one torch kernel, so nothing is fused and the bits are those of the other engines
 where the device rounds correctly. Slower than the native engine; exact all the same.
 """

@@ -1,7 +1,7 @@
 """What the optimizers for PyTorch share: torch's contract, and nothing else.
 
-Here is what torch and its users call; the work is done below. :mod:`.plan` chooses the routes of a
-step, :mod:`.keeping` says what is kept, :mod:`.loading` takes over a state_dict, :mod:`.turns` lets
+Here is what torch and its users call; the work is done below. ``plan`` chooses the routes of a
+step, ``keeping`` says what is kept, ``loading`` takes over a state_dict, ``turns`` lets
 one call in at a time.
 """
 
@@ -60,7 +60,7 @@ class Optimizer(torch.optim.Optimizer):
     def __init__(
         self, params: Params, defaults: dict[str, Any], **phase: Unpack[PhaseArguments]
     ) -> None:
-        """Take torch's parameters and defaults, and the phase; see :class:`PhaseArguments`."""
+        """Take torch's parameters and defaults, and the phase; see ``PhaseArguments``."""
         self._check(defaults)
         chosen = arguments.checked_phase(type(self), params, phase)
         defaults |= chosen.stored
@@ -196,7 +196,7 @@ class Optimizer(torch.optim.Optimizer):
     def statistics(self) -> dict[str, Tensor]:
         """Return what the last step did: float64 scalars under ``"<parameter>/<statistic>"``.
 
-        The statistics are the fields of :class:`adamas.Statistics`, and the form is that of
+        The statistics are the fields of ``adamas.Statistics``, and the form is that of
         TensorBoard's ``add_scalar(tag, value)``. Parameters have the names of
         ``named_parameters()``, or ``"<group>.<index>"``. Raises RuntimeError without any.
         """
@@ -271,7 +271,7 @@ class Optimizer(torch.optim.Optimizer):
         that were set in the run (``clip_norm``, ``on_nonfinite``) stand under "phase".
 
         As in torch, tensors are the optimizer's own and change with the next step; see
-        :meth:`snapshot` where other threads step.
+        ``snapshot`` where other threads step.
         """
         with self._stepper.held(would_lose("a checkpoint")):
             sets = settings.stepping(self)

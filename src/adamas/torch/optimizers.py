@@ -17,9 +17,9 @@ __all__ = ["SGD", "Adam", "AdamW", "NAdam", "RMSprop"]
 class Adam(Optimizer):
     """Adam (Kingma & Ba 2015), as torch.optim.Adam; see there for the arguments.
 
-    The phase's arguments (``clip_norm`` and on) are those of :class:`adamas.Phase`; ``copy_to`` is
+    The phase's arguments (``clip_norm`` and on) are those of ``adamas.Phase``; ``copy_to`` is
     ``torch.bfloat16`` or ``torch.float16``, or tensors to keep as copies of the parameters.
-    ``state``, ``rounding`` and ``offload`` are those of :class:`adamas.torch.Optimizer`.
+    ``state``, ``rounding`` and ``offload`` are those of ``adamas.torch.Optimizer``.
     """
 
     _made_method = methods.Adam

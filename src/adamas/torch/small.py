@@ -2,7 +2,7 @@
 
 Codes are tensors of the parameter's shape: bfloat16 where the form is "bfloat16" (and for v,
 "compact"), uint8 or int8 else; with "8bit" an entry ``header`` (int16) has one number for each
-block of 32 elements. ``top`` is what codes of m are counted from (:func:`adamas.codecs.mean_top`).
+block of 32 elements. ``top`` is what codes of m are counted from (``adamas.codecs.mean_top``).
 The dtypes tell the forms, so that a state of any form can be read by any optimizer.
 
 Of distributed tensors each process has its part: codes are DTensors laid out as the parameter is,

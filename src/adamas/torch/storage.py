@@ -1,9 +1,9 @@
 """What may stand in ``state[p]``, and how a state of another form becomes what a group keeps.
 
 States come from anywhere: from files, from torch's optimizers, from a group that was told to store
-them otherwise in the midst of a run. :func:`check` says whether a state fits its parameter, before
-anything is touched; :func:`fitted` gives it as the group keeps it. The dtypes of the entries tell
-which form a state is in (:mod:`adamas.torch.small`), so codes are never read as anything else.
+them otherwise in the midst of a run. ``check`` says whether a state fits its parameter, before
+anything is touched; ``fitted`` gives it as the group keeps it. The dtypes of the entries tell
+which form a state is in (``adamas.torch.small``), so codes are never read as anything else.
 """
 
 from __future__ import annotations

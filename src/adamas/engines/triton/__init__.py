@@ -8,14 +8,14 @@ live     what the host sends at each step
 tables   what kernels find where
 kernels  the kernels that go through memory, and what they share
 numbers  the numbers of a step, taken on the device
-sums     norms and statistics in the order of :mod:`adamas.statistics`, added up exactly
+sums     norms and statistics in the order of ``adamas.statistics``, added up exactly
 codecs   small forms of m, v and parameters
-rule     the lines of :mod:`adamas.rule` once more
+rule     the lines of ``adamas.rule`` once more
 jobs     what a step is about, and what it is given
 devices  which tensors the engine takes
 ======== =========================================================================================
 
-Kernels must be launched with :data:`.rule.OPTIONS`. With ``TRITON_INTERPRET=1`` they run on the
+Kernels must be launched with ``rule.OPTIONS``. With ``TRITON_INTERPRET=1`` they run on the
 CPU. Triton is imported where something is launched, so that front-ends can be imported without it.
 """
 

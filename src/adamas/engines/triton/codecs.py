@@ -1,8 +1,8 @@
-"""Small forms of m, v and parameters for Triton: :mod:`adamas.codecs`, whose bits these are.
+"""Small forms of m, v and parameters for Triton: ``adamas.codecs``, whose bits these are.
 
 Functions take and return one-dimensional blocks of elements. With 8bit, each run of 32 elements of
 a block is a block of the codec. Codes are handled as the unsigned or signed integers that
-:mod:`adamas.codecs` stores. ``top`` is :func:`adamas.codecs.mean_top`, a scalar.
+``adamas.codecs`` stores. ``top`` is ``adamas.codecs.mean_top``, a scalar.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class Job(NamedTuple):
     step: Tensor | None = None
     #: The learning rate, on the device; None where it is given with each step.
     lr: Tensor | None = None
-    #: :func:`adamas.codecs.mean_top`.
+    #: ``adamas.codecs.mean_top``.
     top: int = 0
     #: The number of the tensor, and where its elements begin in the whole tensor, for random bits.
     place: int = 0

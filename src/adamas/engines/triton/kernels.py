@@ -152,7 +152,7 @@ def sweep(
     ``P`` is the dtype of parameter and gradient; ``M`` and ``V`` are the forms of m and v or None,
     "own" for the dtype of the arithmetic. ``COPY_TO`` is the dtype of the copy or None;
     ``ROUNDING`` is for parameters in half precision; small forms are rounded ``BY_CHANCE`` or to
-    nearest. With ``RECORDED`` sums of tiles are written as :func:`.sums.collect` reads them:
+    nearest. With ``RECORDED`` sums of tiles are written as ``sums.collect`` reads them:
     gradient, parameter, update. All addresses are multiples of 16 where ``ALIGNED``.
     """
     if GUARDED:
@@ -430,7 +430,7 @@ def is_nonfinite(x):
 
 
 class Lanes(NamedTuple):
-    """Sums of squares of the lanes of some tiles, at each scale of :mod:`.sums`."""
+    """Sums of squares of the lanes of some tiles, at each scale of ``sums``."""
 
     plain: Any
     shrunk: Any

@@ -5,7 +5,7 @@ addresses in a table on the device, which is sent when launches are made. What m
 to step (addresses of gradients, numbers and rates kept on the host) is sent again where it has
 changed. Norm, guard, clip factor, loss scale and the numbers of a step are taken on the device, and
 the host waits for none of it unless it asks: ``on_nonfinite="raise"`` does, and so does whoever
-reads an outcome (:class:`DeviceOutcome`).
+reads an outcome (``DeviceOutcome``).
 
 Inside a CUDA graph a step reads what it finds on the device at each replay: learning rates and
 numbers of steps that are tensors there. What is sent from the host is sent again by each replay.
@@ -32,7 +32,7 @@ T = TypeVar("T")
 
 
 class DeviceOutcome:
-    """What a step reports, as :class:`adamas.statistics.Outcome`; each reading waits for it."""
+    """What a step reports, as ``adamas.statistics.Outcome``; each reading waits for it."""
 
     def __init__(self, launches: Launches) -> None:
         """Read what the last step has left on the device."""

@@ -1,4 +1,4 @@
-"""The numbers of a step, taken on the device: :mod:`adamas.coefficients`, whose bits these are.
+"""The numbers of a step, taken on the device: ``adamas.coefficients``, whose bits these are.
 
 So a step's number, its learning rate and the loss scale may live there, and nothing waits for the
 host. All of it is float64 additions, multiplications, divisions and roots, each rounded once.
@@ -79,7 +79,7 @@ def conclude(
 ):  # fmt: skip
     """Write the verdict on a step: whether it is made, the clip factor, the norm, the loss scale.
 
-    One program. ``rows`` are the partial sums of all gradients (:func:`.sums.collect`), read with
+    One program. ``rows`` are the partial sums of all gradients (``sums.collect``), read with
     ``READS``; ``found_inf`` and ``loss_scale`` are a GradScaler's float32 scalars or None;
     ``live_scale`` points to loss scale and factor of the host, ``clip_norm`` to a float64. A step
     that is left out with ``SKIPS`` is counted in ``skipped`` with ``COUNTS``.
@@ -191,7 +191,7 @@ def real(recipe, column: tl.constexpr):
 
 @triton.jit
 def write_numbers(recipe, step, lr, scale, factor, into):
-    """Write what :func:`adamas.coefficients.at_step` gives, and the weights of the average."""
+    """Write what ``adamas.coefficients.at_step`` gives, and the weights of the average."""
     beta1, beta2 = real(recipe, BETA1), real(recipe, BETA2)
     has_mean, has_square = tl.load(recipe + HAS_MEAN) != 0, tl.load(recipe + HAS_SQUARE) != 0
     weight_decay, kind = real(recipe, WEIGHT_DECAY), tl.load(recipe + DECAY)
@@ -256,7 +256,7 @@ def unbias(recipe, beta, step):
 
 @triton.jit
 def one_minus_power(beta, exponent):
-    """Return 1 - beta^exponent; see :func:`adamas.coefficients.one_minus_power`."""
+    """Return 1 - beta^exponent; see ``adamas.coefficients.one_minus_power``."""
     total = beta * 0.0
     q = 1.0 - beta
     while exponent > 0:

@@ -1,6 +1,6 @@
 """The part of a step that goes to one device: its tables, and the kernels that are launched there.
 
-Kernels find in a table what belongs to each tensor (:mod:`.tables`). A launch covers the chunks of
+Kernels find in a table what belongs to each tensor (``tables``). A launch covers the chunks of
 all tensors that are stored alike.
 """
 

@@ -1,4 +1,4 @@
-"""The engine's Plan: a step of NumPy arrays, as :mod:`adamas.engines` describes it.
+"""The engine's Plan: a step of NumPy arrays, as ``adamas.engines`` describes it.
 
 For comparisons: at each step all arrays go to the device and come back. Without a GPU the kernels
 run in Triton's interpreter.
@@ -45,7 +45,7 @@ def device() -> torch.device:
 
 
 class Plan:
-    """A step over fixed groups of arrays, as :mod:`adamas.engines` describes it."""
+    """A step over fixed groups of arrays, as ``adamas.engines`` describes it."""
 
     def __init__(self, groups: Sequence[Group], phase: Phase) -> None:
         """Make room for the arrays of ``groups`` on the device; they are sent with each step."""
@@ -65,7 +65,7 @@ class Plan:
     def step(
         self, gradients: Any, step: int, rates: Sequence[float], record: list[Any] | None = None
     ) -> Outcome | None:
-        """Make one step in place; see :mod:`adamas.engines`."""
+        """Make one step in place; see ``adamas.engines``."""
         bits = readable(gradients, self._slots)
         if bits is None or self._layouts != [_layout(slot) for slot in self._slots]:
             return NotImplemented

@@ -1,9 +1,9 @@
-"""The rule for Triton: the lines of :mod:`adamas.rule`, which says what the letters mean.
+"""The rule for Triton: the lines of ``adamas.rule``, which says what the letters mean.
 
 Triton compiles the text of a function, so the functions that the rule calls must be Triton's own
 and the lines must stand here again; a test compares the two texts, others the bits. Division and
 square root are the correctly rounded ones, and kernels are compiled without fused multiply-add
-(:data:`OPTIONS`): then every operator rounds once.
+(``OPTIONS``): then every operator rounds once.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ SMALLEST_64: tl.constexpr = tl.constexpr(2.0**-1022)
 
 @triton.jit
 def rule(c, p, g, m, v, w):
-    """Return parameter and state after one step; see :func:`adamas.rule.rule`.
+    """Return parameter and state after one step; see ``adamas.rule.rule``.
 
     What is None on the way in means nothing on the way out.
     """
@@ -59,7 +59,7 @@ def some(x, other):
 
 @triton.jit
 def smooth(keep, take, mean, x):
-    """Return the running mean after one more value; see :func:`adamas.rule.smooth`."""
+    """Return the running mean after one more value; see ``adamas.rule.smooth``."""
     return flush(keep * mean + take * x)
 
 

@@ -1,4 +1,4 @@
-"""Sums on the device, in the order of :mod:`adamas.statistics`: the same bits as on the host.
+"""Sums on the device, in the order of ``adamas.statistics``: the same bits as on the host.
 
 Sums of tiles are added exactly: each float64 is an integer times 2^-1074, its digits are added to
 those of a long number in base 2^32 (one int64 for each digit, so that the order does not matter

@@ -93,7 +93,7 @@ NESTEROV = constexpr(12)
 MAXIMIZE = constexpr(13)
 RECIPE_WIDTH = constexpr(16)
 
-#: How the choices of :class:`adamas.options.Options` are numbered.
+#: How the choices of ``adamas.options.Options`` are numbered.
 DECAYS = ("l2", "decoupled", "fully-decoupled")
 BIAS_CORRECTIONS = ("paper", "first-step", "none")
 EPS_PLACES = ("corrected", "uncorrected", "inside")

@@ -1,4 +1,4 @@
-"""Four ways to step, behind one seam; each takes what it can, and :mod:`adamas.torch.plan` chooses.
+"""Four ways to step, behind one seam; each takes what it can, and ``adamas.torch.plan`` chooses.
 
 ======= ==========================================================================================
 native  plain tensors on the CPU: one call of the native engine for all of them
@@ -58,9 +58,9 @@ class Setup(NamedTuple):
 
 
 class Route:
-    """Steps the parameters that it was made for: once, unless it says that it :meth:`fits`."""
+    """Steps the parameters that it was made for: once, unless it says that it ``fits``."""
 
-    #: What :meth:`adamas.torch.Optimizer.routes` calls it.
+    #: What ``adamas.torch.Optimizer.routes`` calls it.
     name: str
 
     def __init__(self, members: Sequence[Member], setup: Setup) -> None:

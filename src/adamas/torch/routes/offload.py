@@ -5,7 +5,7 @@ engine steps them with their slice of the state, parameters go up. A chunk comes
 before is stepped and the one before that goes up. The card keeps parameters and gradients alone.
 
 Three queues of copies take part: the device's own (its current stream), "down" and "up". All that
-one waits for is said here, in :class:`Offload`; :class:`CudaStreams` only carries it out.
+one waits for is said here, in ``Offload``; ``CudaStreams`` only carries it out.
 
 Random bits and blocks are those of whole tensors, and chunks are cut where tiles are, so a step
 has the bits of one in the processor's memory.
