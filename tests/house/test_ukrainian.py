@@ -1,0 +1,116 @@
+"""The Ukrainian pages say what adamas computes, and what the English pages say."""
+
+from __future__ import annotations
+
+import re
+
+import numpy as np
+import pytest
+
+import adamas
+from adamas.coefficients import at_step, one_minus_power
+from tests.house.test_docs import CODE
+from tests.support.cases import ROOT
+
+UK = ROOT / "docs" / "uk"
+RULE = (UK / "the-rule.md").read_text("utf-8")
+
+
+def rows(page, columns):
+    """The rows of a page's tables that have so many columns, all numbers, as texts."""
+    cell = r" ([\d\xa0]+(?:,\d+)?) \|"
+    return re.findall(r"^\|" + cell * columns + "$", page, re.MULTILINE)
+
+
+def written(number, digits):
+    """A number as Ukrainian writes it: with a decimal comma."""
+    return f"{number:.{digits}f}".replace(".", ",")
+
+
+def effective(correction, t):
+    """The update at lr = 1 after t gradients of 1, with ε = 0."""
+    c = at_step(adamas.Options(bias_correction=correction), t, 1.0)
+    m, v = one_minus_power(0.9, t), one_minus_power(0.999, t)
+    return c.from_m * m / (v**0.5 * c.root)
+
+
+def test_the_first_mean_is_short_by_the_sum_of_its_weights():
+    found = rows(RULE, 4)
+    assert len(found) == 5
+    for t, *others in found:
+        mean = adamas.ema(np.ones(int(t)), 0.9)[-1] * one_minus_power(0.9, int(t))
+        weights = one_minus_power(0.9, int(t))
+        assert others == [written(mean, 4), written(weights, 4), "1"]
+
+
+def test_the_first_three_steps_are_those_that_adamas_makes():
+    found = rows(RULE, 7)
+    assert len(found) == 6
+    for correction, steps in (("paper", found[:3]), ("first-step", found[3:])):
+        w = np.array([1.0])
+        optimizer = adamas.Adam(w, lr=0.1, bias_correction=correction)
+        for t, step in enumerate(steps, start=1):
+            g = 2 * w
+            optimizer.step(g)
+            state = optimizer.state_dict()["state"]["x"]
+            m, v = state["mean"][0], state["square"][0]
+            c = at_step(adamas.Options(bias_correction=correction), t, 0.1)
+            numbers = (g[0], m, v, c.from_m * m, c.root**2 * v, w[0])
+            digits = (4, 4, 6, 4, 4, 4)
+            assert step == (str(t), *map(written, numbers, digits))
+
+
+def test_both_tables_of_the_missing_exponent_are_what_adamas_computes():
+    found = rows(RULE, 3)
+    english = (ROOT / "docs" / "the-rule.md").read_text("utf-8")
+    steps = re.findall(r"^\| ([\d,]+) \| 1 \| [\d.]+ \|$", english, re.MULTILINE)
+    assert len(found) == len(steps) == 7
+    for (t, paper, note), step in zip(found, steps, strict=True):
+        assert re.sub(r"\s", "", t) == step.replace(",", "")
+        assert paper == written(effective("paper", int(step.replace(",", ""))), 0)
+        assert note == written(effective("first-step", int(step.replace(",", ""))), 3)
+
+
+def test_what_the_text_tells_of_the_missing_exponent_is_what_adamas_computes():
+    largest = max(range(1, 1000), key=lambda t: effective("first-step", t))
+    below = next(t for t in range(2, 1000) if effective("first-step", t) < 1)
+    end = written(effective("first-step", 10**6), 3).replace(",", "{,}")
+    most = written(effective("first-step", largest), 2)
+    assert f"на {largest}-му кроці більший у {most} раза; від {below}-го" in RULE
+    assert f"$\\sqrt{{1-\\beta_2}}/(1-\\beta_1) = {end}$" in RULE
+
+
+def test_what_the_text_tells_of_steps_without_correction_is_what_adamas_computes():
+    def told(t):
+        return written(effective("none", t), 2).replace(",", "{,}") + "\\eta$"
+
+    largest = max(range(1, 1000), key=lambda t: effective("none", t))
+    assert f"а ${told(1)}; при сталому" in RULE
+    assert f"до ${told(largest)} на {largest}-му кроці" in RULE
+    assert f"на тисячному це ще ${told(1000)}" in RULE
+
+
+def test_the_rule_in_ukrainian_quotes_the_same_lines():
+    def quoted(page):
+        return [found["code"] for found in CODE.finditer(page) if found["mark"] == "rule"]
+
+    english = (ROOT / "docs" / "the-rule.md").read_text("utf-8")
+    assert quoted(RULE) == quoted(english) != []
+
+
+def test_both_languages_tell_of_the_same_numbers_of_a_step():
+    def numbers(page):
+        return re.findall(r"^\| (`\w+`(?:, `\w+`)*) \|", page, re.MULTILINE)
+
+    english = (ROOT / "docs" / "the-rule.md").read_text("utf-8")
+    assert len(numbers(english)) == 9
+    assert numbers(RULE) == numbers(english)
+
+
+#: Letters that Russian has and Ukrainian has not; a straight apostrophe within a Ukrainian word.
+FOREIGN = re.compile(r"[ыэъёЫЭЪЁ]|[а-яіїєґ]'[а-яіїєґ]", re.IGNORECASE)
+
+
+@pytest.mark.parametrize("page", sorted(UK.glob("*.md")), ids=lambda page: page.stem)
+def test_a_ukrainian_page_is_written_in_ukrainian_letters(page):
+    assert FOREIGN.findall(page.read_text("utf-8")) == []
