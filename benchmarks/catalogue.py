@@ -31,12 +31,12 @@ TABLES: tuple[Table, ...] = (
     Ratios("torch_step", "steps of PyTorch parameters", tuple(tensors.step_rows())),
     Ratios(
         "torch_heads",
-        "the same, with two heads that have gradients in turn",
+        "steps of PyTorch parameters of two heads that have gradients alternately",
         tuple(tensors.head_rows()),
     ),
     Ratios(
         "torch_phase",
-        "clipping, step, averaging and low-precision copy together",
+        "gradient clipping, step, EMA and low-precision copy together",
         tuple(tensors.phase_rows()),
     ),
     Ratios(
@@ -54,7 +54,7 @@ TABLES: tuple[Table, ...] = (
     ),
     Ratios(
         "cuda_phase",
-        "clipping, step, averaging and low-precision copy together, of CUDA tensors",
+        "gradient clipping, step, EMA and low-precision copy together, of CUDA tensors",
         tuple(cuda.phase_rows(_ON_DEVICE)),
     ),
     versions.Versions(

@@ -26,7 +26,7 @@ from benchmarks.checks import WrongResultError
 from benchmarks.tables import Row, Run, Stored, Table, machine_note, markdown
 
 MEMORY = Path("/dev/shm")
-HEADER = ("work", "in the process", "in the system")
+HEADER = ("work", "user time", "system time")
 
 
 class Files:
@@ -140,5 +140,5 @@ class Checkpoints(Table):
         )
         # What was stored earlier had the full size.
         size = stored.get("GB", (1 << 24) * 48 / 1e9)
-        told = f"\nSeconds of a processor for each GB, in files of {size:.2f} GB.\n"
+        told = f"\nCPU seconds for each GB, in files of {size:.2f} GB.\n"
         return markdown(HEADER, lines) + told + machine_note(stored)

@@ -36,7 +36,7 @@ from benchmarks.tables import (
 PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 #: What is trained, and what that needs besides torch.
 TASKS = {"digits": ("sklearn",), "letters": (), "words": ()}
-CONTINUATION = "checkpoints that change hands"
+CONTINUATION = "checkpoints from one library to the other"
 
 
 # ── subjects ───────────────────────────────────────────────────────────────────────────────────
@@ -167,7 +167,7 @@ def summary(runs: dict[str, list[dict[str, Any]]], subjects: Iterable[str]) -> l
 
 def table(stored: Stored, comparison: Comparison) -> str:
     """Return a comparison as Markdown, without the tasks that were not run."""
-    head = ("task", "optimizer", "final loss", "spread", "difference to the first")
+    head = ("task", "optimizer", "final loss", "spread", "difference to the first row")
     lines: list[tuple[str, ...]] = []
     for key in comparison.tasks:
         task = stored["tasks"].get(key)
@@ -176,7 +176,7 @@ def table(stored: Stored, comparison: Comparison) -> str:
             difference = f"{each.difference:+.4f} ± {each.error:.4f}" if i else ""
             numbers = f"{each.mean:.4f}", f"{each.spread:.4f}", difference
             lines.append((title, each.subject, *numbers, shown(each.largest_update)))
-    made = markdown((*head, "update, at most"), lines, words=2)
+    made = markdown((*head, "largest update"), lines, words=2)
     absent = {SUBJECTS[name].package for name in comparison.subjects} & {*stored["missing"]}
     if absent:
         made += f"\nNot installed, and so not measured: {', '.join(sorted(absent))}.\n"
@@ -232,7 +232,7 @@ class Convergence(Table):
 
 
 def rows() -> tuple[Row, ...]:
-    """Return a row for each task, and one for checkpoints that change hands."""
+    """Return a row for each task, and one for checkpoints from one library to the other."""
     tasks = (
         Row(key, "", None, functools.partial(_trained, key), ("torch", *needs))
         for key, needs in TASKS.items()

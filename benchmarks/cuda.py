@@ -140,11 +140,11 @@ def _small_rows(place: Place) -> list[Row]:
 
 
 def phase_rows(place: Place) -> list[Row]:
-    """Return the rows of clipping, step, averaging and low-precision copy together."""
+    """Return the rows of gradient clipping, step, EMA and low-precision copy together."""
     return [
         _row(
             f"cuda phase, {work.name}",
-            "torch fused and friends",
+            "torch: clip, fused step, EMA, copy",
             1.5,
             work.shapes,
             against_parts(work, place),

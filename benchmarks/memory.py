@@ -1,10 +1,10 @@
-"""The memory of optimizers, in bytes for each parameter: counted and measured.
+"""The memory of optimizers, in bytes for each parameter: computed and measured.
 
-Each optimizer steps twice in a process of its own. "Counted" is the bytes of all tensors and arrays
-in its state; "held" what the process has more after the first step than before the optimizer was
-made, in resident memory; "a step besides" how much higher resident memory rises during the second.
-Resident memory is rounded to pages and has an allocator's slack, so its figures are within a tenth
-of a byte or so.
+Each optimizer steps twice in a process of its own. "State, computed" is the bytes of all tensors
+and arrays in its state; "state, measured" how much resident memory the process has more after the
+first step than before the optimizer was made; "extra in a step" how much higher resident memory
+rises during the second step. Resident memory is rounded to pages and has an allocator's slack, so
+its figures are within a tenth of a byte or so.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 from benchmarks.tables import Row, Run, Stored, Table, machine_note, markdown, why_not
 
 ROOT = Path(__file__).parents[1]
-HEADER = ("optimizer", "state, counted", "held", "a step besides")
+HEADER = ("optimizer", "state, computed", "state, measured", "extra in a step")
 #: Makes the kernel forget how much memory a process had at most.
 CLEAR = "/proc/self/clear_refs"
 

@@ -18,7 +18,10 @@ _SMALL = {
     "compact states": {"state": "compact"},
     "8bit states": {"state": "8bit"},
     "8bit states, bfloat16 parameters": {"state": "8bit"},
-    "8bit states, bfloat16 parameters by chance": {"state": "8bit", "rounding": "stochastic"},
+    "8bit states, bfloat16 parameters, stochastic rounding": {
+        "state": "8bit",
+        "rounding": "stochastic",
+    },
     "8bit states, bfloat16 parameters with remainder": {"state": "8bit", "rounding": "remainder"},
 }
 

@@ -26,18 +26,18 @@ def step_rows() -> list[Row]:
 
 
 def head_rows() -> list[Row]:
-    """Return the rows of two heads that have gradients in turn."""
-    work, needs = "torch heads in turn, 60 tensors of 32", ("torch",)
+    """Return the rows of two heads that have gradients alternately."""
+    work, needs = "torch step, alternating heads, 60 tensors of 32", ("torch",)
     return [
         # At most 1.2 times the time of the same tensors when all of them have gradients.
-        Row(work, "steady gradients", 0.83, _heads, needs),
+        Row(work, "all gradients each step", 0.83, _heads, needs),
         Row(work, "torch fused", 8, functools.partial(_heads_of_torch, fused=True), needs),
     ]
 
 
 def phase_rows() -> list[Row]:
-    """Return the rows of clipping, step, averaging and low-precision copy together."""
-    parts, needs = "torch fused and friends", ("torch",)
+    """Return the rows of gradient clipping, step, EMA and low-precision copy together."""
+    parts, needs = "torch: clip, fused step, EMA, copy", ("torch",)
     return [
         Row("phase, transformer of 4.7 M", parts, 2.2, _torch_phase(TRANSFORMER), needs),
         Row("phase, 5,702 in 6 tensors", parts, 30, _torch_phase(MLP), needs),
@@ -128,7 +128,7 @@ def _heads(quick: bool) -> Pair:
             in_turn.step()
             thirds[0].step()
             thirds[2 - i % 2].step()
-        require_close_tensors(ours, looked_at, 4, "four steps of Adam with heads in turn")
+        require_close_tensors(ours, looked_at, 4, "four steps of Adam with alternating heads")
 
     return Pair(in_turn.step, _InTurn(Adam(steady, lr=LR), steady, is_steady=True).step, check)
 
@@ -146,7 +146,7 @@ def _heads_of_torch(quick: bool, **options: Any) -> Pair:
         for _ in range(4):
             mine.step()
             other.step()
-        require_close_tensors(ours, theirs, 4, "four steps of Adam with heads in turn")
+        require_close_tensors(ours, theirs, 4, "four steps of Adam with alternating heads")
 
     return Pair(mine.step, other.step, check)
 

@@ -65,8 +65,8 @@ def test_the_rows_have_the_goals_that_were_set():
         (large, "a device copy, as many bytes"): 0.9,
         (f"{large}, 8bit states", "torch fused, float32"): 1.5,
         (f"{model}, 8bit states", "torch fused, float32"): 1.5,
-        ("cuda phase, GPT-2, 124 M in 148 tensors", "torch fused and friends"): 1.5,
-        ("cuda phase, 1,000 tensors of 2,080", "torch fused and friends"): 1.5,
+        ("cuda phase, GPT-2, 124 M in 148 tensors", "torch: clip, fused step, EMA, copy"): 1.5,
+        ("cuda phase, 1,000 tensors of 2,080", "torch: clip, fused step, EMA, copy"): 1.5,
     }
 
 

@@ -386,7 +386,7 @@ def test_what_checkpoints_cost_is_told_for_each_work():
 def test_two_versions_that_are_the_same_come_to_the_same_bits():
     pytest.importorskip("torch")
     table = catalogue.table("torch_versions")
-    rows = [row for row in table.rows if row.work == "the same, lr set anew"]
+    rows = [row for row in table.rows if row.work == "the same, new lr"]
     source = Path(adamas.__file__).parents[1]  # where the compiled module stands, too
     (figure,) = table.measured(rows, Run(quick=True, old=source, new=source))["figures"]
     assert figure["lowest"] <= figure["ratio"] <= figure["highest"]
