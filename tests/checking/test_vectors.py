@@ -18,6 +18,7 @@ import adamas
 from adamas.checking import vectors
 from adamas.cli import main
 from tests.support.cases import PATIENCE, ROOT
+from tests.support.node import bits32, node
 
 
 @pytest.fixture(scope="module")
@@ -233,3 +234,78 @@ def test_the_example_in_c_refuses_what_is_no_vector(folder, tmp_path):
 
 def test_the_example_in_c_is_short():
     assert len(SOURCE.read_text("utf-8").splitlines()) <= 95
+
+
+# ── in JavaScript ───────────────────────────────────────────────────────────────────────────
+
+#: All that adamas makes; "amsgrad-corrected-first" is a form of others.
+MADE = [vector for vector in vectors.VECTORS if vector.options is not None]
+
+_ON_A_VECTOR = """
+const number = (text) => {
+  const [, sign, whole, part, power] = /^(-?)0x([01])\\.?([0-9a-f]*)p([+-]\\d+)$/.exec(text);
+  const digits = BigInt("0x" + whole + part);
+  let size = Number(digits), by = Number(power) - 4 * part.length;
+  for (; by > 0; by--) size *= 2;
+  for (; by < 0; by++) size /= 2;
+  return sign === "-" ? -size : size;
+};
+return given.map(({ file, chosen }) => {
+  const content = JSON.parse(read(file));
+  const options = {
+    ...DEFAULT_OPTIONS,
+    beta1: number(content.beta1),
+    beta2: number(content.beta2),
+    eps: number(content.eps),
+    weight_decay: number(content.weight_decay),
+    ...chosen,
+  };
+  const zero = options.amsgrad ? 0 : null;
+  const state = content.start.map((start) => ({ p: f(number(start)), m: 0, v: 0, w: zero }));
+  return content.gradients.map((row, i) => {
+    const c = rounded(at_step(options, i + 1, number(content.rates[i])));
+    return row.map((text, j) => {
+      const { p, m, v, w } = state[j];
+      state[j] = rule(c, p, f(number(text)), m, v, w);
+      return [state[j].p, state[j].m, state[j].v].map(bits32);
+    });
+  });
+});
+"""
+
+
+@pytest.fixture(scope="module")
+def on_the_page(folder):
+    """The bits of p, m and v after each step, of all vectors, as the page's rule has them."""
+    given = [{"file": str(folder / f"{each.name}.json"), "chosen": each.options} for each in MADE]
+    return dict(zip((each.name for each in MADE), node(_ON_A_VECTOR, given), strict=True))
+
+
+@pytest.mark.parametrize("vector", MADE, ids=lambda vector: vector.name)
+def test_the_page_has_the_bits_of_adamas_on_a_test_vector(folder, on_the_page, vector):
+    content = load(folder, vector.name)
+    rates = [number(rate) for rate in content["rates"]]
+    p = np.array([number(x) for x in content["start"]], dtype=np.float32)
+    names = ("beta1", "beta2", "eps", "weight_decay")
+    beta1, beta2, eps, weight_decay = (number(content[name]) for name in names)
+    optimizer = adamas.Adam(
+        p, lambda t: rates[t - 1], (beta1, beta2), eps, weight_decay, **vector.options
+    )
+    assert len(on_the_page[vector.name]) == content["steps"]
+    for row, page in zip(content["gradients"], on_the_page[vector.name], strict=True):
+        optimizer.step(np.array([number(x) for x in row], dtype=np.float32))
+        state = optimizer.state_dict()["state"]["x"]
+        assert [bits for bits, _, _ in page] == bits32(p)
+        assert [bits for _, bits, _ in page] == bits32(state["mean"])
+        assert [bits for _, _, bits in page] == bits32(state["square"])
+
+
+def test_the_page_is_as_far_from_the_exact_results_as_the_files_say(folder, on_the_page):
+    for vector in MADE:
+        content = load(folder, vector.name)
+        exact = np.array([[number(x) for x in row] for row in content["parameters"]])
+        page = np.array(on_the_page[vector.name], dtype=np.uint32)[:, :, 0].view(np.float32)
+        start = np.array([number(x) for x in content["start"]])
+        sizes = np.maximum.accumulate(np.abs(np.vstack([start, exact])))[1:].astype(np.float32)
+        worst = (np.abs(page - exact) / np.spacing(sizes)).max()
+        assert round(float(worst), 3) == content["ulp_of_adamas"]["float32"], vector.name

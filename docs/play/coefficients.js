@@ -1,0 +1,97 @@
+// From options and a step number to the few numbers the rule needs, as src/adamas/coefficients.py
+// computes them: in binary64, with additions, multiplications, divisions and square roots only, and
+// rounded to binary32 once. Tests compare the bits. Names are those of Python.
+"use strict";
+
+/** What `adamas.Adam` does where nothing else is said; null where a method keeps no such mean. */
+const DEFAULT_OPTIONS = Object.freeze({
+  beta1: 0.9,
+  beta2: 0.999,
+  eps: 1e-8,
+  weight_decay: 0,
+  decay: "l2", // or "decoupled", "fully-decoupled"
+  lr_max: null,
+  amsgrad: false,
+  nesterov: false,
+  maximize: false,
+  eps_place: "corrected", // or "uncorrected", "inside"
+  eps_root: 0,
+  bias_correction: "paper", // or "first-step", "none"
+});
+
+/** The numbers for a step (1 first) at a learning rate, in binary64. */
+function at_step(options, step, lr, grad_scale = 1) {
+  const { beta1, beta2, weight_decay } = options;
+  let l2 = 0;
+  let decay = 0;
+  if (options.decay === "l2") {
+    l2 = weight_decay;
+  } else if (options.decay === "decoupled") {
+    decay = lr * weight_decay;
+  } else {
+    decay = weight_decay * (lr / options.lr_max);
+  }
+  const [from_m, from_g] = beta1 === null ? [1, 0] : mean_weights(options, beta1, step);
+  const unbias2 = beta2 === null ? 1 : unbias(options, beta2, step);
+  const root = 1 / Math.sqrt(unbias2);
+  let eps = options.eps;
+  let inside = options.eps_root;
+  if (options.eps_place === "uncorrected") {
+    eps = eps * root;
+  } else if (options.eps_place === "inside") {
+    inside = inside + eps;
+    eps = 0;
+  }
+  return {
+    grad_scale: options.maximize ? -grad_scale : grad_scale,
+    l2,
+    decay,
+    keep1: beta1 === null ? 0 : beta1,
+    take1: beta1 === null ? 1 : 1 - beta1,
+    keep2: beta2 === null ? 0 : beta2,
+    take2: beta2 === null ? 1 : 1 - beta2,
+    from_m,
+    from_g,
+    root,
+    inner: inside * unbias2,
+    eps,
+    step: lr,
+  };
+}
+
+/** The numbers as the rule takes them, each rounded to binary32 once. */
+function rounded(c) {
+  return Object.fromEntries(Object.entries(c).map(([name, number]) => [name, f(number)]));
+}
+
+/** 1 − β to the power of exponent, without a power: no engine's Math.pow is asked. */
+function one_minus_power(beta, exponent) {
+  let total = 0;
+  let q = 1 - beta; // that of the power of two which the lowest bit stands for
+  for (;;) {
+    if (exponent & 1) {
+      total = total + q * (1 - total);
+    }
+    exponent >>= 1;
+    if (exponent === 0) {
+      return total;
+    }
+    q = q * (2 - q);
+  }
+}
+
+/** What a mean is divided by at a step: 1 − β^t, or its like in the other forms. */
+function unbias(options, beta, step) {
+  if (options.bias_correction === "none") {
+    return 1;
+  }
+  return one_minus_power(beta, options.bias_correction === "paper" ? step : 1);
+}
+
+function mean_weights(options, beta, step) {
+  const now = unbias(options, beta, step);
+  if (!options.nesterov) {
+    return [1 / now, 0];
+  }
+  return [beta / unbias(options, beta, step + 1), (1 - beta) / now];
+}
