@@ -6,11 +6,16 @@ adamas. The pictures of measurements are drawn from what is stored: `python -m b
 
 import sys
 from collections.abc import Callable
+from math import sqrt
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from benchmarks.pictures import Drawing, draw
+from adamas import Options
+from adamas.coefficients import at_step, one_minus_power
+from adamas.palette import COLOURS
+from benchmarks.pictures import Drawing, Theme, draw, new_figure
 
 #: By the name of the picture.
 DRAWINGS: dict[str, Drawing] = {}
@@ -24,6 +29,35 @@ def picture(name: str) -> Callable[[Drawing], Drawing]:
         return drawing
 
     return added
+
+
+@picture("missing-exponent")
+def missing_exponent(theme: Theme) -> Any:
+    """The update for gradients of 1, in learning rates: bias corrected by 1 - β^t and by 1 - β."""
+    figure = new_figure(height=2.6)
+    axes = figure.subplots()
+    steps = sorted({round(10 ** (place / 40)) for place in range(161)})
+    for correction, label, where, colour in (
+        ("paper", r"$m\,/\,(1-\beta_1^t)$", (900, 1.1), COLOURS["Adam"]),
+        ("first-step", r"$m\,/\,(1-\beta_1)$", (60, 1.75), COLOURS["note"]),
+    ):
+        options = Options(bias_correction=correction)
+        updates = [_update(options, step) for step in steps]
+        axes.plot(steps, updates, color=colour, linewidth=2)
+        axes.annotate(label, where, color=colour, fontsize=11)
+    end = updates[-1]
+    axes.axhline(end, color=theme.ink, linewidth=1, linestyle=":")
+    axes.annotate(r"$\sqrt{1-\beta_2}\,/\,(1-\beta_1)$", (1.2, end + 0.06), color=theme.ink)
+    axes.set(xscale="log", xlim=(1, steps[-1]), ylim=(0, 2.3), yticks=[0, 1, 2])
+    axes.set(xlabel="$t$", ylabel=r"$\eta_t\,/\,\eta$")
+    return figure
+
+
+def _update(options: Options, step: int) -> float:
+    """Return the update of a step after gradients that were all 1, at learning rate 1 and ε = 0."""
+    numbers = at_step(options, step, lr=1.0)
+    mean, square = (one_minus_power(beta, step) for beta in options.betas)
+    return numbers.from_m * mean / (sqrt(square) * numbers.root)
 
 
 def main(names: list[str]) -> None:
