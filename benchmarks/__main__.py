@@ -116,7 +116,6 @@ def measure(table: Table, rows: Sequence[Row], run: Run, results: Path | None) -
         pages.store(table, measured, results)
     elif is_whole:
         pages.store(table, measured)
-        table.draw(measured)
         pages.write_all()
     else:
         print("Not stored: small sizes, or not all rows of the table.", file=sys.stderr)

@@ -7,7 +7,8 @@ import re
 from pathlib import Path
 
 from benchmarks import catalogue
-from benchmarks.ratios import Ratios
+from benchmarks.claims import claims
+from benchmarks.ratios import HEADER, Ratios
 from benchmarks.tables import Stored, Table, machine_line, markdown
 
 ROOT = Path(__file__).parents[1]
@@ -17,6 +18,7 @@ PAGES = tuple(
     ROOT / name
     for name in (
         "README.md",
+        "docs/benchmarks.md",
         "docs/convergence.md",
         "docs/guides/small-states.md",
         "docs/names.md",
@@ -25,9 +27,10 @@ PAGES = tuple(
 )
 #: Of which tables the ratios stand together, by the name of the markers.
 TOGETHER = {
-    "measured": (
-        *("step", "torch_step", "torch_heads", "torch_phase", "small_states", "jax_step"),
-    ),
+    "arrays": ("step",),
+    "tensors": ("torch_step", "torch_heads"),
+    "phase": ("torch_phase",),
+    "jax": ("jax_step",),
     "cuda": ("cuda_step", "cuda_phase"),
     "speed": ("small_states",),
 }
@@ -58,11 +61,12 @@ def write_page(table: Table, measured: Stored, results: Path) -> None:
 
 
 def write_all() -> None:
-    """Make all pages anew from what is stored."""
+    """Make all pages and pictures anew from what is stored."""
     for table in catalogue.TABLES:
         measured = stored(table)
         if measured is not None:
             write_page(table, measured, RESULTS)
+            table.draw(measured)
     found = passages()
     for page in PAGES:
         page.write_text(with_passages(page.read_text("utf-8"), found), "utf-8")
@@ -71,12 +75,13 @@ def write_all() -> None:
 def passages(results: Path | None = None) -> dict[str, str]:
     """Return what pages show, by the name of the markers around it."""
     found = {marker: ratios(names, results) for marker, names in TOGETHER.items()}
+    read = {table.name: stored(table, results) for table in catalogue.TABLES}
+    measured = {name: each for name, each in read.items() if each is not None}
+    found["claims"] = claims(measured)
     lines = (f"| `{table.name}` | {table.about} |\n" for table in catalogue.TABLES)
     found["tables"] = "| table | measures |\n|---|---|\n" + "".join(lines)
-    for table in catalogue.TABLES:
-        measured = stored(table, results)
-        if measured is not None:
-            found |= table.passages(measured)
+    for name, each in measured.items():
+        found |= catalogue.table(name).passages(each)
     return found
 
 
@@ -93,7 +98,7 @@ def with_passages(text: str, passages: dict[str, str]) -> str:
 
 
 def ratios(names: tuple[str, ...], results: Path | None = None) -> str:
-    """Return the ratios of some tables in one, with the machine of the first."""
+    """Return the rows of some tables in one, with the machine of the first."""
     lines: list[tuple[str, ...]] = []
     about = ""
     for table in map(catalogue.table, names):
@@ -102,8 +107,7 @@ def ratios(names: tuple[str, ...], results: Path | None = None) -> str:
             continue
         assert isinstance(table, Ratios)
         about = about or machine_line(measured)
-        for work, against, *_, ratio, _, goal in table.cells(measured):
-            lines.append((work, against, ratio, goal))
+        lines.extend(table.cells(measured))
     if not lines:
         return NO_FIGURES
-    return markdown(("work", "against", "ratio", "goal"), lines, words=2) + f"\n{about}\n"
+    return markdown(HEADER, lines, words=2) + f"\n{about}\n"

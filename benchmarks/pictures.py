@@ -46,14 +46,17 @@ def new_figure(height: float) -> Any:
     return Figure(figsize=(WIDTH, height), layout="constrained")
 
 
-def draw(name: str, drawing: Drawing, folder: Path = PICTURES) -> None:
-    """Write a picture for light and for dark pages: NAME.svg and NAME-dark.svg."""
+def draw(name: str, drawing: Drawing, folder: Path | None = None) -> None:
+    """Write a picture for light and for dark pages: NAME.svg and NAME-dark.svg.
+
+    Where no folder is given, it is PICTURES.
+    """
     import matplotlib as mpl
 
     for theme in (LIGHT, DARK):
         with mpl.rc_context(_settings(theme)):
             figure = drawing(theme)
-            where = folder / f"{name}{theme.suffix}.svg"
+            where = (folder or PICTURES) / f"{name}{theme.suffix}.svg"
             figure.savefig(where, metadata={"Date": None}, transparent=True)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import gc
 import math
 import statistics
@@ -9,7 +10,9 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from benchmarks.tables import Row, Run, Stored, Table, machine_note, markdown, why_not
+from benchmarks.bars import Bar, ratio_bars
+from benchmarks.pictures import draw
+from benchmarks.tables import Row, Run, Stored, Table, machine_note, markdown, short, why_not
 
 HEADER = ("work", "against", "adamas", "other", "ratio", "from … to", "goal")
 
@@ -45,12 +48,28 @@ class Ratios(Table):
             "rounds": len(times),
         }
 
+    def draw(self, stored: Stored) -> None:
+        goals = self._goals()
+        bars = [
+            Bar(
+                f"{each['work']} · {each['against']}",
+                each["ratio"],
+                each["lowest"],
+                each["highest"],
+                goals.get((each["work"], each["against"])),
+            )
+            for each in stored["figures"]
+            if not why_not(each)
+        ]
+        if bars:
+            draw(f"benchmarks-{self.name}", functools.partial(ratio_bars, bars))
+
     def markdown(self, stored: Stored) -> str:
         return markdown(HEADER, self.cells(stored), words=2) + "\n" + machine_note(stored)
 
     def cells(self, stored: Stored) -> Iterator[tuple[str, ...]]:
         """Yield the cells of each line of the table, under ``HEADER``; goals are those of today."""
-        goals = {(row.work, row.against): row.goal for row in self.rows}
+        goals = self._goals()
         for each in stored["figures"]:
             name = each["work"], each["against"]
             goal = goals.get(name)
@@ -58,9 +77,12 @@ class Ratios(Table):
             if why := why_not(each):
                 yield (*name, "", "", why, "", aim)
                 continue
-            spread = f"{_short(each['lowest'])} … {_short(each['highest'])}"
+            spread = f"{short(each['lowest'])} … {short(each['highest'])}"
             times = time_in_words(each["ours"]), time_in_words(each["other"])
-            yield (*name, *times, f"{_short(each['ratio'])}×", spread, aim)
+            yield (*name, *times, f"{short(each['ratio'])}×", spread, aim)
+
+    def _goals(self) -> dict[tuple[str, str], float | None]:
+        return {(row.work, row.against): row.goal for row in self.rows}
 
 
 def taken_in_turn(pair: Pair, *, rounds: int, least: float) -> list[tuple[float, float]]:
@@ -103,10 +125,6 @@ def _timed(work: Callable[[], object], calls: int, wait: Callable[[], object]) -
         work()
     wait()
     return (time.perf_counter() - begin) / calls
-
-
-def _short(value: float) -> str:
-    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
 def time_in_words(seconds: float) -> str:

@@ -138,6 +138,11 @@ def why_not(figure: Stored) -> str:
     return ""
 
 
+def short(value: float) -> str:
+    """Return a ratio in few digits: two decimals below 10, one below 100."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
 def markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, words: int = 1) -> str:
     """Return a table; ``words`` is how many of its first columns are not numbers."""
     rule = "|---" * words + "|--:" * (len(header) - words) + "|"

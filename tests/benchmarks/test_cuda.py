@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import __main__ as program
-from benchmarks import catalogue, cuda, hardware, pages, ratios, tables
+from benchmarks import catalogue, cuda, hardware, pages, pictures, ratios, tables
 from benchmarks.checks import WrongResultError
 from benchmarks.ratios import Pair, Ratios
 from benchmarks.tables import Row, Run
@@ -389,9 +389,10 @@ def test_what_is_measured_on_a_device_is_stored_and_shown(monkeypatch, tmp_path)
     page = tmp_path / "README.md"
     page.write_text("<!-- cuda: begin -->\nold\n<!-- cuda: end -->\n", "utf-8")
     monkeypatch.setattr(pages, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(pictures, "PICTURES", tmp_path)
     monkeypatch.setattr(pages, "PAGES", (page,))
     monkeypatch.setattr(pages, "TOGETHER", {"cuda": pages.TOGETHER["cuda"]})
     assert program.main(["cuda_step"]) == 0
     text = (tmp_path / "results" / "cuda_step.md").read_text("utf-8")
     assert text == step.markdown(pages.stored(step))
-    assert "| cuda step, a | b | 2.00× | 2× |" in page.read_text("utf-8")
+    assert "| cuda step, a | b | 1 s | 2 s | 2.00× | 2.00 … 2.00 | 2× |" in page.read_text("utf-8")

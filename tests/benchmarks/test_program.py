@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +13,8 @@ import pytest
 
 import adamas
 from benchmarks import __main__ as program
-from benchmarks import catalogue, checkpoints, memory, pages, ratios, versions
+from benchmarks import catalogue, checkpoints, memory, pages, pictures, ratios, versions
+from benchmarks.claims import CLAIMS, NOT_MEASURED, claims
 from benchmarks.ratios import Pair, Ratios
 from benchmarks.tables import Row, Run
 from tests.support.cases import PATIENCE, ROOT
@@ -107,10 +110,18 @@ def test_the_readmes_figures_are_those_measured():
     found = pages.passages()
     readme = (ROOT / "README.md").read_text("utf-8")
     assert pages.with_passages(readme, found) == readme
-    begin, end = "<!-- measured: begin -->\n", "<!-- measured: end -->"
+    begin, end = "<!-- claims: begin -->\n", "<!-- claims: end -->"
     shown = readme.partition(begin)[2].partition(end)[0]
-    assert shown == pages.ratios(pages.TOGETHER["measured"])
-    assert "| NumPy step, 16 M | the formula in NumPy |" in shown
+    assert shown == found["claims"]
+    assert NOT_MEASURED not in shown
+    assert len(re.findall(r"\*\*[\d.]+×\*\*", shown)) == sum(
+        each.count(" · ") // 2 for each in CLAIMS
+    )
+
+
+def test_a_claim_without_a_figure_says_so():
+    shown = claims({})
+    assert shown.count(NOT_MEASURED) == sum(each.count("{") for each in CLAIMS)
 
 
 @pytest.mark.parametrize("page", pages.PAGES, ids=lambda page: page.name)
@@ -135,8 +146,9 @@ def test_a_figure_that_changes_changes_the_page(tmp_path):
 def test_the_tables_that_stand_together_are_in_the_catalogue():
     for names in pages.TOGETHER.values():
         assert all(isinstance(catalogue.table(name), Ratios) for name in names)
-    together = {*pages.TOGETHER["measured"], *pages.TOGETHER["cuda"]}
-    assert together == {each.name for each in catalogue.TABLES if isinstance(each, Ratios)}
+    assert {*itertools.chain(*pages.TOGETHER.values())} == {
+        each.name for each in catalogue.TABLES if isinstance(each, Ratios)
+    }
 
 
 def test_a_page_says_that_there_are_no_figures_where_there_are_none(tmp_path):
@@ -250,6 +262,7 @@ def elsewhere(monkeypatch, tmp_path):
     page = tmp_path / "README.md"
     page.write_text("<!-- measured: begin -->\nold\n<!-- measured: end -->\n", "utf-8")
     monkeypatch.setattr(pages, "RESULTS", tmp_path / "results")
+    monkeypatch.setattr(pictures, "PICTURES", tmp_path)
     monkeypatch.setattr(pages, "PAGES", (page,))
     monkeypatch.setattr(pages, "TOGETHER", {"measured": ("some", "more")})
     monkeypatch.setattr(ratios, "taken_in_turn", lambda *_, **__: [(1.0, 2.0)])
@@ -276,7 +289,9 @@ def test_a_table_that_was_measured_whole_is_stored_and_shown(elsewhere, monkeypa
     assert [figure["work"] for figure in stored["figures"]] == ["a", "c"]
     text = (elsewhere / "results" / "some.md").read_text("utf-8")
     assert text == catalogue.table("some").markdown(stored)
-    assert "| a | b | 2.00× | 2× |" in (elsewhere / "README.md").read_text("utf-8")
+    assert "| a | b | 1 s | 2 s | 2.00× | 2.00 … 2.00 | 2× |" in (
+        elsewhere / "README.md"
+    ).read_text("utf-8")
 
 
 @pytest.mark.parametrize("arguments", [["a ·"], ["--quick"]], ids=str)
@@ -303,7 +318,7 @@ def test_rows_that_failed_are_stored_as_such_and_the_exit_code_tells_of_them(
     assert error == "some: 1 of 2 rows failed; what they raised stands above\n"
     text = (elsewhere / "README.md").read_text("utf-8")
     assert "failed: ValueError: a / b" in text
-    assert "| c | d | 2.00× |" in text
+    assert "| c | d | 1 s | 2 s | 2.00× | 2.00 … 2.00 |  |" in text
 
 
 def test_a_table_that_fails_keeps_no_other_from_being_measured(elsewhere, monkeypatch, capsys):
