@@ -107,6 +107,28 @@ def test_both_languages_tell_of_the_same_numbers_of_a_step():
     assert numbers(RULE) == numbers(english)
 
 
+ALPHABET = "абвгґдеєжзиіїйклмнопрстуфхцчшщьюя"
+
+
+def place(term):
+    """Where a term stands in an alphabetical list: after all that begin with a Latin letter."""
+    letters = re.findall("[a-z0-9]|[а-яіїєґ]", term.lower())
+    return [(letter in ALPHABET, ALPHABET.find(letter), letter) for letter in letters]
+
+
+def test_both_glossaries_have_the_same_entries_in_the_same_chapters():
+    english = (ROOT / "docs" / "glossary.md").read_text("utf-8").split("\n## ")[1:]
+    ukrainian = (UK / "glossary.md").read_text("utf-8").split("\n## ")[1:]
+    assert len(english) == len(ukrainian) > 3
+    for here, there in zip(ukrainian, english, strict=True):
+        entries = re.findall(r"^- \*\*(.+?)\*\* · \*(.+?)\* — [^—]", here, re.MULTILINE)
+        assert len(entries) == len(re.findall("^- ", here, re.MULTILINE))
+        wanted = re.findall("^### (.+)$", there, re.MULTILINE)
+        assert sorted(term for _, term in entries) == sorted(wanted)
+        terms = [term for term, _ in entries]
+        assert terms == sorted(terms, key=place)
+
+
 #: Letters that Russian has and Ukrainian has not; a straight apostrophe within a Ukrainian word.
 FOREIGN = re.compile(r"[ыэъёЫЭЪЁ]|[а-яіїєґ]'[а-яіїєґ]", re.IGNORECASE)
 
