@@ -7,7 +7,7 @@ import griffe
 
 
 class Descriptors(griffe.Extension):
-    """Reads attributes that are made by ``Setting[T]()``, ``Fixed[T](…)`` or ``settings.whole()``."""
+    """Reads attributes made by ``Setting[T]()``, ``Fixed[T](…)`` or ``settings.whole()``."""
 
     def on_package(self, *, pkg: griffe.Module, **_: Any) -> None:
         said = ast.literal_eval(str(pkg["settings._SAID"].value))
@@ -17,4 +17,6 @@ class Descriptors(griffe.Extension):
                     each.docstring = griffe.Docstring(said[name], parent=each)
                     made = each.value.function
                     generic = isinstance(made, griffe.ExprSubscript)
-                    each.annotation = made.slice if generic else griffe.ExprName("Phase", each.parent)
+                    each.annotation = (
+                        made.slice if generic else griffe.ExprName("Phase", each.parent)
+                    )

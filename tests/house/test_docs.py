@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import textwrap
 from importlib.util import find_spec
@@ -78,6 +79,9 @@ def test_the_table_of_the_note_is_what_adamas_computes():
         assert f"{m / (1 - 0.9) / (v / (1 - 0.999)) ** 0.5:.3f}" == ratio
 
 
+REPOSITORY = re.search(
+    r"^repo_url: (\S+)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE
+)[1]
 OTHERS = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "benchmarks").rglob("*.md"))]
 
 
@@ -85,6 +89,13 @@ OTHERS = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "benchmarks").rglob("*.md"))
 def test_links_lead_to_files_that_exist(page):
     for target in LINK.findall(page.read_text("utf-8")):
         assert (page.parent / target).exists(), target
+
+
+def test_links_to_the_repository_lead_to_files_that_exist():
+    link = re.compile(rf"{re.escape(REPOSITORY)}/(?:blob|tree|raw)/main/([^)\s#\"'>]+)")
+    found = {path for page in [*PAGES, *OTHERS] for path in link.findall(page.read_text("utf-8"))}
+    assert len(found) > 5
+    assert [path for path in found if not (ROOT / path).exists()] == []
 
 
 def test_every_page_stands_in_the_navigation():
@@ -98,6 +109,18 @@ def test_every_page_stands_in_the_navigation():
 def test_every_public_name_is_documented():
     for name in adamas.__all__:
         assert getattr(adamas, name).__doc__, name
+
+
+@pytest.mark.parametrize("package", ["", ".torch", ".jax", ".checking", ".files"])
+def test_every_public_name_stands_in_the_reference(package):
+    source = ROOT.joinpath("src", "adamas", *package.split("."), "__init__.py").read_text("utf-8")
+    public = ast.literal_eval(
+        re.search(r"^__all__ = (\[.*?\])", source, re.MULTILINE | re.DOTALL)[1]
+    )
+    pages = [page.read_text("utf-8") for page in (ROOT / "docs" / "reference").glob("*.md")]
+    given = {name for page in pages for name in re.findall(r"^::: ([\w.]+)$", page, re.MULTILINE)}
+    assert len(public) > 1
+    assert [n for n in public if {f"adamas{package}.{n}", f"adamas.{n}"}.isdisjoint(given)] == []
 
 
 def test_docstrings_are_written_in_markdown():
