@@ -88,6 +88,9 @@ def test_what_the_text_tells_of_steps_without_correction_is_what_adamas_computes
     assert f"а ${told(1)}; при сталому" in RULE
     assert f"до ${told(largest)} на {largest}-му кроці" in RULE
     assert f"на тисячному це ще ${told(1000)}" in RULE
+    english = (ROOT / "docs" / "the-rule.md").read_text("utf-8").replace("\n", " ")
+    assert f"is {effective('none', 1):.2f} learning rates long" in english
+    assert f"grows to {effective('none', largest):.2f} at step {largest}" in english
 
 
 def test_the_rule_in_ukrainian_quotes_the_same_lines():
