@@ -15,12 +15,13 @@ import math
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from adamas.codecs import mean_bound
+from benchmarks import pictures
+from benchmarks.pictures import Theme, new_figure
 from benchmarks.tables import (
     Row,
     Run,
@@ -33,7 +34,6 @@ from benchmarks.tables import (
     why_not,
 )
 
-PICTURES = Path(__file__).parents[1] / "docs" / "pictures"
 #: What is trained, and what that needs besides torch.
 TASKS = {"digits": ("sklearn",), "letters": (), "words": ()}
 CONTINUATION = "checkpoints from one library to the other"
@@ -227,8 +227,8 @@ class Convergence(Table):
     def draw(self, stored: Stored) -> None:
         if stored["tasks"].keys() != TASKS.keys():
             return
-        draw_curves(stored, PICTURES / "convergence.svg")
-        draw_differences(stored, PICTURES / "small-states.svg")
+        pictures.draw("convergence", functools.partial(curves, stored))
+        pictures.draw("small-states", functools.partial(differences, stored))
 
 
 def rows() -> tuple[Row, ...]:
@@ -262,62 +262,77 @@ def missing() -> list[str]:
 # ── pictures ───────────────────────────────────────────────────────────────────────────────────
 
 
-def draw_curves(stored: Stored, picture: Path) -> None:
-    """Draw mean curves, each with the band between its smallest and largest seed."""
+def curves(stored: Stored, _: Theme) -> Any:
+    """Return mean curves, each with the band between its smallest and largest seed."""
+    from matplotlib.ticker import LogFormatter
+
     comparison = COMPARISONS["optimizers"]
-    figure = new_figure(5 * len(comparison.tasks), 3.6)
-    panels = figure.subplots(1, len(comparison.tasks), squeeze=False)[0]
+    figure = new_figure(2.3 * len(comparison.tasks))
+    panels = figure.subplots(len(comparison.tasks), squeeze=False)[:, 0]
     for axes, key in zip(panels, comparison.tasks, strict=True):
         task = stored["tasks"][key]
         for i, name in enumerate(comparison.subjects):
-            curves = [each["losses"] for each in task["runs"][name]]
-            steps = [int(step) for step in curves[0]]
-            rows = list(zip(*(curve.values() for curve in curves), strict=True))
-            axes.plot(
-                steps, list(map(statistics.mean, rows)), "--" if i else "-", label=name, lw=1.5
+            runs = [each["losses"] for each in task["runs"][name]]
+            steps = [int(step) for step in runs[0]]
+            rows = list(zip(*(run.values() for run in runs), strict=True))
+            # Where one curve covers the other, both are seen.
+            style = {"ls": (0, (3, 3)), "lw": 1.5} if i else {"lw": 3, "alpha": 0.6}
+            means, colour = list(map(statistics.mean, rows)), _colour(name)
+            axes.plot(steps, means, color=colour, label=name, **style)
+            axes.fill_between(
+                steps, list(map(min, rows)), list(map(max, rows)), alpha=0.15, color=colour, lw=0
             )
-            axes.fill_between(steps, list(map(min, rows)), list(map(max, rows)), alpha=0.15)
         axes.set(title=task["title"], xlabel="step", ylabel="held-out loss", yscale="log")
-        axes.legend(fontsize=8)
-    figure.savefig(picture, metadata={"Date": None})
+        axes.yaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_minor_formatter(LogFormatter())
+        axes.grid(visible=True, axis="y", which="minor")
+        axes.legend()
+    return figure
 
 
-def draw_differences(stored: Stored, picture: Path) -> None:
-    """Draw how far each small state ends from float32, seed by seed, and the largest updates."""
+def differences(stored: Stored, theme: Theme) -> Any:
+    """Return how far each small state ends from float32, seed by seed, and the largest updates."""
     comparison = COMPARISONS["states"]
-    was_run = {name for task in stored["tasks"].values() for name in task["runs"]}
-    names = [name for name in comparison.subjects[1:] if name in was_run]
-    places = {name: -i for i, name in enumerate(names)}
-    figure = new_figure(3 * len(comparison.tasks) + 5, 0.36 * len(names) + 1.2)
-    *panels, last = figure.subplots(1, len(comparison.tasks) + 1, sharey=True)
-    for axes, marker, key in zip(panels, "os^", comparison.tasks, strict=True):
-        task = stored["tasks"][key]
-        base, *others = summary(task["runs"], comparison.subjects)
-        axes.axvspan(-base.spread, base.spread, color="0.88", lw=0)
-        axes.axvline(0, color="0.5", lw=0.8)
-        for each in others:
-            place, colour = places[each.subject], "C0" if "adamas" in each.subject else "C1"
-            pairs = zip(task["runs"][each.subject], task["runs"][base.subject], strict=True)
+    tasks = {key: stored["tasks"][key] for key in comparison.tasks}
+    found = {key: summary(task["runs"], comparison.subjects) for key, task in tasks.items()}
+    were_run = {each.subject for rows in found.values() for each in rows[1:]}
+    all_names = [name for name in comparison.subjects[1:] if name in were_run]
+    heights = [*map(len, found.values()), len(all_names) + 1]
+    figure = new_figure(0.3 * sum(heights) + 0.62 * len(heights))
+    *panels, last = figure.subplots(len(heights), height_ratios=heights)
+    for axes, marker, key in zip(panels, "os^", tasks, strict=True):
+        base, *others = found[key]
+        axes.axvspan(-base.spread, base.spread, color=theme.faint, alpha=0.5, lw=0)
+        axes.axvline(0, color=theme.ink, lw=0.8)
+        for place, each in enumerate(others):
+            colour = _colour(each.subject)
+            pairs = zip(
+                tasks[key]["runs"][each.subject], tasks[key]["runs"][base.subject], strict=True
+            )
             seeds = [final(a)[0] - final(b)[0] for a, b in pairs]
-            axes.plot(seeds, [place] * len(seeds), ".", color=colour, alpha=0.35, mew=0)
-            axes.errorbar(each.difference, place, xerr=each.error, fmt="|", color=colour, ms=11)
-            last.plot(each.largest_update, place, marker, color=colour, alpha=0.8, mew=0)
-        axes.set(xlabel="final loss − that of float32")
-        axes.set_title(task["title"], fontsize=10)
+            axes.plot(seeds, [place] * len(seeds), "o", color=colour, alpha=0.45, mew=0, ms=4)
+            axes.errorbar(each.difference, place, xerr=each.error, fmt="|", color=colour, ms=12)
+            row = all_names.index(each.subject)
+            last.plot(each.largest_update, row, marker, color=colour, alpha=0.8, mew=0, ms=5)
+        _name_rows(axes, [each.subject for each in others])
+        axes.set(title=tasks[key]["title"], xlabel="final loss − that of float32")
         axes.locator_params(axis="x", nbins=4)
-        last.plot([], [], marker, color="0.4", mew=0, label=task["title"])
+        last.plot([], [], marker, color=theme.ink, mew=0, ms=5, label=tasks[key]["title"])
     bound = mean_bound(0.9, 0.999)
-    last.axvline(bound, color="0.5", lw=0.8, ls="--", label=f"bound, {bound:.2f}")
-    last.set(xlabel="learning rates", xscale="log")
-    last.set_title("largest update", fontsize=10)
-    last.legend(fontsize=7)
-    panels[0].set_yticks(list(places.values()), names)
-    figure.savefig(picture, metadata={"Date": None})
+    last.axvline(bound, color=theme.ink, lw=0.8, ls="--", label=f"bound of adamas: {bound:.2f}")
+    _name_rows(last, all_names)
+    last.set(title="largest update", xlabel="learning rates", xscale="log")
+    last.legend(loc="upper center", bbox_to_anchor=(0.2, -0.3), ncols=2, columnspacing=1)
+    return figure
 
 
-def new_figure(width: float, height: float) -> Any:
-    import matplotlib as mpl
-    from matplotlib.figure import Figure
+def _name_rows(axes: Any, names: list[str]) -> None:
+    """Name the rows of a panel, the first at the top; long names take two lines."""
+    axes.set_yticks(range(len(names)), [name.replace(", ", ",\n") for name in names])
+    axes.set_ylim(len(names) - 0.4, -0.6)
+    axes.grid(visible=False, axis="y")
 
-    mpl.rcParams["svg.hashsalt"] = "adamas"
-    return Figure(figsize=(width, height), layout="constrained")
+
+def _colour(subject: str) -> str:
+    """Return adamas' colour, or that of all others: two that any eyes can tell apart."""
+    return "#0072B2" if "adamas" in subject else "#E69F00"

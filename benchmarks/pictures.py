@@ -33,7 +33,7 @@ class Theme:
 
 
 LIGHT = Theme("", ink="#24292f", faint="#d0d7de", paper="#ffffff")
-DARK = Theme("-dark", ink="#e6e9ef", faint="#4a4f5c", paper="#1e2129")
+DARK = Theme("-dark", ink="#e6e9ef", faint="#4a4f5c", paper="#0b0c0f")
 
 #: Makes the figure of a picture for one theme.
 Drawing = Callable[[Theme], Any]

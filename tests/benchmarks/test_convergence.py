@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+import functools
 import re
 import statistics
 
 import pytest
 
 from adamas.codecs import mean_bound
-from benchmarks import catalogue, convergence, pages
+from benchmarks import catalogue, convergence, pages, pictures
 from benchmarks.tables import Row, Run
 from tests.support.cases import ROOT
 
@@ -138,15 +139,20 @@ def test_trainings_are_made_of_all_that_is_installed_and_small_ones_say_so():
 @pytest.mark.slow
 def test_the_pictures_are_drawn_from_what_is_stored(stored, tmp_path):
     pytest.importorskip("matplotlib")
-    for name, draw in (
-        ("curves", convergence.draw_curves),
-        ("differences", convergence.draw_differences),
-    ):
-        draw(stored, tmp_path / f"{name}.svg")
-        drawn = (tmp_path / f"{name}.svg").read_text("utf-8")
-        draw(stored, tmp_path / f"{name}.svg")
-        assert (tmp_path / f"{name}.svg").read_text("utf-8") == drawn
-        assert "letters, GPT" in drawn
+    for drawing in (convergence.curves, convergence.differences):
+        drawn = []
+        for _ in range(2):
+            pictures.draw("some", functools.partial(drawing, stored), tmp_path)
+            drawn.append([(tmp_path / f"some{s}.svg").read_text("utf-8") for s in ("", "-dark")])
+        (light, dark), again = drawn
+        assert again == [light, dark]
+        for text, theme, other in (
+            (light, pictures.LIGHT, pictures.DARK),
+            (dark, pictures.DARK, pictures.LIGHT),
+        ):
+            assert "letters, GPT" in text
+            assert theme.ink in text
+            assert other.ink not in text
 
 
 def failing(quick):

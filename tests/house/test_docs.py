@@ -98,6 +98,20 @@ def test_links_to_the_repository_lead_to_files_that_exist():
     assert [path for path in found if not (ROOT / path).exists()] == []
 
 
+def test_every_picture_is_shown_on_light_pages_and_on_dark_ones():
+    picture = re.compile(r"!\[([^\]]+)\]\((?:\.\./)*pictures/([\w-]+)\.svg#(only-\w+)\)")
+    shown = set()
+    for page in PAGES[1:]:
+        text = page.read_text("utf-8")
+        pairs = picture.findall(text)
+        assert len(pairs) == len(re.findall(r"\.svg", text)), named(page)
+        for light, dark in zip(pairs[::2], pairs[1::2], strict=True):
+            assert light[2] == "only-light"
+            assert dark == (light[0], f"{light[1]}-dark", "only-dark"), named(page)
+        shown |= {name for _, name, _ in pairs}
+    assert shown == {path.stem for path in (ROOT / "docs" / "pictures").glob("*.svg")}
+
+
 def test_every_page_stands_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text("utf-8")
     navigation = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.(?:md|html))$", text, re.MULTILINE)
