@@ -2,7 +2,7 @@
 
 JAX is there from Python 3.11 on, Triton on Linux. Without a GPU Triton's kernels run in its
 interpreter. Which of the two it is, is settled when Triton is first imported, so before any test
-is.
+is. Where wheels are built there is no framework at all: the tests of NumPy arrays do without.
 
 A test with many cases that are alike names how many of them are quick:
 ``@pytest.mark.quick_cases(3)``. Those show as many values of its parameters as three cases can
@@ -17,7 +17,6 @@ from collections import defaultdict
 from importlib.util import find_spec
 
 import pytest
-import torch
 
 from tests.support.quick_cases import quick_cases
 
@@ -29,7 +28,24 @@ if not find_spec("triton"):
         "benchmarks/test_cuda.py",
     ]
 
-if not torch.cuda.is_available():
+if not find_spec("torch"):
+    collect_ignore_glob += [
+        "definition/test_settings*.py",
+        "engines/test_tensor_watch*.py",
+        "engines/test_triton*.py",
+    ]
+if not find_spec("pandas"):
+    collect_ignore_glob += ["definition/test_smoothing.py"]
+
+
+def has_cuda():
+    """Whether torch can use a GPU."""
+    import torch
+
+    return torch.cuda.is_available()
+
+
+if not (find_spec("torch") and has_cuda()):
     os.environ["TRITON_INTERPRET"] = "1"
 
 # Shells let what they start in the background ignore Ctrl-C, and so would the processes of tests,

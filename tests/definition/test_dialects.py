@@ -35,6 +35,7 @@ def bound(title):
 def test_a_dialect_is_what_the_library_computes(number):
     assert len(dialects.PAIRS) == 13
     title, own, other = dialects.PAIRS[number]
+    pytest.importorskip(title.partition(".")[0])
     assert dialects.distance(own, other) <= bound(title), title
 
 
