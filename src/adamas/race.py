@@ -248,8 +248,8 @@ def draw(track: Track, paths: list[Path2D], path: Path) -> None:
 def animate(track: Track, paths: list[Path2D], path: Path, *, frames: int = 45) -> None:
     """Write the race as an animated GIF of ``frames`` pictures to ``path``."""
     pyplot = _pyplot()
-    animation = require("matplotlib.animation", "adamas race", "cli", "matplotlib")
-    require("PIL", "adamas race --gif", "cli", "pillow")
+    animation = require("matplotlib.animation", "adamas race", "plots", "matplotlib")
+    require("PIL", "adamas race --gif", "plots", "pillow")
     figure, axes = _ground(track, size=(5, 4.2))
     lines = [
         axes.plot([], [], color=COLOURS[each.method], linewidth=1.8, label=each.method)[0]
@@ -324,7 +324,7 @@ def _outcome(path: Path2D) -> str:
 
 
 def _pyplot() -> Any:
-    require("matplotlib", "adamas race", "cli", "matplotlib").use("Agg")
+    require("matplotlib", "adamas race", "plots", "matplotlib").use("Agg")
     return importlib.import_module("matplotlib.pyplot")
 
 

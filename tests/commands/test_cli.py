@@ -295,6 +295,11 @@ def test_wrong_usage_has_exit_code_2(arguments):
     [
         (
             "demo",
+            "matplotlib",
+            'adamas demo needs matplotlib. Install it with: pip install "adamas[demo]"',
+        ),
+        (
+            "demo",
             "sklearn.datasets",
             'adamas demo needs scikit-learn. Install it with: pip install "adamas[demo]"',
         ),
@@ -306,7 +311,12 @@ def test_wrong_usage_has_exit_code_2(arguments):
         (
             "race",
             "matplotlib",
-            'adamas race needs matplotlib. Install it with: pip install "adamas[cli]"',
+            'adamas race needs matplotlib. Install it with: pip install "adamas[plots]"',
+        ),
+        (
+            "race --gif race.gif",
+            "PIL",
+            'adamas race --gif needs pillow. Install it with: pip install "adamas[plots]"',
         ),
     ],
 )
@@ -315,9 +325,10 @@ def test_a_missing_package_is_named_with_the_way_to_it(
 ):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, module, None)
-    done = run(command)
+    done = run(*command.split())
     assert done.exit_code == 1
     assert message in done.output
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("text", ["1e2", "100", "9007199254740993"])

@@ -8,6 +8,7 @@ import click
 
 from adamas.cli.arguments import WholeNumber, check_writable, written
 from adamas.cli.output import console_of, progress_on, say_where, table_of
+from adamas.extras import require
 
 __all__ = ["command"]
 
@@ -38,6 +39,7 @@ def command(output: Path, epochs: int | None, seed: int, quiet: bool) -> None:
     from adamas import demo as job
 
     console = console_of("adamas demo")
+    require("matplotlib", "adamas demo", "demo", "matplotlib")
     check_writable(output, "--output")
     digits = job.load_digits(seed)
     epochs = job.EPOCHS if epochs is None else epochs

@@ -8,6 +8,7 @@ import click
 
 from adamas.cli.arguments import WholeNumber, check_writable, written
 from adamas.cli.output import console_of, say_where, table_of
+from adamas.extras import require
 
 __all__ = ["command"]
 
@@ -45,10 +46,12 @@ def command(
     from adamas import race as races
 
     console = console_of("adamas race")
+    require("matplotlib", "adamas race", "plots", "matplotlib")
     check_writable(output, "--output")
     if gif is not None:
         if gif.suffix.lower() != ".gif":
             raise click.UsageError(f"--gif is {str(gif)!r}, but its name must end in .gif.")
+        require("PIL", "adamas race --gif", "plots", "pillow")
         check_writable(gif, "--gif")
     track = races.find(function)
     if start is not None:
