@@ -11,7 +11,7 @@ import functools
 import inspect
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar
 
 import numpy as np
 
@@ -27,6 +27,7 @@ __all__ = [
     "check_number",
     "check_plain",
     "check_rate",
+    "is_listed",
     "kind",
     "near",
     "no_flag",
@@ -141,9 +142,14 @@ def check_rate(name: str, value: Any) -> float:
     return number
 
 
+def is_listed(value: Any) -> TypeGuard[Sequence[Any]]:
+    """Return whether values stand in a tuple, a list, or what configurations have for one."""
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
 def check_betas(betas: Any, name: str = "betas") -> tuple[float | None, float | None]:
     """Return a pair of decay rates, None where a method keeps no such mean."""
-    if not isinstance(betas, (tuple, list)) or len(betas) != 2:
+    if not is_listed(betas) or len(betas) != 2:
         raise no_pair(name, betas)
     first, second = (
         None if beta is None else check_rate(f"{name}[{i}]", beta) for i, beta in enumerate(betas)
@@ -154,7 +160,7 @@ def check_betas(betas: Any, name: str = "betas") -> tuple[float | None, float | 
 def check_forms(state: Any, possible: Sequence[str], name: str = "state") -> tuple[str, str]:
     """Return the forms of m and of v: one name stands for both, a tuple or list for each."""
     pair = (state, state) if isinstance(state, str) else state
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+    if not is_listed(pair) or len(pair) != 2:
         raise TypeError(
             f"{name} is {state!r}, but it must be a form, or a pair of forms (m, v). "
             f"Forms are {_listed(possible)}."

@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from adamas import settings
 from adamas.assignments import all_at_once, attribute
-from adamas.checks import check_rate, with_known_options
+from adamas.checks import check_rate, is_listed, with_known_options
 from adamas.dialects import Dialect, with_conventions
 from adamas.engines import STEPS
 from adamas.groups import ParameterGroup, check_option_names
@@ -485,7 +485,7 @@ def _sorted(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _check_pair(betas: object) -> None:
-    if isinstance(betas, (tuple, list)) and None in betas:
+    if is_listed(betas) and None in betas:
         raise ValueError(
             f"betas is {betas!r}, but Adam keeps both running means. "
             "Give two decay rates, or use Momentum or RMSProp."

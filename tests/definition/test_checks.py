@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import UserList
 
 import numpy as np
 import pytest
@@ -124,3 +125,13 @@ def test_a_pair_says_what_a_pair_is():
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         checks.check_forms(["8-bit", "float32"], ("float32", "8bit"))
     assert checks.check_forms(["8bit", "float32"], ("float32", "8bit")) == ("8bit", "float32")
+
+
+def test_a_pair_may_stand_in_any_sequence_as_configurations_have_them():
+    betas, state = UserList([0.8, 0.9]), UserList(["bfloat16", "8bit"])
+    options = Options(betas=betas, state=state)
+    assert (options.betas, options.state) == ((0.8, 0.9), ("bfloat16", "8bit"))
+    with pytest.raises(TypeError, match=r"^betas is b'ab', but it must be a pair"):
+        checks.check_betas(b"ab")
+    with pytest.raises(ValueError, match=r"^state is '88', but it must be one of"):
+        checks.check_forms("88", ["8bit"])

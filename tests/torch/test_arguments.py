@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import math
+from collections import UserList
 from fractions import Fraction
 
 import numpy as np
@@ -221,10 +222,12 @@ def test_a_model_in_the_place_of_its_parameters_is_told_from_them():
     )
 
 
-def test_pairs_may_be_lists_as_yaml_gives_them():
+@pytest.mark.parametrize("listed", [list, UserList])
+def test_pairs_may_be_lists_as_yaml_and_configurations_give_them(listed):
     p, q = (nn.Parameter(torch.linspace(-1, 1, 64)) for _ in range(2))
-    one = ours.AdamW([p], betas=[0.8, 0.9], state=["8bit", "float32"])
-    group = {"params": [q], "betas": [0.8, 0.9], "state": ["8bit", "float32"]}
+    pairs = {"betas": listed([0.8, 0.9]), "state": listed(["8bit", "float32"])}
+    one = ours.AdamW([p], **pairs)
+    group = {"params": [q], **pairs}
     other = ours.AdamW([group])
     for each in (p, q):
         each.grad = torch.linspace(1, -2, 64)

@@ -23,6 +23,7 @@ from adamas.checks import (
     check_flag,
     check_names,
     check_number,
+    is_listed,
     kind,
     near,
     no_flag,
@@ -190,7 +191,7 @@ def put_pairs(options: dict[str, Any], known: Options) -> None:
     """Turn pairs that are lists, as YAML and JSON give them, or arrays into tuples, in place."""
     if "betas" in known and not isinstance(options.get("betas", ()), tuple):
         options["betas"] = tuple(options["betas"])
-    if isinstance(options.get("state"), list):
+    if is_listed(options.get("state")):
         options["state"] = tuple(options["state"])
 
 
