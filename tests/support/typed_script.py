@@ -5,13 +5,15 @@ A line that ends with ``is`` and a type reveals it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import torch
 from typing_extensions import reveal_type
 
 import adamas
 import adamas.jax
-from adamas.torch import SGD, Adam, AdamW, NAdam, RMSprop
+from adamas.torch import SGD, Adam, AdamW, NAdam, RMSprop, create, names, param_groups
 
 weights = [torch.zeros(3)]
 arrays = np.zeros(3)
@@ -63,6 +65,25 @@ optimizer.seed = 1  # refused
 optimizer.copy_to = None  # refused
 optimizer.offload = True  # refused
 optimizer.statistics = True  # refused
+
+model = torch.nn.Linear(3, 2)
+config: dict[str, Any] = {"lr": 0.1}
+reveal_type(create("adamw", model, betas=(0.9, 0.95), clip_norm=1.0))  # is AdamW
+reveal_type(create("sgd", weights, lr=0.1, momentum=0.9, nesterov=True))  # is SGD
+reveal_type(create("nadam", model.named_parameters(), momentum_decay=0.0))  # is NAdam
+reveal_type(create("rmsprop", model, alpha=0.9, state="8bit"))  # is RMSprop
+reveal_type(create("adam", model, decoupled_weight_decay=True))  # is Adam
+reveal_type(create(names()[0], model, **config))  # is Optimizer
+create("adamw", model, layer_decay=0.75, layer_of=len, float32=["weight"])
+AdamW(param_groups(model, 0.1, lr=1e-3, layer_decay=0.75, layer_of=len))
+
+create("adamw", model, clip_nrom=1)  # refused
+create("sgd", model, state="9bit")  # refused
+create("adam", model, layer_decay="0.75")  # refused
+create(model, "adamw")  # refused
+create("nadam", 3)  # refused
+param_groups(model, 0.1, layer_of="blocks")  # refused
+param_groups(model, 0.1, layer_decy=0.75)  # refused
 
 # -- NumPy ---------------------------------------------------------------------------------------
 

@@ -30,10 +30,21 @@ except ModuleNotFoundError as error:
         'adamas.torch needs PyTorch. Install it with: pip install "adamas[torch]"'
     ) from error
 
+from adamas.torch.by_name import create, names
 from adamas.torch.grouping import param_groups
 from adamas.torch.optimizer import Optimizer
 from adamas.torch.optimizers import SGD, Adam, AdamW, NAdam, RMSprop
 
-__all__ = ["SGD", "Adam", "AdamW", "NAdam", "Optimizer", "RMSprop", "param_groups"]
+__all__ = [
+    "SGD",
+    "Adam",
+    "AdamW",
+    "NAdam",
+    "Optimizer",
+    "RMSprop",
+    "create",
+    "names",
+    "param_groups",
+]
 
 del _torch

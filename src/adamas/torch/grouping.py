@@ -3,50 +3,57 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
-from adamas.checks import check_amount, kind
+from adamas.checks import check_amount, check_number, kind
+from adamas.torch.layers import is_norm, layers_of
 
 __all__ = ["check_parameters", "names_of", "param_groups", "parameters_of", "places_of"]
 
-#: Layers whose parameters set a scale or a position, so that shrinking them makes no sense.
-_NORMS = (
-    nn.BatchNorm1d,
-    nn.BatchNorm2d,
-    nn.BatchNorm3d,
-    nn.SyncBatchNorm,
-    nn.InstanceNorm1d,
-    nn.InstanceNorm2d,
-    nn.InstanceNorm3d,
-    nn.LayerNorm,
-    nn.GroupNorm,
-    nn.LocalResponseNorm,
-    nn.CrossMapLRN2d,
-    *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
-)
+
+class _Place(NamedTuple):
+    """What parameters of one group have in common; groups stand in this order."""
+
+    is_kept: bool
+    layer: int
+    is_exempt: bool
 
 
 def param_groups(
     model: nn.Module,
     weight_decay: float | None = None,
     *,
+    lr: float | Tensor | None = None,
+    layer_decay: float | None = None,
+    layer_of: Callable[[str], int] | None = None,
     decay_embeddings: bool = True,
     float32: Iterable[str] = (),
 ) -> list[dict[str, Any]]:
     """Return groups: parameters that decay by ``weight_decay``, and those that do not.
 
     Not decayed are biases, everything in a normalisation layer (torch's, or any class whose name
-    ends in "Norm"), every other parameter with fewer than two dimensions, and with
-    ``decay_embeddings=False`` the weights of ``nn.Embedding`` and ``nn.EmbeddingBag``. Parameters
-    that need no gradient are left out; shared ones are listed once, under their first name, and
-    do not decay if any of their uses does not. Groups carry ``param_names``.
+    ends in "Norm"), every other parameter with fewer than two dimensions, those that the model's
+    own ``no_weight_decay()`` names (as timm's do), and with ``decay_embeddings=False`` the weights
+    of ``nn.Embedding`` and ``nn.EmbeddingBag``. (Where ``weight_decay`` is 0 all are alike, and in
+    one group.) Parameters that need no gradient are left out; shared ones are listed once, under
+    their first name, and do not decay if any of their uses does not. Groups carry ``param_names``.
+
+    ``lr`` stands in each group. With ``layer_decay`` layers learn the slower the lower they are
+    (Clark et al. 2020, ELECTRA; Bao et al. 2021, BEiT): the rate of layer i is
+    ``lr * layer_decay ** (L - i)``, where L is the head's and 0 that of the embeddings. Each layer
+    has groups of its own, which carry its number as ``layer``. Layers are told by ``layer_of``,
+    which takes a parameter's name and gives their number; without it by timm's
+    ``model.group_matcher()``, or else by the model's numbered blocks (``blocks.0``, ``blocks.1``):
+    what a model defines before them, and every ``nn.Embedding``, is layer 0, and what it defines
+    after them, or calls a head or classifier, is the head.
 
     ``float32`` has names of parameters, or patterns with ``*`` as of files ("head.*"), whose state
     stays in float32 whatever the optimizer's ``state`` is: they get groups of their own. Raises
-    ValueError for a model without trainable parameters, and for a pattern without any.
+    ValueError for a model without trainable parameters or whose layers cannot be told, and for a
+    pattern without any.
     """
     if not isinstance(model, nn.Module):
         raise TypeError(
@@ -59,27 +66,66 @@ def param_groups(
             "Give for example param_groups(model, weight_decay=0.1)."
         )
     weight_decay = check_amount("weight_decay", weight_decay)
+    if lr is not None:
+        check_amount("lr", lr)
+    _check_layer_decay(layer_decay, lr, layer_of)
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    if not named:
+        raise ValueError("The model has no parameter that needs a gradient, so nothing to group.")
+    exempt = _exempt(model, decay_embeddings)
+    kept = _matching(float32, [name for name, _ in named])
+    layers = {} if layer_decay is None else layers_of(model, layer_of)
+    top = max(layers.values(), default=0)
+    members: dict[_Place, list[tuple[str, Tensor]]] = {}
+    for name, p in named:
+        is_exempt = id(p) in exempt and weight_decay > 0
+        place = _Place(name in kept, layers.get(name, top), is_exempt)
+        members.setdefault(place, []).append((name, p))
+    groups: list[dict[str, Any]] = []
+    for place in sorted(members):
+        group: dict[str, Any] = {"params": members[place]}
+        group["weight_decay"] = 0.0 if place.is_exempt else weight_decay
+        if lr is not None:
+            group["lr"] = lr * (layer_decay or 1.0) ** (top - place.layer)
+        if layer_decay is not None:
+            group["layer"] = place.layer
+        if place.is_kept:
+            group["state"] = "float32"
+        groups.append(group)
+    return groups
+
+
+def _check_layer_decay(
+    layer_decay: float | None, lr: Any, layer_of: Callable[[str], int] | None
+) -> None:
+    if layer_decay is None:
+        if layer_of is not None:
+            raise TypeError(
+                "layer_of tells layers, which only layer_decay asks for. "
+                "Give for example layer_decay=0.75, or leave it out."
+            )
+        return
+    number = check_number("layer_decay", layer_decay)
+    if not 0 < number <= 1:
+        raise ValueError(f"layer_decay is {number!r}, but it must be greater than 0 and at most 1.")
+    if lr is None:
+        raise TypeError(
+            "layer_decay needs lr, the learning rate of the head, from which those of the layers "
+            "below are made. Give for example param_groups(model, 0.05, lr=1e-3, layer_decay=0.75)."
+        )
+
+
+def _exempt(model: nn.Module, decay_embeddings: bool) -> set[int]:
+    """Return what does not decay, by ``id``."""
     exempt = {
         id(parameter)
         for module in model.modules()
         for name, parameter in module.named_parameters(recurse=False)
         if _is_exempt(module, name, parameter, decay_embeddings)
     }
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    if not named:
-        raise ValueError("The model has no parameter that needs a gradient, so nothing to group.")
-    kept = _matching(float32, [name for name, _ in named])
-    groups: list[dict[str, Any]] = []
-    for form in ({}, {"state": "float32"}):
-        for decays, decay in ((True, weight_decay), (False, 0.0)):
-            members = [
-                (name, p)
-                for name, p in named
-                if (id(p) not in exempt) is decays and (name in kept) is bool(form)
-            ]
-            if members:
-                groups.append({"params": members, "weight_decay": decay, **form})
-    return groups
+    said = cast("Callable[[], Iterable[str]] | None", getattr(model, "no_weight_decay", None))
+    names = set(said()) if callable(said) else set()
+    return exempt | {id(p) for name, p in model.named_parameters() if name in names}
 
 
 def places_of(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Tensor, int]]:
@@ -152,7 +198,7 @@ def _matching(patterns: Iterable[str], names: list[str]) -> set[str]:
 
 
 def _is_exempt(module: nn.Module, name: str, parameter: Any, decay_embeddings: bool) -> bool:
-    if isinstance(module, _NORMS) or type(module).__name__.endswith("Norm"):
+    if is_norm(module):
         return True
     if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
         return not decay_embeddings
