@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,33 @@ def smoked(package: Path | None = None) -> subprocess.CompletedProcess[str]:
     path = os.pathsep.join([*where, *filter(None, sys.path)])
     smoke = (ROOT / ".ci" / "smoke.py").read_text("utf-8")
     return python(smoke, PYTHONPATH=path)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        (None, b"", "has none"),
+        ("_native.cpython-30-other.so", b"", "has only _native.cpython-30-other.so"),
+        ("_native" + EXTENSION_SUFFIXES[-1], b"no code", "_native" + EXTENSION_SUFFIXES[-1]),
+    ],
+    ids=["missing", "of another Python", "damaged"],
+)
+def test_a_compiled_module_that_cannot_be_loaded_is_told_with_the_way_out(
+    tmp_path, file, content, told
+):
+    package = tmp_path / "adamas"
+    ours = shutil.ignore_patterns("_native*.so", "_native*.pyd", "__pycache__")
+    shutil.copytree(ROOT / "src" / "adamas", package, ignore=ours)
+    if file is not None:
+        (package / file).write_bytes(content)
+    path = os.pathsep.join([str(tmp_path), *filter(None, sys.path)])
+    done = python("import adamas", PYTHONPATH=path)
+    assert done.returncode == 1
+    (said,) = re.findall("^ImportError: adamas.*$", done.stderr, re.MULTILINE)
+    here = f"{sys.implementation.cache_tag} on {sys.platform}"
+    assert said.startswith(f"ImportError: adamas has no compiled module that {here} can load: ")
+    assert told in said
+    assert "pip install . in the repository" in said
 
 
 # ── this build ─────────────────────────────────────────────────────────────────────────────────

@@ -8,13 +8,15 @@ elements stay on the calling thread.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from adamas import _native
 from adamas.checks import whole_number
 from adamas.coefficients import StepNumbers
 from adamas.engines import Group
@@ -22,6 +24,21 @@ from adamas.options import Options, Phase
 from adamas.state import Entries
 from adamas.statistics import Outcome, Statistics
 from adamas.storage import Storage
+
+try:
+    from adamas import _native
+except ImportError as error:
+    # Python takes a module that is not there for a circular import.
+    why, folder = str(error), Path(__file__).parents[1]
+    if importlib.util.find_spec("adamas._native") is None:
+        found = sorted(each.name for each in folder.glob("_native.*") if each.suffix != ".pyi")
+        others = ", ".join(found)
+        why = f"{folder} has {f'only {others}' if others else 'none'}"
+    raise ImportError(
+        f"adamas has no compiled module that {sys.implementation.cache_tag} on {sys.platform} can "
+        f"load: {why}. Install adamas with the pip of this Python, which builds the module where "
+        "no wheel fits: pip install . in the repository. Its src/ alone is not enough."
+    ) from error
 
 __all__ = [
     "Cohort",
