@@ -16,6 +16,7 @@ from adamas.options import Options
 from adamas.race import FUNCTIONS
 from adamas.rule import rule
 from tests.support.node import bits32, bits64, node
+from tests.support.products import Multiplied
 
 # ── the rule where numbers are of any kind ─────────────────────────────────────────────────────
 
@@ -106,30 +107,6 @@ def test_one_minus_a_power_has_the_bits_of_python():
 
 
 # ── functions and noise ────────────────────────────────────────────────────────────────────────
-
-
-class Multiplied(float):
-    """A float whose powers are products, as the page has them; libraries' powers round twice."""
-
-    def __add__(self, other):
-        return Multiplied(float(self) + float(other))
-
-    def __sub__(self, other):
-        return Multiplied(float(self) - float(other))
-
-    def __rsub__(self, other):
-        return Multiplied(float(other) - float(self))
-
-    def __mul__(self, other):
-        return Multiplied(float(self) * float(other))
-
-    __radd__, __rmul__ = __add__, __mul__
-
-    def __pow__(self, count):
-        product = Multiplied(1.0)
-        for _ in range(count):
-            product = product * self
-        return product
 
 
 def points_of(name):

@@ -15,7 +15,7 @@ from tests.support.cases import PATIENCE, ROOT
 
 PLAY = ROOT / "docs" / "play"
 #: The files that need no page, in the order in which the page loads them.
-FILES = ("rule.js", "coefficients.js", "functions.js", "run.js", "words.js")
+FILES = ("rule.js", "coefficients.js", "functions.js", "run.js", "lines.js", "words.js")
 
 _PROGRAM = """
 const fs = require("fs"), vm = require("vm");

@@ -1,0 +1,146 @@
+// What a step is made of: the numbers of a coordinate, and the lines of the rule with them filled in.
+"use strict";
+
+// ── what a step is made of ───────────────────────────────────────────────────────────────────────
+
+/** What m and v are divided by at a step, in binary64. */
+function divisors(options, t) {
+  const of = (beta) => (beta === null ? 1 : unbias(options, beta, t));
+  return { mean: of(options.beta1), square: of(options.beta2) };
+}
+
+/**
+ * The numbers of one coordinate at a step that the page shows. The rule holds 1/(1−β^t) as from_m
+ * and 1/√(1−β2^t) as root; so m̂ is from_m · m, to the bit, and v̂ is worked out beside it.
+ */
+function quantities(options, step, coordinate) {
+  const { c, t } = step;
+  const { before, g, m, v, p, u, change } = step.made[coordinate];
+  const m_hat = m === null ? null : f(c.from_m * m);
+  const v_hat = v === null ? null : f(v / divisors(options, t).square);
+  const d = v === null ? null : f(f(sqrt(f(v + c.inner)) * c.root) + c.eps);
+  return { before, g, m, v, m_hat, v_hat, d, u, change, p };
+}
+
+/**
+ * The lines of rule.py with the numbers of one coordinate filled in: text, the same with numbers,
+ * and what comes out; `needs` names what the method must keep for the line, if it keeps none.
+ */
+function filled_lines(step, coordinate) {
+  const { c } = step;
+  const { before, g: given, m, v, u, change, p } = step.made[coordinate];
+  const g = f(f(given * c.grad_scale) + f(c.l2 * before.p));
+  const top = m === null ? g : f(f(c.from_m * m) + f(c.from_g * g));
+  const d = v === null ? null : f(f(sqrt(f(v + c.inner)) * c.root) + c.eps);
+  const lines = [
+    ["g = g * c.grad_scale + c.l2 * p", { g: given, p: before.p }, g],
+    ["m = flush(c.keep1 * m + c.take1 * g)", { m: before.m, g }, m, "m"],
+    ["v = flush(c.keep2 * v + c.take2 * g * g)", { v: before.v, g }, v, "v"],
+    ["s = v", { v }, v, "v"],
+    ["u = g", { g }, g],
+    ["u = c.from_m * m + c.from_g * g", { m, g }, top, "m"],
+    ["d = sqrt(s + c.inner) * c.root + c.eps", { s: v }, d, "v"],
+    ["u = ratio(u, d)", { u: top, d }, u, "v"],
+    ["change = c.step * u + c.decay * p", { u, p: before.p }, change],
+    ["p = p - change", { p: before.p, change }, p],
+  ];
+  return lines.map(([text, values, result, needs]) => {
+    const made = needs === undefined || step.made[coordinate][needs] !== null;
+    const [target, formula] = text.split(" = ");
+    if (!made) {
+      return { text, target, filled: null, result: null, needs };
+    }
+    const filled = formula.replace(/c\.(\w+)|\b\w+\b(?!\()/g, (name, number) =>
+      short(number === undefined ? values[name] : c[number]),
+    );
+    return { text, target, filled, result, needs: null };
+  });
+}
+
+// ── as formulas ──────────────────────────────────────────────────────────────────────────────────
+
+const SUPERSCRIPTS = "⁰¹²³⁴⁵⁶⁷⁸⁹";
+
+/** A number to be read: five digits, a real minus, powers of ten. */
+function pretty(number, digits = 5) {
+  if (!Number.isFinite(number)) {
+    return Number.isNaN(number) ? "NaN" : number > 0 ? "∞" : "−∞";
+  }
+  const [digit_part, power] = plain(number, digits).split("e");
+  const raised = (text) =>
+    [...text].map((c) => (c === "-" ? "⁻" : c === "+" ? "" : SUPERSCRIPTS[c])).join("");
+  const text = power === undefined ? digit_part : `${digit_part}·10${raised(power)}`;
+  return text.replace("-", "−").replace(/^1·10/, "10");
+}
+
+/** The same as a part of a product or sum: in parentheses where it is negative. */
+function factor(number) {
+  const text = pretty(number);
+  return text.startsWith("−") ? `(${text})` : text;
+}
+
+/**
+ * The paper's lines for one coordinate: formula, numbers in it, what comes out, and the word that
+ * says what for. Before the first step there are formulas alone.
+ */
+function formula_lines(settings, step, coordinate) {
+  const { method, correction, lr, beta1, beta2, eps } = settings;
+  const { mean, square } = METHODS[method];
+  const x = "xy"[coordinate];
+  const q = step === null ? null : quantities(options_of(settings), step, coordinate);
+  const by = q === null ? null : divisors(options_of(settings), step.t);
+  const noisy = FUNCTIONS[settings.name].noise !== undefined;
+  const lines = [];
+  const add = (target, sign, formula, why, filled, result) =>
+    lines.push({ target, sign, formula, why, filled: q && filled(), result: q && pretty(result) });
+  const hat = { paper: "why_hat_paper", "first-step": "why_hat_first", none: "why_hat_none" };
+  const divided = (letter, beta) =>
+    ({ paper: `${letter} / (1 − ${beta}ᵗ)`, "first-step": `${letter} / (1 − ${beta})`, none: letter })[
+      correction
+    ];
+  const over = (number, divisor) =>
+    correction === "none" ? pretty(number) : `${pretty(number)} / ${pretty(divisor)}`;
+  const top = mean ? "m̂" : "g";
+  const bottom = square ? " / (√v̂ + ε)" : "";
+
+  add("g", "=", `∂f/∂${x}`, noisy ? "why_g_noise" : "why_g", () => "", q?.g);
+  if (mean) {
+    const filled = () => `${pretty(beta1)}·${factor(q.before.m)} + ${pretty(1 - beta1)}·${factor(q.g)}`;
+    add("m", "←", "β₁·m + (1 − β₁)·g", "why_m", filled, q?.m);
+  }
+  if (square) {
+    const filled = () => `${pretty(beta2)}·${factor(q.before.v)} + ${pretty(1 - beta2)}·${factor(q.g)}²`;
+    add("v", "←", "β₂·v + (1 − β₂)·g²", "why_v", filled, q?.v);
+  }
+  if (mean) {
+    add("m̂", "=", divided("m", "β₁"), hat[correction], () => over(q.m, by.mean), q?.m_hat);
+  }
+  if (square) {
+    add("v̂", "=", divided("v", "β₂"), hat[correction], () => over(q.v, by.square), q?.v_hat);
+  }
+  const update = () =>
+    `${pretty(lr)}·${factor(mean ? q.m_hat : q.g)}` +
+    (square ? ` / (√${pretty(q.v_hat)} + ${pretty(eps)})` : "");
+  add("Δ", "=", `η·${top}${bottom}`, `why_update_${method}`, update, q?.change);
+  add(x, "←", `${x} − Δ`, "why_p", () => `${pretty(q.before.p)} − ${factor(q.change)}`, q?.p);
+  return lines;
+}
+
+// ── numbers as text ──────────────────────────────────────────────────────────────────────────────
+
+/** The shortest text that stands for a binary32 number and no other: its bits can be read from it. */
+function short(number) {
+  for (let digits = 1; digits < 9; digits++) {
+    const text = plain(number, digits);
+    if (f(Number(text)) === number) {
+      return text;
+    }
+  }
+  return plain(number, 9);
+}
+
+/** A number in so many digits, without zeros behind, in powers of ten where that is shorter. */
+function plain(number, digits) {
+  const text = Number(number.toPrecision(digits)).toString();
+  return Object.is(number, -0) ? "-0" : text;
+}
