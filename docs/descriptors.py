@@ -18,5 +18,7 @@ class Descriptors(griffe.Extension):
                     made = each.value.function
                     generic = isinstance(made, griffe.ExprSubscript)
                     each.annotation = (
-                        made.slice if generic else griffe.ExprName("Phase", each.parent)
+                        made.slice
+                        if generic
+                        else griffe.ExprName("Phase", each.parent)
                     )

@@ -47,7 +47,9 @@ def missing_exponent(theme: Theme) -> Any:
         axes.annotate(label, where, color=colour, fontsize=11)
     end = updates[-1]
     axes.axhline(end, color=theme.ink, linewidth=1, linestyle=":")
-    axes.annotate(r"$\sqrt{1-\beta_2}\,/\,(1-\beta_1)$", (1.2, end + 0.06), color=theme.ink)
+    axes.annotate(
+        r"$\sqrt{1-\beta_2}\,/\,(1-\beta_1)$", (1.2, end + 0.06), color=theme.ink
+    )
     axes.set(xscale="log", xlim=(1, steps[-1]), ylim=(0, 2.3), yticks=[0, 1, 2])
     axes.set(xlabel="$t$", ylabel=r"$\eta_t\,/\,\eta$")
     return figure
@@ -63,7 +65,9 @@ def _update(options: Options, step: int) -> float:
 def main(names: list[str]) -> None:
     unknown = [name for name in names if name not in DRAWINGS]
     if unknown:
-        sys.exit(f"There is no picture {unknown[0]!r}; there are {', '.join(DRAWINGS)}.")
+        sys.exit(
+            f"There is no picture {unknown[0]!r}; there are {', '.join(DRAWINGS)}."
+        )
     for name in names or DRAWINGS:
         draw(name, DRAWINGS[name])
 

@@ -64,7 +64,7 @@ def test_the_text_has_all_of_it_the_sentence_first(wrong):
     text = str(wrong)
     lines = text.splitlines()
     assert " ".join(lines[:2]).strip() == wrong.sentence
-    assert max(map(len, lines)) <= 100
+    assert max(map(len, lines)) <= 80
     for word in ("subject", "called as", "formula", "the rule", "misses", "distance", "cost"):
         assert any(line.startswith(word) for line in lines), word
     assert sum(line.startswith("edge") for line in lines) == len(wrong.edges) == 10

@@ -112,6 +112,19 @@ def test_every_picture_is_shown_on_light_pages_and_on_dark_ones():
     assert shown == {path.stem for path in (ROOT / "docs" / "pictures").glob("*.svg")}
 
 
+#: How many characters of code the column of a page shows without scrolling, at a width of 1,280.
+COLUMN = 84
+
+
+@pytest.mark.parametrize("page", PAGES[1:], ids=named)
+def test_no_line_of_code_is_wider_than_the_column(page):
+    text = page.read_text("utf-8")
+    fenced = re.findall(r"^ *(```+)[^`\n]*\n(.*?)^ *\1", text, re.MULTILINE | re.DOTALL)
+    lines = [line for _, block in fenced for line in block.splitlines()]
+    lines += re.findall(r"(?<=\n\n) {4}.*(?:\n {4}.*)*", text)
+    assert [line for block in lines for line in block.split("\n") if len(line) > COLUMN] == []
+
+
 def test_every_page_stands_in_the_navigation():
     text = (ROOT / "mkdocs.yml").read_text("utf-8")
     navigation = re.findall(r"^ +- (?:[^:\n]+: )?(\S+\.(?:md|html))$", text, re.MULTILINE)

@@ -92,7 +92,7 @@ def _wrapped(name: str, text: str) -> list[str]:
     indent = 11 if name else 0
     return textwrap.wrap(
         text,
-        width=100,
+        width=80,
         initial_indent=name.ljust(indent),
         subsequent_indent=" " * indent,
         break_long_words=False,
