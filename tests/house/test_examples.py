@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -48,5 +49,8 @@ def test_the_example_runs_without_warnings_and_its_checks_hold(path, tmp_path):
     assert "assert " in path.read_text("utf-8"), "an example checks itself"
 
 
-def test_there_are_examples():
+def test_every_example_stands_in_the_gallery_once():
+    gallery = (ROOT / "docs" / "guides" / "gallery.md").read_text("utf-8")
+    shown = re.findall(r"^\| \[([^\]]+)\]\(\S+/examples/\1\) \| \w", gallery, re.MULTILINE)
     assert len(EXAMPLES) >= 5
+    assert sorted(shown) == sorted(path.name for path in (ROOT / "examples").glob("*.*"))

@@ -33,7 +33,7 @@ _OPTIONS = {
 
 
 class GroupingArguments(PhaseArguments, total=False):
-    """What :func:`create` takes for each name: all classes have it, or it makes groups."""
+    """What ``create`` takes for each name: all classes have it, or it makes groups."""
 
     lr: float | Tensor | None
     weight_decay: float | None
@@ -47,7 +47,7 @@ class GroupingArguments(PhaseArguments, total=False):
 
 
 class AdamWArguments(GroupingArguments, total=False):
-    """The options of :class:`AdamW`."""
+    """The options of ``AdamW``."""
 
     betas: tuple[float | Tensor, float | Tensor]
     eps: float
@@ -57,13 +57,13 @@ class AdamWArguments(GroupingArguments, total=False):
 
 
 class AdamArguments(AdamWArguments, total=False):
-    """The options of :class:`Adam`."""
+    """The options of ``Adam``."""
 
     decoupled_weight_decay: bool
 
 
 class NAdamArguments(GroupingArguments, total=False):
-    """The options of :class:`NAdam`."""
+    """The options of ``NAdam``."""
 
     betas: tuple[float, float]
     eps: float
@@ -73,7 +73,7 @@ class NAdamArguments(GroupingArguments, total=False):
 
 
 class RMSpropArguments(GroupingArguments, total=False):
-    """The options of :class:`RMSprop`."""
+    """The options of ``RMSprop``."""
 
     alpha: float
     eps: float
@@ -83,7 +83,7 @@ class RMSpropArguments(GroupingArguments, total=False):
 
 
 class SGDArguments(GroupingArguments, total=False):
-    """The options of :class:`SGD`."""
+    """The options of ``SGD``."""
 
     momentum: float
     dampening: float
@@ -98,7 +98,7 @@ class AnyArguments(AdamArguments, RMSpropArguments, SGDArguments, total=False):
 
 
 def names(pattern: str | Iterable[str] = "*") -> list[str]:
-    """Return the names that :func:`create` knows, sorted: those that fit a pattern ("*adam*").
+    """Return the names that ``create`` knows, sorted: those that fit a pattern ("*adam*").
 
     Of several patterns one has to fit.
     """
@@ -147,7 +147,7 @@ def create(
     """Return a new optimizer of the class with this name, in capitals or not.
 
     ``params`` are parameters or groups, as the class takes them, or the model itself: then its
-    parameters that need a gradient are grouped by :func:`adamas.torch.param_groups`, to which
+    parameters that need a gradient are grouped by ``adamas.torch.param_groups``, to which
     ``layer_decay``, ``layer_of``, ``decay_embeddings`` and ``float32`` go. Without ``lr`` and
     ``weight_decay`` the class's own hold; ``options`` are all others that it has.
 
