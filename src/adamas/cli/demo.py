@@ -1,67 +1,147 @@
-"""``adamas demo``: three methods learn to read digits."""
+"""``adamas demo``: methods learn to read digits."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from adamas.cli.arguments import WholeNumber, check_writable, written
-from adamas.cli.output import console_of, progress_on, say_where, table_of
+from adamas.cli.output import NOTE, console_of, progress_on, say_where, table_of
 from adamas.extras import require
+
+if TYPE_CHECKING:
+    from adamas.demo import Outcome
 
 __all__ = ["command"]
 
 
+def _methods(context: click.Context, option: click.Parameter, text: str) -> tuple[str, ...]:
+    """Return the names of methods, given with commas between them."""
+    from adamas.methods import named
+
+    try:
+        return named(text.split(","))
+    except ValueError as error:
+        raise click.BadParameter(str(error), context, option) from None
+
+
 @click.command("demo")
+@click.option(
+    "--methods",
+    callback=_methods,
+    metavar="NAMES",
+    default="momentum,rmsprop,adam",
+    show_default=True,
+    help="Some of momentum, rmsprop, adam and note, with commas between them.",
+)
 @written(
     "--output",
     default=Path("adamas-demo.png"),
     help="Where to write the picture of the loss curves (PNG).",
 )
 @click.option(
-    "--epochs", type=WholeNumber(1), default=None, help="How often each method sees all images."
+    "--epochs",
+    type=WholeNumber(1),
+    default=None,
+    help="How often each training sees all images.  [default: 100]",
+)
+@click.option(
+    "--seeds",
+    type=WholeNumber(1),
+    default=None,
+    help="How many trainings each method makes, each from a seed of its own.  [default: 5]",
 )
 @click.option(
     "--seed",
     type=WholeNumber(0),
     default=0,
     show_default=True,
-    help="Chooses the held-out images, the start and the batches.",
+    help="The first seed: it chooses the held-out images, the start and the batches.",
 )
 @click.option("--quiet", is_flag=True, help="No progress bars.")
-def command(output: Path, epochs: int | None, seed: int, quiet: bool) -> None:
+def command(
+    methods: tuple[str, ...],
+    output: Path,
+    epochs: int | None,
+    seeds: int | None,
+    seed: int,
+    quiet: bool,
+) -> None:
     """Train a classifier of handwritten digits with Momentum, RMSProp and Adam.
 
     Takes the 1,797 real images that ship with scikit-learn, holds a fifth of them out, and trains
-    the same network three times with NumPy alone.
+    the same network by each method with NumPy alone, once for each of several seeds: a seed gives
+    all methods the same start and the same batches.
     """
-    from adamas import demo as job
+    from adamas import demo
 
     console = console_of("adamas demo")
     require("matplotlib", "adamas demo", "demo", "matplotlib")
     check_writable(output, "--output")
-    digits = job.load_digits(seed)
-    epochs = job.EPOCHS if epochs is None else epochs
-    runs: list[job.Run] = []
+    epochs = demo.EPOCHS if epochs is None else epochs
+    chosen = range(seed, seed + (demo.SEEDS if seeds is None else seeds))
+    outcomes: list[Outcome] = []
     with progress_on(console, hidden=quiet) as bars:
-        for method in job.METHODS:
-            bar = bars.add_task(method, total=job.steps_of(digits, epochs))
-            runs.append(
-                job.train(
-                    digits, method, epochs=epochs, seed=seed, progress=lambda b=bar: bars.advance(b)
+        splits = [demo.load_digits(each) for each in chosen]
+        for method in methods:
+            total = sum(demo.steps_of(digits, epochs) for digits in splits)
+            bar = bars.add_task(method, total=total)
+            outcomes.append(
+                demo.compared(
+                    splits,
+                    method,
+                    epochs=epochs,
+                    seeds=chosen,
+                    progress=lambda b=bar: bars.advance(b),
                 )
             )
-    table = table_of("method", "final loss", "held-out images read", "time", "steps/s", "optimizer")
-    for run in runs:
+    table = table_of(
+        "method",
+        "learning rate",
+        "final loss",
+        "held-out images read",
+        "time",
+        "steps/s",
+        "optimizer",
+    )
+    for each in outcomes:
         table.add_row(
-            run.method,
-            f"{run.final_loss:.5f}",
-            f"{run.accuracy:.2%}",
-            f"{run.seconds:.2f} s",
-            f"{run.steps_per_second:,.0f}",
-            f"{run.optimizer_seconds / run.seconds:.1%} of the time",
+            each.method,
+            f"{each.lr:g} → 0",
+            _around(each.final_losses, 5),
+            _around(100 * each.accuracies, 2) + " %",
+            f"{each.seconds:.1f} s",
+            f"{each.steps_per_second:,.0f}",
+            f"{each.optimizer_share:.1%} of the time",
         )
     console.print(table)
-    job.draw(runs, output)
+    for line in _told(outcomes):
+        console.print(line, markup=False)
+    if "note" in methods:
+        console.print(NOTE, markup=False)
+    demo.draw(outcomes, output)
     say_where(console, output)
+
+
+def _around(values: Any, digits: int) -> str:
+    """Return the mean and, of several seeds, the standard deviation."""
+    from adamas.demo import spread
+
+    mean = f"{values.mean():.{digits}f}"
+    return f"{mean} ± {spread(values):.{digits}f}" if len(values) > 1 else mean
+
+
+def _told(outcomes: list[Outcome]) -> list[str]:
+    """Return what stands under the table: what its numbers are, and what follows from them."""
+    from adamas.demo import GRID, verdicts
+
+    count = len(outcomes[0].runs)
+    seeds = "one seed" if count == 1 else f"{count} seeds, mean ± standard deviation"
+    grid = f"the best of {len(GRID)} for the method, by the loss on the images to learn from"
+    return [
+        f"{seeds[0].upper()}{seeds[1:]}.",
+        f"The learning rate falls linearly to 0; it begins with {grid}.",
+        *verdicts(outcomes),
+    ]

@@ -11,7 +11,10 @@ from adamas.extras import require
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["console_of", "progress_on", "say_where", "table_of"]
+__all__ = ["NOTE", "console_of", "progress_on", "say_where", "table_of"]
+
+#: What is printed wherever "note" stands among the methods.
+NOTE = 'note: Adam without the exponent t in the bias correction (bias_correction="first-step").'
 
 
 def console_of(who: str) -> Console:

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 from adamas.cli.arguments import WholeNumber, check_writable, written
-from adamas.cli.output import console_of, say_where, table_of
+from adamas.cli.output import NOTE, console_of, say_where, table_of
 from adamas.extras import require
+
+if TYPE_CHECKING:
+    from adamas.race import Path2D
+    from adamas.tracks import Track
 
 __all__ = ["command"]
 
@@ -17,7 +23,12 @@ __all__ = ["command"]
 @click.argument("function", default="himmelblau")
 @written("--output", default=Path("adamas-race.png"), help="Where to write the picture (PNG).")
 @written("--gif", help="Where to write the race as an animated GIF, too.")
-@click.option("--steps", type=WholeNumber(1), default=300, show_default=True)
+@click.option(
+    "--steps",
+    type=WholeNumber(1),
+    default=None,
+    help="How many steps each method makes.  [default: as many as the function takes]",
+)
 @click.option(
     "--start", type=(float, float), default=None, metavar="X Y", help="Where to start from."
 )
@@ -27,23 +38,28 @@ __all__ = ["command"]
     default=None,
     help="One learning rate for all methods, in place of their own.",
 )
+@click.option(
+    "--note",
+    is_flag=True,
+    help="With a fourth: Adam without the exponent t in the bias correction, as in a note.",
+)
 def command(
     function: str,
     output: Path,
     gif: Path | None,
-    steps: int,
+    steps: int | None,
     start: tuple[float, float] | None,
     lr: float | None,
+    note: bool,
 ) -> None:
-    """Race the three methods on a FUNCTION of two variables.
+    """Race Momentum, RMSProp and Adam on a FUNCTION of two variables.
 
     FUNCTION is himmelblau, rosenbrock, beale, rastrigin, or your own as module:function or
     path/to/file.py:function: it takes an array of two numbers, or two numbers, and returns one. Its
     attribute `gradient`, where it has one, returns the gradient; else differences are taken.
     """
-    import dataclasses
-
-    from adamas import race as races
+    from adamas import race, tracks
+    from adamas.methods import USUAL
 
     console = console_of("adamas race")
     require("matplotlib", "adamas race", "plots", "matplotlib")
@@ -53,20 +69,41 @@ def command(
             raise click.UsageError(f"--gif is {str(gif)!r}, but its name must end in .gif.")
         require("PIL", "adamas race --gif", "plots", "pillow")
         check_writable(gif, "--gif")
-    track = races.find(function)
+    track = tracks.find(function)
     if start is not None:
         track = dataclasses.replace(track, start=start)
-    paths = races.race(track, steps=steps, lr=lr)
-    table = table_of("method", "learning rate", "ends at", "value")
+    methods = (*USUAL, "note") if note else USUAL
+    paths = race.race(track, methods=methods, steps=steps, lr=lr)
+    goals = ("to a minimum", f"within {race.NEAR:g}") if track.minima else ()
+    table = table_of("method", "learning rate", "ends at", "value", *goals)
     for path in paths:
-        place = ", ".join(f"{x:.4f}" if abs(x) < 1e6 else f"{x:.4g}" for x in path.points[-1])
-        value = f"{path.final_value:.4g}"
-        if path.diverges_at is not None:
-            value = f"diverges at step {path.diverges_at}"
-        table.add_row(path.method, f"{path.lr:g}", f"({place})", value)
+        table.add_row(path.method, f"{path.lr:g}", *_end(path), *_goal(track, path))
     console.print(table)
-    races.draw(track, paths, output)
+    for remark in race.remarks(track, paths):
+        console.print(remark, markup=False)
+    if note:
+        console.print(NOTE, markup=False)
+    race.draw(track, paths, output)
     say_where(console, output)
     if gif is not None:
-        races.animate(track, paths, gif)
+        race.animate(track, paths, gif)
         say_where(console, gif)
+
+
+def _end(path: Path2D) -> tuple[str, str]:
+    """Return where a method ends, and the value there."""
+    place = ", ".join(f"{x:.4f}" if abs(x) < 1e6 else f"{x:.4g}" for x in path.points[-1])
+    if path.diverges_at is not None:
+        return f"({place})", f"diverges at step {path.diverges_at}"
+    return f"({place})", f"{path.final_value:.4g}"
+
+
+def _goal(track: Track, path: Path2D) -> tuple[str, ...]:
+    """Return how far from a minimum a method ends, and when it was first near one."""
+    from adamas import race
+
+    if not track.minima:
+        return ()
+    step = race.arrival(track, path)
+    near = "never" if step is None else f"at step {step:,}"
+    return f"{race.distances(track, path)[-1]:.2g}", near
