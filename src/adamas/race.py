@@ -1,51 +1,37 @@
-"""The three methods on a function of two variables, from one start, and a picture of their ways."""
+"""Methods on a function of two variables, from one start, and a picture of their ways."""
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import math
-import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
-from adamas.checks import near
 from adamas.extras import require
-from adamas.importing import called
-from adamas.numpy import Adam, Momentum, Optimizer, RMSProp
+from adamas.methods import METHODS, USUAL
+from adamas.numpy import Optimizer
 from adamas.palette import COLOURS
+from adamas.tracks import Array, Track, check_start, local_minimum, slope_at, value_at
 
-__all__ = ["FUNCTIONS", "Path2D", "Track", "animate", "draw", "find", "race", "view_of"]
+__all__ = [
+    "NEAR",
+    "Path2D",
+    "animate",
+    "arrival",
+    "distances",
+    "draw",
+    "plot",
+    "race",
+    "remarks",
+    "steps_shown",
+    "view_of",
+]
 
-Array = NDArray[np.float64]
-Value = Callable[[Array], float]
-Gradient = Callable[[Array], Array]
-
-METHODS: dict[str, type[Momentum | RMSProp | Adam]] = {
-    "Momentum": Momentum,
-    "RMSProp": RMSProp,
-    "Adam": Adam,
-}
-
-
-@dataclass(frozen=True)
-class Track:
-    """A function to race on, and what is sensible there."""
-
-    name: str
-    value: Value
-    gradient: Gradient
-    start: tuple[float, float]
-    #: Lower and upper bounds of the picture, for both variables; nothing keeps a method inside.
-    view: tuple[tuple[float, float], tuple[float, float]]
-    minima: tuple[tuple[float, float], ...] = ()
-    #: Learning rate of each method.
-    rates: tuple[float, float, float] = (0.01, 0.02, 0.05)
+#: A method has arrived where it is this near to a minimum.
+NEAR = 0.01
 
 
 @dataclass(frozen=True)
@@ -64,22 +50,26 @@ class Path2D:
     diverges_at: int | None = None
 
 
-class WrongFunctionError(ValueError):
-    """A function cannot be raced on, wherever it is called."""
-
-
-def race(track: Track, *, steps: int = 300, lr: float | None = None) -> list[Path2D]:
+def race(
+    track: Track,
+    *,
+    methods: Sequence[str] = USUAL,
+    steps: int | None = None,
+    lr: float | None = None,
+) -> list[Path2D]:
     """Let each method make ``steps`` steps on ``track``, at its own rate or all at ``lr``.
 
-    Raises ValueError where the function or its gradient is no number at the start.
+    Methods are keys of ``METHODS``; steps are those of the track where none are given. Raises
+    ValueError where the function or its gradient is no number at the start.
     """
-    _check_start(track)
+    check_start(track)
+    steps = track.steps if steps is None else steps
     paths: list[Path2D] = []
-    for (method, kind), own in zip(METHODS.items(), track.rates, strict=True):
-        rate = own if lr is None else lr
+    for method in methods:
+        rate = track.rates[method] if lr is None else lr
         with np.errstate(all="ignore"):
-            points = _way(track, kind, rate, steps)
-            while not math.isfinite(final := _value_at(track, points[-1])):
+            points = _way(track, METHODS[method], rate, steps)
+            while not math.isfinite(final := value_at(track, points[-1])):
                 points.pop()
         diverges_at = len(points) if len(points) <= steps else None
         paths.append(Path2D(method, rate, np.array(points), final, diverges_at))
@@ -92,7 +82,7 @@ def _way(track: Track, kind: Callable[..., Optimizer], rate: float, steps: int) 
     optimizer = kind(point, lr=rate)
     points = [point.copy()]
     for _ in range(steps):
-        slope = _slope_at(track, point)
+        slope = slope_at(track, point)
         if not np.isfinite(slope).all():
             break
         optimizer.step(slope)
@@ -102,204 +92,179 @@ def _way(track: Track, kind: Callable[..., Optimizer], rate: float, steps: int) 
     return points
 
 
-def _value_at(track: Track, point: Array) -> float:
-    """Return the value, which is NaN where the function says by an error that it has none."""
-    try:
-        return _number(track.name, track.value(point.copy()))
-    except WrongFunctionError:
-        raise
-    except (ArithmeticError, ValueError):  # math.log(-1.0) is a ValueError
-        return math.nan
+# -- what became of them --------------------------------------------------------------------------
 
 
-def _slope_at(track: Track, point: Array) -> Array:
-    try:
-        slope = np.asarray(track.gradient(point.copy()))
-    except WrongFunctionError:
-        raise
-    except (ArithmeticError, ValueError):
-        return np.full(2, np.nan)
-    if slope.shape != (2,) or slope.dtype.kind not in "buif":
-        raise WrongFunctionError(
-            f"The gradient of {track.name} has shape {slope.shape} and dtype {slope.dtype}, but it "
-            "must hold two real numbers, shape (2,)."
+def distances(track: Track, path: Path2D) -> Array:
+    """Return how far each point is from the nearest minimum of the track."""
+    apart = path.points[:, None] - np.array(track.minima)
+    return np.hypot(apart[..., 0], apart[..., 1]).min(axis=1)
+
+
+def arrival(track: Track, path: Path2D) -> int | None:
+    """Return the step after which a method is first ``NEAR`` a minimum; None if it never is."""
+    near = np.flatnonzero(distances(track, path) <= NEAR)
+    return int(near[0]) if near.size else None
+
+
+def remarks(track: Track, paths: Sequence[Path2D]) -> list[str]:
+    """Return what there is to say of methods that do not end at one of the track's minima."""
+    caught: dict[str, list[str]] = {}
+    away: list[str] = []
+    for path in paths:
+        if not track.minima or path.diverges_at is not None:
+            continue
+        if distances(track, path)[-1] <= NEAR:
+            continue
+        found = local_minimum(track, path.points[-1])
+        if found is None or np.hypot(*(np.array(track.minima) - found).T).min() <= NEAR:
+            away.append(path.method)
+        else:
+            place = f"({found[0]:.3f}, {found[1]:.3f}), of value {value_at(track, found):.3g}"
+            caught.setdefault(place, []).append(path.method)
+    told = [
+        f"In a local minimum at {place}, and not in the lowest: {', '.join(methods)}."
+        for place, methods in caught.items()
+    ]
+    if away:
+        told.append(
+            f"At no minimum in the end: {', '.join(away)}. Try more --steps, or another --lr."
         )
-    return slope.astype(np.float64)
+    return told
 
 
-def find(name: str) -> Track:
-    """Return the track of a known function, or of the user's own ``"module:function"``.
-
-    The user's function takes an array of two numbers, or two numbers x and y, and returns one; it
-    may stand in a file, ``"path/to/file.py:function"``. Its attribute ``gradient``, where there is
-    one, takes the same and returns the gradient, else central differences are taken. Attributes
-    ``start`` and ``view`` are used in the same way. Raises ValueError where there is no such thing.
-    """
-    if name.lower() in FUNCTIONS:
-        return FUNCTIONS[name.lower()]
-    if ":" not in name and not name.endswith(".py"):
-        raise ValueError(
-            f"There is no function {name!r}.{near(name, FUNCTIONS)} Known are "
-            f"{', '.join(FUNCTIONS)}; your own is given as module:function or "
-            "path/to/file.py:function."
-        )
-    function = called(name, "function")
-    call = _of_a_point(name, function)
-
-    def value(x: Array) -> float:
-        return _number(name, call(x))
-
-    own = getattr(function, "gradient", None)
-    track = Track(
-        name=name.rpartition(":")[2],
-        value=value,
-        gradient=differences(value) if own is None else _of_a_point(f"{name}.gradient", own),
-        start=getattr(function, "start", (-1.0, 1.0)),
-        view=getattr(function, "view", ((-3.0, 3.0), (-3.0, 3.0))),
-    )
-    view = _numbers(track.view)
-    if view is None or view.shape != (2, 2) or not (view[:, 0] < view[:, 1]).all():
-        raise ValueError(
-            f"The view of {name} is {track.view!r}, but it must be two pairs (lower, upper)."
-        )
-    return track
+# -- pictures -------------------------------------------------------------------------------------
 
 
-def _of_a_point(name: str, function: Callable[..., Any]) -> Callable[[Array], Any]:
-    """Return ``function`` as one of an array of two numbers, whether it takes that or x and y.
-
-    What it raises says where.
-    """
-    spread = _takes_two(name, function)
-
-    def at(point: Array) -> Any:
-        try:
-            return function(*point) if spread else function(point)
-        except Exception as error:
-            told = (
-                f"{name} raised {type(error).__name__}: {error} (at {_told(point)}{_line(error)})."
-            )
-            if isinstance(error, (ArithmeticError, ValueError)):
-                raise ValueError(told) from error
-            given = "two numbers" if spread else "an array of two numbers"
-            raise WrongFunctionError(f"{told} It is called with {given}.") from error
-
-    return at
-
-
-def _takes_two(name: str, function: Callable[..., Any]) -> bool:
-    """Return whether a function is one of x and y, rather than of one array."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # built in, without a signature
-        return False
-    places = [p for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
-    needed = [p for p in places if p.default is p.empty] or places[:2]
-    any_number = any(p.kind is p.VAR_POSITIONAL for p in parameters)
-    if len(needed) > 2 or (not needed and not any_number):
-        told = ", ".join(p.name for p in needed)
-        raise WrongFunctionError(
-            f"{name} takes ({told}), but it must take an array of two numbers, or two numbers x "
-            "and y."
-        )
-    return len(needed) == 2
-
-
-def _line(error: BaseException) -> str:
-    """Return the place in the user's code that raised: the innermost is rarely theirs."""
-    trace = error.__traceback__
-    trace = trace and trace.tb_next
-    if trace is None:
-        return ""
-    return f"; {Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}"
-
-
-def differences(function: Value) -> Gradient:
-    """Return the gradient of ``function`` by central differences, to about ten digits."""
-
-    def gradient(x: Array) -> Array:
-        slopes = np.empty(2)
-        for i in range(2):
-            width = np.finfo(float).eps ** (1 / 3) * max(1.0, abs(x[i]))
-            above, below = x.copy(), x.copy()
-            above[i] += width
-            below[i] -= width
-            slopes[i] = (function(above) - function(below)) / (above[i] - below[i])
-        return slopes
-
-    return gradient
-
-
-def draw(track: Track, paths: list[Path2D], path: Path) -> None:
+def draw(track: Track, paths: Sequence[Path2D], path: Path) -> None:
     """Write contours and ways as PNG to ``path``."""
-    pyplot = _pyplot()
-    figure, axes = _ground(track)
+    figure = _figures().Figure(figsize=(7.5, 6), layout="constrained")
+    plot(figure.subplots(), track, paths)
+    figure.savefig(path, dpi=120, format="png", bbox_inches="tight")
+
+
+def plot(axes: Any, track: Track, paths: Sequence[Path2D], *, dark: bool = False) -> None:
+    """Draw contours and ways on matplotlib's ``axes``; ``dark`` is what they stand on."""
+    _ground(axes, track, dark=dark)
     for each in paths:
         colour = COLOURS[each.method]
-        label = f"{each.method}, lr {each.lr:g}: {_outcome(each)}"
+        label = f"{each.method}, lr {each.lr:g}: {_outcome(track, each)}"
         points = _drawable(each.points)
         axes.plot(*points.T, color=colour, linewidth=1.8, label=label, zorder=3)
-        axes.plot(*points[-1], "o", color=colour, markersize=8, mec="white", zorder=5)
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.1), frameon=False)
-    figure.savefig(path, dpi=120, format="png", bbox_inches="tight")
-    pyplot.close(figure)
+        _mark(axes, points[-1], "o", 8, colour, dark=dark)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), frameon=False)
 
 
-def animate(track: Track, paths: list[Path2D], path: Path, *, frames: int = 45) -> None:
-    """Write the race as an animated GIF of ``frames`` pictures to ``path``."""
-    pyplot = _pyplot()
-    animation = require("matplotlib.animation", "adamas race", "plots", "matplotlib")
-    require("PIL", "adamas race --gif", "plots", "pillow")
-    figure, axes = _ground(track, size=(5, 4.2))
-    lines = [
-        axes.plot([], [], color=COLOURS[each.method], linewidth=1.8, label=each.method)[0]
-        for each in paths
-    ]
-    heads = [
-        axes.plot([], [], "o", color=COLOURS[each.method], markersize=8, mec="white")[0]
-        for each in paths
-    ]
-    axes.legend(loc="upper right")
+def animate(track: Track, paths: Sequence[Path2D], path: Path, *, frames: int = 45) -> None:
+    """Write the race as an animated GIF of ``frames`` pictures to ``path``.
+
+    They follow each other the more steps apart, the later they are: it begins soon, and ends late.
+    """
+    agg = require("matplotlib.backends.backend_agg", "adamas race", "plots", "matplotlib")
+    image = require("PIL.Image", "adamas race --gif", "plots", "pillow")
+    figure = _figures().Figure(figsize=(5, 4.2), dpi=80, layout="constrained")
+    canvas = agg.FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    _ground(axes, track)
     ways = [_drawable(each.points) for each in paths]
-    steps = max(map(len, ways)) - 1
-
-    def show(frame: int) -> list[Any]:
-        last = round(steps * frame / (frames - 1))
-        for way, line, head in zip(ways, lines, heads, strict=True):
+    moving: list[tuple[Any, Any]] = []
+    for each, way in zip(paths, ways, strict=True):
+        colour = COLOURS[each.method]
+        (line,) = axes.plot(*way[:1].T, color=colour, linewidth=1.8, label=each.method, zorder=3)
+        moving.append((line, _mark(axes, way[0], "o", 8, colour)))
+    figure.legend(loc="outside lower center", ncols=len(paths), frameon=False)
+    title = axes.set_title(" ")
+    drawn = [*(artist for pair in moving for artist in pair), title]
+    for artist in drawn:
+        artist.set_animated(True)
+    canvas.draw()
+    ground = canvas.copy_from_bbox(figure.bbox)
+    colours = image.new("P", (1, 1))
+    colours.putpalette(_few_colours([each.method for each in paths]))
+    pictures: list[Any] = []
+    for last in steps_shown(max(map(len, ways)) - 1, frames):
+        for way, (line, head) in zip(ways, moving, strict=True):
             line.set_data(*way[: last + 1].T)
             head.set_data(*way[: last + 1][-1:].T)
-        axes.set_title(f"{track.name}: step {last}")
-        return [*lines, *heads]
+        title.set_text(f"{track.name}: step {last:,}")
+        canvas.restore_region(ground)
+        for artist in drawn:
+            axes.draw_artist(artist)
+        whole = image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy())
+        # Without dithering what stands still stays the same, and only differences are stored.
+        pictures.append(whole.quantize(palette=colours, dither=image.Dither.NONE))
+    pictures[0].save(
+        path,
+        format="GIF",
+        save_all=True,
+        append_images=pictures[1:],
+        duration=[70] * (len(pictures) - 1) + [2500],
+        loop=0,
+        optimize=True,
+    )
 
-    moving = animation.FuncAnimation(figure, show, frames=frames)
-    moving.save(path, writer=animation.PillowWriter(fps=15), dpi=80)
-    pyplot.close(figure)
+
+def steps_shown(steps: int, frames: int) -> list[int]:
+    """Return the steps to be shown, the first and the last among them."""
+    return [
+        max(min(frame, steps), round(steps * (frame / (frames - 1)) ** 2))
+        for frame in range(frames)
+    ]
 
 
-def _ground(track: Track, size: tuple[float, float] = (7.5, 6)) -> tuple[Any, Any]:
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(figsize=size, layout="constrained")
+def _few_colours(methods: Sequence[str]) -> bytes:
+    """Return greys, and the colours of the methods on their way to white and to grey."""
+    greys = [np.full(3, grey) for grey in np.linspace(0, 255, 28)]
+    mixed = [
+        share * colour + (1 - share) * other
+        for colour in (np.array(list(bytes.fromhex(COLOURS[each][1:]))) for each in methods)
+        for share, other in ((1, 255), (0.75, 255), (0.5, 255), (0.25, 255), (0.6, 150))
+    ]
+    return np.rint([*greys, *mixed]).astype(np.uint8).tobytes()
+
+
+def _ground(axes: Any, track: Track, *, dark: bool = False) -> None:
     view = view_of(track)
-    x, y = (np.linspace(*bounds, 241) for bounds in view)
+    x, y = (np.linspace(*bounds, 161) for bounds in view)
     with np.errstate(all="ignore"):
-        heights = np.array([[_value_at(track, np.array([a, b])) for a in x] for b in y])
+        heights = np.array([[value_at(track, np.array([a, b])) for a in x] for b in y])
     heights[~np.isfinite(heights)] = np.nan
     lowest, middle, highest = np.nanquantile(heights, (0, 0.5, 1))
     if lowest < highest:
         # Contours at even steps of the logarithm show a valley's floor and its walls alike.
         shifted = np.log10(heights - lowest + 1e-3 * (middle - lowest) + 1e-12)
-        axes.contourf(x, y, shifted, levels=30, cmap="Greys", alpha=0.55)
-        axes.contour(x, y, shifted, levels=30, colors="white", linewidths=0.5)
+        shades = axes.contourf(
+            x, y, shifted, levels=20, cmap="Greys_r" if dark else "Greys", alpha=0.5
+        )
+        lines = axes.contour(x, y, shifted, levels=20, colors=_paper(dark=dark), linewidths=0.5)
+        # In a picture of lines they would be most of the file.
+        shades.set_rasterized(True)
+        lines.set_rasterized(True)
     for minimum in track.minima:
-        axes.plot(*minimum, "*", color="black", markersize=13, mec="white", zorder=4)
-    axes.plot(*track.start, "s", color="black", markersize=8, mec="white", zorder=4)
+        _mark(axes, np.array(minimum), "*", 13, _ink(dark=dark), dark=dark)
+    _mark(axes, np.array(track.start), "s", 7, _ink(dark=dark), dark=dark)
     axes.set_xlim(view[0])
     axes.set_ylim(view[1])
     axes.set_xlabel("x")
     axes.set_ylabel("y")
+    axes.grid(visible=False)
     goal = ", minima are stars" if track.minima else ""
     axes.set_title(f"{track.name}: the start is a square{goal}")
-    return figure, axes
+
+
+def _mark(
+    axes: Any, point: Array, shape: str, size: float, colour: str, *, dark: bool = False
+) -> Any:
+    edge = _paper(dark=dark)
+    return axes.plot(*point, shape, color=colour, markersize=size, mec=edge, zorder=5)[0]
+
+
+def _ink(*, dark: bool) -> str:
+    return "white" if dark else "black"
+
+
+def _paper(*, dark: bool) -> str:
+    return "black" if dark else "white"
 
 
 def view_of(track: Track) -> list[tuple[float, float]]:
@@ -317,143 +282,14 @@ def _drawable(points: Array) -> Array:
     return np.clip(points, -1e9, 1e9)
 
 
-def _outcome(path: Path2D) -> str:
+def _outcome(track: Track, path: Path2D) -> str:
     if path.diverges_at is not None:
         return f"diverges at step {path.diverges_at}"
+    step = arrival(track, path) if track.minima else None
+    if step is not None:
+        return f"there at step {step:,}"
     return f"ends at {path.final_value:.3g}"
 
 
-def _pyplot() -> Any:
-    require("matplotlib", "adamas race", "plots", "matplotlib").use("Agg")
-    return importlib.import_module("matplotlib.pyplot")
-
-
-def _check_start(track: Track) -> None:
-    start = _numbers(track.start)
-    if start is None or start.shape != (2,) or not np.isfinite(start).all():
-        raise ValueError(f"The start is {track.start!r}, but it must be two finite numbers.")
-    with np.errstate(all="ignore"):
-        # What is raised here says more than a value that is none.
-        track.value(start.copy())
-        track.gradient(start.copy())
-        finite = math.isfinite(_value_at(track, start)) and np.isfinite(_slope_at(track, start))
-    if not np.all(finite):
-        raise ValueError(
-            f"{track.name} or its gradient is not finite at {track.start}. Choose another start."
-        )
-
-
-def _numbers(value: Any) -> Array | None:
-    """Return real numbers as an array; None where they are something else."""
-    try:
-        array = np.asarray(value)
-    except ValueError:  # rows of different lengths
-        return None
-    return array.astype(np.float64) if array.dtype.kind in "buif" else None
-
-
-def _number(name: str, value: Any) -> float:
-    array = _numbers(value)
-    # A fraction, or a whole number of 400 digits.
-    if array is None and isinstance(value, numbers.Real):
-        return float(value)
-    if array is None or array.size != 1:
-        raise WrongFunctionError(
-            f"{name} returned {value!r:.80}, but it must return one number for an array of two."
-        )
-    return float(array.item())
-
-
-def _told(point: Array) -> str:
-    return f"({point[0]:.6g}, {point[1]:.6g})"
-
-
-# -- the functions: values, gradients and minima as in Surjanovic & Bingham's collection ----------
-
-
-def _himmelblau(x: Array) -> float:
-    return (x[0] ** 2 + x[1] - 11) ** 2 + (x[0] + x[1] ** 2 - 7) ** 2
-
-
-def _himmelblau_gradient(x: Array) -> Array:
-    a, b = x[0] ** 2 + x[1] - 11, x[0] + x[1] ** 2 - 7
-    return np.array([4 * x[0] * a + 2 * b, 2 * a + 4 * x[1] * b])
-
-
-def _rosenbrock(x: Array) -> float:
-    return (1 - x[0]) ** 2 + 100 * (x[1] - x[0] ** 2) ** 2
-
-
-def _rosenbrock_gradient(x: Array) -> Array:
-    a = x[1] - x[0] ** 2
-    return np.array([-2 * (1 - x[0]) - 400 * x[0] * a, 200 * a])
-
-
-_BEALE = ((1.5, 1), (2.25, 2), (2.625, 3))
-
-
-def _beale(x: Array) -> float:
-    return sum((c - x[0] + x[0] * x[1] ** n) ** 2 for c, n in _BEALE)
-
-
-def _beale_gradient(x: Array) -> Array:
-    parts = [(c - x[0] + x[0] * x[1] ** n, n) for c, n in _BEALE]
-    return np.array(
-        [
-            sum(2 * a * (x[1] ** n - 1) for a, n in parts),
-            sum(2 * a * x[0] * n * x[1] ** (n - 1) for a, n in parts),
-        ]
-    )
-
-
-def _rastrigin(x: Array) -> float:
-    return float(20 + np.sum(x**2 - 10 * np.cos(2 * np.pi * x)))
-
-
-def _rastrigin_gradient(x: Array) -> Array:
-    return 2 * x + 20 * np.pi * np.sin(2 * np.pi * x)
-
-
-FUNCTIONS = {
-    "himmelblau": Track(
-        "Himmelblau",
-        _himmelblau,
-        _himmelblau_gradient,
-        start=(-0.5, -4.2),
-        view=((-5, 5), (-5, 5)),
-        minima=(
-            (3.0, 2.0),
-            (-2.805118086952745, 3.131312518250573),
-            (-3.779310253377747, -3.283185991286170),
-            (3.584428340330492, -1.848126526964404),
-        ),
-        rates=(0.01, 0.02, 0.1),
-    ),
-    "rosenbrock": Track(
-        "Rosenbrock",
-        _rosenbrock,
-        _rosenbrock_gradient,
-        start=(-1.2, 1.0),
-        view=((-2, 2), (-1, 3)),
-        minima=((1.0, 1.0),),
-        rates=(0.001, 0.01, 0.1),
-    ),
-    "beale": Track(
-        "Beale",
-        _beale,
-        _beale_gradient,
-        start=(1.0, 1.5),
-        view=((-1, 4.5), (-2, 2)),
-        minima=((3.0, 0.5),),
-        rates=(0.005, 0.02, 0.1),
-    ),
-    "rastrigin": Track(
-        "Rastrigin",
-        _rastrigin,
-        _rastrigin_gradient,
-        start=(-0.55, 0.8),
-        view=((-5.12, 5.12), (-5.12, 5.12)),
-        minima=((0.0, 0.0),),
-        rates=(0.005, 0.02, 0.1),
-    ),
-}
+def _figures() -> Any:
+    return require("matplotlib.figure", "adamas race", "plots", "matplotlib")
