@@ -13,6 +13,7 @@ from benchmarks import (
     dialects,
     jax,
     memory,
+    rates,
     small,
     tensors,
     versions,
@@ -83,6 +84,11 @@ TABLES: tuple[Table, ...] = (
         "where trainings end: beside torch, and small states beside float32, bitsandbytes and"
         " torchao",
         convergence.rows(),
+    ),
+    rates.Rates(
+        "rates",
+        "which learning rates `adamas demo` and `adamas race` take: the best of a grid",
+        rates.rows(),
     ),
 )
 
