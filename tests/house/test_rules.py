@@ -227,6 +227,25 @@ def test_every_extra_that_users_are_told_to_install_exists():
     assert {extra: page for extra, page in told.items() if extra not in EXTRAS} == {}
 
 
+def test_the_page_about_installing_tells_every_extra():
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    table = page.partition("<!-- extras: begin -->")[2].partition("<!-- extras: end -->")[0]
+    of_users = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    (sentence,) = re.findall(r"^Extras for those who change adamas: (.*?)\.", page, re.MULTILINE)
+    of_developers = re.findall(r"`(\w+)`", sentence)
+    assert {*of_users, *of_developers} == {*EXTRAS}
+    assert len(of_users) + len(of_developers) == len(EXTRAS)
+
+
+def test_every_environment_variable_that_adamas_reads_is_documented():
+    read = set()
+    for source in SOURCES:
+        read |= set(re.findall(r'environ\.get\("(\w+)"\)', source.read_text(encoding="utf-8")))
+    assert "ADAMAS_NUM_THREADS" in read
+    page = (ROOT / "docs" / "guides" / "command-line.md").read_text(encoding="utf-8")
+    assert {name for name in read if f"| `{name}` |" not in page} == set()
+
+
 def test_every_command_that_the_readme_shows_is_one_that_is_installed():
     readme = (ROOT / "README.md").read_text(encoding="utf-8")
     shells = re.findall(
