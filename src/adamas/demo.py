@@ -207,7 +207,7 @@ def _trained(
 
 
 def steps_of(digits: Digits, epochs: int) -> int:
-    """Return how many steps :func:`train` makes."""
+    """Return how many steps ``train`` makes."""
     return epochs * (len(digits.labels) // BATCH)
 
 
@@ -265,7 +265,7 @@ def draw(outcomes: Sequence[Outcome], path: Path) -> None:
 
 
 def plot(axes: Any, outcomes: Sequence[Outcome]) -> None:
-    """Draw the loss curves, smoothed by :func:`adamas.ema`, on matplotlib's ``axes``."""
+    """Draw the loss curves, smoothed by ``adamas.ema``, on matplotlib's ``axes``."""
     for outcome in outcomes:
         colour = COLOURS[outcome.method]
         curves = np.array([ema(run.losses, 0.95) for run in outcome.runs])
