@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import numpy as np
 import pytest
 
 import adamas
+from adamas import race, tracks
 from adamas.coefficients import at_step, one_minus_power
 from tests.house.test_docs import CODE
 from tests.support.cases import ROOT
@@ -91,6 +93,38 @@ def test_what_the_text_tells_of_steps_without_correction_is_what_adamas_computes
     english = (ROOT / "docs" / "the-rule.md").read_text("utf-8").replace("\n", " ")
     assert f"is {effective('none', 1):.2f} learning rates long" in english
     assert f"grows to {effective('none', largest):.2f} at step {largest}" in english
+
+
+@pytest.mark.parametrize("function", ["himmelblau", "rosenbrock"])
+def test_both_pages_tell_how_a_race_with_the_note_ends(function):
+    english = (ROOT / "docs" / "the-rule.md").read_text("utf-8")
+    track = tracks.find(function)
+    paths = race.race(track, methods=("Adam", "note"), lr=0.02)
+    adam, note = (race.arrival(track, path) for path in paths)
+    assert f"| {function} | {adam:,} | {note:,} |" in english
+    assert f"| {function} | {adam} | {note} |" in RULE
+    adam, note = (f"{track.rates[method]:g}" for method in ("Adam", "note"))
+    prose = " ".join(english.split())
+    told = f"{adam} for Adam and {note} for the note's form on `{function}`"
+    assert told in prose or f"{adam} and {note} on `{function}`" in prose
+    adam, note = adam.replace(".", ","), note.replace(".", ",")
+    prose = " ".join(RULE.split())
+    told = f"на `{function}` це {adam} для Adam і {note} для конспекту"
+    assert told in prose or f"на `{function}` — {adam} і {note}" in prose
+
+
+def test_both_pages_tell_how_the_demo_with_the_note_was_measured_to_end():
+    results = json.loads((ROOT / "benchmarks" / "results" / "rates.json").read_text("utf-8"))
+    ends = {
+        row["against"]: min(tried["score"][0] for tried in row["tried"])
+        for row in results["figures"]
+        if row["work"] == "demo"
+    }
+    adam, note = f"{ends['Adam']:.2g}", f"{ends['note']:.2g}"
+    english = " ".join((ROOT / "docs" / "the-rule.md").read_text("utf-8").split())
+    assert f"ends at {adam} with Adam, and at {note} with the note's form" in english
+    told = f"до {adam} з Adam і до {note} з формулою конспекту".replace(".", ",")
+    assert told in " ".join(RULE.split())
 
 
 def test_the_rule_in_ukrainian_quotes_the_same_lines():
