@@ -111,12 +111,18 @@ def test_every_action_is_pinned_to_one_commit_with_its_version_beside_it():
     assert "pypa/gh-action-pypi-publish" in pins
 
 
-def test_no_job_may_write_but_the_one_that_publishes_may_say_who_it_is():
+#: What jobs may besides reading: say who they are, and the one that deploys the docs, write these.
+MAY = {
+    "publish": {"id-token": "write"},
+    "deploy": {"id-token": "write", "pages": "write"},
+}
+
+
+def test_no_job_may_write_but_those_that_publish_may_say_who_they_are():
     for workflow in WORKFLOWS:
         assert yaml.safe_load(workflow.read_text("utf-8"))["permissions"] == {"contents": "read"}
         for name, job in jobs(workflow).items():
-            expected = {"id-token": "write"} if name == "publish" else None
-            assert job.get("permissions") == expected, f"{workflow.name}: {name}"
+            assert job.get("permissions") == MAY.get(name), f"{workflow.name}: {name}"
 
 
 def test_what_is_published_was_built_and_tested_on_every_platform():
