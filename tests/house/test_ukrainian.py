@@ -95,6 +95,17 @@ def test_what_the_text_tells_of_steps_without_correction_is_what_adamas_computes
     assert f"grows to {effective('none', largest):.2f} at step {largest}" in english
 
 
+def test_the_first_page_tells_the_extras_of_users_and_the_command_of_installing():
+    page = (UK / "index.md").read_text("utf-8")
+    english = (ROOT / "docs" / "install.md").read_text("utf-8")
+    table = english.partition("<!-- extras: begin -->")[2].partition("<!-- extras: end -->")[0]
+    extras = re.findall(r"^\| `(\w+)` \|", table, re.MULTILINE)
+    assert len(extras) > 3
+    assert sorted(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE)) == sorted(extras)
+    commands = [re.search("^pip install .*$", text, re.MULTILINE) for text in (page, english)]
+    assert commands[0][0] == commands[1][0]
+
+
 @pytest.mark.parametrize("function", ["himmelblau", "rosenbrock"])
 def test_both_pages_tell_how_a_race_with_the_note_ends(function):
     english = (ROOT / "docs" / "the-rule.md").read_text("utf-8")
