@@ -224,11 +224,11 @@ def verdicts(outcomes: Sequence[Outcome]) -> list[str]:
     if len(outcomes) < 2:
         return []
     if len(outcomes[0].runs) < 2:
-        return ["One seed shows no spread: who is ahead may be luck. Give two seeds or more."]
+        return ["One seed shows no spread: who is ahead may be luck. Give --seeds 2 or more."]
     return [
         _verdict("Final loss", {each.method: each.final_losses for each in outcomes}),
         _verdict("Held-out images", {each.method: -each.accuracies for each in outcomes}),
-        "More than the spread: the means are further apart than both standard deviations together.",
+        "By more than the spread: by more than both standard deviations together.",
     ]
 
 
@@ -243,9 +243,10 @@ def _verdict(what: str, values: Mapping[str, Array]) -> str:
     beaten = [method for method in others if is_apart(method)]
     near = [method for method in others if method not in beaten]
     if not beaten:
-        return f"{what}: {_listed([ahead, *near])} are within the spread, so the order is luck."
+        names = _listed([ahead, *near])
+        return f"{what}: {names} differ by less than the spread; who is ahead is luck."
     told = f"{what}: {ahead} is ahead of {_listed(beaten)} by more than the spread"
-    return f"{told}; of {_listed(near)} it is not." if near else f"{told}."
+    return f"{told}, but not of {_listed(near)}." if near else f"{told}."
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -277,7 +278,7 @@ def plot(axes: Any, outcomes: Sequence[Outcome]) -> None:
     axes.set_xlabel("step")
     axes.set_ylabel("loss of the batch")
     seeds = len(outcomes[0].runs)
-    axes.set_title("one seed" if seeds == 1 else f"mean of {seeds} seeds, lowest to highest")
+    axes.set_title("one seed" if seeds == 1 else f"mean of {seeds} seeds, from lowest to highest")
     axes.grid(visible=True, which="major", alpha=0.3)
     axes.legend(title="images read", frameon=False)
     axes.spines[["top", "right"]].set_visible(False)

@@ -120,15 +120,16 @@ def remarks(track: Track, paths: Sequence[Path2D]) -> list[str]:
         if found is None or np.hypot(*(np.array(track.minima) - found).T).min() <= NEAR:
             away.append(path.method)
         else:
-            place = f"({found[0]:.3f}, {found[1]:.3f}), of value {value_at(track, found):.3g}"
+            place = f"({found[0]:.3f}, {found[1]:.3f}), value {value_at(track, found):.3g}"
             caught.setdefault(place, []).append(path.method)
     told = [
-        f"In a local minimum at {place}, and not in the lowest: {', '.join(methods)}."
+        f"In the local minimum at {place}, not in a global one: {', '.join(methods)}."
         for place, methods in caught.items()
     ]
     if away:
+        names = ", ".join(away)
         told.append(
-            f"At no minimum in the end: {', '.join(away)}. Try more --steps, or another --lr."
+            f"At no minimum after the last step: {names}. Try more --steps or another --lr."
         )
     return told
 
@@ -137,14 +138,14 @@ def remarks(track: Track, paths: Sequence[Path2D]) -> list[str]:
 
 
 def draw(track: Track, paths: Sequence[Path2D], path: Path) -> None:
-    """Write contours and ways as PNG to ``path``."""
+    """Write contours and paths as PNG to ``path``."""
     figure = _figures().Figure(figsize=(7.5, 6), layout="constrained")
     plot(figure.subplots(), track, paths)
     figure.savefig(path, dpi=120, format="png", bbox_inches="tight")
 
 
 def plot(axes: Any, track: Track, paths: Sequence[Path2D], *, dark: bool = False) -> None:
-    """Draw contours and ways on matplotlib's ``axes``; ``dark`` is what they stand on."""
+    """Draw contours and paths on matplotlib's ``axes``; ``dark`` is what they stand on."""
     _ground(axes, track, dark=dark)
     for each in paths:
         colour = COLOURS[each.method]

@@ -130,22 +130,22 @@ def test_a_difference_is_more_than_the_spread_where_it_exceeds_both_deviations()
     c = outcome("Momentum", [4.0, 5.0, 6.0], [0.25, 0.25, 0.25])
     assert demo.spread(a.final_losses) == 1.0
     assert demo.verdicts([c, b, a]) == [
-        "Final loss: Adam is ahead of Momentum by more than the spread; of RMSProp it is not.",
-        "Held-out images: RMSProp is ahead of Momentum by more than the spread; of Adam it is not.",
-        "More than the spread: the means are further apart than both standard deviations together.",
+        "Final loss: Adam is ahead of Momentum by more than the spread, but not of RMSProp.",
+        "Held-out images: RMSProp is ahead of Momentum by more than the spread, but not of Adam.",
+        "By more than the spread: by more than both standard deviations together.",
     ]
     assert demo.verdicts([c, a])[0] == (
         "Final loss: Adam is ahead of Momentum by more than the spread."
     )
     assert demo.verdicts([b, a])[0] == (
-        "Final loss: Adam and RMSProp are within the spread, so the order is luck."
+        "Final loss: Adam and RMSProp differ by less than the spread; who is ahead is luck."
     )
 
 
 def test_one_seed_or_one_method_says_nothing_of_who_is_ahead():
     a, b = outcome("Adam", [1.0], [0.5]), outcome("RMSProp", [9.0], [0.1])
     (told,) = demo.verdicts([a, b])
-    assert told == "One seed shows no spread: who is ahead may be luck. Give two seeds or more."
+    assert told == "One seed shows no spread: who is ahead may be luck. Give --seeds 2 or more."
     assert demo.verdicts([outcome("Adam", [1.0, 2.0], [0.5, 0.5])]) == []
 
 

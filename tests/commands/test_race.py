@@ -74,7 +74,7 @@ def test_on_rastrigin_all_are_caught_in_a_local_minimum_and_it_is_said():
     paths = race.race(track)
     assert [race.arrival(track, path) for path in paths] == [None] * 3
     assert race.remarks(track, paths) == [
-        "In a local minimum at (-0.995, 0.995), of value 1.99, and not in the lowest: "
+        "In the local minimum at (-0.995, 0.995), value 1.99, not in a global one: "
         "Momentum, RMSProp, Adam."
     ]
 
@@ -83,7 +83,8 @@ def test_a_method_that_is_still_on_its_way_is_told_from_one_that_is_caught():
     track = tracks.FUNCTIONS["rosenbrock"]
     paths = race.race(track, steps=20)
     assert race.remarks(track, paths) == [
-        "At no minimum in the end: Momentum, RMSProp, Adam. Try more --steps, or another --lr."
+        "At no minimum after the last step: Momentum, RMSProp, Adam. Try more --steps or another "
+        "--lr."
     ]
 
 

@@ -139,9 +139,9 @@ def _told(outcomes: list[Outcome]) -> list[str]:
 
     count = len(outcomes[0].runs)
     seeds = "one seed" if count == 1 else f"{count} seeds, mean ± standard deviation"
-    grid = f"the best of {len(GRID)} for the method, by the loss on the images to learn from"
+    grid = f"the best of {len(GRID)}, by the loss on the training images"
     return [
         f"{seeds[0].upper()}{seeds[1:]}.",
-        f"The learning rate falls linearly to 0; it begins with {grid}.",
+        f"Learning rates fall linearly to 0; each begins with {grid}.",
         *verdicts(outcomes),
     ]
