@@ -4,6 +4,7 @@ One function draws one picture, for light pages and for dark ones; what it shows
 adamas. The pictures of measurements are drawn from what is stored: `python -m benchmarks --tables`.
 """
 
+import functools
 import sys
 from collections.abc import Callable
 from math import sqrt
@@ -12,10 +13,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from adamas import Options
+from adamas import Options, demo, race
 from adamas.coefficients import at_step, one_minus_power
+from adamas.methods import METHODS
 from adamas.palette import COLOURS
-from benchmarks.pictures import Drawing, Theme, draw, new_figure
+from adamas.tracks import FUNCTIONS
+from benchmarks.pictures import DARK, PICTURES, Drawing, Theme, draw, new_figure
 
 #: By the name of the picture.
 DRAWINGS: dict[str, Drawing] = {}
@@ -62,14 +65,54 @@ def _update(options: Options, step: int) -> float:
     return numbers.from_m * mean / (sqrt(square) * numbers.root)
 
 
+@picture("demo")
+def digits(theme: Theme) -> Any:
+    """What `adamas demo --methods momentum,rmsprop,adam,note` draws."""
+    del theme  # The colours of the methods are the same on both.
+    figure = new_figure(height=3.4)
+    demo.plot(figure.subplots(), _outcomes())
+    return figure
+
+
+@functools.cache
+def _outcomes() -> list[demo.Outcome]:
+    seeds = range(demo.SEEDS)
+    splits = [demo.load_digits(seed) for seed in seeds]
+    return [demo.compared(splits, method, seeds=seeds) for method in METHODS]
+
+
+@picture("race")
+def himmelblau(theme: Theme) -> Any:
+    """What `adamas race --note` draws."""
+    figure = new_figure(height=4.2)
+    track = FUNCTIONS["himmelblau"]
+    paths = race.race(track, methods=tuple(METHODS))
+    race.plot(figure.subplots(), track, paths, dark=theme is DARK)
+    return figure
+
+
+def moving_race() -> None:
+    """Write race.gif: what `adamas race beale --gif race.gif` writes."""
+    track = FUNCTIONS["beale"]
+    race.animate(track, race.race(track), PICTURES / "race.gif")
+
+
+#: What moves is on light ground everywhere, and written by a function of its own.
+MOVING = {"race.gif": moving_race}
+
+
 def main(names: list[str]) -> None:
-    unknown = [name for name in names if name not in DRAWINGS]
+    known = [*DRAWINGS, *MOVING]
+    unknown = [name for name in names if name not in known]
     if unknown:
         sys.exit(
-            f"There is no picture {unknown[0]!r}; there are {', '.join(DRAWINGS)}."
+            f"There is no picture {unknown[0]!r}; there are {', '.join(known)}."
         )
-    for name in names or DRAWINGS:
-        draw(name, DRAWINGS[name])
+    for name in names or known:
+        if name in MOVING:
+            MOVING[name]()
+        else:
+            draw(name, DRAWINGS[name])
 
 
 if __name__ == "__main__":

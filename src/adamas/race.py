@@ -163,7 +163,7 @@ def animate(track: Track, paths: Sequence[Path2D], path: Path, *, frames: int = 
     """
     agg = require("matplotlib.backends.backend_agg", "adamas race", "plots", "matplotlib")
     image = require("PIL.Image", "adamas race --gif", "plots", "pillow")
-    figure = _figures().Figure(figsize=(5, 4.2), dpi=80, layout="constrained")
+    figure = _figures().Figure(figsize=(5, 4.2), dpi=120, layout="constrained")
     canvas = agg.FigureCanvasAgg(figure)
     axes = figure.subplots()
     _ground(axes, track)
@@ -234,9 +234,10 @@ def _ground(axes: Any, track: Track, *, dark: bool = False) -> None:
     if lowest < highest:
         # Contours at even steps of the logarithm show a valley's floor and its walls alike.
         shifted = np.log10(heights - lowest + 1e-3 * (middle - lowest) + 1e-12)
-        shades = axes.contourf(
-            x, y, shifted, levels=20, cmap="Greys_r" if dark else "Greys", alpha=0.5
-        )
+        colors = require("matplotlib.colors", "adamas race", "plots", "matplotlib")
+        ends = [_paper(dark=dark), _HILLS_ON_DARK if dark else _HILLS]
+        shade = colors.LinearSegmentedColormap.from_list("ground", ends)
+        shades = axes.contourf(x, y, shifted, levels=20, cmap=shade)
         lines = axes.contour(x, y, shifted, levels=20, colors=_paper(dark=dark), linewidths=0.5)
         # In a picture of lines they would be most of the file.
         shades.set_rasterized(True)
@@ -249,8 +250,7 @@ def _ground(axes: Any, track: Track, *, dark: bool = False) -> None:
     axes.set_xlabel("x")
     axes.set_ylabel("y")
     axes.grid(visible=False)
-    goal = ", minima are stars" if track.minima else ""
-    axes.set_title(f"{track.name}: the start is a square{goal}")
+    axes.set_title(f"{track.name}, from ■ to ★" if track.minima else f"{track.name}, from ■")
 
 
 def _mark(
@@ -260,12 +260,16 @@ def _mark(
     return axes.plot(*point, shape, color=colour, markersize=size, mec=edge, zorder=5)[0]
 
 
+#: What is highest; the lowest has the colour of the page.
+_HILLS, _HILLS_ON_DARK = "#b3b8c0", "#5c6272"
+
+
 def _ink(*, dark: bool) -> str:
     return "white" if dark else "black"
 
 
 def _paper(*, dark: bool) -> str:
-    return "black" if dark else "white"
+    return "#1e2129" if dark else "white"
 
 
 def view_of(track: Track) -> list[tuple[float, float]]:
@@ -288,7 +292,7 @@ def _outcome(track: Track, path: Path2D) -> str:
         return f"diverges at step {path.diverges_at}"
     step = arrival(track, path) if track.minima else None
     if step is not None:
-        return f"there at step {step:,}"
+        return f"arrives at step {step:,}"
     return f"ends at {path.final_value:.3g}"
 
 
