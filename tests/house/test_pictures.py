@@ -6,6 +6,7 @@ import importlib.util
 import re
 
 import pytest
+from PIL import Image
 
 from adamas.palette import COLOURS
 from benchmarks.pictures import DARK, LIGHT, PICTURES
@@ -47,4 +48,25 @@ def test_the_picture_of_the_missing_exponent_has_the_numbers_of_the_table(drawin
 def test_the_picture_of_the_missing_exponent_is_stored_in_the_colours_of_the_methods(theme):
     stored = (PICTURES / f"missing-exponent{theme.suffix}.svg").read_text("utf-8")
     for colour in (COLOURS["Adam"], COLOURS["note"], theme.ink):
+        assert f"stroke: {colour.lower()}" in stored
+
+
+def test_the_moving_picture_of_the_race_is_small_and_on_light_ground():
+    path = PICTURES / "race.gif"
+    assert path.stat().st_size < 400_000
+    with Image.open(path) as moving:
+        assert moving.n_frames == 45
+        moving.seek(44)
+        last = moving.convert("RGB")
+    colours = {colour for _, colour in last.getcolors(1 << 16)}
+    methods = [COLOURS[method] for method in ("Momentum", "RMSProp", "Adam")]
+    assert {tuple(bytes.fromhex(colour[1:])) for colour in methods} <= colours
+    assert last.getpixel((0, 0)) == (255, 255, 255)
+
+
+@pytest.mark.parametrize("theme", [LIGHT, DARK], ids=["light", "dark"])
+@pytest.mark.parametrize("name", ["demo", "race"])
+def test_demo_and_race_are_stored_in_the_colours_of_all_methods(name, theme):
+    stored = (PICTURES / f"{name}{theme.suffix}.svg").read_text("utf-8")
+    for colour in (*COLOURS.values(), theme.ink):
         assert f"stroke: {colour.lower()}" in stored
