@@ -1,1 +1,1 @@
-"""The page to play with, docs/play, in Chromium."""
+"""The page to play with, docs/play, and the built pages, in Chromium."""
