@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 
@@ -153,6 +154,36 @@ def test_both_languages_tell_of_the_same_numbers_of_a_step():
     english = (ROOT / "docs" / "the-rule.md").read_text("utf-8")
     assert len(numbers(english)) == 10
     assert numbers(RULE) == numbers(english)
+
+
+def sections(page):
+    """The levels of a page's headings, in order, without those in code."""
+    text = re.sub(r"^```.*?^```", "", page.read_text("utf-8"), flags=re.MULTILINE | re.DOTALL)
+    return [len(level) for level in re.findall(r"^(#+) ", text, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("guide", ["command-line", "minimize"])
+def test_a_guide_has_the_same_sections_in_both_languages(guide):
+    english = sections(ROOT / "docs" / "guides" / f"{guide}.md")
+    assert len(english) > 5
+    assert sections(UK / f"{guide}.md") == english
+
+
+def statements(page):
+    """The Python code of a page, without comments and docstrings."""
+    code = "\n".join(found["code"] for found in CODE.finditer(page.read_text("utf-8")))
+    tree = ast.parse(code)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef) and ast.get_docstring(node) is not None:
+            del node.body[0]
+    return ast.unparse(tree)
+
+
+@pytest.mark.parametrize("guide", ["minimize"])
+def test_a_guide_has_the_same_code_in_both_languages(guide):
+    english = statements(ROOT / "docs" / "guides" / f"{guide}.md")
+    assert len(english.splitlines()) > 20
+    assert statements(UK / f"{guide}.md") == english
 
 
 ALPHABET = "абвгґдеєжзиіїйклмнопрстуфхцчшщьюя"
