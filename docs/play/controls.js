@@ -280,8 +280,9 @@ function place_start([x, y]) {
 
 function make_table() {
   for (const [key, name] of QUANTITIES) {
-    const head = made("th", { scope: "row" }, made("i", {}, SYMBOLS[key]), " ");
-    head.append(made("span", { "data-word": name }));
+    const head = made("th", { scope: "row" });
+    head.innerHTML = SYMBOLS[key];
+    head.append(" ", made("span", { "data-word": name }));
     const cells = ["x", "y"].map((letter) => made("td", { id: `${letter}-${key}`, class: "number" }));
     const plot = made("canvas", { id: `plot-${key}`, role: "img" });
     by_id("numbers").append(made("tr", {}, head, ...cells, made("td", { class: "plot" }, plot)));
@@ -295,7 +296,7 @@ const EXPERIMENTS = [
   ["try_note", { steps: 25, correction: "first-step", kept: [{ correction: "paper" }] }],
   ["try_noise", { name: "valley", steps: 120, beta1: 0.95, kept: [{ beta1: 0 }] }],
   ["try_eps", { steps: 150, eps: 100, lr: 1, kept: [{ method: "momentum" }, {}] }],
-  ["try_local", { name: "rastrigin", steps: 150, x: 3.3, y: 2.2, kept: [] }],
+  ["try_local", { name: "rastrigin", steps: 150, x: 1.7, y: 1.2, kept: [] }],
 ];
 
 function link_of({ name = "himmelblau", steps, kept, ...changes }) {

@@ -1,8 +1,11 @@
-// The functions of the page: values and gradients in binary64, as src/adamas/race.py has them, and
+// The functions of the page: values and gradients in binary64, as src/adamas/tracks.py has them, and
 // one valley whose gradients are noisy. Powers are products. Tests compare both with Python.
 "use strict";
 
-/** Start, picture and learning rates (Momentum, RMSProp, Adam) are those of `adamas race`. */
+/**
+ * Start, picture and minima are those of `adamas race`. Learning rates are lower than there: with
+ * these, single steps can be seen.
+ */
 const FUNCTIONS = {
   himmelblau: {
     value(x, y) {
@@ -68,7 +71,7 @@ const FUNCTIONS = {
       return [2 * x + height * Math.sin(wave * x), 2 * y + height * Math.sin(wave * y)];
     },
     start: [-0.55, 0.8],
-    view: [[-5.12, 5.12], [-5.12, 5.12]],
+    view: [[-2.5, 2.5], [-2.5, 2.5]],
     minima: [[0, 0]],
     rates: { momentum: 0.005, rmsprop: 0.02, adam: 0.1 },
   },

@@ -79,9 +79,48 @@ function factor(number) {
   return text.startsWith("−") ? `(${text})` : text;
 }
 
+// Parts of formulas in HTML: MathML needs a font for mathematics, which many machines lack. What is
+// hidden is read aloud.
+const hidden = (text) => `<span class="hidden">${text}</span>`;
+const letter = (text) => `<i>${text}</i>`;
+const sign = (text) => ` ${text} `;
+const row = (...parts) => parts.join("");
+const fraction = (top, bottom) =>
+  `<span class="fraction"><span>${top}</span>${hidden(" / (")}<span>${bottom}</span>${hidden(")")}</span>`;
+const root_of = (part) => `<span class="root">√<span>${part}</span></span>`;
+const squared = (part) => `${part}<sup>2</sup>`;
+const hat = (part) => `<span class="hat">${part}${hidden("\u0302")}</span>`;
+const beta = (index) => `${letter("β")}<sub>${index}</sub>`;
+const beta_to_t = (index) =>
+  `${letter("β")}<span class="scripts"><sup>${letter("t")}</sup><sub>${index}</sub></span>`;
+const rest = (part) => `1${sign("−")}${part}`;
+const in_parentheses = (part) => `(${part}) `;
+const math = (...parts) => `<span class="math">${row(...parts)}</span>`;
+
+const [G, M, V, ETA, EPS, DELTA] = [..."gmvηεΔ"].map(letter);
+const DENOMINATOR = row(root_of(hat(V)), sign("+"), EPS);
+
+/** The quantities of the table, as formulas. */
+const SYMBOLS = {
+  p: math(letter("x"), ", ", letter("y")),
+  g: math(G),
+  m: math(M),
+  v: math(V),
+  m_hat: math(hat(M)),
+  v_hat: math(hat(V)),
+  d: math(DENOMINATOR),
+  change: math(DELTA),
+};
+
+/** A mean after correction: over 1 − β^t, over 1 − β, or as it is. */
+function corrected(mean, index, correction) {
+  const by = { paper: beta_to_t(index), "first-step": beta(index) }[correction];
+  return by === undefined ? mean : fraction(mean, rest(by));
+}
+
 /**
- * The paper's lines for one coordinate: formula, numbers in it, what comes out, and the word that
- * says what for. Before the first step there are formulas alone.
+ * The paper's lines for one coordinate: formula, what it is of, numbers in it, what comes out, and
+ * the word that says what for. Before the first step there are formulas alone.
  */
 function formula_lines(settings, step, coordinate) {
   const { method, correction, lr, beta1, beta2, eps } = settings;
@@ -91,38 +130,41 @@ function formula_lines(settings, step, coordinate) {
   const by = q === null ? null : divisors(options_of(settings), step.t);
   const noisy = FUNCTIONS[settings.name].noise !== undefined;
   const lines = [];
-  const add = (target, sign, formula, why, filled, result) =>
-    lines.push({ target, sign, formula, why, filled: q && filled(), result: q && pretty(result) });
-  const hat = { paper: "why_hat_paper", "first-step": "why_hat_first", none: "why_hat_none" };
-  const divided = (letter, beta) =>
-    ({ paper: `${letter} / (1 − ${beta}ᵗ)`, "first-step": `${letter} / (1 − ${beta})`, none: letter })[
-      correction
-    ];
+  const add = (target, formula, why, filled, result) =>
+    lines.push({ target, formula: math(...formula), why, filled: q && filled(), result: q && pretty(result) });
+  const why_hat = { paper: "why_hat_paper", "first-step": "why_hat_first", none: "why_hat_none" }[correction];
   const over = (number, divisor) =>
     correction === "none" ? pretty(number) : `${pretty(number)} / ${pretty(divisor)}`;
-  const top = mean ? "m̂" : "g";
-  const bottom = square ? " / (√v̂ + ε)" : "";
+  const moving = (mean_of, index, what) => [
+    mean_of, sign("←"), beta(index), mean_of, sign("+"), in_parentheses(rest(beta(index))), what,
+  ];
 
-  add("g", "=", `∂f/∂${x}`, noisy ? "why_g_noise" : "why_g", () => "", q?.g);
+  const slope = fraction(`∂${letter("f")}`, `∂${letter(x)}`);
+  add("g", [G, sign("="), slope], noisy ? "why_g_noise" : "why_g", () => "", q?.g);
   if (mean) {
     const filled = () => `${pretty(beta1)}·${factor(q.before.m)} + ${pretty(1 - beta1)}·${factor(q.g)}`;
-    add("m", "←", "β₁·m + (1 − β₁)·g", "why_m", filled, q?.m);
+    add("m", moving(M, 1, G), "why_m", filled, q?.m);
   }
   if (square) {
     const filled = () => `${pretty(beta2)}·${factor(q.before.v)} + ${pretty(1 - beta2)}·${factor(q.g)}²`;
-    add("v", "←", "β₂·v + (1 − β₂)·g²", "why_v", filled, q?.v);
+    add("v", moving(V, 2, squared(G)), "why_v", filled, q?.v);
   }
   if (mean) {
-    add("m̂", "=", divided("m", "β₁"), hat[correction], () => over(q.m, by.mean), q?.m_hat);
+    const formula = [hat(M), sign("="), corrected(M, 1, correction)];
+    add("m̂", formula, why_hat, () => over(q.m, by.mean), q?.m_hat);
   }
   if (square) {
-    add("v̂", "=", divided("v", "β₂"), hat[correction], () => over(q.v, by.square), q?.v_hat);
+    const formula = [hat(V), sign("="), corrected(V, 2, correction)];
+    add("v̂", formula, why_hat, () => over(q.v, by.square), q?.v_hat);
   }
+  const top = mean ? hat(M) : G;
   const update = () =>
     `${pretty(lr)}·${factor(mean ? q.m_hat : q.g)}` +
     (square ? ` / (√${pretty(q.v_hat)} + ${pretty(eps)})` : "");
-  add("Δ", "=", `η·${top}${bottom}`, `why_update_${method}`, update, q?.change);
-  add(x, "←", `${x} − Δ`, "why_p", () => `${pretty(q.before.p)} − ${factor(q.change)}`, q?.p);
+  const formula = [DELTA, sign("="), ETA, square ? fraction(top, DENOMINATOR) : top];
+  add("Δ", formula, `why_update_${method}`, update, q?.change);
+  const moved = [letter(x), sign("←"), letter(x), sign("−"), DELTA];
+  add(x, moved, "why_p", () => `${pretty(q.before.p)} − ${factor(q.change)}`, q?.p);
   return lines;
 }
 

@@ -6,7 +6,6 @@ const QUANTITIES = [
   ["p", "row_p"], ["g", "row_g"], ["m", "row_m"], ["v", "row_v"],
   ["m_hat", "row_m_hat"], ["v_hat", "row_v_hat"], ["d", "row_d"], ["change", "row_change"],
 ];
-const SYMBOLS = { p: "x, y", g: "g", m: "m", v: "v", m_hat: "m̂", v_hat: "v̂", d: "√v̂ + ε", change: "Δ" };
 const LETTERS = "ABCDEFGH";
 const DASHES = [[], [7, 5], [2, 5], [10, 4, 2, 4]];
 
@@ -250,7 +249,7 @@ function show_now() {
   const [x, y] = way.points[steps];
   const f_now = values_of(way)[steps];
   const now = word("now", { t: steps, x: pretty(x), y: pretty(y), f: pretty(f_now) });
-  by_id("now").textContent = now;
+  by_id("now").textContent = now.replaceAll(" = ", "\u00a0=\u00a0"); // no line ends there
   by_id("now").setAttribute("aria-live", state.playing ? "off" : "polite");
   const time = by_id("time");
   time.max = way.steps.length;
@@ -315,8 +314,9 @@ function show_lines(step, coordinate) {
 
 function formula_items(step, coordinate) {
   return formula_lines(state.settings, step, coordinate).map((line) => {
-    const { target, sign, formula, filled, result, why } = line;
-    const item = made("li", {}, made("p", { class: "rule" }, `${target} ${sign} ${formula}`));
+    const { target, formula, filled, result, why } = line;
+    const item = made("li", {}, made("p", { class: "rule" }));
+    item.firstChild.innerHTML = formula;
     if (step !== null) {
       const numbers = made("p", { class: "numbers" });
       numbers.append(filled === "" ? `${target} = ` : `${filled} = `, made("b", {}, result));

@@ -13,8 +13,8 @@ import pytest
 from adamas.codecs import key_of, random_bits
 from adamas.coefficients import at_step, one_minus_power
 from adamas.options import Options
-from adamas.race import FUNCTIONS
 from adamas.rule import rule
+from adamas.tracks import FUNCTIONS
 from tests.support.node import bits32, bits64, node
 from tests.support.products import Multiplied
 
@@ -147,13 +147,12 @@ def test_rastrigin_is_that_of_the_race_but_for_the_rounding_of_sines():
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_start_picture_minima_and_rates_are_those_of_the_race(name):
+def test_start_picture_and_minima_are_those_of_the_race(name):
     track = node("return FUNCTIONS[given]", name)
     ours = FUNCTIONS[name]
     assert track["start"] == list(ours.start)
     assert track["view"] == [list(bounds) for bounds in ours.view]
     assert track["minima"] == [list(point) for point in ours.minima]
-    assert list(track["rates"].values()) == list(ours.rates)
 
 
 def test_the_page_has_every_function_of_the_race_and_a_valley():

@@ -75,6 +75,20 @@ def test_a_way_has_the_bits_of_adamas_with_noise_too():
                 assert found[key][t] == bits32(state.get(name, [0, 0])), (method, correction, t)
 
 
+def test_every_method_comes_nearer_to_a_minimum_on_every_function():
+    """At the learning rate that it is first seen with, in as many steps as it is first run."""
+    script = """
+    return Object.keys(FUNCTIONS).flatMap((name) => Object.keys(METHODS).map((method) => {
+      const way = new Way(defaults(name, method));
+      const { value } = way.track;
+      return [name, method, way.to(200), value(...way.points[0]), value(...way.points.at(-1))];
+    }));
+    """
+    for name, method, steps, first, last in node(script):
+        assert steps == 200, (name, method)
+        assert last < 0.5 * first or (name == "rastrigin" and last < first), (name, method)
+
+
 def test_a_way_ends_before_the_step_that_gives_no_finite_number():
     script = """
     const way = new Way({ ...defaults("rosenbrock", "momentum"), lr: 1 });
