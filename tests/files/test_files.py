@@ -82,7 +82,7 @@ def other_method():
     ("other", "error", "message"),
     [
         (other_parameters, KeyError, "Load it into an optimizer over the same parameters"),
-        (other_shape, ValueError, "has a of shape .3, 5. and dtype float32, but the parameter has"),
+        (other_shape, ValueError, "Give the optimizer parameters like those that were saved"),
         (other_dtype, ValueError, "dtype float32, but the parameter has shape .3, 5. and dtype fl"),
         (other_state, ValueError, "amsgrad is True, but this optimizer was created with False"),
         (

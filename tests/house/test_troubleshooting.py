@@ -192,6 +192,11 @@ def other_names(path):
     adamas.load(path, adamas.Adam({"b": np.ones(3)}))
 
 
+def other_shapes(path):
+    saved(path)
+    adamas.load(path, adamas.Adam({"a": np.ones(4)}))
+
+
 def package_missing(_):
     require("no_package_has_this_name", "adamas demo", "demo", "scikit-learn")
 
@@ -275,6 +280,7 @@ MADE = [
     call_within_a_call,
     damaged,
     other_names,
+    other_shapes,
     package_missing,
     no_such_target,
     *(WITH_JAX if find_spec("jax") else []),

@@ -87,7 +87,8 @@ def check_parameters(
         if tuple(tensor.shape) != tuple(own.shape) or tensor.dtype != own.dtype:
             raise ValueError(
                 f"{path} has {name} of shape {tuple(tensor.shape)} and dtype {tensor.dtype}, but "
-                f"the parameter has shape {tuple(own.shape)} and dtype {own.dtype}."
+                f"the parameter has shape {tuple(own.shape)} and dtype {own.dtype}. Give the "
+                "optimizer parameters like those that were saved."
             )
 
 
