@@ -36,10 +36,9 @@ def of_the_demo(method: str, quick: bool) -> list[Stored]:
     rates, seeds, epochs = demo.GRID, SEEDS, demo.EPOCHS
     if quick:
         rates, seeds, epochs = rates[4:6], SEEDS[:1], 2
-    splits = [demo.load_digits(seed) for seed in seeds]
     found: list[Stored] = []
     for lr in rates:
-        outcome = demo.compared(splits, method, seeds=seeds, lr=lr, epochs=epochs)
+        outcome = demo.compared(method, seeds=seeds, lr=lr, epochs=epochs)
         loss = float(outcome.final_losses.mean())
         found.append({"lr": lr, "score": [loss], "told": f"{loss:.4g}"})
     return found

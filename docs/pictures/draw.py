@@ -77,8 +77,7 @@ def digits(theme: Theme) -> Any:
 @functools.cache
 def _outcomes() -> list[demo.Outcome]:
     seeds = range(demo.SEEDS)
-    splits = [demo.load_digits(seed) for seed in seeds]
-    return [demo.compared(splits, method, seeds=seeds) for method in METHODS]
+    return [demo.compared(method, seeds=seeds) for method in METHODS]
 
 
 @picture("race")

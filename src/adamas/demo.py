@@ -7,6 +7,7 @@ the same starts and on the same batches, for several seeds.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,11 +132,18 @@ class Outcome:
 def load_digits(seed: int = 0) -> Digits:
     """Return the digits, a fifth of them held out, chosen by ``seed``."""
     datasets = require("sklearn.datasets", "adamas demo", "demo", "scikit-learn")
-    images, labels = datasets.load_digits(return_X_y=True)
+    images, labels = _read(datasets)
     order = np.random.default_rng(seed).permutation(len(labels))
-    images, labels = (images / 16).astype(np.float32)[order], labels[order]
+    images, labels = images[order], labels[order]
     held_out = len(labels) // 5
     return Digits(images[held_out:], labels[held_out:], images[:held_out], labels[:held_out])
+
+
+@functools.cache
+def _read(datasets: Any) -> tuple[Array, Array]:
+    """Return all images and labels, which scikit-learn reads from text."""
+    images, labels = datasets.load_digits(return_X_y=True)
+    return (images / 16).astype(np.float32), labels
 
 
 def train(
@@ -159,7 +167,6 @@ def train(
 
 
 def compared(
-    splits: Sequence[Digits],
     method: str,
     *,
     seeds: Sequence[int],
@@ -170,8 +177,8 @@ def compared(
     """Train the network by ``method`` for each seed, on the images that are split by that seed."""
     return Outcome(
         tuple(
-            train(digits, method, lr=lr, epochs=epochs, seed=seed, progress=progress)
-            for digits, seed in zip(splits, seeds, strict=True)
+            train(load_digits(seed), method, lr=lr, epochs=epochs, seed=seed, progress=progress)
+            for seed in seeds
         )
     )
 

@@ -165,7 +165,7 @@ def test_trying_out_a_path_leaves_no_file_behind_and_keeps_one_that_is_there(tmp
 @pytest.mark.slow
 def test_race_prints_where_the_methods_end_and_draws(tmp_path):
     picture, moving = tmp_path / "race.png", tmp_path / "race.gif"
-    done = run("race", "beale", "--steps", 90, "--output", picture, "--gif", moving)
+    done = run("race", "rosenbrock", "--output", picture, "--gif", moving)
     assert done.exit_code == 0, done.output
     assert [line.split()[0] for line in done.output.splitlines()] == [
         "method", "Momentum", "RMSProp", "Adam", "wrote", "wrote",
