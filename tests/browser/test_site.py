@@ -141,3 +141,17 @@ def test_pages_in_ukrainian_say_so(windows, address):
     for page, language in (("uk/the-rule/", "uk"), ("the-rule/", "en")):
         window.goto(urljoin(address, page))
         assert window.locator("article").evaluate("(a) => a.closest('[lang]').lang") == language
+
+
+def test_the_reference_has_types_and_what_is_said_of_fields(windows, address):
+    window = windows["light"]
+    for page, name, type_, words in (
+        ("numpy", "adamas.Options.betas", "tuple[float | None, float | None]", "Decay rates"),
+        ("numpy", "adamas.Optimizer.on_nonfinite", "OnNonfinite", "not finite"),
+        ("torch", "adamas.torch.Optimizer.clip_norm", "float | None", "norm of all gradients"),
+        ("scipy", "adamas.scipy.Settings.gtol", "float | None", "No component"),
+    ):
+        window.goto(urljoin(address, f"reference/{page}/"))
+        text = window.locator(f".doc-object:has(> [id='{name}'])").inner_text()
+        assert f"{name.rpartition('.')[2]}: {type_}" in text
+        assert words.lower() in text.lower()

@@ -154,6 +154,18 @@ def test_every_public_name_stands_in_the_reference(package):
     assert [n for n in public if {f"adamas{package}.{n}", f"adamas.{n}"}.isdisjoint(given)] == []
 
 
+def test_the_reference_has_each_name_once_and_other_pages_link_to_it():
+    found = {
+        named(page): re.findall(r"^::: (\S+)", page.read_text("utf-8"), re.MULTILINE)
+        for page in PAGES
+    }
+    assert {page for page, names in found.items() if names} <= {
+        named(page) for page in (ROOT / "docs" / "reference").glob("*.md")
+    }
+    names = [name for each in found.values() for name in each]
+    assert len(names) == len(set(names)) > 50
+
+
 def test_docstrings_are_written_in_markdown():
     role = re.compile(r":(?:attr|class|data|exc|func|meth|mod|obj|ref):`")
     sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
