@@ -237,6 +237,22 @@ def test_the_page_about_installing_tells_every_extra():
     assert len(of_users) + len(of_developers) == len(EXTRAS)
 
 
+def test_the_page_about_installing_tells_the_versions_that_are_asked_for():
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    asked = re.split(">=", f"{PYPROJECT['project']['requires-python']}")[1]
+    assert f"adamas needs Python {asked} or later" in page
+    for name, package, told in (("", "numpy", "NumPy"), ("torch", "torch", "PyTorch")):
+        needed = EXTRAS[name] if name else PYPROJECT["project"]["dependencies"]
+        (least,) = (re.split(">=", each)[1] for each in needed if each.startswith(f"{package}>="))
+        assert f"{told} {least} or later" in page
+    built = PYPROJECT["tool"]["cibuildwheel"]["build"].split()
+    versions = [re.sub(r"cp3(\d+)(t?)-\*", r"3.\1\2", each) for each in built]
+    *plain, free = versions
+    assert free == f"{plain[-1]}t"
+    line = f"| {plain[0]} to {plain[-1]}, and {plain[-1]} free-threaded |"
+    assert page.count(line) == 3
+
+
 def test_every_environment_variable_that_adamas_reads_is_documented():
     read = set()
     for source in SOURCES:

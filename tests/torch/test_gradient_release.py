@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import adamas.torch as ours
+from tests.support.processes import run_in_two
 from tests.support.torch_bits import everything
 
 WAYS: dict[str, dict[str, Any]] = {
@@ -78,3 +79,57 @@ def test_within_the_backward_pass_a_gradient_that_is_not_finite_leaves_out_its_t
     moved = [not torch.equal(p, s) for p, s in zip(net.parameters(), start, strict=True)]
     assert moved == [True, True, True, False]
     assert optimizer.skipped == 1
+
+
+#: FSDP2 runs the hooks when it has reduced a gradient.
+SHARDED = """
+import os
+import sys
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import adamas.torch as ours
+
+rank, store = int(sys.argv[1]), sys.argv[2]
+dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+mesh = init_device_mesh("cpu", (2,))
+
+
+def trained(is_released):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
+    for module in (net[0], net[2], net):
+        fully_shard(module, mesh=mesh)
+    optimizer = ours.AdamW(net.parameters(), lr=0.1)
+
+    def step_and_free(parameter):
+        optimizer.step()
+        parameter.grad = None
+
+    if is_released:
+        for parameter in net.parameters():
+            parameter.register_post_accumulate_grad_hook(step_and_free)
+    for step in range(3):
+        net(torch.full((4, 6), 1.0 + step + rank)).square().mean().backward()
+        if not is_released:
+            optimizer.step()
+            optimizer.zero_grad()
+    assert {int(each["step"]) for each in optimizer.state.values()} == {3}
+    return [p.full_tensor() for p in net.parameters()]
+
+
+assert all(map(torch.equal, trained(False), trained(True)))
+dist.barrier()
+os._exit(0)  # gloo's own threads sometimes abort an orderly end
+"""
+
+
+@pytest.mark.slow
+def test_sharded_parameters_that_step_in_the_backward_pass_have_the_bits_of_steps_after_it(
+    tmp_path,
+):
+    assert run_in_two(SHARDED, tmp_path) == [0, 0]
