@@ -15,7 +15,7 @@ from tests.support.cases import PATIENCE, ROOT
 #: Lightning 2.6 itself calls what PyTorch 2.13 deprecates.
 WARNS = {"lightning_training.py"}
 #: What is not there for every Python.
-NEEDS = {"jax_training.py": "jax"}
+NEEDS = {"jax_training.py": "jax", "huggingface_trainer.py": "transformers"}
 #: What loads a framework for longer than it trains.
 SLOW = {
     *("accelerate_training.py", "huggingface_trainer.py", "lightning_training.py"),
