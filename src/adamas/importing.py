@@ -13,7 +13,10 @@ from typing import Any
 
 from adamas.checks import near
 
-__all__ = ["called"]
+__all__ = ["called", "module_of"]
+
+#: How many names an error offers.
+_OFFERED = 8
 
 
 def called(name: str, what: str, likely: str = "") -> Callable[..., Any]:
@@ -24,16 +27,12 @@ def called(name: str, what: str, likely: str = "") -> Callable[..., Any]:
     what is there.
     """
     place, _, attribute = name.rpartition(":")
-    if place.endswith(".py"):
-        module = _from_file(place, what)
-    elif name.endswith(".py"):
+    if name.endswith(".py"):
         offer = _offer(_from_file(name, what), name, likely)
         raise ValueError(f"{name!r} is a file, but not what in it. {offer}")
-    elif place:
-        module = _imported(place, what)
-    else:
+    if not place:
         raise ValueError(f"{name!r} is neither {_ways(what)}.{_with_a_colon(name)}")
-    found = module
+    found = module = module_of(place, what)
     for part in attribute.split("."):
         owner, found = found, getattr(found, part, None)
         if found is None:
@@ -47,6 +46,14 @@ def called(name: str, what: str, likely: str = "") -> Callable[..., Any]:
             f"{_offer(module, place, likely)}"
         )
     return found
+
+
+def module_of(place: str, what: str) -> Any:
+    """Return the module that ``place``, a module's name or the path of a .py file, stands for.
+
+    Raises ValueError as ``called`` does.
+    """
+    return _from_file(place, what) if place.endswith(".py") else _imported(place, what)
 
 
 def _ways(what: str) -> str:
@@ -132,4 +139,5 @@ def _offer(module: Any, place: str, likely: str) -> str:
     names = [name for name in names if re.search(likely, name, re.IGNORECASE)] or names
     if not names:
         return f"Nothing in {place} can be called."
-    return f"Possible are {', '.join(f'{place}:{each}' for each in names[:8])}."
+    more = f" and {len(names) - _OFFERED} more" if len(names) > _OFFERED else ""
+    return f"Possible are {', '.join(f'{place}:{each}' for each in names[:_OFFERED])}{more}."

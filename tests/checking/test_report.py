@@ -312,7 +312,10 @@ def test_the_exit_code_is_the_verdict(tmp_path, monkeypatch):
     ("arguments", "message"),
     [
         ([], "Nothing to check. Give a subject, for example torch.optim:Adam, or --vectors"),
-        (["--set", "a=1"], "--set and --json go with a subject. Give one, or leave them out."),
+        (
+            ["--set", "a=1"],
+            "--set, --all and --json go with a subject. Give one, or leave them out.",
+        ),
         (["Adam"], "'Adam' is neither module:Class nor path/to/file.py:Class."),
         (["adamas:Adam", "--set", "amsgrad"], "--set was given 'amsgrad', but it must be name="),
         (["adamas:Adam", "--set", "amsgrad=3"], "amsgrad is 3, but it must be True or False."),

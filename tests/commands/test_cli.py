@@ -110,7 +110,7 @@ def test_on_a_terminal_bars_are_drawn_and_NO_COLOR_takes_the_colours_away(tmp_pa
 def test_a_check_tells_how_far_it_is_where_standard_error_is_a_terminal(tmp_path, is_terminal):
     import pty
 
-    from adamas.checking.examination import STAGES
+    from adamas.checking.progress import STAGES
 
     command = [sys.executable, "-m", "adamas", "check", "adamas:Adam"]
     environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "100"}

@@ -11,8 +11,9 @@ The way of a check through this package:
   words for; ``prediction`` is what a variant computes, in the arithmetics of ``arithmetic``;
 * ``fitting`` searches the variant that explains what was seen;
 * ``distances``, ``edges`` and ``cost`` measure;
-* ``examination`` does one after the other and makes a ``report``.
+* ``examination`` does one after the other and makes a ``report``; ``progress`` tells how far it is.
 
+``candidates`` lists what in a module or file could be an Adam.
 ``vectors`` writes probes with exact results, for implementations in any language.
 """
 

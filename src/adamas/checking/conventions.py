@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -38,22 +38,25 @@ from adamas.checking.subjects import (
 from adamas.checking.trials import Convention, quiet, told
 from adamas.checks import near
 
-__all__ = ["detect"]
+__all__ = ["METHODS", "detect"]
 
 Array = NDArray[Any]
 
 #: What detection is done with: parameters of size 100, so that values and updates differ.
 _FIRST = Settings(lr=0.125, beta1=0.625, beta2=0.75, eps=0.05)
-#: In the order in which they are tried.
-_METHODS = (
+#: Names of methods that make a step, in the order in which they are tried.
+METHODS = (
     "step", "update", "update_params", "update_parameters", "update_weights", "apply_gradients",
     "apply", "get_updates", "_get_updates", "get_update", "_get_update", "compute_update",
     "compute_updates", "optimize", "__call__",
 )  # fmt: skip
 
 
-def detect(subject: Subject) -> Convention:
-    """Return the convention of ``subject``. Raises CannotCheckError where none fits."""
+def detect(subject: Subject, advance: Callable[[], object] = lambda: None) -> Convention:
+    """Return the convention of ``subject``. Raises CannotCheckError where none fits.
+
+    ``advance`` is called after each that was tried.
+    """
     signature = signature_of(subject.make)
     if signature is None:
         raise CannotCheckError(
@@ -71,6 +74,7 @@ def detect(subject: Subject) -> Convention:
     for dtype in (np.float64, np.float32):
         for convention in _Candidates(subject, signature, dtype, tried):
             problem = _problem(convention, dtype)
+            advance()
             if problem is None:
                 convention.outlives = _outlives(convention, dtype)
                 return convention
@@ -151,7 +155,7 @@ class _Candidates:
 
     def _methods(self, convention: Object, made: Any) -> Iterator[Convention]:
         found = False
-        for name in _METHODS:
+        for name in METHODS:
             method: Any = getattr(made, name, None)
             try:
                 signature = inspect.signature(method)

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from adamas.checking.arithmetic import exact
 from adamas.checking.prediction import Prediction, Settings
+from adamas.checking.progress import STAGES, Progress
 from adamas.checking.trials import Convention, told
 from adamas.checking.variants import Variant
 
@@ -30,7 +31,7 @@ class Edge:
     harmless: bool
 
 
-def edges(convention: Convention, variant: Variant | None) -> tuple[Edge, ...]:
+def edges(convention: Convention, variant: Variant | None, progress: Progress) -> tuple[Edge, ...]:
     """Try every edge, each on an optimizer of its own, with float32 parameters.
 
     ``variant`` is what the subject is known to compute, to compare with where it matters.
@@ -51,14 +52,16 @@ def edges(convention: Convention, variant: Variant | None) -> tuple[Edge, ...]:
         "array not contiguous": lambda: _strided(run),
     }
     found: list[Edge] = []
+    if "eps" not in convention.arguments.settable:
+        tried = {name: attempt for name, attempt in tried.items() if "ε = 0" not in name}
+    progress.begin(STAGES[5], len(tried))
     for name, attempt in tried.items():
-        if "ε = 0" in name and "eps" not in convention.arguments.settable:
-            continue
         try:
             happens, harmless = attempt()
         except Exception as error:
             happens, harmless = told(error, 100), False
         found.append(Edge(name, happens, harmless))
+        progress.advance()
     return tuple(found)
 
 

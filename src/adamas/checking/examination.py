@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from adamas.checking import probes, wording
+from adamas.checking.candidates import the_one
 from adamas.checking.conventions import detect
 from adamas.checking.cost import cost
 from adamas.checking.distances import Distance, distance
@@ -20,23 +22,15 @@ from adamas.checking.edges import edges
 from adamas.checking.fitting import UNKNOWN, Fit, fit
 from adamas.checking.frameworks import Torch
 from adamas.checking.observation import Observation, misfit, observe
+from adamas.checking.progress import STAGES, Progress, Tell
 from adamas.checking.report import Line, Miss, Report
 from adamas.checking.subjects import CannotCheckError, find
 from adamas.checking.trials import Convention, told
 from adamas.checking.variants import ROUNDINGS, Constants, Variant, rule_nearest
 
-__all__ = ["STAGES", "Diagnosis", "check", "diagnose", "examine"]
+__all__ = ["Diagnosis", "check", "diagnose", "examine"]
 
-#: What a check does, in order.
-STAGES = (
-    "finding out how it is called",
-    "probing",
-    "searching for its form",
-    "running longer",
-    "measuring distances",
-    "trying edges",
-)
-Tell = Callable[[str], object]
+Array = NDArray[Any]
 
 #: Mean error below which everything is explained, by the dtype that is probed. In float64 a variant
 #: that is right leaves about 1e-16; in float32 about 1e-7. Variants that differ differ by more.
@@ -62,14 +56,15 @@ def check(subject: object, **options: Any) -> Report:
 
 
 def examine(subject: object, options: Mapping[str, Any], tell: Tell = lambda _: None) -> Report:
-    """Return what ``check`` returns; call ``tell`` with each of ``STAGES`` as it begins."""
-    tell(STAGES[0])
-    convention = detect(find(subject, options))
+    """Return what ``check`` returns; call ``tell`` with each position on the way."""
+    progress = Progress(tell)
+    progress.begin(STAGES[0])
+    if isinstance(subject, str):
+        subject = the_one(subject) or subject
+    convention = detect(find(subject, options), progress.advance)
     if convention.outlives:
         return _outliving(convention)
-    diagnosis = _probed(convention, tell)
-    tell(STAGES[3])
-    return _Judgement(diagnosis).report(tell)
+    return _Judgement(_probed(convention, progress), progress).report()
 
 
 def _outliving(convention: Convention) -> Report:
@@ -99,25 +94,28 @@ class Diagnosis:
 
 def diagnose(subject: object, **options: Any) -> Diagnosis:
     """Return which variant ``subject`` is: the first part of ``check``."""
-    return _probed(detect(find(subject, options)))
+    return _probed(detect(find(subject, options)), Progress())
 
 
-def _probed(convention: Convention, tell: Tell = lambda _: None) -> Diagnosis:
-    tell(STAGES[1])
-    kind = _widest(convention)
+def _probed(convention: Convention, progress: Progress) -> Diagnosis:
     arrays, default = convention.arrays, convention.default
     settable = convention.arguments.settable
-    plain = [_observed(convention, probe, kind) for probe in probes.plain(arrays, default)]
-    decaying: list[Observation] = []
-    scheduled = None
+    simple, decayed, moved = probes.plain(arrays, default), [], None
     if "weight_decay" in settable:
-        decaying = [_observed(convention, probe, kind) for probe in probes.decaying(arrays)]
-        if "lr" in settable:
-            # It may refuse to have its learning rate changed.
-            with suppress(Exception):
-                scheduled = observe(convention, probes.scheduled(arrays), kind)
+        decayed = probes.decaying(arrays)
+        moved = probes.scheduled(arrays) if "lr" in settable else None
+    every = [*simple, *decayed, *([] if moved is None else [moved])]
+    progress.begin(STAGES[1], sum(len(each.gradients) for each in every))
+    kind = _widest(convention)
+    plain = [_observed(convention, probe, kind, progress) for probe in simple]
+    decaying = [_observed(convention, probe, kind, progress) for probe in decayed]
+    scheduled = None
+    if moved is not None:
+        # It may refuse to have its learning rate changed.
+        with suppress(Exception):
+            scheduled = observe(convention, moved, kind, progress.advance)
     constants = Constants(settable, default.beta1, default.beta2, default.eps, arrays > 1)
-    tell(STAGES[2])
+    progress.begin(STAGES[2])
     found = fit(plain, decaying, constants, _TOLERANCES[kind.name], scheduled)
     return Diagnosis(convention, found, tuple(plain), tuple(decaying))
 
@@ -132,9 +130,11 @@ def _widest(convention: Convention) -> np.dtype[Any]:
     return np.dtype(np.float64 if wide else np.float32)
 
 
-def _observed(convention: Convention, probe: probes.Probe, kind: Any) -> Observation:
+def _observed(
+    convention: Convention, probe: probes.Probe, kind: Any, progress: Progress
+) -> Observation:
     try:
-        return observe(convention, probe, kind)
+        return observe(convention, probe, kind, progress.advance)
     except Exception as error:
         raise CannotCheckError(
             f"{convention.subject.name} began to step, but then raised {told(error, 200)} "
@@ -146,27 +146,29 @@ def _observed(convention: Convention, probe: probes.Probe, kind: Any) -> Observa
 class _Judgement:
     """The second part of a check: distances, edges and words for a diagnosis."""
 
-    def __init__(self, diagnosis: Diagnosis) -> None:
+    def __init__(self, diagnosis: Diagnosis, progress: Progress) -> None:
         # The runs that the diagnosis did not need.
-        self._diagnosis, self._fit = diagnosis, diagnosis.fit
+        self._diagnosis, self._fit, self._progress = diagnosis, diagnosis.fit, progress
         self._convention = convention = diagnosis.convention
         self._options = convention.subject.options
         self._is_wide = diagnosis.plain[0].dtype == np.float64
         usual = probes.usual(convention.arrays, convention.default)
-        self._usual = _observed(convention, usual, np.float32)
-        self._long = _observed(
-            convention, probes.long(convention.arrays, convention.default), np.float32
-        )
+        long = probes.long(convention.arrays, convention.default)
+        large, which = probes.large(convention.default)
+        runs = [usual, long, *([usual] if self._is_wide else []), large]
+        progress.begin(STAGES[3], sum(len(each.gradients) for each in runs))
+        self._usual = _observed(convention, usual, np.float32, progress)
+        self._long = _observed(convention, long, np.float32, progress)
         self._measured = [self._usual, self._long]
         if self._is_wide:
-            self._measured.append(_observed(convention, usual, np.float64))
+            self._measured.append(_observed(convention, usual, np.float64, progress))
         self._variant = _settled(self._fit.variant, [self._usual, self._long])
-        self._large, self._spread = _spread(convention)
+        self._large, self._spread = _spread(convention, large, which, progress)
 
-    def report(self, tell: Tell) -> Report:
+    def report(self) -> Report:
         """Return all that was found."""
         convention, variant = self._convention, self._variant
-        tell(STAGES[4])
+        self._progress.begin(STAGES[4], len(self._measured) if self._known else None)
         deviations, rule = self._deviations(), self._rule()
         rivals = self._fit.rivals[:5] if self._known else ()
         formula = _differing(variant, rule) if deviations and self._known else ()
@@ -174,7 +176,6 @@ class _Judgement:
         if formula or not self._known or self._few_bits:
             miss = Miss(*max(each.worst(rule) for each in self._runs(large=True)))
         sentence = self._sentence(deviations)
-        tell(STAGES[5])
         return Report(
             subject=convention.subject.name,
             convention=convention.name,
@@ -187,7 +188,7 @@ class _Judgement:
             distances=tuple(self._distances),
             miss=miss,
             cost=cost(convention),
-            edges=edges(convention, variant if self._known else None),
+            edges=edges(convention, variant if self._known else None, self._progress),
         )
 
     # -- words -------------------------------------------------------------------------------
@@ -342,7 +343,11 @@ class _Judgement:
     def _distances(self) -> list[Distance]:
         # Rounding is what is measured here, so that of the variant is left out.
         variant = self._variant.but(float32="nowhere", storage="as is")
-        return [distance(run, variant) for run in self._measured] if self._known else []
+        found: list[Distance] = []
+        for run in self._measured if self._known else []:
+            found.append(distance(run, variant))
+            self._progress.advance()
+        return found
 
     def _rule(self) -> Variant:
         """Return the faithful variant that this one is measured against."""
@@ -361,14 +366,15 @@ def _settled(variant: Variant, runs: Sequence[Observation]) -> Variant:
         return best if misfit(runs, best) < misfit(runs, variant) / 4.0 else variant
 
 
-def _spread(convention: Convention) -> tuple[Observation | None, float]:
+def _spread(
+    convention: Convention, probe: probes.Probe, which: Array, progress: Progress
+) -> tuple[Observation | None, float]:
     """Return the run of one large array, and how differently equal gradients move its elements.
 
     None and 0 where the subject cannot step such an array.
     """
-    probe, which = probes.large(convention.default)
     try:
-        run = observe(convention, probe, np.float32)
+        run = observe(convention, probe, np.float32, progress.advance)
     except Exception:
         return None, 0.0
     spread = 0.0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -135,11 +135,13 @@ def misfit(observations: Sequence[Observation], variant: Variant) -> float:
     return sum(found) / len(found) if found else 0.0
 
 
-def observe(convention: Convention, probe: Probe, dtype: Any) -> Observation:
+def observe(
+    convention: Convention, probe: Probe, dtype: Any, advance: Callable[[], object] = lambda: None
+) -> Observation:
     """Let the subject run through ``probe`` with parameters of ``dtype``.
 
-    A parameter that is no longer finite is put back to its last finite value, where the convention
-    allows it, so that the steps after it can be seen.
+    ``advance`` is called after each step. A parameter that is no longer finite is put back to its
+    last finite value, where the convention allows it, so that the steps after it can be seen.
     """
     trial = convention.start(
         [start.astype(dtype) for start in probe.start], probe.settings, probe.rates
@@ -161,5 +163,6 @@ def observe(convention: Convention, probe: Probe, dtype: Any) -> Observation:
         last = np.where(finite, after[t], last)
         if not finite.all() and not trial.put([each.astype(dtype) for each in last]):
             last = after[t].copy()
+        advance()
     settings = convention.standing(probe.settings)
     return Observation(probe, settings, found, before, after, writes)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -38,7 +40,12 @@ class Subject:
 
 
 def find(subject: object, options: Mapping[str, Any]) -> Subject:
-    """Return the subject that a name or a callable stands for. Raises CannotCheckError."""
+    """Return the subject that a name or a callable stands for, with ``options``.
+
+    Raises CannotCheckError.
+    """
+    if isinstance(subject, Subject):
+        return dataclasses.replace(subject, options=options)
     if isinstance(subject, str):
         return Subject(subject, _found(subject), options)
     if hasattr(subject, "step") and not isinstance(subject, type):
@@ -157,9 +164,18 @@ def arguments_of(signature: inspect.Signature, options: Mapping[str, Any]) -> Ar
 def _given(ours: str, theirs: str, value: Any) -> Any:
     """Return a setting that the user gave as numbers."""
     try:
-        return check_betas(value, theirs) if ours == "betas" else check_number(theirs, value)
+        if ours == "betas":
+            numbers = found = check_betas(value, theirs)
+        else:
+            numbers = (found := check_number(theirs, value),)
     except (TypeError, ValueError) as error:
         raise CannotCheckError(str(error)) from None
+    if not all(each is None or math.isfinite(each) for each in numbers):
+        raise CannotCheckError(
+            f"{theirs} is {value}, but a check needs finite settings, or no update tells anything. "
+            "What NaN and infinity in gradients do is told in every report, under edge."
+        )
+    return found
 
 
 def _names_in(known: Iterable[str]) -> dict[str, str]:

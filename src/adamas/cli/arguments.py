@@ -1,7 +1,8 @@
-"""What several commands take: counts, and files that they write."""
+"""What commands take: counts, options of what they check, and files that they write."""
 
 from __future__ import annotations
 
+import ast
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import click
 
 from adamas.checks import check_count
 
-__all__ = ["WholeNumber", "check_writable", "written"]
+__all__ = ["WholeNumber", "assigned", "check_writable", "written"]
 
 
 class WholeNumber(click.IntRange):
@@ -43,3 +44,41 @@ def check_writable(path: Path, option: str) -> None:
         ) from None
     if not existed:
         path.unlink()
+
+
+#: What stands for itself in an option, as Python writes it without quotes or does not write it.
+_WORDS = {
+    "nan": float("nan"),
+    "inf": float("inf"),
+    "infinity": float("inf"),
+    "true": True,
+    "false": False,
+}
+
+
+class _Words(ast.NodeTransformer):
+    """Puts constants in place of the words, and of ``float('nan')``."""
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        """Return the constant that a name stands for, if any."""
+        word = node.id.lower()
+        return ast.Constant(_WORDS[word]) if word in _WORDS else node
+
+    def visit_Call(self, node: ast.Call) -> ast.expr:
+        """Return the number of ``float('nan')`` and its kin."""
+        match node:
+            case ast.Call(ast.Name("float"), [ast.Constant(str(text))], []):
+                return ast.Constant(float(text))
+            case _:
+                return node
+
+
+def assigned(text: str) -> tuple[str, Any]:
+    """Return name and value of ``name=value``; the value is a Python literal, or else a string."""
+    name, equals, value = text.partition("=")
+    if not equals or not name.isidentifier():
+        raise ValueError(f"--set was given {text!r}, but it must be name=value, as amsgrad=True.")
+    try:
+        return name, ast.literal_eval(_Words().visit(ast.parse(value.strip(), mode="eval")))
+    except (ValueError, SyntaxError):
+        return name, value

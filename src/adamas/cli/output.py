@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
 import sys
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +15,7 @@ from adamas.extras import require
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["NOTE", "console_of", "progress_on", "say_where", "table_of"]
+__all__ = ["NOTE", "console_of", "progress_on", "say_where", "shown", "table_of"]
 
 #: What is printed wherever "note" stands among the methods.
 NOTE = 'note: Adam without the exponent t in the bias correction (bias_correction="first-step").'
@@ -20,6 +24,9 @@ NOTE = 'note: Adam without the exponent t in the bias correction (bias_correctio
 def console_of(who: str) -> Console:
     """Return a console that is plain where there is no terminal or NO_COLOR is set."""
     console = require("rich.console", who, "cli", "rich")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A console that has no β is no reason to fail.
+        sys.stdout.reconfigure(errors="replace")
     to_terminal = sys.stdout.isatty()
     return console.Console(highlight=False, width=None if to_terminal else 110)
 
@@ -43,6 +50,18 @@ def table_of(*columns: str) -> Any:
     for i, column in enumerate(columns):
         table.add_column(column, justify="left" if i == 0 else "right")
     return table
+
+
+@contextmanager
+def shown() -> Generator[None]:
+    """Let the exit code stand where what reads the output is gone, as behind ``| head -1``."""
+    try:
+        yield
+        sys.stdout.flush()
+    except (BrokenPipeError, SystemExit):
+        # What Python itself writes at its end goes nowhere.
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say_where(console: Console, path: Path, what: str = "") -> None:
