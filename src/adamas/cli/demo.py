@@ -131,13 +131,13 @@ def _around(values: Any, digits: int) -> str:
 
 def _told(outcomes: list[Outcome]) -> list[str]:
     """Return what stands under the table: what its numbers are, and what follows from them."""
-    from adamas.demo import GRID, verdicts
+    from adamas.demo import EPOCHS, GRID, verdicts
 
     count = len(outcomes[0].runs)
     seeds = "one seed" if count == 1 else f"{count} seeds, mean ± standard deviation"
-    grid = f"the best of {len(GRID)}, by the loss on the training images"
+    grid = f"the best of {len(GRID)} at {EPOCHS} epochs by the loss on the training images"
     return [
         f"{seeds[0].upper()}{seeds[1:]}.",
-        f"Learning rates fall linearly to 0; each begins with {grid}.",
+        f"Learning rates fall linearly to 0, from {grid}.",
         *verdicts(outcomes),
     ]
