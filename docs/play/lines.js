@@ -140,7 +140,8 @@ function formula_lines(settings, step, coordinate) {
   ];
 
   const slope = fraction(`∂${letter("f")}`, `∂${letter(x)}`);
-  add("g", [G, sign("="), slope], noisy ? "why_g_noise" : "why_g", () => "", q?.g);
+  const noise = noisy ? [sign("+"), letter("ξ")] : [];
+  add("g", [G, sign("="), slope, ...noise], noisy ? "why_g_noise" : "why_g", () => "", q?.g);
   if (mean) {
     const filled = () => `${pretty(beta1)}·${factor(q.before.m)} + ${pretty(1 - beta1)}·${factor(q.g)}`;
     add("m", moving(M, 1, G), "why_m", filled, q?.m);

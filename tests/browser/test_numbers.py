@@ -125,6 +125,12 @@ def test_the_formulas_have_the_numbers_of_the_table(opened):
         assert rules[5:] == ["Δ = ηm̂ / (√v̂ + ε)", "y ← y − Δ"]
 
 
+def test_the_noise_of_a_gradient_stands_in_its_formula(opened):
+    for name, formula in (("valley", "g = ∂f / (∂x) + ξ"), ("beale", "g = ∂f / (∂x)")):
+        with opened(f"#f={name}&t=1") as page:
+            assert page.text_content("#lines .rule") == formula
+
+
 @pytest.mark.parametrize("method", ["momentum", "rmsprop", "adam"])
 @pytest.mark.parametrize("correction", ["paper", "first-step", "none"])
 def test_each_method_shows_the_lines_that_it_has(opened, method, correction):

@@ -255,6 +255,7 @@ def test_a_slider_moves_by_keys_and_writes_its_number(opened):
     with opened("#t=5") as page:
         page.focus("#slider-beta1")
         page.keyboard.press("End")
+        settle(page)
         assert page.input_value("#amount-beta1") == "0.9999"
         page.keyboard.press("Home")
         settle(page)

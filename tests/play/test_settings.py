@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import adamas
+from adamas.coefficients import one_minus_power
 from adamas.palette import COLOURS
 from tests.support.node import PLAY, bits32, node
 
@@ -234,6 +235,29 @@ def test_every_text_is_used_and_every_text_that_is_used_is_there(named):
     quoted = set(re.findall(r"""["'](\w[\w-]*)["']""", scripts))
     quoted |= set(re.findall(r"\b(\w+): ", scripts))  # names of functions and amounts
     assert words - named.words - made - quoted == set()
+
+
+def test_what_experiments_promise_is_what_adamas_computes():
+    """For gradients that stay as they are: m = 1 − β1^t and v = 1 − β2^t of them."""
+
+    def note(t):  # the update in learning rates, where the exponent is missing
+        m, v = (one_minus_power(beta, t) / (1 - beta) for beta in (0.9, 0.999))
+        return m / v**0.5
+
+    without = (1 - 0.9) / (1 - 0.999) ** 0.5
+    assert round(note(10)) == 2
+    assert round(without) == 3
+    assert [round(1 / (1 - 0.9)), round(1 / (1 - 0.999) ** 0.5, -1)] == [10, 30]
+    words = node("return WORDS")
+    for language, (twice, tenth, thirtieth, three) in {
+        "en": ("twice", "a tenth", "a thirtieth", "three times"),
+        "uk": ("удвічі", "десята", "тридцята", "втричі"),
+    }.items():
+        text = words[language]["try_note_text"]
+        assert f"{note(10_000):.2f}" in text
+        assert twice in text
+        text = words[language]["try_start_text"]
+        assert all(each in text for each in (tenth, thirtieth, three)), language
 
 
 def test_no_ukrainian_text_is_left_in_english():
