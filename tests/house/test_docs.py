@@ -79,9 +79,11 @@ def test_the_table_of_the_note_is_what_adamas_computes():
         assert f"{m / (1 - 0.9) / (v / (1 - 0.999)) ** 0.5:.3f}" == ratio
 
 
-REPOSITORY = re.search(
-    r"^repo_url: (\S+)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE
-)[1]
+SETTINGS = dict(
+    re.findall(
+        r"^(repo_url|site_url): (\S+)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE
+    )
+)
 OTHERS = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "benchmarks").rglob("*.md"))]
 
 
@@ -95,11 +97,28 @@ def test_links_lead_to_files_that_exist(page):
         assert path.is_relative_to(site) or not page.is_relative_to(site), target
 
 
+def linked(*begins):
+    """What the links of all pages that begin so end with, without anchors."""
+    link = re.compile(rf"(?:{'|'.join(map(re.escape, begins))})([^)\s#\"'>]*)")
+    return {end for page in [*PAGES, *OTHERS] for end in link.findall(page.read_text("utf-8"))}
+
+
 def test_links_to_the_repository_lead_to_files_that_exist():
-    link = re.compile(rf"{re.escape(REPOSITORY)}/(?:blob|tree|raw)/main/([^)\s#\"'>]+)")
-    found = {path for page in [*PAGES, *OTHERS] for path in link.findall(page.read_text("utf-8"))}
-    assert len(found) > 5
+    repository = SETTINGS["repo_url"]
+    raw = repository.replace("https://github.com", "https://raw.githubusercontent.com")
+    ways = [f"{repository}/{kind}/main/" for kind in ("blob", "tree", "raw")]
+    found = linked(*ways, f"{raw}/main/")
+    assert len(found) > 10
     assert [path for path in found if not (ROOT / path).exists()] == []
+
+
+def test_links_to_the_site_lead_to_pages_that_exist():
+    found = linked(SETTINGS["site_url"])
+    assert len(found) > 10
+    docs = ROOT / "docs"
+    for url in found:
+        forms = (f"{url.rstrip('/')}.md", f"{url}index.md", f"{url}index.html")
+        assert any((docs / form).exists() for form in forms), url
 
 
 def test_every_picture_is_shown_on_light_pages_and_on_dark_ones():
