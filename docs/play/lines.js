@@ -22,39 +22,62 @@ function quantities(options, step, coordinate) {
   return { before, g, m, v, m_hat, v_hat, d, u, change, p };
 }
 
+/** The lines of rule.py, but those of AMSGrad; and what a method must keep for a line, if anything. */
+const RULE_LINES = [
+  ["g = g * c.grad_scale + c.l2 * p"],
+  ["m = flush(c.keep1 * m + c.take1 * g)", "m"],
+  ["v = flush(c.keep2 * v + c.take2 * g * g)", "v"],
+  ["s = v", "v"],
+  ["u = g"],
+  ["u = c.from_m * m + c.from_g * g", "m"],
+  ["d = sqrt(s + c.inner) * c.root + c.eps", "v"],
+  ["u = ratio(u, d)", "v"],
+  ["change = c.step * u + c.decay * p"],
+  ["p = p - change"],
+];
+
 /**
- * The lines of rule.py with the numbers of one coordinate filled in: text, the same with numbers,
- * and what comes out; `needs` names what the method must keep for the line, if it keeps none.
+ * The lines with the numbers of one coordinate: text, the same with numbers, and what comes out. A
+ * line that is left out names what the method does not keep; before the first step there is text.
  */
-function filled_lines(step, coordinate) {
+function filled_lines(settings, step, coordinate) {
+  const { mean, square } = METHODS[settings.method];
+  const kept = { m: mean, v: square };
+  const known = step === null ? null : values_of_lines(step, coordinate);
+  return RULE_LINES.map(([text, needs], number) => {
+    const [target, formula] = text.split(" = ");
+    const out = needs !== undefined && !kept[needs];
+    const line = { text, target, filled: null, result: null, needs: out ? needs : null };
+    if (out || known === null) {
+      return line;
+    }
+    const [values, result] = known[number];
+    const filled = formula.replace(/c\.(\w+)|\b\w+\b(?!\()/g, (name, coefficient) =>
+      short(coefficient === undefined ? values[name] : step.c[coefficient]),
+    );
+    return { ...line, filled, result };
+  });
+}
+
+/** For each line: the values that it reads, and what it gives. */
+function values_of_lines(step, coordinate) {
   const { c } = step;
   const { before, g: given, m, v, u, change, p } = step.made[coordinate];
   const g = f(f(given * c.grad_scale) + f(c.l2 * before.p));
   const top = m === null ? g : f(f(c.from_m * m) + f(c.from_g * g));
   const d = v === null ? null : f(f(sqrt(f(v + c.inner)) * c.root) + c.eps);
-  const lines = [
-    ["g = g * c.grad_scale + c.l2 * p", { g: given, p: before.p }, g],
-    ["m = flush(c.keep1 * m + c.take1 * g)", { m: before.m, g }, m, "m"],
-    ["v = flush(c.keep2 * v + c.take2 * g * g)", { v: before.v, g }, v, "v"],
-    ["s = v", { v }, v, "v"],
-    ["u = g", { g }, g],
-    ["u = c.from_m * m + c.from_g * g", { m, g }, top, "m"],
-    ["d = sqrt(s + c.inner) * c.root + c.eps", { s: v }, d, "v"],
-    ["u = ratio(u, d)", { u: top, d }, u, "v"],
-    ["change = c.step * u + c.decay * p", { u, p: before.p }, change],
-    ["p = p - change", { p: before.p, change }, p],
+  return [
+    [{ g: given, p: before.p }, g],
+    [{ m: before.m, g }, m],
+    [{ v: before.v, g }, v],
+    [{ v }, v],
+    [{ g }, g],
+    [{ m, g }, top],
+    [{ s: v }, d],
+    [{ u: top, d }, u],
+    [{ u, p: before.p }, change],
+    [{ p: before.p, change }, p],
   ];
-  return lines.map(([text, values, result, needs]) => {
-    const made = needs === undefined || step.made[coordinate][needs] !== null;
-    const [target, formula] = text.split(" = ");
-    if (!made) {
-      return { text, target, filled: null, result: null, needs };
-    }
-    const filled = formula.replace(/c\.(\w+)|\b\w+\b(?!\()/g, (name, number) =>
-      short(number === undefined ? values[name] : c[number]),
-    );
-    return { text, target, filled, result, needs: null };
-  });
 }
 
 // ── as formulas ──────────────────────────────────────────────────────────────────────────────────

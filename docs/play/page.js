@@ -132,7 +132,6 @@ function take_hash() {
 let hash_waits = null;
 function write_hash() {
   clearTimeout(hash_waits);
-  hash_waits = null;
   const hash = hash_of(state);
   if (hash !== location.hash) {
     history.replaceState(null, "", hash);
@@ -222,6 +221,17 @@ function values_of(made) {
   return made.values;
 }
 
+/** All that each step of a way is made of, by coordinate; worked out once. */
+function quantities_of(made) {
+  made.quantities ??= [[], []];
+  made.quantities.forEach((list, i) => {
+    for (let t = list.length; t < made.steps.length; t++) {
+      list.push(quantities(made.options, made.steps[t], i));
+    }
+  });
+  return made.quantities;
+}
+
 // ── showing ──────────────────────────────────────────────────────────────────────────────────────
 
 let shown_soon = false;
@@ -263,8 +273,9 @@ function show_now() {
   show_lines(steps === 0 ? null : way.steps[steps - 1], coordinate);
   show_numbers(steps === 0 ? null : way.steps[steps - 1]);
   show_kept();
-  if (hash_waits === null && !state.playing) {
-    hash_waits = setTimeout(write_hash, 120);
+  clearTimeout(hash_waits);
+  if (!state.playing) {
+    hash_waits = setTimeout(write_hash, 250); // browsers refuse addresses that change all the time
   }
 }
 
@@ -301,7 +312,7 @@ function show_lines(step, coordinate) {
   by_id("code-note").hidden = !code;
   const list = by_id("lines");
   list.className = code ? "code" : "formula";
-  const items = code && step ? code_items(step, coordinate) : formula_items(step, coordinate);
+  const items = code ? code_items(step, coordinate) : formula_items(step, coordinate);
   if (step === null) {
     items.push(made("li", { class: "first" }, word("first")));
   }
@@ -328,13 +339,14 @@ function formula_items(step, coordinate) {
 }
 
 function code_items(step, coordinate) {
-  return filled_lines(step, coordinate).map(({ text, target, filled, result, needs }) => {
+  return filled_lines(state.settings, step, coordinate).map((line) => {
+    const { text, target, filled, result, needs } = line;
     const item = made("li", {}, made("p", { class: "rule" }, text));
-    if (filled === null) {
+    if (needs !== null) {
       const method = METHODS[state.settings.method].name;
       item.className = "out";
       item.append(made("p", { class: "why" }, word("left_out", { method, needs })));
-    } else {
+    } else if (step !== null) {
       const numbers = made("p", { class: "numbers" }, `${target} = ${filled} = `);
       numbers.append(made("b", {}, short(result)));
       item.append(numbers);
@@ -344,10 +356,9 @@ function code_items(step, coordinate) {
 }
 
 function show_numbers(step) {
-  const options = options_of(state.settings);
   const { ink, muted } = theme_colours();
-  const found = [0, 1].map((i) => (step === null ? null : quantities(options, step, i)));
-  const over_time = [0, 1].map((i) => way.steps.map((each) => quantities(options, each, i)));
+  const over_time = quantities_of(way);
+  const found = [0, 1].map((i) => (step === null ? null : over_time[i][step.t - 1]));
   for (const [key, row] of QUANTITIES) {
     const cells = [by_id(`x-${key}`), by_id(`y-${key}`)];
     cells.forEach((cell, i) => {

@@ -110,6 +110,17 @@ def test_each_line_of_code_gives_its_number_from_those_filled_in(opened):
                 assert bits32(results[target]) == bits32(shown(page, key)[index]), target
 
 
+def test_before_the_first_step_there_are_formulas_and_lines_without_numbers(opened):
+    with opened() as page:
+        assert page.locator("#lines .rule").count() == 7
+        page.click("label[for=shown-as-code]")
+        settle(page)
+        assert page.locator("#lines .rule").all_text_contents()[-1] == "p = p - change"
+        assert page.locator("#lines .numbers").count() == 0
+        assert page.text_content("#lines .first") == "Make a step: then the numbers stand here."
+        assert page.locator("#numbers .number").all_text_contents() == ["−0.5", "−4.2", *"–" * 14]
+
+
 def test_the_formulas_have_the_numbers_of_the_table(opened):
     with opened("#f=rosenbrock&t=3&of=y") as page:
         lines = [text.split(" = ") for text in page.locator("#lines .numbers").all_text_contents()]

@@ -110,7 +110,7 @@ def test_lines_filled_in_with_numbers_end_where_the_rule_ends():
       way.to(5);
       for (const step of way.steps) {
         for (const i of [0, 1]) {
-          const lines = filled_lines(step, i);
+          const lines = filled_lines(way.settings, step, i);
           const { g, m, v, u, change, p } = step.made[i];
           const q = quantities(way.options, step, i);
           const of = (text) => lines.find((line) => line.text.startsWith(text)).result;
