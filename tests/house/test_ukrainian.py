@@ -162,7 +162,7 @@ def sections(page):
     return [len(level) for level in re.findall(r"^(#+) ", text, re.MULTILINE)]
 
 
-@pytest.mark.parametrize("guide", ["command-line", "minimize"])
+@pytest.mark.parametrize("guide", ["command-line", "minimize", "torch"])
 def test_a_guide_has_the_same_sections_in_both_languages(guide):
     english = sections(ROOT / "docs" / "guides" / f"{guide}.md")
     assert len(english) > 5
@@ -179,7 +179,7 @@ def statements(page):
     return ast.unparse(tree)
 
 
-@pytest.mark.parametrize("guide", ["minimize"])
+@pytest.mark.parametrize("guide", ["minimize", "torch"])
 def test_a_guide_has_the_same_code_in_both_languages(guide):
     english = statements(ROOT / "docs" / "guides" / f"{guide}.md")
     assert len(english.splitlines()) > 20
