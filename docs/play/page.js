@@ -388,7 +388,7 @@ function show_kept() {
     const text = word("kept_way", {
       name: METHODS[kept.method].name,
       lr: pretty(kept.lr),
-      correction: word(kept.correction),
+      correction: word(kept.correction === "none" ? "uncorrected" : kept.correction),
       f: pretty(values_of(made_way)[t], 3),
       t,
     });

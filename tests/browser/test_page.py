@@ -308,7 +308,7 @@ def test_paths_are_kept_compared_and_removed(opened):
         settle(page)
         kept = page.locator("#kept li")
         assert kept.count() == 5
-        assert "Momentum, η 0.01, none: f =" in kept.nth(1).text_content()
+        assert "Momentum, η 0.01, no bias correction: f =" in kept.nth(1).text_content()
         swatches = [s.get_attribute("style") for s in page.locator("#kept .swatch").all()]
         order = ("Adam", "Momentum", "RMSProp", "Adam", "note")
         assert swatches == [f"--swatch: {COLOURS[name]}" for name in order]
