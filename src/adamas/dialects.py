@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 
 __all__ = ["Dialect", "with_conventions"]
 
+#: Whose Adam is meant where nothing else is said.
 Dialect = Literal["torch", "optax", "keras", "paper", "note"]
 
 _BETAS = (0.9, 0.999)

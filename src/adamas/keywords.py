@@ -34,6 +34,7 @@ else:
 
 __all__ = ["MethodName", "MinimizeArguments", "OptionArguments", "PhaseArguments", "Unpack"]
 
+#: The method that looks for the minimum.
 MethodName = Literal["adam", "momentum", "rmsprop"]
 
 

@@ -38,10 +38,15 @@ __all__ = [
 
 #: A learning rate that depends on the step: called with the number of the coming step, 1 first.
 Schedule = Callable[[int], float]
+#: A number, or a schedule.
 LearningRate = float | Schedule
+#: What the moving averages are divided by: 1 - β^t, 1 - β, or nothing.
 BiasCorrection = Literal["paper", "first-step", "none"]
+#: Where ε is added: to the corrected root, to the root before, or under it.
 EpsPlace = Literal["corrected", "uncorrected", "inside"]
+#: How weights decay: through the gradient, beside it, or apart from the learning rate.
 Decay = Literal["l2", "decoupled", "fully-decoupled"]
+#: What a step does with gradients that are infinite or NaN: steps, leaves out, or raises.
 OnNonfinite = Literal["propagate", "skip", "raise"]
 
 

@@ -30,6 +30,7 @@ from adamas.noise import Look, Record, look
 __all__ = ["Evaluate", "Quotients", "Scheme", "Sight", "check_workers", "evaluating"]
 
 Vector = NDArray[np.float64]
+#: How derivatives are found by differences: forward, central, or of complex steps.
 Scheme = Literal["2-point", "3-point", "cs"]
 #: Gives what the user's function returns at each of some points.
 Evaluate = Callable[[Sequence[Any]], list[Any]]

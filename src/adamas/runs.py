@@ -21,6 +21,7 @@ from adamas.turns import CHANGED
 __all__ = ["Engine", "Run", "Weights"]
 
 Array = NDArray[Any]
+#: What makes the steps: the compiled engine, the rule itself, or Triton's kernels.
 Engine = Literal["native", "reference", "triton"]
 
 _ENGINES: dict[str, Any] = {"native": native, "reference": reference, "triton": triton}

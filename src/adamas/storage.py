@@ -24,7 +24,9 @@ __all__ = [
     "bits_of",
 ]
 
+#: How a moving average is stored: as it is, or in fewer bits.
 StateForm = Literal["float32", "bfloat16", "compact", "8bit"]
+#: How parameters and moving averages that are stored in few bits are rounded.
 Rounding = Literal["nearest", "stochastic", "remainder", "remainder8"]
 
 #: The dtypes that each form stores codes in, by name; "float32" has numbers in place of codes.

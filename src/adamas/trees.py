@@ -13,7 +13,8 @@ from adamas.checks import kind
 
 __all__ = ["LONE", "Tree", "changed_leaf", "difference_of_keys", "leaves", "matching_leaves"]
 
-Tree = Any  # an array, or a list, tuple or dict of trees; typing cannot say it recursively
+#: An array, or a list, tuple or dict of trees; typing cannot say it recursively.
+Tree = Any
 
 #: The name of an array that stands alone.
 LONE = "x"

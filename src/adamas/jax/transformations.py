@@ -28,8 +28,11 @@ __all__ = ["adam", "adamw", "amsgrad", "momentum", "nadam", "nadamw", "rmsprop",
 
 Array = Any
 Tree = Any
+#: A number that depends on the step: called with the count, which is 0 at the first.
 Schedule = Callable[[Any], Any]
+#: How m and v are stored: one form for both, or a pair.
 Forms = StateForm | tuple[StateForm, StateForm]
+#: What optax's functions return: ``init`` and ``update``.
 Transformation = optax.GradientTransformationExtraArgs
 
 

@@ -98,7 +98,7 @@ class AnyArguments(AdamArguments, RMSpropArguments, SGDArguments, total=False):
 
 
 def names(pattern: str | Iterable[str] = "*") -> list[str]:
-    """Return the names that ``create`` knows, sorted: those that fit a pattern ("*adam*").
+    """Return the names that ``create`` knows, sorted: those that fit a pattern (``"*adam*"``).
 
     Of several patterns one has to fit.
     """

@@ -36,6 +36,7 @@ from adamas.turns import would_lose
 
 __all__ = ["Optimizer", "Params"]
 
+#: Parameters, groups of them with options, or parameters with their names, as torch takes them.
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
