@@ -17,7 +17,7 @@ from adamas.engines.native import outcome_of
 from adamas.options import Options, Phase
 from tests.support.cases import PATIENCE, python, unreadable
 
-NEEDS_TRITON = pytest.mark.skipif(not find_spec("triton"), reason="Triton is made for Linux")
+NEEDS_TRITON = pytest.mark.skipif(not find_spec("triton"), reason="Triton is not installed")
 if find_spec("triton"):
     import tests.support.triton_plans  # noqa: F401  its interpreter is faster
 
