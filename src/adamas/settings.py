@@ -31,6 +31,8 @@ __all__ = [
 #: Where it stands in a state_dict, if anything was set.
 KEY = "phase"
 _SETTABLE = ("clip_norm", "on_nonfinite")
+#: What the options of whole steps are where none is given.
+_USUAL = {**vars(Phase()), "offload": False}
 #: What help() and editors say of them.
 _SAID = {
     "clip_norm": "Most that the norm of all gradients may be, or None. May be set between steps.",
@@ -148,8 +150,7 @@ def whole() -> Fixed[Phase]:
 
 def told(options: Mapping[str, Any]) -> dict[str, Any]:
     """Return those of the options of whole steps that are not what they are where none is given."""
-    usual = {**vars(Phase()), "offload": False}
-    return {name: value for name, value in options.items() if value != usual.get(name)}
+    return {name: value for name, value in options.items() if value != _USUAL.get(name)}
 
 
 def shown(text: str, options: Mapping[str, Any]) -> str:

@@ -70,9 +70,9 @@ class AdamW(Adam):
         fused: bool | None = None,
         **phase: Unpack[PhaseArguments],
     ) -> None:
-        options = _given(locals())
+        options = _given(locals()) | {"decoupled_weight_decay": True}
         arguments.refuse_unknown(type(self), phase.keys() & {"decoupled_weight_decay"})
-        super().__init__(params, **options, decoupled_weight_decay=True, **phase)
+        super(Adam, self).__init__(params, options, **phase)  # which sorts them no second time
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state; the decay stays decoupled, whatever an old one says."""
