@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import gc
+import pickle
 import threading
 import weakref
 from collections.abc import Generator
@@ -16,6 +18,7 @@ torch = pytest.importorskip("torch")
 from torch import Tensor, nn  # noqa: E402
 from torch.overrides import TorchFunctionMode  # noqa: E402
 
+import adamas  # noqa: E402
 import adamas.torch as ours  # noqa: E402
 from tests.support.torch_routes import standing_in  # noqa: E402
 
@@ -246,39 +249,59 @@ def test_a_plan_that_is_taken_up_again_ends_where_its_own_counts_do():
     ("spoil", "error", "text"),
     [
         (
-            lambda groups: groups[0]["params"].append(5),
+            lambda optimizer: optimizer.param_groups[0]["params"].append(5),
             TypeError,
             "param_groups[0]['params'][2] is an int, but parameters are tensors. Take it out, or "
             "put the parameter itself there.",
         ),
         (
-            lambda groups: groups[0].update(params=torch.ones(2)),
+            lambda optimizer: optimizer.param_groups[0].update(params=torch.ones(2)),
             TypeError,
             "param_groups[0]['params'] is a Tensor, but it must be a list of tensors. Set it to "
             "the parameters of the group.",
         ),
         (
-            lambda groups: groups[0].pop("params"),
+            lambda optimizer: optimizer.param_groups[0].pop("params"),
             KeyError,
             "param_groups[0] has no 'params' any more. Set it to the list of its parameters.",
         ),
         (
-            lambda groups: groups.append(None),
+            lambda optimizer: optimizer.param_groups.append(None),
             TypeError,
             "param_groups[1] is None, but groups are dicts. Take it out; add_param_group() adds "
             "one.",
         ),
+        (
+            lambda optimizer: setattr(optimizer, "param_groups", None),
+            TypeError,
+            "param_groups is None, but it must be the list of the optimizer's groups. Set it to "
+            "what it was, or make the optimizer anew.",
+        ),
     ],
 )
-def test_what_is_no_group_of_parameters_is_said_before_a_step_moves_any(spoil, error, text, phase):
+def test_what_is_no_group_of_parameters_is_said_before_anything_is_done(
+    tmp_path, spoil, error, text, phase
+):
     parameters = [nn.Parameter(torch.ones(3)) for _ in range(2)]
     for p in parameters:
         p.grad = torch.ones(3)
     optimizer = ours.AdamW(parameters, **phase)
     optimizer.step()
     before = [p.detach().clone() for p in parameters]
-    spoil(optimizer.param_groups)
-    reads = [optimizer.step, optimizer.routes]
+    saved = copy.deepcopy(optimizer.state_dict())
+    spoil(optimizer)
+    reads = [
+        optimizer.step,
+        optimizer.routes,
+        optimizer.state_dict,
+        optimizer.snapshot().__enter__,
+        lambda: optimizer.load_state_dict(saved),
+        lambda: optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))]}),
+        lambda: adamas.save(tmp_path / "run.safetensors", optimizer),
+        lambda: pickle.dumps(optimizer),
+        lambda: copy.deepcopy(optimizer),
+        lambda: repr(optimizer),
+    ]
     if "copy_to" in phase:
         reads.append(lambda: optimizer.copies)
     for read in reads:
@@ -324,3 +347,55 @@ def test_a_parameter_that_is_put_in_or_taken_out_beside_its_name_moves_no_other_
     with optimizer.snapshot() as snapshot:
         assert list(snapshot.parameters) == names
         assert snapshot.parameters["last"] is last
+
+
+@pytest.mark.parametrize("phase", [{"ema": 0.9}, {"ema": 0.9, "clip_norm": 1.0}], ids=repr)
+def test_what_is_no_dict_of_states_is_said_before_anything_is_done(phase):
+    parameters = [nn.Parameter(torch.ones(3)) for _ in range(2)]
+    give_gradients(parameters)
+    optimizer = ours.AdamW(parameters, **phase)
+    optimizer.step()
+    before, kept = [p.detach().clone() for p in parameters], optimizer.state
+    reads = [
+        optimizer.step,
+        optimizer.state_dict,
+        lambda: optimizer.ema_weights().__enter__(),
+        lambda: pickle.dumps(optimizer),
+    ]
+    for read in reads:
+        optimizer.state = None
+        with pytest.raises(TypeError) as told:
+            read()
+        assert told.value.args == (
+            "state is None, but it must be the dict of the optimizer's states. Set it to what it "
+            "was; optimizer.state.clear() begins anew.",
+        )
+        assert all(map(torch.equal, parameters, before))
+    optimizer.state = kept
+    optimizer.step()
+    assert not any(map(torch.equal, parameters, before))
+
+
+def test_what_was_taken_out_of_the_groups_is_said_where_it_is_asked_for():
+    kept, lost = nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2, 2))
+    optimizer = ours.AdamW([kept, lost], statistics=True)
+    give_gradients([kept, lost])
+    optimizer.step()
+    optimizer.param_groups[0]["params"].pop()
+    with pytest.raises(KeyError) as told:
+        optimizer.state_dict()
+    assert told.value.args == (
+        "A parameter of shape (2, 2) has a state, but is in no group any more, so there is nothing "
+        "to save it under. Put it back into a group, or take out its state: del "
+        "optimizer.state[parameter].",
+    )
+    with pytest.raises(RuntimeError) as told:
+        optimizer.statistics()
+    assert told.value.args == (
+        "Parameters were taken out of param_groups since the last step, so its statistics have no "
+        "names. Make a step first.",
+    )
+    del optimizer.state[lost]
+    assert list(optimizer.state_dict()["state"]) == [0]
+    optimizer.step()
+    assert {tag.partition("/")[0] for tag in optimizer.statistics()} == {"0.0"}

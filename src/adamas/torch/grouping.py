@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from adamas.checks import check_amount, check_number, kind
 from adamas.torch.layers import is_norm, layers_of
 
-__all__ = ["check_parameters", "names_of", "param_groups", "parameters_of", "places_of"]
+__all__ = [
+    "check_parameters",
+    "check_states",
+    "names_of",
+    "param_groups",
+    "parameters_of",
+    "places_of",
+]
 
 
 class _Place(NamedTuple):
@@ -144,6 +151,11 @@ def parameters_of(groups: Iterable[dict[str, Any]]) -> list[Tensor]:
 
 def check_parameters(groups: Sequence[dict[str, Any]]) -> None:
     """Raise TypeError or KeyError where a group has something else in place of its parameters."""
+    if not isinstance(groups, (list, tuple)):
+        raise TypeError(
+            f"param_groups is {kind(groups)}, but it must be the list of the optimizer's groups. "
+            "Set it to what it was, or make the optimizer anew."
+        )
     for i, group in enumerate(groups):
         if not isinstance(group, dict):
             raise TypeError(
@@ -166,6 +178,29 @@ def check_parameters(groups: Sequence[dict[str, Any]]) -> None:
                     f"param_groups[{i}]['params'][{j}] is {kind(each)}, but parameters are "
                     "tensors. Take it out, or put the parameter itself there."
                 )
+
+
+def check_state(states: object) -> None:
+    """Raise TypeError where something stands in place of the optimizer's `state`."""
+    if not isinstance(states, dict):
+        raise TypeError(
+            f"state is {kind(states)}, but it must be the dict of the optimizer's states. Set it "
+            "to what it was; optimizer.state.clear() begins anew."
+        )
+
+
+def check_states(groups: Sequence[dict[str, Any]], states: Mapping[Any, Any]) -> None:
+    """Raise as `check_parameters`, and KeyError for a state whose parameter is in no group."""
+    check_parameters(groups)
+    check_state(states)
+    known = {id(parameter) for parameter in parameters_of(groups)}
+    for each in states:
+        if isinstance(each, Tensor) and id(each) not in known:
+            raise KeyError(
+                f"A parameter of shape {tuple(each.shape)} has a state, but is in no group any "
+                "more, so there is nothing to save it under. Put it back into a group, or take out "
+                "its state: del optimizer.state[parameter]."
+            )
 
 
 def names_of(groups: Sequence[dict[str, Any]]) -> list[str]:

@@ -26,7 +26,13 @@ from adamas.statistics import NOT_TAKEN
 from adamas.torch import arguments, loading
 from adamas.torch.arguments import CopyTo, Engine, PhaseArguments
 from adamas.torch.copies import Copies
-from adamas.torch.grouping import names_of, parameters_of
+from adamas.torch.grouping import (
+    check_parameters,
+    check_state,
+    check_states,
+    names_of,
+    parameters_of,
+)
 from adamas.torch.keeping import NOT_DIFFERENTIABLE, Keeping
 from adamas.torch.methods import Method
 from adamas.torch.numbers import Scaling
@@ -109,6 +115,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __repr__(self) -> str:
         """Return torch's own text, and what was given or set for whole steps."""
+        check_parameters(self.param_groups)
         told = settings.told({**self._own, "copy_to": self._copies.told})
         return settings.shown(super().__repr__(), told)
 
@@ -141,13 +148,17 @@ class Optimizer(torch.optim.Optimizer):
             return self._observed_step() if closure is None else self._observed_step(closure)
         # What nearly every step is, with next to no Python around the native call.
         direct = self._stepper.direct
-        if (
-            direct is not None
-            and closure is None
-            and "found_inf" not in self.__dict__
-            and direct(self.param_groups, self.state) is None
-        ):
-            return None
+        try:
+            if (
+                direct is not None
+                and closure is None
+                and "found_inf" not in self.__dict__
+                and direct(self.param_groups, self.state) is None
+            ):
+                return None
+        except TypeError:  # the compiled module takes no None; what follows says so
+            if isinstance(self.param_groups, list) and isinstance(self.state, dict):
+                raise
         return self._step(closure)
 
     #: torch wraps `step` for hooks and the profiler unless it finds this; see `_observed_step`.
@@ -156,6 +167,9 @@ class Optimizer(torch.optim.Optimizer):
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         if torch.compiler.is_compiling():  # of a training step: this is not for its graph
             return _uncompiled_step(self, closure)
+        if not (isinstance(self.param_groups, list) and isinstance(self.state, dict)):
+            check_parameters(self.param_groups)
+            check_state(self.state)
         loss = None
         turn = self._stepper.turn
         if turn.is_busy or turn.plan is not None:
@@ -233,6 +247,7 @@ class Optimizer(torch.optim.Optimizer):
         RuntimeError. Parameters that were never stepped stay as they are, and so do a model's
         buffers, as with torch's AveragedModel. Raises RuntimeError without ``ema``, or in itself.
         """
+        check_state(self.state)
         return self._stepper.averaged(self.param_groups, self.state)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -246,6 +261,7 @@ class Optimizer(torch.optim.Optimizer):
                 self.defaults = shown
 
     def _add_group(self, param_group: dict[str, Any]) -> None:
+        check_parameters(self.param_groups)
         given = None
         if isinstance(param_group, dict):  # torch refuses others
             given, before = self._copies.asked_of(param_group), self.param_groups
@@ -275,6 +291,7 @@ class Optimizer(torch.optim.Optimizer):
         ``snapshot`` where other threads step.
         """
         with self._stepper.held(would_lose("a checkpoint")):
+            check_states(self.param_groups, self.state)
             sets = settings.stepping(self)
             saved = {**super().state_dict(), **settings.saved(sets._phase, sets._phase_set)}
             return loading.saved(saved, self.param_groups, self._method, packed=packed)
@@ -301,6 +318,7 @@ class Optimizer(torch.optim.Optimizer):
         do. What hooks do after loading stands.
         """
         with self._stepper.held("what is loaded would not belong to the weights that come back"):
+            check_parameters(self.param_groups)
             before = dict(self.__dict__)
             try:
                 loading.take_over(self, self._keeping, state_dict)
@@ -312,6 +330,8 @@ class Optimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return what torch keeps, and the phase; refuse to be pickled with steps between."""
         with self._stepper.held(would_lose("a copy")):
+            check_parameters(self.param_groups)
+            check_state(self.state)
             kept = settings.stepping(self)
             own = {name: getattr(kept, name) for name in (*_OWN, "skipped")}
             return {**super().__getstate__(), **own, _STILL: Still(self, self._stepper.turn)}

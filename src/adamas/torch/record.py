@@ -78,6 +78,11 @@ class Record:
         taken_of_all = None if self._made is None else self._made.statistics
         if taken_of_all is None:
             raise RuntimeError(NONE_LEFT)
+        if any(member.place >= len(names) for member in self._reported):
+            raise RuntimeError(
+                "Parameters were taken out of param_groups since the last step, so its statistics "
+                "have no names. Make a step first."
+            )
         return {
             f"{names[member.place]}/{field}": torch.tensor(value, dtype=torch.float64)
             for member, taken in zip(self._reported, taken_of_all, strict=True)
