@@ -156,6 +156,7 @@ def test_what_the_classifiers_promise_is_tested():
     folders = re.findall(r"\{project\}/(\S+)", tests)
     assert folders == ["tests/definition", "tests/engines", "tests/numpy"]
     assert all((ROOT / each).is_dir() for each in folders)
+    assert set(settings["test-requires"]) <= {*EXTRAS["test"], *EXTRAS["cli"]}
 
 
 # ── extras ─────────────────────────────────────────────────────────────────────────────────────
