@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import struct
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -77,27 +78,25 @@ _CHOICES = [
 ]
 
 
-@pytest.mark.parametrize("betas", [(0.9, 0.999), (0.9, None), (None, 0.9), (0.0, 0.99999)])
-def test_the_numbers_of_a_step_have_the_bits_of_python(betas):
-    steps = (1, 2, 3, 10, 999, 65537)
-    choices = [each for each in _CHOICES if betas[0] is not None or not each.get("nesterov")]
-    if betas[1] is None:
-        choices = [each for each in choices if "eps_place" not in each]
-    wanted = [
-        bits64(at_step(Options(betas=betas, **choice), step, 0.7, 0.5))
-        for choice in choices
-        for step in steps
+def test_the_numbers_of_a_step_have_the_bits_of_python():
+    cases = [
+        (betas, choice, step)
+        for betas in ((0.9, 0.999), (0.9, None), (None, 0.9), (0.0, 0.99999))
+        for choice in _CHOICES
+        for step in (1, 2, 3, 10, 999, 65537)
+        if betas[0] is not None or "nesterov" not in choice
+        if betas[1] is not None or "eps_place" not in choice
     ]
     script = """
-    const [beta1, beta2] = given.betas;
-    return given.choices.flatMap((choice) => given.steps.map((step) => {
+    return given.map(([[beta1, beta2], choice, step]) => {
       const c = at_step({ ...DEFAULT_OPTIONS, beta1, beta2, ...choice }, step, 0.7, 0.5);
-      return Object.values(c).map(bits64);
-    }));
+      return [Object.keys(c), Object.values(c).map(bits64)];
+    });
     """
-    assert node(script, {"betas": betas, "choices": choices, "steps": steps}) == wanted
-    names = node("return Object.keys(at_step(DEFAULT_OPTIONS, 1, 0.1))")
-    assert names == list(at_step(Options(), 1, 0.1)._fields)
+    for (betas, choice, step), (names, bits) in zip(cases, node(script, cases), strict=True):
+        wanted = at_step(Options(betas=betas, **choice), step, 0.7, 0.5)
+        assert names == list(wanted._fields)
+        assert bits == bits64(wanted), (betas, choice, step)
 
 
 def test_one_minus_a_power_has_the_bits_of_python():
@@ -117,46 +116,52 @@ def points_of(name):
     return [*inside.tolist(), list(track.start), *map(list, track.minima)]
 
 
-_ALL_OF = """
-const track = FUNCTIONS[given.name];
-return given.points.map(([x, y]) => [track.value(x, y), ...track.gradient(x, y)].map(bits64));
-"""
+@pytest.fixture(scope="module")
+def page():
+    """The functions of the page, and bits of values and gradients by function and point."""
+    script = """
+    const bits = {};
+    for (const [name, points] of Object.entries(given)) {
+      const { value, gradient } = FUNCTIONS[name];
+      bits[name] = points.map(([x, y]) => [value(x, y), ...gradient(x, y)].map(bits64));
+    }
+    return { functions: FUNCTIONS, bits };
+    """
+    return SimpleNamespace(**node(script, {name: points_of(name) for name in FUNCTIONS}))
 
 
 @pytest.mark.parametrize("name", ["himmelblau", "rosenbrock", "beale"])
-def test_a_polynomial_has_the_bits_of_the_race(name):
-    points, track = points_of(name), FUNCTIONS[name]
-    made = node(_ALL_OF, {"name": name, "points": points})
-    for point, page in zip(points, made, strict=True):
+def test_a_polynomial_has_the_bits_of_the_race(page, name):
+    track = FUNCTIONS[name]
+    for point, bits in zip(points_of(name), page.bits[name], strict=True):
         here = np.array([Multiplied(x) for x in point], dtype=object)
-        assert page == bits64([track.value(here), *track.gradient(here)])
+        assert bits == bits64([track.value(here), *track.gradient(here)])
 
 
-def test_rastrigin_is_that_of_the_race_but_for_the_rounding_of_sines():
+def test_rastrigin_is_that_of_the_race_but_for_the_rounding_of_sines(page):
     """Engines and libraries give sines within 1 ulp, so two of them differ by 2, of at most 2^-53.
 
     In the value that is 2 · 10 · 2^-52, in the gradient 20π · 2^-52. Each has fewer than ten other
     operations, on numbers below 128, that round by at most 2^-47 here and there.
     """
     points, track = points_of("rastrigin"), FUNCTIONS["rastrigin"]
-    bits = node(_ALL_OF, {"name": "rastrigin", "points": points})
-    made = np.array(bits, dtype=np.uint64).view(np.float64)
+    made = np.array(page.bits["rastrigin"], dtype=np.uint64).view(np.float64)
     wanted = [[track.value(p), *track.gradient(p)] for p in map(np.array, points)]
     bound = np.array([20, 20 * np.pi, 20 * np.pi]) * 2.0**-52 + 2 * 10 * 2.0**-47
     assert (np.abs(made - np.array(wanted)) <= bound).all()
 
 
 @pytest.mark.parametrize("name", FUNCTIONS)
-def test_start_picture_and_minima_are_those_of_the_race(name):
-    track = node("return FUNCTIONS[given]", name)
+def test_start_picture_and_minima_are_those_of_the_race(page, name):
+    track = page.functions[name]
     ours = FUNCTIONS[name]
     assert track["start"] == list(ours.start)
     assert track["view"] == [list(bounds) for bounds in ours.view]
     assert track["minima"] == [list(point) for point in ours.minima]
 
 
-def test_the_page_has_every_function_of_the_race_and_a_valley():
-    assert node("return Object.keys(FUNCTIONS)") == [*FUNCTIONS, "valley"]
+def test_the_page_has_every_function_of_the_race_and_a_valley(page):
+    assert list(page.functions) == [*FUNCTIONS, "valley"]
 
 
 def test_the_gradient_of_the_valley_is_that_of_its_value():

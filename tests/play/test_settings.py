@@ -6,6 +6,7 @@ import inspect
 import re
 from html.parser import HTMLParser
 from itertools import product
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,12 +16,19 @@ from adamas.coefficients import one_minus_power
 from adamas.palette import COLOURS
 from tests.support.node import PLAY, bits32, node
 
+
+@pytest.fixture(scope="module")
+def page():
+    """What the page is made of: methods, forms of bias correction, words."""
+    return SimpleNamespace(**node("return { METHODS, CORRECTIONS, WORDS }"))
+
+
 # ── methods ────────────────────────────────────────────────────────────────────────────────────
 
 
-def test_each_method_does_what_adamas_does_where_nothing_is_said():
+def test_each_method_does_what_adamas_does_where_nothing_is_said(page):
     kinds = {"momentum": adamas.Momentum, "rmsprop": adamas.RMSProp, "adam": adamas.Adam}
-    found = node("return METHODS")
+    found = page.METHODS
     assert list(found) == list(kinds)
     for key, kind in kinds.items():
         method = found[key]
@@ -44,12 +52,12 @@ def test_the_colours_of_the_methods_are_those_of_the_pictures():
     assert found == COLOURS
 
 
-def test_the_forms_of_bias_correction_are_those_of_adamas():
+def test_the_forms_of_bias_correction_are_those_of_adamas(page):
     annotation = inspect.signature(adamas.Adam).parameters["bias_correction"].annotation
     assert "BiasCorrection" in str(annotation)
-    for form in node("return CORRECTIONS"):
+    for form in page.CORRECTIONS:
         adamas.Adam(np.zeros(1), bias_correction=form)
-    assert len(node("return CORRECTIONS")) == 3
+    assert len(page.CORRECTIONS) == 3
 
 
 def test_a_way_has_the_bits_of_adamas_with_noise_too():
@@ -215,8 +223,8 @@ def named():
     return parser
 
 
-def test_both_languages_say_the_same_things_with_the_same_gaps():
-    words = node("return WORDS")
+def test_both_languages_say_the_same_things_with_the_same_gaps(page):
+    words = page.WORDS
     assert list(words) == ["en", "uk"]
     assert list(words["en"]) == list(words["uk"])
     for key, text in words["en"].items():
@@ -224,20 +232,20 @@ def test_both_languages_say_the_same_things_with_the_same_gaps():
         assert gaps[0] == gaps[1], key
 
 
-def test_every_text_is_used_and_every_text_that_is_used_is_there(named):
-    words = set(node("return Object.keys(WORDS.en)"))
+def test_every_text_is_used_and_every_text_that_is_used_is_there(page, named):
+    words = set(page.WORDS["en"])
     assert named.words <= words
     scripts = "".join(
         (PLAY / name).read_text("utf-8") for name in named.files if name != "words.js"
     )
-    made = {f"why_update_{m}" for m in node("return Object.keys(METHODS)")}
+    made = {f"why_update_{m}" for m in page.METHODS}
     made |= {f"{key}_text" for key in re.findall(r'"(try_\w+)"', scripts)} | {"start_x", "start_y"}
     quoted = set(re.findall(r"""["'](\w[\w-]*)["']""", scripts))
     quoted |= set(re.findall(r"\b(\w+): ", scripts))  # names of functions and amounts
     assert words - named.words - made - quoted == set()
 
 
-def test_what_experiments_promise_is_what_adamas_computes():
+def test_what_experiments_promise_is_what_adamas_computes(page):
     """For gradients that stay as they are: m = 1 − β1^t and v = 1 − β2^t of them."""
 
     def note(t):  # the update in learning rates, where the exponent is missing
@@ -248,7 +256,7 @@ def test_what_experiments_promise_is_what_adamas_computes():
     assert round(note(10)) == 2
     assert round(without) == 3
     assert [round(1 / (1 - 0.9)), round(1 / (1 - 0.999) ** 0.5, -1)] == [10, 30]
-    words = node("return WORDS")
+    words = page.WORDS
     for language, (twice, tenth, thirtieth, three) in {
         "en": ("twice", "a tenth", "a thirtieth", "three times"),
         "uk": ("удвічі", "десята", "тридцята", "втричі"),
@@ -260,8 +268,8 @@ def test_what_experiments_promise_is_what_adamas_computes():
         assert all(each in text for each in (tenth, thirtieth, three)), language
 
 
-def test_no_ukrainian_text_is_left_in_english():
-    words = node("return WORDS.uk")
+def test_no_ukrainian_text_is_left_in_english(page):
+    words = page.WORDS["uk"]
     latin = {key for key, text in words.items() if not re.search("[а-яіїєґ]", text, re.IGNORECASE)}
     assert latin == {"to_other_language", "now"}
 
