@@ -417,7 +417,7 @@ def _pieces(parameters: list[Any], *, ends_match: bool) -> Iterable[tuple[int, s
     """Yield what is compared: places of parameters, with the elements of each.
 
     ``ends_match`` says that an element's step does not depend on where it stands; where it does,
-    as in rounding by chance, only a beginning can be made again by itself.
+    as in stochastic rounding, only a beginning can be made again by itself.
     """
     whole = sum(each.numel() for each in parameters) <= COMPARED_WHOLE
     for place in range(len(parameters)):

@@ -30,7 +30,9 @@ with tempfile.TemporaryDirectory() as directory:
     weights, optimizer = start()
     for step in range(60):
         optimizer.step(gradients(weights, step))
-    adamas.save(path, optimizer)  # whole or not at all, whenever the power fails
+    adamas.save(
+        path, optimizer
+    )  # atomically: the old file or the new one, whenever the power fails
     print(f"{path.name} holds {path.stat().st_size} bytes")
 
     weights, optimizer = start()  # another process, another day

@@ -52,7 +52,7 @@ inline void write_copy(DType type, std::uint16_t* __restrict copy, const T* __re
     }
 }
 
-// -- by chance: the addend has 16 random bits ----------------------------------------------------
+// -- stochastic rounding: the addend has 16 random bits ------------------------------------------
 
 inline std::uint16_t to_bfloat16_by_chance(float x, std::uint32_t addend) {
     std::uint32_t bits = bits_of(x);

@@ -1,4 +1,4 @@
-// What target.cpp offers for each machine: the border between code compiled once per machine and
+// What target.cpp offers for each machine: the interface between code compiled once per machine and
 // the rest.
 #pragma once
 

@@ -1,4 +1,4 @@
-// How one tensor and its running means are stored: src/adamas/storage.py. The sweep, the plans and
+// How one tensor and its moments are stored: src/adamas/storage.py. The sweep, the plans and
 // what converts Python's objects all read these tables, so a new form is a line of one of them, and
 // its loops in codecs.h.
 #pragma once
@@ -34,7 +34,7 @@ constexpr Element dtypes[] = {elements::float32, elements::float64, elements::bf
 // Whether a dtype is decoded to float32 before the rule, and encoded after.
 constexpr bool is_half(DType dtype) { return dtype == DType::bfloat16 || dtype == DType::float16; }
 
-// How a running mean is stored: src/adamas/codecs.py. Plain is the dtype of the arithmetic.
+// How a moment is stored: src/adamas/codecs.py. Plain is the dtype of the arithmetic.
 enum class Form { plain, bfloat16, compact, eight_bit };
 
 // What codes of m and of v are in each form, and whether blocks of them share a header.
@@ -83,7 +83,7 @@ constexpr const RoundedAs& row_of(Rounding rounding) {
     return roundings[static_cast<int>(rounding)];
 }
 
-// Which running means one tensor keeps, and how all of it is stored.
+// Which moments one tensor keeps, and how all of it is stored.
 struct Layout {
     DType dtype;  // of parameter and gradient
     bool mean, square, largest;

@@ -1,7 +1,7 @@
 // The only loop. Included by target.cpp only.
 //
 // The step of a tensor without extras is one loop over its elements. Where the phase asks for
-// more (averaged weights, a low-precision copy, statistics), the same loop runs tile by tile and
+// more (EMA of the weights, a low-precision copy, statistics), the same loop runs tile by tile and
 // the extras follow while the tile is in the first-level cache. Tensors with small forms of m or v
 // or with parameters in half precision go through it in strips, which are decoded before and
 // encoded after (codecs.h).

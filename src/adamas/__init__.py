@@ -8,7 +8,7 @@ every processor, with any number of threads, and after every resume. For NumPy a
     optimizer = adamas.Adam(weights, lr=1e-3)  # an array, or a list, tuple or dict of arrays
     optimizer.step(gradients)  # in place
 
-Start reading at ``adamas.rule``; ``docs/architecture.md`` shows the rest of the house.
+Start reading at ``adamas.rule``; ``docs/architecture.md`` shows the layout of the code.
 """
 
 from __future__ import annotations

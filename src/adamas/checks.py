@@ -162,8 +162,8 @@ def check_forms(state: Any, possible: Sequence[str], name: str = "state") -> tup
     pair = (state, state) if isinstance(state, str) else state
     if not is_listed(pair) or len(pair) != 2:
         raise TypeError(
-            f"{name} is {state!r}, but it must be a form, or a pair of forms (m, v). "
-            f"Forms are {_listed(possible)}."
+            f"{name} is {state!r}, but it must be one of {_listed(possible)}, or a pair of them "
+            "(m, v)."
         )
     return check_choice(name, pair[0], possible), check_choice(name, pair[1], possible)
 
@@ -237,8 +237,8 @@ def no_flag(name: str, value: object) -> TypeError:
 def not_finite(found: Iterable[str]) -> FloatingPointError:
     """Return the error of a step along gradients that are not finite; ``found`` says which."""
     return FloatingPointError(
-        f"Gradients are not finite: {', '.join(found)}. Nothing was changed. Look for a "
-        'division or overflow in the loss, or leave such steps out with on_nonfinite="skip".'
+        f"Gradients are NaN or infinite: {', '.join(found)}. Nothing was changed. Look for a "
+        'division or overflow in the loss, or skip such steps with on_nonfinite="skip".'
     )
 
 

@@ -1,4 +1,4 @@
-"""How values are stored in few bits: running means, parameters, and random bits to round with.
+"""How values are stored in few bits: moments, parameters, and random bits to round with.
 
 A codec encodes m and v of some elements to a few bytes and decodes them to float32. Between the
 two everything is the rule's own arithmetic. All of it is integer arithmetic on bit patterns, or

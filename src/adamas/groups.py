@@ -363,8 +363,8 @@ def _check_remainders(
 def _check_same_method(base: Options, own: Options) -> None:
     if (base.has_mean, base.has_square) != (own.has_mean, own.has_square):
         raise ValueError(
-            f"betas is {own.betas!r}, but every group of one optimizer keeps the same running "
-            f"means, here {base.betas!r}. Use one optimizer for each method."
+            f"betas is {own.betas!r}, but every group of one optimizer keeps the same moments, "
+            f"here {base.betas!r}. Use one optimizer for each method."
         )
 
 

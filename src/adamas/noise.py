@@ -1,4 +1,4 @@
-"""The noise of a function, found by looking at it; and steps of difference quotients that allow it.
+"""The noise of a function, found by looking at it; and steps of finite differences that allow it.
 
 A quotient carries the noise of its values divided by its step, so a step that suits exact functions
 drowns in noise. ``level`` tells the noise from a row of values (the difference tables of Moré &
@@ -24,7 +24,8 @@ Values = Callable[[Sequence[Vector]], Sequence[float]]
 #: Values of a row, how far they lie from each other in units of max(1, |x|), and how much further
 #: in the next row where most are equal, as those of a staircase are.
 _ROW, _SPACING, _WIDER = 25, 1e-3, 10.0
-#: Standard deviations from which a difference is no chance: one in a million by chance.
+#: Standard deviations from which a difference is not due to noise, which goes so far once in a
+#: million.
 _CLEAR = 5.0
 #: How often what is not seen is looked at again at the widest step, in one round; and how many
 #: rounds a thorough look makes.

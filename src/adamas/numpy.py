@@ -157,7 +157,7 @@ class Optimizer:
 
     @property
     def skipped(self) -> int:
-        """How many steps were left out since gradients were not finite ("skip")."""
+        """How many steps were skipped, since gradients were NaN or infinite."""
         return self._run.skipped
 
     @fixed_method
@@ -193,7 +193,7 @@ class Optimizer:
     def set_options(self, group: int | None = None, **changes: Unpack[OptionArguments]) -> None:
         """Change options of one group (by index) or of all; checked as at creation.
 
-        With other ``betas`` or ``state`` the running means are stored anew, as loading would do.
+        With other ``betas`` or ``state`` the moments are stored anew, as loading would do.
         What decides which of them are kept (``amsgrad``, None in ``betas``) cannot change.
         """
         at_once = "clip_norm and on_nonfinite are set at the optimizer: optimizer.clip_norm = 1.0."
@@ -208,11 +208,11 @@ class Optimizer:
     def _change_phase(self, changes: Mapping[str, Any]) -> None:
         self._run = self._run.with_phase(changes)
 
-    # -- averaged weights --------------------------------------------------------------------
+    # -- EMA of the weights --------------------------------------------------------------------
 
     @contextmanager
     def ema_weights(self) -> Generator[None]:
-        """Put the averaged parameters in place of the parameters while the context is open.
+        """Swap in the EMA of the weights while the context is open.
 
         The parameters come back when it closes, on errors too. Inside, steps, loading, saving and
         copying are refused with RuntimeError: they would take the averages for the weights in
@@ -252,7 +252,7 @@ class Optimizer:
     def state_dict(self, *, packed: bool = False, copy: bool = True) -> dict[str, Any]:
         """Return everything a later run needs besides the parameters.
 
-        Running means in a small form are given as float32, which loses nothing, or with
+        Moments in a small form are given as float32, which loses nothing, or with
         ``packed=True`` as they are stored. The arrays are copies, or with ``copy=False`` the
         optimizer's own as far as they need no decoding, which change with the next step.
 
@@ -355,10 +355,10 @@ class _Still:
 
 
 class Adam(Optimizer):
-    """Adam: momentum over RMSProp, without start-up bias (Kingma & Ba 2015, algorithm 1).
+    """Adam: both moments of the gradient, with bias correction (Kingma & Ba 2015, algorithm 1).
 
     What is None is as ``dialect`` says (``adamas.dialects``); without one: lr 0.001, betas 0.9
-    and 0.999, eps 1e-8 beside the corrected root, weight_decay 0 as part of the gradient ("l2"),
+    and 0.999, eps 1e-8 added to the corrected root, weight_decay 0 as part of the gradient ("l2"),
     bias corrected as in the paper.
     """
 
@@ -406,7 +406,7 @@ class AdamW(Adam):
 
 
 class Momentum(Optimizer):
-    """Gradient descent along a running mean of gradients: p - lr * m, m = β·m + (1-β)·g."""
+    """Gradient descent along the moving average of the gradients: p - lr * m, m = β·m + (1-β)·g."""
 
     @with_known_options
     def __init__(
@@ -436,10 +436,10 @@ class Momentum(Optimizer):
 
 
 class RMSProp(Optimizer):
-    """Gradients over the root of their running mean square (Tieleman & Hinton 2012).
+    """Gradients over the root of their second moment (Tieleman & Hinton 2012).
 
     What is None is as ``dialect`` says (``adamas.dialects``); without one: lr 0.001, beta 0.9,
-    eps 1e-8 beside the root, weight_decay 0 as part of the gradient, no bias correction.
+    eps 1e-8 added to the root, weight_decay 0 as part of the gradient, no bias correction.
     """
 
     @with_known_options
@@ -487,6 +487,6 @@ def _sorted(given: Mapping[str, Any]) -> dict[str, Any]:
 def _check_pair(betas: object) -> None:
     if is_listed(betas) and None in betas:
         raise ValueError(
-            f"betas is {betas!r}, but Adam keeps both running means. "
-            "Give two decay rates, or use Momentum or RMSProp."
+            f"betas is {betas!r}, but Adam keeps both moments. Give two decay rates, or use "
+            "Momentum or RMSProp."
         )

@@ -1,7 +1,7 @@
 """What a user may ask for: checked once, then frozen.
 
 ``Options`` are the choices that shape the rule for one group of parameters; ``Phase``
-those that concern the whole step (clipping, non-finite gradients, averaged weights, statistics).
+those that concern the whole step (clipping, NaN or infinite gradients, EMA, statistics).
 Both refuse what makes no sense with an error that says what was given and what is possible.
 """
 
@@ -54,13 +54,13 @@ OnNonfinite = Literal["propagate", "skip", "raise"]
 class Options:
     """The choices for one group of parameters. Errors: ValueError or TypeError, naming the option.
 
-    A method is told by which running means it keeps: both for Adam (``betas`` = β1, β2), the
+    A method is told by which moments it keeps: both for Adam (``betas`` = β1, β2), the
     first for Momentum (``betas`` = β1, None), the second for RMSProp (None, β2).
     """
 
     #: Learning rate α, or a function of the step number (1 first).
     lr: LearningRate = 1e-3
-    #: Decay rates of the two running means; None where the method keeps no such mean.
+    #: Decay rates of the two moments; None where the method does not keep it.
     betas: tuple[float | None, float | None] = (0.9, 0.999)
     #: ε, added to the root of the square.
     eps: float = 1e-8
@@ -81,13 +81,13 @@ class Options:
     amsgrad: bool = False
     nesterov: bool = False
     maximize: bool = False
-    #: How the running means are stored (``adamas.codecs``): one form for both, or a pair for m
+    #: How the moments are stored (``adamas.codecs``): one form for both, or a pair for m
     #: and v. "float32" stores them as they are, in the parameter's dtype. Kept as a pair.
     state: StateForm | tuple[StateForm, StateForm] = "float32"
-    #: How what is stored in few bits is rounded. None: small forms of m and v by chance, parameters
-    #: in half precision to nearest, as elsewhere. "nearest" and "stochastic" mean both. "remainder"
-    #: (bfloat16 parameters) keeps what rounding takes away in 16 bits besides, so that nothing is
-    #: lost; "remainder8" in 8 bits, the rest by chance.
+    #: How small states and half-precision parameters are rounded. None: small forms of m and v
+    #: stochastically, parameters to nearest, as elsewhere. "nearest" and "stochastic" mean both.
+    #: "remainder" (bfloat16 parameters) keeps what rounding takes away in 16 more bits, so that
+    #: nothing is lost; "remainder8" in 8 bits, the rest stochastically.
     rounding: Rounding | None = None
 
     def __post_init__(self) -> None:
@@ -118,17 +118,17 @@ class Options:
 
     @property
     def has_mean(self) -> bool:
-        """Whether the method keeps a running mean of gradients."""
+        """Whether the method keeps a first moment (moving average of the gradients)."""
         return self.betas[0] is not None
 
     @property
     def has_square(self) -> bool:
-        """Whether the method keeps a running mean of squared gradients."""
+        """Whether the method keeps a second moment (moving average of the squared gradients)."""
         return self.betas[1] is not None
 
     @property
     def storage(self) -> Storage:
-        """How parameters and running means are stored."""
+        """How parameters and moments are stored."""
         mean, square = self.state
         return Storage(mean, square, self.rounding)
 
@@ -139,8 +139,8 @@ class Options:
     def _check_combinations(self) -> None:
         if self.nesterov and not self.has_mean:
             raise ValueError(
-                "nesterov is True, but this method keeps no running mean of gradients. "
-                "Use Adam, AdamW or Momentum, or leave nesterov out."
+                "nesterov is True, but this method keeps no first moment (moving average of "
+                "gradients). Use Adam, AdamW or Momentum, or leave nesterov out."
             )
         if self.lr_max is not None and self.decay != "fully-decoupled":
             raise ValueError(
@@ -172,7 +172,7 @@ class Phase:
     clip_norm: float | None = None
     #: "propagate" steps regardless; "skip" touches nothing and counts; "raise" names the tensors.
     on_nonfinite: OnNonfinite = "propagate"
-    #: Decay rate of the running mean of the parameters; None keeps no such mean.
+    #: Decay rate of the exponential moving average (EMA) of the parameters; None: there is none.
     ema: float | None = None
     #: Whether to take norms and extremes of gradient, parameter and update on the way.
     statistics: bool = False

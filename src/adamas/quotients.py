@@ -1,4 +1,4 @@
-"""Derivatives by difference quotients: all points first, then all values, then the quotients.
+"""Derivatives by finite differences: all points first, then all values, then the quotients.
 
 The points of a gradient do not depend on each other, so several workers may find the values there;
 the quotients are SciPy's, with the same bits for any number of workers. Where the function is
@@ -132,7 +132,7 @@ def evaluating(
 
 
 class Quotients:
-    """The gradient by difference quotients, inside the bounds; counts the calls."""
+    """The gradient by finite differences, inside the bounds; counts the calls."""
 
     def __init__(
         self,
@@ -277,7 +277,7 @@ class Sight:
                 f"{self._way_out()}, or hold them fast by bounds."
             )
         fall = self._fall(x, found)
-        # Each element adds something by chance.
+        # Each element adds something at random.
         chance = found.noise * max(1.0, math.sqrt(self._seen.size) / 2.0)
         if not fall <= max(chance, _NO_FALL * max(1.0, abs(value))):
             return 1, (

@@ -44,10 +44,10 @@ def rule(c: Any, p: Array, g: Array, m: Array = None, v: Array = None, w: Array 
     """Return parameter and state after one step.
 
     ``c`` holds the numbers of ``adamas.coefficients.Coefficients``, rounded to the dtype of
-    the arrays. ``p`` is the parameter and ``g`` its gradient. ``m`` is the running mean of
-    gradients, or None where the method keeps none (RMSProp); ``v`` the running mean of squared
-    gradients, or None (Momentum); ``w`` the largest ``v`` so far, or None without AMSGrad. All
-    have one shape and one dtype. Nothing is changed in place.
+    the arrays. ``p`` is the parameter and ``g`` its gradient. ``m`` is the first moment (moving
+    average of gradients), or None where the method keeps none (RMSProp); ``v`` the second (moving
+    average of squared gradients), or None (Momentum); ``w`` the largest ``v`` so far, or None
+    without AMSGrad. All have one shape and one dtype. Nothing is changed in place.
     """
     g = g * c.grad_scale + c.l2 * p
     if m is not None:
@@ -70,7 +70,7 @@ def rule(c: Any, p: Array, g: Array, m: Array = None, v: Array = None, w: Array 
 
 
 def smooth(keep: Any, take: Any, mean: Array, x: Array) -> Array:
-    """Return the running mean after one more value: exponential smoothing, flushed."""
+    """Return the moving average after one more value: exponential smoothing, flushed."""
     return flush(keep * mean + take * x)
 
 

@@ -101,15 +101,15 @@ class Settings:
     ftol: float | None = None
     patience: int = 100
     #: Whether two calls of fun at one point may give two values. If so, the smallest value is luck
-    #: and is not looked at: the result is the running mean of the iterates.
+    #: and is not looked at: the result is the moving average (EMA) of the iterates.
     noisy: bool = False
     #: Decay rate of that mean; 0 gives the last iterate. None: 1 - 10 / maxiter.
     ema: float | None = None
-    #: Step of the difference quotients, in units of max(1, |x|). None: SciPy's choice for the
+    #: Step of the finite differences, in units of max(1, |x|). None: SciPy's choice for the
     #: scheme (the square root of the machine's epsilon for "2-point", the cube root for "3-point"),
     #: or what the noise allows where ``noisy``.
     finite_diff_rel_step: float | None = None
-    #: Who calls fun for difference quotients: so many processes, -1 for one on each processor, or
+    #: Who calls fun for finite differences: so many processes, -1 for one on each processor, or
     #: what maps a function over points, as the map of an executor. The bits are the same.
     workers: Any = 1
     #: Whether to print how the run ended.
@@ -268,7 +268,9 @@ class End(NamedTuple):
     message: str
 
 
-_NOT_FINITE = End(3, False, "fun or its gradient is not finite. x is what had been reached before.")
+_NOT_FINITE = End(
+    3, False, "fun or its gradient is NaN or infinite. x is the point reached before."
+)
 _CALLED_OFF = End(99, False, "`callback` raised `StopIteration`.")
 
 
@@ -329,7 +331,7 @@ def minimize(
     """Return the minimum that Adam finds, as SciPy's OptimizeResult.
 
     ``fun(x, *args)`` gives a number for a float64 vector x. ``jac`` gives its gradient; True where
-    ``fun`` returns (value, gradient); "2-point" or "3-point" where difference quotients are to be
+    ``fun`` returns (value, gradient); "2-point" or "3-point" where finite differences are to be
     taken, inside the bounds; None for the former, or where ``noisy`` for the latter. ``x0`` is a
     vector or a number, moved into ``bounds`` if it lies outside. ``callback(x)`` or
     ``callback(intermediate_result)`` is called after each step and may raise StopIteration to end
@@ -342,13 +344,13 @@ def minimize(
     sets ``gtol`` and ``ftol``.
 
     ``x`` is the best point seen, ``fun`` the value and ``jac`` the gradient found there, without
-    another call. With ``noisy=True`` it is the running mean of the iterates, where ``fun`` is
-    called once more. ``status`` is 0 where a tolerance was met or none was set, 1 after
+    another call. With ``noisy=True`` it is the moving average (EMA) of the iterates, where
+    ``fun`` is called once more. ``status`` is 0 where a tolerance was met or none was set, 1 after
     ``maxiter`` steps, 3 where a value was NaN or a gradient not finite, 4 where noise hides what
-    difference quotients are to find, 99 where the callback ended the run. ``nfev`` counts all calls
-    of ``fun``, those for difference quotients too.
+    finite differences are to find, 99 where the callback ended the run. ``nfev`` counts all calls
+    of ``fun``, those for finite differences too.
 
-    Raises ValueError or TypeError, before ``fun`` is called, for what cannot be honoured,
+    Raises ValueError or TypeError, before ``fun`` is called, for what it cannot do,
     constraints among them.
     """
     _refuse_constraints(constraints)
@@ -567,7 +569,7 @@ def _start(x0: ArrayLike) -> Vector:
     if start.dtype.kind not in "buif":
         raise TypeError(f"x0 has dtype {start.dtype}, but it must hold real numbers.")
     if not np.isfinite(start).all():
-        raise ValueError("x0 holds a number that is not finite. Start where fun is defined.")
+        raise ValueError("x0 holds NaN or infinity. Start where fun is defined.")
     return np.array(start, dtype=np.float64)
 
 
@@ -598,7 +600,7 @@ def _scheme(jac: Any, settings: Settings) -> Scheme | None:
         if settings.workers != 1:
             warnings.warn(
                 f"workers is {settings.workers!r}, but jac gives the gradient, so there are no "
-                "difference quotients to share among them. Leave workers or jac out.",
+                "finite differences to share among them. Leave workers or jac out.",
                 OptimizeWarning,
                 stacklevel=3,
             )

@@ -35,16 +35,20 @@ _SETTABLE = ("clip_norm", "on_nonfinite")
 _USUAL = {**vars(Phase()), "offload": False}
 #: What help() and editors say of them.
 _SAID = {
-    "clip_norm": "Most that the norm of all gradients may be, or None. May be set between steps.",
+    "clip_norm": "Largest global norm of the gradients (clipping); None: no clipping. May be set "
+    "between steps.",
     "on_nonfinite": (
-        'Whether a step with gradients that are not finite is made ("propagate"), left out ("skip")'
-        ' or refused ("raise"). May be set between steps.'
+        "What happens to a step with NaN or infinite gradients: it computes with them "
+        '("propagate"), is skipped ("skip") or refused ("raise"). May be set between steps.'
     ),
-    "ema": "Decay rate of the averaged weights; None without.",
-    "seed": "Where the random bits begin that small states are rounded with.",
-    "copy_to": "What low-precision copies are kept in: a dtype, or the tensors that were given.",
-    "offload": "Whether the state of parameters on a CUDA device is kept in host memory.",
-    "engine": "What alone makes the steps; None, of tensors, leaves each to the fastest that can.",
+    "ema": "Decay rate of the exponential moving average (EMA) of the weights; None: there is "
+    "none.",
+    "seed": "Seed of the random bits of stochastic rounding.",
+    "copy_to": "Dtype of the low-precision copies, or the tensors that were given for them; "
+    "None: no copies.",
+    "offload": "Whether the optimizer state of CUDA parameters is kept in host memory.",
+    "engine": "The only engine that may step; None: each tensor is stepped by the fastest that "
+    "can.",
     "phase": "All options of a step together, as ``adamas.Phase``.",
 }
 #: The way out where a run cannot change an option.

@@ -1,4 +1,4 @@
-"""Exponential smoothing of any series: the running mean that the optimizers are made of."""
+"""Exponential smoothing of any series: the moving average that the optimizers are made of."""
 
 from __future__ import annotations
 

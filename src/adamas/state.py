@@ -31,13 +31,13 @@ class Entries(NamedTuple):
     The order is that of the rule's letters m, v, w, then the averaged parameter.
     """
 
-    #: m, the running mean of gradients.
+    #: m, the first moment (moving average of the gradients).
     mean: Any = None
-    #: v, the running mean of squared gradients.
+    #: v, the second moment (moving average of the squared gradients).
     square: Any = None
     #: w, the largest v so far (AMSGrad).
     largest_square: Any = None
-    #: The running mean of the parameter itself.
+    #: The exponential moving average (EMA) of the parameter itself.
     ema: Any = None
     #: What the codes of a block have in common, where the form of m or v is "8bit".
     header: Any = None
@@ -63,7 +63,7 @@ _CODED = (*_MEANS, "header")
 
 @dataclass(frozen=True, eq=False)
 class State:
-    """The running means that belong to one parameter; None where the method keeps none.
+    """The moments that belong to one parameter; None where the method keeps none.
 
     All entries are C-contiguous. They have the parameter's shape (but for the header) and the
     dtype it is computed in, float32 or float64 (but for m and v in a small form, which are codes,
@@ -292,8 +292,8 @@ def _unpacked(name: str, state: State, arrays: Mapping[str, Array], top: int) ->
 
 def _no_codes(name: str, entry: str) -> ValueError:
     return ValueError(
-        f"The state of {name} has {entry} with bits that stand for no running mean. "
-        "Load a state that is whole."
+        f"The state of {name} has {entry} with bits that stand for no number. Load a state that "
+        "is whole."
     )
 
 
@@ -301,8 +301,8 @@ def _check_not_negative(name: str, entry: str, array: Array | None) -> None:
     if array is not None and np.any(array < 0):
         found = array[array < 0].flat[0]
         raise ValueError(
-            f"The state of {name} has {entry} with an element {found}, but running means of "
-            "squares are at least 0. Load a state that is whole."
+            f"The state of {name} has {entry} with an element {found}, but a second moment is at "
+            "least 0. Load a state that is whole."
         )
 
 

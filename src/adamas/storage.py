@@ -1,4 +1,4 @@
-"""What is stored how: the forms of running means, and all that follows from their choice.
+"""What is stored how: the forms of moments, and all that follows from their choice.
 
 One table says what dtypes each form stores (``adamas.codecs`` says what the bits mean), and one
 value, made where options are checked, what follows from it; it refuses, in the same words in all
@@ -46,7 +46,7 @@ def bits_of(dtype: str) -> np.dtype[Any]:
 
 
 class Storage(NamedTuple):
-    """How one parameter and its running means are stored, and all that follows from it."""
+    """How one parameter and its moments are stored, and all that follows from it."""
 
     #: The forms of m and of v; that of a mean which is not kept has no meaning.
     mean: str = "float32"
@@ -67,14 +67,14 @@ class Storage(NamedTuple):
         mean, square = check_forms(state, get_args(StateForm))
         if amsgrad and not has_square:
             raise ValueError(
-                "amsgrad is True, but this method keeps no running mean of squares. "
-                "Use Adam, AdamW or RMSProp, or leave amsgrad out."
+                "amsgrad is True, but this method keeps no second moment (moving average of "
+                "squared gradients). Use Adam, AdamW or RMSProp, or leave amsgrad out."
             )
         storage = cls(mean, square, rounding)
         if storage.is_relative and has_mean and not has_square:
             raise ValueError(
-                f'state is "{mean}", which stores the running mean of gradients relative to that '
-                'of squares, but this method keeps none. Use "float32" or "bfloat16".'
+                f'state is "{mean}", which stores the first moment relative to the root of the '
+                'second, but this method keeps no second moment. Use "float32" or "bfloat16".'
             )
         if amsgrad and square != "float32":
             raise ValueError(
@@ -139,9 +139,9 @@ class Storage(NamedTuple):
     def refusal_of_dtype(self, whose: str, dtype: object, way: str = "use") -> str:
         """Return what is said of a parameter too wide for codes; ``whose`` is "a parameter has"."""
         return (
-            f"state is {self.forms!r}, but {whose} dtype {dtype}: small forms are for float32 and "
-            f'half precision. Convert the parameter, or {way} state="float32", which keeps its '
-            "dtype."
+            f"state is {self.forms!r}, but {whose} dtype {dtype}: low-bit states are for "
+            f'float32, bfloat16 and float16. Convert the parameter, or {way} state="float32", '
+            "which keeps its dtype."
         )
 
     def refusal_of_remainder(self, dtype: object, possible: object) -> str:

@@ -41,16 +41,16 @@ def would_lose(copy: str) -> str:
 
 WITHIN = within("a step that asks a schedule, a snapshot, or what a signal handler interrupted")
 WOULD_LOSE = would_lose("a copy made now")
-NO_AVERAGE = "No average of the weights is kept. Create the optimizer with ema=."
-IN_PLACE = "The averaged weights are in place already."
+NO_AVERAGE = "No EMA of the weights is kept. Create the optimizer with ema=0.999, for example."
+IN_PLACE = "The EMA weights are swapped in already."
 CHANGED = "The parameters changed while the step was being prepared."
 
 
 def in_turn(while_averaged: str | None = None) -> Callable[[_Method], _Method]:
     """Return a decorator for methods that wait for the calls of other threads, and are waited for.
 
-    ``while_averaged`` says what is wrong with the call where averaged weights are in place. This is
-    no context manager: an interrupt between one's ``__enter__`` and the block would leave the
+    ``while_averaged`` says what is wrong with the call where the EMA weights are swapped in. This
+    is no context manager: an interrupt between one's ``__enter__`` and the block would leave the
     optimizer locked as long as anybody holds the traceback, as notebooks do.
     """
 
@@ -89,5 +89,5 @@ def changed_while_pickled(instead: str) -> RuntimeError:
 def averages_in_place(so: str) -> RuntimeError:
     """Return the error of what cannot be done while averages stand in place of weights."""
     return RuntimeError(
-        f"The averaged weights are in place, so {so}. Leave the ema_weights() context first."
+        f"The EMA weights are swapped in, so {so}. Leave the ema_weights() context first."
     )

@@ -85,10 +85,10 @@ MISTAKES: dict[str, tuple[dict[str, Any], str]] = {
     "square of m": ({"square": "of m"}, "v is the mean of m², not of g²"),
     "m is a sum": ({"mean": "sum"}, "m is a sum, not a mean (the factor 1−β1 is missing)"),
     "v is a sum": ({"square": "sum"}, "v is a sum, not a mean (the factor 1−β2 is missing)"),
-    "ascends": ({"direction": "ascent"}, "the sign of the gradient is turned: it ascends"),
+    "ascends": ({"direction": "ascent"}, "the sign of the gradient is flipped: it ascends"),
     "update added": (
         {"direction": "added"},
-        "the sign of the update is turned: it is added, not subtracted",
+        "the sign of the update is flipped: it is added, not subtracted",
     ),
     "float32 1-beta": ({"float32": "take"}, "1−β from a float32 β in the means"),
     "float32 correction": (

@@ -272,8 +272,8 @@ def test_a_subject_that_refuses_large_arrays_is_told_all_the_same():
     assert report.cost is not None
     assert report.cost.elements == 128
     assert report.remarks[-1] == (
-        "an array of 8,192 elements cannot be stepped: state in few bits, which small arrays may "
-        "not have, was not looked for there"
+        "an array of 8,192 elements cannot be stepped: quantized state, which small arrays may "
+        "not have, was not looked for"
     )
 
 

@@ -142,10 +142,10 @@ def test_the_fully_decoupled_decay_is_told_from_one_without_lr_by_a_schedule():
 @pytest.mark.parametrize(
     ("subject", "options", "words"),
     [
-        ("torch.optim:RMSprop", {}, "no running mean of gradients: RMSProp"),
-        ("adamas:RMSProp", {}, "no running mean of gradients: RMSProp"),
-        ("torch.optim:SGD", {"momentum": 0.9}, "no running mean of squares: Momentum"),
-        ("adamas:Momentum", {}, "no running mean of squares: Momentum"),
+        ("torch.optim:RMSprop", {}, "no first moment: RMSProp"),
+        ("adamas:RMSProp", {}, "no first moment: RMSProp"),
+        ("torch.optim:SGD", {"momentum": 0.9}, "no second moment: Momentum"),
+        ("adamas:Momentum", {}, "no second moment: Momentum"),
         (ways.descends, {}, "neither m nor v: gradient descent"),
     ],
 )
@@ -157,7 +157,7 @@ def test_half_an_adam_is_named_too(subject, options, words):
 
 def test_a_stranger_is_not_given_a_name():
     report = adamas.check("torch.optim:Adamax")
-    assert report.sentence.startswith("none of the forms that are known: the nearest leaves ")
+    assert report.sentence.startswith("none of the known forms: the nearest leaves ")
     assert not report.faithful
     assert report.formula == ()
     assert report.distances == ()
@@ -168,7 +168,7 @@ def test_a_stranger_is_not_given_a_name():
 def test_state_in_few_bits_is_named_as_such(form):
     report = adamas.check("adamas:Adam", state=form)
     assert report.sentence.startswith(
-        "state kept in few bits, in blocks or rounded by chance: equal gradients move parameters by"
+        "quantized state (block scales or stochastic rounding): equal gradients move parameters by"
     )
     assert report.sentence.endswith("; else paper, ε outside the root, L2 weight decay")
     assert not report.faithful

@@ -116,9 +116,7 @@ def test_a_pair_says_what_a_pair_is():
     message = f"betas is 0.9, but {pair}"
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         checks.check_betas(0.9)
-    message = (
-        'state is 8, but it must be a form, or a pair of forms (m, v). Forms are "float32", "8bit".'
-    )
+    message = 'state is 8, but it must be one of "float32", "8bit", or a pair of them (m, v).'
     with pytest.raises(TypeError, match=f"^{re.escape(message)}$"):
         checks.check_forms(8, ("float32", "8bit"))
     message = "state is '8-bit', but it must be one of \"float32\", \"8bit\". Did you mean '8bit'?"

@@ -59,13 +59,13 @@ REFUSED = [
     (
         {"amsgrad": True, "betas": (0.9, None)},
         ValueError,
-        "amsgrad is True, but this method keeps no running mean of squares. "
-        "Use Adam, AdamW or RMSProp, or leave amsgrad out.",
+        "amsgrad is True, but this method keeps no second moment (moving average of squared "
+        "gradients). Use Adam, AdamW or RMSProp, or leave amsgrad out.",
     ),
     (
         {"nesterov": True, "betas": (None, 0.9)},
         ValueError,
-        "nesterov is True, but this method keeps no running mean of gradients. "
+        "nesterov is True, but this method keeps no first moment (moving average of gradients). "
         "Use Adam, AdamW or Momentum, or leave nesterov out.",
     ),
     (

@@ -391,7 +391,7 @@ def test_help_says_what_each_attribute_of_the_phase_is():
     shown = {"clip_norm", "on_nonfinite", "ema", "seed", "phase", "engine"}
     for kind, names_ in ((adamas.Adam, shown), (ours.Adam, shown | {"copy_to", "offload"})):
         said = {name: getattr(kind, name).__doc__ for name in names_}
-        assert said["clip_norm"].startswith("Most that the norm of all gradients may be")
+        assert said["clip_norm"].startswith("Largest global norm of the gradients")
         assert len({*said.values()}) == len(said)
         assert said.keys() == {name for name, text in said.items() if text.endswith(".")}
 

@@ -265,15 +265,15 @@ def test_a_step_over_tensors_refuses_what_are_no_numbers_of_it_before_it_begins(
 # ── what is refused ────────────────────────────────────────────────────────────────────────────
 
 RELATIVE = (
-    'state is "8bit", which stores the running mean of gradients relative to that of squares, but '
-    'this method keeps none. Use "float32" or "bfloat16".'
+    'state is "8bit", which stores the first moment relative to the root of the second, but this '
+    'method keeps no second moment. Use "float32" or "bfloat16".'
 )
 LARGEST = (
     'amsgrad keeps the largest square so far, which the rounding of "compact" would drive up. '
     'Use state=("bfloat16", "float32"), or leave amsgrad out.'
 )
-NARROW = "state is ('8bit', '8bit'), but {} dtype {}: small forms are for float32 and half "
-NARROW += 'precision. Convert the parameter, or {} state="float32", which keeps its dtype.'
+NARROW = "state is ('8bit', '8bit'), but {} dtype {}: low-bit states are for float32, "
+NARROW += 'bfloat16 and float16. Convert the parameter, or {} state="float32", which keeps its dtype.'
 OWN_GROUP = "give it a group of its own with"
 HALF = (
     'rounding is "remainder", but a parameter has dtype {0}float16: remainders are for '
@@ -349,7 +349,7 @@ def test_what_cannot_be_stored_is_refused_in_the_same_words(made, dtypes, option
     ("given", "error", "text"),
     [
         (("9bit", None), ValueError, "state is '9bit', but it must be one of "),
-        ((3, None), TypeError, "state is 3, but it must be a form, or a pair of forms (m, v). "),
+        ((3, None), TypeError, 'state is 3, but it must be one of "float32", "bfloat16", '),
         (("float32", "up"), ValueError, "rounding is 'up', but it must be one of "),
     ],
 )
@@ -365,7 +365,7 @@ def test_what_a_method_cannot_have_is_refused_in_the_words_of_options():
     none = {"has_mean": True, "has_square": False}
     with pytest.raises(ValueError, match="^" + re.escape(RELATIVE)):
         Storage.checked("8bit", None, **none, amsgrad=False)
-    with pytest.raises(ValueError, match=r"^amsgrad is True, but this method keeps no running"):
+    with pytest.raises(ValueError, match=r"^amsgrad is True, but this method keeps no second"):
         Storage.checked("float32", None, **none, amsgrad=True)
 
 

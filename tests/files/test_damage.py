@@ -199,7 +199,7 @@ def true(path):
     save_file({}, path, metadata={"adamas": '{"format": true, "method": "Adam"}'})
 
 
-WHOLE = "is no whole safetensors file"
+WHOLE = "is not a complete safetensors file"
 OURS = "is a safetensors file, but not one that adamas.save wrote"
 
 
@@ -210,7 +210,7 @@ OURS = "is a safetensors file, but not one that adamas.save wrote"
         *((each, WHOLE) for each in (deep_header, huge_header, list_header, twins)),
         *((each, OURS) for each in (foreign, deep, infinite, true)),
         (future, "has format 3, but this version of adamas reads formats up to 2"),
-        (deep_inside, "does not say what a checkpoint of adamas says"),
+        (deep_inside, "lacks entries of an adamas checkpoint"),
     ],
 )
 def test_what_is_no_checkpoint_is_named_and_changes_nothing(saved, spoil, message):

@@ -127,7 +127,7 @@ def test_averaged_weights_are_neither_saved_nor_loaded_over(tmp_path):
     with optimizer.ema_weights():
         with pytest.raises(RuntimeError, match="so a checkpoint would hold them twice and lose"):
             adamas.save(tmp_path / "run", optimizer)
-        with pytest.raises(RuntimeError, match="in place, so what is loaded would be undone"):
+        with pytest.raises(RuntimeError, match="swapped in, so what is loaded would be undone"):
             adamas.load(tmp_path / "run", optimizer)
     assert everything(optimizer) == before
     assert (tmp_path / "run").read_bytes() == content

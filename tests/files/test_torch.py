@@ -487,7 +487,7 @@ def test_tensors_that_are_spread_over_processes_are_refused(tmp_path):
         spread = torch.nn.Parameter(distribute_tensor(torch.ones(4), mesh, [Shard(0)]))
         optimizer = ours.AdamW([("a", spread)])
         for function in (adamas.save, adamas.load):
-            with pytest.raises(TypeError, match=r"spread over processes \(DTensor\), but .* Use"):
+            with pytest.raises(TypeError, match=r"sharded over processes \(DTensor\), but .* Use"):
                 function(path, optimizer)
     finally:
         dist.destroy_process_group()
@@ -500,7 +500,7 @@ def test_averaged_weights_are_neither_saved_nor_loaded_over(tmp_path):
     with optimizer.ema_weights():
         with pytest.raises(RuntimeError, match="so a checkpoint would hold them twice and lose"):
             adamas.save(path, optimizer)
-        with pytest.raises(RuntimeError, match="in place, so what is loaded would be undone"):
+        with pytest.raises(RuntimeError, match="swapped in, so what is loaded would be undone"):
             adamas.load(path, optimizer)
     assert everything(optimizer) == before
     assert path.read_bytes() == content

@@ -1,4 +1,4 @@
-"""The rules of the house: what may import what, what is promised outside the code, and where."""
+"""The rules of the code: what may import what, what is promised outside the code, and where."""
 
 from __future__ import annotations
 

@@ -89,7 +89,7 @@ NUMBERS = [
     (lambda: ours.rmsprop(1e-3, 0.9, bias_correction=1), "bias_correction is 1, but it must be "),
     (
         lambda: ours.amsgrad(1e-3, mu_dtype="int8"),
-        "mu_dtype is 'int8', but running means are floating numbers. Give for example ",
+        "mu_dtype is 'int8', but moments are floating-point numbers. Give for example ",
     ),
     (
         lambda: ours.adam(1e-3, mu_dtype="bf16"),
@@ -106,14 +106,14 @@ NUMBERS = [
     ),
     (
         lambda: ours.sgd(1e-3, 0.9, accumulator_dtype=jnp.int32),
-        "but running means are floating numbers.",
+        "but moments are floating-point numbers.",
     ),
     (
         lambda: ours.adam(1e-3, state="8bit", seed=jnp.float32(1.5)),
         "seed has dtype float32 and shape (), but it must be a whole number.",
     ),
     (lambda: ours.adam(1e-3, state="8bits"), "state is '8bits', but it must be one of "),
-    (lambda: ours.adam(1e-3, state=["8bit"]), "but it must be a form, or a pair of forms (m, v)."),
+    (lambda: ours.adam(1e-3, state=["8bit"]), 'but it must be one of "float32", '),
     (
         lambda: ours.adamw(1e-3, weigth_decay=0.1),
         "adamw() has the unknown option 'weigth_decay'. Did you mean 'weight_decay'? Possible are ",

@@ -288,7 +288,7 @@ UNFIT = {
     ),
     "state-integer": (
         updated(state=with_mean(lambda mean: {**mean, "a": jnp.ones(2, jnp.int32)})),
-        "The state's mu at ['a'] has dtype int32, but a running mean is floating.",
+        "The state's mu at ['a'] has dtype int32, but a moment is a floating-point number.",
     ),
     "codes-in-floats": (
         updated(state=small("8bit"), make=ours.adam),
@@ -296,9 +296,9 @@ UNFIT = {
     ),
     "codes-under-the-name-of-floats": (
         updated(state=lambda s: (s[0]._replace(nu=small("8bit")(0)[0].nu), *s[1:]), make=ours.adam),
-        "The state's nu at ['a'] has dtype uint8, but a running mean is floating. If the parameter "
-        "is one of whole numbers, convert it, give None for its gradient, or leave it out with "
-        "optax.masked; if these are codes, give the options that made them.",
+        "The state's nu at ['a'] has dtype uint8, but a moment is a floating-point number. If "
+        "the parameter is one of whole numbers, convert it, give None for its gradient, or leave "
+        "it out with optax.masked; if these are codes, give the options that made them.",
     ),
     "floats-in-codes": (
         updated(

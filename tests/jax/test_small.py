@@ -236,8 +236,8 @@ REFUSED = [
     (lambda: ours.adam(LR, state="4bit"), "state is '4bit', but it must be one of "),
     (
         lambda: ours.momentum(LR, state="8bit"),
-        'state is "8bit", which stores the running mean of gradients relative to that of squares, '
-        'but this method keeps none. Use "float32" or "bfloat16".',
+        'state is "8bit", which stores the first moment relative to the root of the second, but '
+        'this method keeps no second moment. Use "float32" or "bfloat16".',
     ),
     (
         lambda: ours.adam(LR, rounding="remainder"),
@@ -258,8 +258,8 @@ REFUSED = [
     (
         lambda: ours.adam(LR, state="8bit").init(jnp.ones(2, jnp.complex64)),
         r"state is \('8bit', '8bit'\), but the parameter at the root has dtype complex64: "
-        r"small forms are for float32 and half precision. Convert the parameter, or use "
-        r"state=\"float32\", which keeps its dtype.",
+        r"low-bit states are for float32, bfloat16 and float16. Convert the parameter, or use "
+        r'state="float32", which keeps its dtype.',
     ),
     (
         lambda: ours.rmsprop(LR, initial_scale=1.0, state="8bit"),

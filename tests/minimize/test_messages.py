@@ -107,7 +107,7 @@ REFUSED = [
     (
         {"x0": [1.0, math.nan]},
         ValueError,
-        "x0 holds a number that is not finite. Start where fun is defined.",
+        "x0 holds NaN or infinity. Start where fun is defined.",
     ),
     (
         {"jac": "4-point"},

@@ -253,7 +253,9 @@ def test_nan_ends_the_run_at_the_best_finite_point(way, where):
     assert (result.success, result.status, result.nit) == (False, 3, 5)
     assert np.isfinite(result.x).all()
     assert result.fun == bowl(result.x) < bowl(np.zeros(3))
-    assert result.message == "fun or its gradient is not finite. x is what had been reached before."
+    assert result.message == (
+        "fun or its gradient is NaN or infinite. x is the point reached before."
+    )
 
 
 def test_nan_at_the_start_gives_the_start_back():

@@ -109,7 +109,7 @@ PARAMETERS = [
     (
         lambda: [{"params": np.ones(1), "betas": (None, 0.9)}],
         ValueError,
-        "betas is (None, 0.9), but every group of one optimizer keeps the same running means",
+        "betas is (None, 0.9), but every group of one optimizer keeps the same moments",
     ),
 ]
 
@@ -374,7 +374,7 @@ def test_a_schedule_that_gives_no_rate_changes_nothing():
 
 
 def test_methods_say_which_means_they_need():
-    with pytest.raises(ValueError, match="but Adam keeps both running means"):
+    with pytest.raises(ValueError, match="but Adam keeps both moments"):
         adamas.Adam(np.ones(3), betas=(0.9, None))  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"^beta is None, but it must be a number\.$"):
         adamas.Momentum(np.ones(3), beta=None)  # type: ignore[arg-type]
@@ -410,7 +410,7 @@ MISTAKES = [
      "state is '8-bit', but it must be one of \"float32\", \"bfloat16\", \"compact\", \"8bit\". "
      "Did you mean '8bit'?"),
     (lambda p: adamas.Adam(p, state=8), TypeError,  # type: ignore[arg-type]
-     "state is 8, but it must be a form, or a pair of forms (m, v). Forms are \"float32\","),
+     "state is 8, but it must be one of \"float32\","),
     (lambda p: adamas.Adam(p, rounding="remainder"), ValueError,
      'rounding is "remainder", which keeps what rounding takes away from parameters in bfloat16, '
      "but they have dtype float32. Leave rounding out, or convert the parameters to ml_dtypes' "

@@ -82,9 +82,9 @@ WRONG = [
     ("an entry", lambda s: s["state"]["b"].pop("mean"), KeyError,
      "The state of b has the entries square, but this optimizer keeps mean, square."),
     ("an entry", element("square", -1.0), ValueError,
-     "The state of a has square with an element -1.0, but running means of squares are at least"),
+     "The state of a has square with an element -1.0, but a second moment is at least"),
     ("an entry", element("square", -np.inf, "b"), ValueError,
-     "The state of b has square with an element -inf, but running means of squares"),
+     "The state of b has square with an element -inf, but a second moment"),
 ]  # fmt: skip
 
 
@@ -111,7 +111,7 @@ WRONG_CODES = [
     ("8bit", put("top", np.array([4])), "counted from a whole number"),
     ("8bit", put("top", "4"), "counted from a whole number"),
     ("8bit", element("header", 0xFFFF), "The state of a has header with bits that stand for no "
-     "running mean. Load a state that is whole."),
+     "number. Load a state that is whole."),
     ("8bit", element("header", 0x03FF), "The state of a has header with bits that stand for no"),
     ("compact", element("square", 0x8001), "The state of a has square with bits that stand for no"),
     ("compact", element("square", 0x7F80), "The state of a has square with bits that stand for no"),
@@ -143,7 +143,7 @@ def test_headers_have_no_bits_of_a_mean_that_is_not_stored_in_blocks():
         assert not (stored["state"]["a"]["header"] & ~np.uint16(meant)).any()
         stored["state"]["a"]["header"][1] ^= ~np.uint16(meant)
         _, optimizer = trained(forms, 2)
-        with pytest.raises(ValueError, match="has header with bits that stand for no running mean"):
+        with pytest.raises(ValueError, match="has header with bits that stand for no number"):
             optimizer.load_state_dict(stored)
 
 

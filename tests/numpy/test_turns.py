@@ -280,7 +280,7 @@ def test_nothing_takes_the_averages_for_the_weights_in_training(call, message, e
     before, stored = everything(optimizer), optimizer.state_dict()
     with optimizer.ema_weights():
         averages = p.copy()
-        match = f"^The averaged weights are in place, so {message}"
+        match = f"^The EMA weights are swapped in, so {message}"
         with pytest.raises(RuntimeError, match=match) as caught:
             call(optimizer, stored)
         assert str(caught.value).endswith("Leave the ema_weights() context first.")
@@ -299,7 +299,10 @@ def test_files_are_neither_written_nor_read_while_averages_are_in_place(tmp_path
     content, before = (tmp_path / "run").read_bytes(), everything(optimizer)
     with optimizer.ema_weights():
         for function in (adamas.save, adamas.load):
-            with pytest.raises(RuntimeError, match=r"^The averaged weights are in place, so "):
+            with pytest.raises(
+                RuntimeError,
+                match=r"^The EMA weights are swapped in, so ",
+            ):
                 function(tmp_path / "run", optimizer)
     assert (tmp_path / "run").read_bytes() == content
     assert everything(optimizer) == before

@@ -159,12 +159,12 @@ def check_refusal(mesh):
 
 
 def check_other_mesh(mesh):
-    """A gradient that is spread over other processes is refused before anything is touched."""
+    """A gradient that is sharded over other processes is refused before anything is touched."""
     flat = init_device_mesh("cpu", (mesh.size(),))
     parts = [nn.Parameter(cut(drawn((8,), i), mesh, [Replicate()] * mesh.ndim)) for i in range(2)]
     parts[0].grad = cut(drawn((8,), 2), mesh, [Replicate()] * mesh.ndim)
     parts[1].grad = cut(drawn((8,), 3), flat, [Replicate()])
-    with pytest.raises(ValueError, match=r"^The gradient of 0\.1 is spread over .* same processes"):
+    with pytest.raises(ValueError, match=r"^The gradient of 0\.1 is sharded over .* same mesh"):
         ours.AdamW(parts).step()
     assert torch.equal(here(parts[0]), drawn((8,), 0))
 

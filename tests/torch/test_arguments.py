@@ -171,7 +171,7 @@ TEXTS = [
      "state is '8bits', but it must be one of \"float32\", \"bfloat16\", \"compact\", \"8bit\". "
      "Did you mean '8bit'?"),
     ("AdamW", {"state": ["8bit"]}, TypeError,
-     "state is ('8bit',), but it must be a form, or a pair of forms (m, v)."),
+     "state is ('8bit',), but it must be one of \"float32\", "),
     ("AdamW", {"rounding": "up"}, ValueError,
      "rounding is 'up', but it must be one of "
      "\"nearest\", \"stochastic\", \"remainder\", \"remainder8\"."),

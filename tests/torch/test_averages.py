@@ -61,8 +61,8 @@ def test_with_averages_in_place_it_is_refused_and_training_goes_on(name, state, 
     average = optimizer.state[p]["ema"].clone()
     for _ in range(2):  # a call that was refused leaves the next one refused
         with optimizer.ema_weights():
-            with pytest.raises(RuntimeError, match=f"The averaged weights are in place.*{message}|"
-                               "The averaged weights are in place already"):  # fmt: skip
+            with pytest.raises(RuntimeError, match=f"The EMA weights are swapped in.*{message}|"
+                               "The EMA weights are swapped in already"):  # fmt: skip
                 call(optimizer, saved, tmp_path / "o.safetensors")
             assert torch.equal(p, average)
         assert torch.equal(p, twin)

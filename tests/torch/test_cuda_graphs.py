@@ -85,9 +85,9 @@ def test_a_step_that_raises_changes_nothing():
     with pytest.raises(FloatingPointError) as raised:
         training.optimizer.step()
     assert str(raised.value) == (
-        "Gradients are not finite: 0.0 (2 of 12 elements), 0.4 (1 of 1030 elements). Nothing was "
-        "changed. Look for a division or overflow in the loss, or leave such steps out with "
-        'on_nonfinite="skip".'
+        "Gradients are NaN or infinite: 0.0 (2 of 12 elements), 0.4 (1 of 1030 elements). "
+        "Nothing was changed. Look for a division or overflow in the loss, or skip such steps "
+        'with on_nonfinite="skip".'
     )
     assert training.optimizer.skipped == 0
     now = training.values()

@@ -30,7 +30,7 @@ WITHIN = (
     "This optimizer is in the midst of another call of this thread: a snapshot, or a step that a "
     "signal handler interrupted. Call it when that has ended."
 )
-IN_PLACE = "The averaged weights are in place"
+IN_PLACE = "The EMA weights are swapped in"
 
 #: Size, dtype, whether strided, options. "native" is the call that asks for no turn.
 ROUTES = {
@@ -277,7 +277,7 @@ def test_what_is_not_kept_is_told_within_a_snapshot_as_outside():
     optimizer = made("native")
     with optimizer.snapshot():
         assert optimizer.copies == []
-        with pytest.raises(RuntimeError, match=r"^No average of the weights is kept\."):
+        with pytest.raises(RuntimeError, match=r"^No EMA of the weights is kept\."):
             optimizer.ema_weights().__enter__()
     optimizer.step()
     assert step_of(values(optimizer)) == 1

@@ -35,7 +35,7 @@ Array = NDArray[Any]
 #: Mean error below which everything is explained, by the dtype that is probed. In float64 a variant
 #: that is right leaves about 1e-16; in float32 about 1e-7. Variants that differ differ by more.
 _TOLERANCES = {"float64": 1e-12, "float32": 2e-6}
-#: The largest error of an ordinary element that is put down to state in few bits.
+#: The largest error of an ordinary element that is put down to quantized state.
 _NOISE = 0.02
 #: Relative error of an update from which rounding is no longer a matter of rounding.
 _COARSE = 2.0**-10
@@ -216,8 +216,8 @@ class _Judgement:
             found += [*asked, *wording.deviations(variant), *self._against_the_name]
         else:
             found.append(
-                "none of the forms that are known: the nearest leaves "
-                f"{100 * self._fit.misfit:.2g} % of an update unexplained{self._nearest()}"
+                f"none of the known forms: the nearest leaves {100 * self._fit.misfit:.2g} % of "
+                f"an update unexplained{self._nearest()}"
             )
         if any(each.writes_gradients for each in self._runs()):
             found.append("the gradient is changed in place")
@@ -264,14 +264,14 @@ class _Judgement:
         if not self._known:
             return []
         if self._spread > _COARSE:
-            how = "state kept in few bits, in blocks or rounded by chance"
+            how = "quantized state (block scales or stochastic rounding)"
             off = f"{self._spread:.2g} of an update"
             return [f"{how}: equal gradients move parameters by up to {off} differently"]
         variant = self._variant.but(storage="as is")
         error, _ = max(each.worst(variant) for each in self._runs(large=True))
         if error > _COARSE:
             what, _, kind = self._variant.storage.rpartition(" ")
-            kept = "state in few bits" if self._variant == variant else f"{what} in {kind}"
+            kept = "low-bit state" if self._variant == variant else f"{what} in {kind}"
             return [f"{kept}: updates are off by up to {error:.2g}"]
         return []
 
@@ -303,8 +303,8 @@ class _Judgement:
             found.append("arrays of different shapes cannot be stepped together")
         if self._large is None:
             found.append(
-                f"an array of {probes.LARGE:,} elements cannot be stepped: state in few bits, "
-                "which small arrays may not have, was not looked for there"
+                f"an array of {probes.LARGE:,} elements cannot be stepped: quantized state, "
+                "which small arrays may not have, was not looked for"
             )
         return found
 
@@ -391,7 +391,7 @@ def _difference(rival: Variant, variant: Variant) -> str:
     """Return in words what ``rival`` has that ``variant`` does not have."""
     known = wording.words(variant)
     words = [each for each in wording.words(rival) if each not in known]
-    return "; ".join(words) or "a form that differs in what was not probed"
+    return "; ".join(words) or "a form that differs in what was not tested"
 
 
 def _differing(variant: Variant, rule: Variant) -> tuple[Line, ...]:

@@ -27,7 +27,7 @@ __all__ = ["UNKNOWN", "Fit", "fit", "same"]
 
 Array = NDArray[Any]
 
-#: Mean error above which a variant explains nothing, unless state in few bits does.
+#: Mean error above which a variant explains nothing, unless quantized state does.
 UNKNOWN = 1e-4
 #: How many variants go on from one level to the next, and from the first probe to the others.
 _KEPT = 40

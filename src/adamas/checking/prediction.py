@@ -5,7 +5,7 @@ that no error is carried from step to step but that of the state.
 
 Arrays stand before numbers in a product: a number of mpmath would try to make a number of an array.
 
-A step is made of parts: gradients, running means, corrections, a numerator and a denominator. Each
+A step is made of parts: gradients, moments, corrections, a numerator and a denominator. Each
 is a value that holds all that it is computed from, numbers and other parts, besides what happened.
 So a ``Prediction`` can keep the arrays of a part by the part itself, and a search, which asks
 for thousands of variants that have most of their parts in common, computes each part once.
@@ -208,7 +208,7 @@ class Squared(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A running mean, as m and v are, after each step."""
+    """A moving average, as m and v are, after each step."""
 
     of: Gradient | Squared
     beta: float

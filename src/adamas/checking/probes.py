@@ -36,7 +36,7 @@ Array = NDArray[Any]
 
 #: Steps of the probes that errors are told of.
 USUAL_STEPS = 24
-#: Elements of a large probe: as many as make implementations store their state in few bits.
+#: Elements of a large probe: as many as make implementations store their quantized state.
 LARGE = 8192
 _COPIES = 256
 

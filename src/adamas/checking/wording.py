@@ -28,8 +28,8 @@ _ONE_CORRECTION = {
 }
 _DEVIATIONS: dict[str, dict[Any, str]] = {
     "direction": {
-        "ascent": "the sign of the gradient is turned: it ascends",
-        "added": "the sign of the update is turned: it is added, not subtracted",
+        "ascent": "the sign of the gradient is flipped: it ascends",
+        "added": "the sign of the update is flipped: it is added, not subtracted",
     },
     "mean": {"sum": "m is a sum, not a mean (the factor 1−β1 is missing)"},
     "square": {
@@ -80,9 +80,9 @@ def deviations(variant: Variant) -> tuple[str, ...]:
     if variant.mean == "absent" and variant.square == "absent":
         found.append("neither m nor v: gradient descent")
     elif variant.mean == "absent":
-        found.append("no running mean of gradients: RMSProp")
+        found.append("no first moment: RMSProp")
     elif variant.square == "absent":
-        found.append("no running mean of squares: Momentum")
+        found.append("no second moment: Momentum")
     found.extend(_ignored(variant))
     for choice, phrases in _DEVIATIONS.items():
         if choice == "epsilon":

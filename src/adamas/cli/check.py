@@ -40,7 +40,7 @@ __all__ = ["command"]
     type=click.Path(path_type=Path, file_okay=False),
     default=None,
     metavar="FOLDER",
-    help="Where to write probes with exact results, for implementations in any language.",
+    help="Where to write test vectors with exact results, for implementations in any language.",
 )
 def command(
     subject: str | None,

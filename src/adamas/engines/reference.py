@@ -1,4 +1,4 @@
-"""The reference engine: slow, obvious, and the judge of every other.
+"""The reference engine: slow and plain; every other is compared with it.
 
 It calls ``adamas.rule.rule`` on whole arrays and ``adamas.statistics`` on whole tensors,
 one thing after another, and stores everything in the end. How values are stored it leaves to

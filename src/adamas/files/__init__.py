@@ -33,7 +33,7 @@ __all__ = ["load", "save"]
 
 
 def save(path: AnyPath, optimizer: AnyOptimizer) -> None:
-    """Write parameters and state of ``optimizer`` to ``path``, whole or not at all.
+    """Write parameters and state of ``optimizer`` to ``path``, atomically.
 
     ``optimizer`` is one of NumPy arrays, one of ``adamas.torch``, or one of torch's whose state
     consists of tensors and numbers; CUDA tensors come to the host one by one. Options go with it,
@@ -43,7 +43,7 @@ def save(path: AnyPath, optimizer: AnyOptimizer) -> None:
     stored: whatever happens meanwhile, ``path`` is the old file or the new one. What saves left
     that were killed is removed. Calls of other threads wait for it. Raises OSError
     where the file cannot be written, and TypeError for what cannot be saved, as tensors that are
-    spread over processes.
+    sharded over processes.
     """
     name = text_of(path)
     front_end, optimizer = _front_end(optimizer)

@@ -43,8 +43,8 @@ def check_structure(path: str, about: Mapping[str, Any], wanted: Sequence[str]) 
     )
     if not is_whole:
         raise ValueError(
-            f"{path} does not say what a checkpoint of adamas says ({', '.join(wanted)}), so it "
-            "cannot be loaded. Give a file that adamas.save wrote."
+            f"{path} lacks entries of an adamas checkpoint ({', '.join(wanted)}), so it cannot "
+            "be loaded. Give a file that adamas.save wrote."
         )
 
 

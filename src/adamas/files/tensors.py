@@ -141,7 +141,8 @@ def _layout(file: FileIO, path: str) -> tuple[dict[str, _Place], dict[str, Any],
 
     def refusal(why: str) -> ValueError:
         return ValueError(
-            f"{path} is no whole safetensors file ({why}). Give a file that adamas.save wrote."
+            f"{path} is not a complete safetensors file ({why}). Give a file that adamas.save "
+            "wrote."
         )
 
     length = os.fstat(file.fileno()).st_size
@@ -156,7 +157,7 @@ def _layout(file: FileIO, path: str) -> tuple[dict[str, _Place], dict[str, Any],
         metadata = whole.pop("__metadata__", {})
         places = {name: _place(described) for name, described in whole.items()}
     except (AttributeError, KeyError, RecursionError, TypeError, ValueError):
-        raise refusal("its header is none") from None
+        raise refusal("its header is not valid") from None
     end = 0
     for begin, after in sorted(place.offsets for place in places.values()):
         if begin != end:
@@ -226,7 +227,7 @@ def _parsed(text: str | bytes) -> Any:
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        raise ValueError("a name stands twice")
+        raise ValueError("a name occurs twice")
     return found
 
 

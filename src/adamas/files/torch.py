@@ -197,8 +197,8 @@ def _state_dict(
     )
     if not is_whole:
         raise ValueError(
-            f"{path} does not say what a checkpoint of torch's tensors says (groups, {key}, …), "
-            "so it cannot be loaded. Give a file that adamas.save wrote."
+            f"{path} lacks entries of a checkpoint of torch's tensors (groups, {key}, …), so it "
+            "cannot be loaded. Give a file that adamas.save wrote."
         )
     groups = _groups(path, about["groups"], found, optimizer)
     names, parameters = names_of(optimizer.param_groups), parameters_of(optimizer.param_groups)
@@ -263,9 +263,9 @@ def _check_plain(
     has_more = any(_OWN_ENTRIES.intersection(entries) for entries in state.values())
     if has_more or any(_OWN_OPTIONS.intersection(group) for group in groups):
         raise ValueError(
-            f"{path} holds state that only adamas.torch keeps (small forms, remainders or "
-            "averages). Load it into the class of adamas.torch of the same name; torch's class can "
-            "load what its state_dict() returns."
+            f"{path} holds state that only adamas.torch keeps (low-bit states, remainders or an "
+            "EMA of the weights). Load it into the class of adamas.torch of the same name; "
+            "torch's class can load what its state_dict() returns."
         )
 
 
@@ -366,7 +366,7 @@ def _check_kind(name: str, tensor: Tensor) -> None:
     """Refuse tensors that are not their values alone."""
     if hasattr(tensor, "device_mesh"):
         raise TypeError(
-            f"{name} is spread over processes (DTensor), but a file of adamas.save holds whole "
+            f"{name} is sharded over processes (DTensor), but a file of adamas.save holds whole "
             "tensors. Use torch.distributed.checkpoint, with get_optimizer_state_dict of "
             "torch.distributed.checkpoint.state_dict."
         )

@@ -7,7 +7,7 @@
     updates, state = optimizer.update(gradients, state, params)
     params = optax.apply_updates(params, updates)
 
-Eager, under jit, vmap and scan, and on arrays that are spread over devices, a step gives the bits
+Eager, under jit, vmap and scan, and on arrays that are sharded over devices, a step gives the bits
 of ``adamas.Adam``. ``docs/guides/jax.md`` says what XLA does to subnormal numbers.
 """
 

@@ -133,7 +133,7 @@ def check_mask(mask: Any, is_injected: bool) -> None:
 
 
 def _check_floating(name: str, dtype: Any) -> None:
-    """Raise TypeError where ``dtype`` is given and cannot hold a running mean."""
+    """Raise TypeError where ``dtype`` is given and cannot hold a moving average."""
     if dtype is None:
         return
     try:
@@ -141,11 +141,11 @@ def _check_floating(name: str, dtype: Any) -> None:
     except TypeError:
         known, is_floating = "which is no dtype of JAX", False
     else:
-        known = "but running means are floating numbers"
+        known = "but moments are floating-point numbers"
     if not is_floating:
         raise TypeError(
-            f"{name} is {dtype!r}, {known}. Give for example "
-            '"bfloat16"; small codes are made with state="8bit".'
+            f'{name} is {dtype!r}, {known}. Give for example "bfloat16"; 8-bit states are made '
+            'with state="8bit".'
         )
 
 

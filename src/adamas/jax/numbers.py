@@ -53,7 +53,7 @@ class Choices:
     """What the numbers of a step depend on, besides the step."""
 
     lr: Number = 0.0
-    #: Decay rates of the running means; None where the method keeps no such mean.
+    #: Decay rates of the moments; None where the method keeps no such mean.
     b1: Number = None
     b2: Number = None
     #: Whether the first mean is a sum, which takes the whole gradient.
@@ -64,18 +64,18 @@ class Choices:
     #: lr · weight_decay, where it is known better than its factors.
     decay: Number = None
     nesterov: bool = False
-    #: Whether the bias is taken out of the running means.
+    #: Whether the bias is taken out of the moments.
     unbias1: bool = False
     unbias2: bool = False
 
     @property
     def corrects_mean(self) -> bool:
-        """Whether the bias is taken out of a running mean of gradients."""
+        """Whether the bias is taken out of the first moment."""
         return self.unbias1 and self.b1 is not None
 
     @property
     def corrects_square(self) -> bool:
-        """Whether the bias is taken out of a running mean of squares."""
+        """Whether the bias is taken out of the second moment."""
         return self.unbias2 and self.b2 is not None
 
     def arrays(self) -> dict[str, Array]:

@@ -9,7 +9,7 @@ NaN; nothing else is changed. That costs one instruction, needs no number known 
 and since it is no identity, no compiler may leave it out.
 
 An operand is an array, or the two parts of a complex one, or a constant. Products with the
-constant 1 and 0, and sums with 0, are left out: they would cost walks through memory. For finite
+constant 1 and 0, and sums with 0, are left out: they would cost passes over memory. For finite
 numbers that gives the same bits.
 """
 

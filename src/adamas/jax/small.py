@@ -1,4 +1,4 @@
-"""Running means in few bytes: the state that keeps their codes, and random bits to round with.
+"""Moments in few bytes: the state that keeps their codes, and random bits to round with.
 
 Codes are made and read by ``adamas.codecs``. Forms other than 8bit are element-wise, so they
 stay where their parameter is; with 8bit, 32 elements of the flattened array share a header.
@@ -35,7 +35,7 @@ _U = np.uint32
 
 
 class CodedState(NamedTuple):
-    """Running means as codes, under the names that optax has for them; trees like the parameters.
+    """Moments as codes, under the names that optax has for them; trees like the parameters.
 
     ``header`` has uint16 for each block of 32 elements where a form is 8bit; ``top`` is the
     exponent that codes of m are counted from. What is not kept is an empty tuple.

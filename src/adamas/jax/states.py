@@ -127,9 +127,9 @@ def check_dtypes(
         for path, gradient, leaf in gradients.each(leaves):
             if code is None and number_kind(leaf) not in ("floating", "complex"):
                 raise TypeError(
-                    f"{_entry(name, path)} {described(leaf)}, but a running mean "
-                    "is floating. If the parameter is one of whole numbers, convert it, give None "
-                    "for its gradient, or leave it out with optax.masked; if these are codes, give "
+                    f"{_entry(name, path)} {described(leaf)}, but a moment is a floating-point "
+                    "number. If the parameter is one of whole numbers, convert it, give None for "
+                    "its gradient, or leave it out with optax.masked; if these are codes, give "
                     "the options that made them."
                 )
             # NumPy's float64 may be float32 for JAX.

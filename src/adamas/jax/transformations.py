@@ -199,7 +199,7 @@ def momentum(
     rounding: Rounding | None = None,
     seed: int | Array = 0,
 ) -> Transformation:
-    """Return descent along a running mean of gradients: ``adamas.Momentum`` for JAX.
+    """Return descent along the first moment: ``adamas.Momentum`` for JAX.
 
     The state is that of optax.chain(optax.ema(decay, debias), optax.scale_by_learning_rate(…)).
     ``state`` (here "bfloat16"), ``rounding`` and ``seed`` store m in fewer bytes.

@@ -6,15 +6,16 @@
 
 Each takes what torch 2.13's optimizer of the same name takes, and besides, by keyword:
 
-``clip_norm``: the norm of all gradients is scaled down to this (may be set between steps);
-``on_nonfinite``: "propagate", "skip" or "raise" where one is not finite (may be set, too);
-``ema``: decay rate of averaged weights, see ``Optimizer.ema_weights``;
+``clip_norm``: global-norm gradient clipping (may be set between steps);
+``on_nonfinite``: "propagate", "skip" or "raise" at NaN or infinite gradients (may be set, too);
+``ema``: decay rate of the moving average (EMA) of the weights, see ``Optimizer.ema_weights``;
 ``statistics``: whether steps take norms and extremes, see ``Optimizer.statistics``;
 ``copy_to``: a dtype, or tensors, for copies in low precision that steps keep up to date;
-``state``, ``rounding``: how things are stored, which groups may have of their own;
-``seed``: where the random bits of small states begin;
-``offload``: whether the state of parameters on a card is kept in host memory;
-``engine``: what alone may step, for comparisons, see ``Optimizer.routes``.
+``state``, ``rounding``: 8-bit and other small states, and how they and half-precision parameters
+are rounded; groups may have their own;
+``seed``: seed of stochastic rounding;
+``offload``: whether the state of CUDA parameters is kept in host memory;
+``engine``: the only engine that may step, for comparisons, see ``Optimizer.routes``.
 
 ``foreach``, ``fused`` and ``capturable`` choose in torch how a step is computed; here they are
 checked and kept, and decide where ``step`` lives; with ``fused`` a GradScaler leaves unscaling to

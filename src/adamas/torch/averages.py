@@ -1,4 +1,4 @@
-"""The averaged weights in place of those in training, for as long as somebody looks at them."""
+"""The EMA of the weights in place of those in training, while ``ema_weights()`` is open."""
 
 from __future__ import annotations
 

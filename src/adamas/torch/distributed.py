@@ -1,4 +1,4 @@
-"""Tensors spread over processes (FSDP2's DTensor): this process's part, and what the others have.
+"""Tensors sharded over processes (FSDP2's DTensor): this process's part, and what the others have.
 
 A step is element-wise, so each process steps its own part. Norms and counts belong to the whole
 tensor: the parts of all processes are gathered, and each process adds them up in the same order.

@@ -58,8 +58,8 @@ def refuse(name: str, parameter: Tensor, gradient: Tensor) -> None:
     meshes = (getattr(gradient, "device_mesh", None), getattr(parameter, "device_mesh", None))
     if meshes[0] != meshes[1]:
         raise ValueError(
-            f"The gradient of {name} is spread over {meshes[0]}, but the parameter over "
-            f"{meshes[1]}. Spread both over the same processes."
+            f"The gradient of {name} is sharded over {meshes[0]}, but the parameter over "
+            f"{meshes[1]}. Shard both over the same mesh."
         )
 
 

@@ -276,8 +276,8 @@ class Keeping(NamedTuple):
         asked = self.phase.ema is not None or self.phase.statistics
         if asked and self.method.own_step(group) is not None:
             raise ValueError(
-                "ema and statistics belong to the rule, but RMSprop with momentum or centered "
-                "follows another. Leave out the one or the other."
+                "ema and statistics are not possible for RMSprop with momentum or centered, "
+                "which follows another rule. Leave out the one or the other."
             )
 
     def _refuse_step_number(self, member: Member, name: str) -> None:

@@ -53,7 +53,7 @@ class Numbers:
     """The numbers of coming steps."""
 
     def __init__(self, method: Method, ema: float | None) -> None:
-        """Take the decay rate of the averaged weights, None where there are none."""
+        """Take the decay rate of the EMA of the weights, None where there is none."""
         self.method = method
         self._ema = ema
         #: Parameters (by identity) before their first step, where no step is kept.

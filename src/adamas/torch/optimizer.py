@@ -222,7 +222,7 @@ class Optimizer(torch.optim.Optimizer):
 
     @property
     def skipped(self) -> int:
-        """How many steps were left out because a gradient was not finite (on_nonfinite="skip")."""
+        """How many steps were skipped, since a gradient was NaN or infinite."""
         return self._stepper.skipped
 
     @property
@@ -240,7 +240,7 @@ class Optimizer(torch.optim.Optimizer):
         return self._stepper.copies(self.param_groups, self.state)
 
     def ema_weights(self) -> AbstractContextManager[None]:
-        """Put the averaged parameters in place of the parameters while the context is open.
+        """Swap in the EMA of the weights while the context is open.
 
         They come back when it closes, on errors too. Inside, the model's state_dict has the
         averages; a step, and all that saves, loads or copies the optimizer or adds a group, raises
@@ -252,7 +252,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add a group, as in torch; its options, and how it is to be stored, are checked first."""
-        why = "a group cannot be added: its weights have no average to stand for"
+        why = "a group cannot be added: its parameters have no average to be swapped for"
         with self._stepper.held(why):
             shown, self.defaults = self.defaults, arguments.of_groups(self.defaults)
             try:
@@ -282,7 +282,7 @@ class Optimizer(torch.optim.Optimizer):
     def state_dict(self, *, packed: bool = False) -> dict[str, Any]:
         """Return groups and state in torch's form.
 
-        Running means in a small form are given as float32, which loses nothing and which torch's
+        Moments in a small form are given as float32, which loses nothing and which torch's
         optimizers can load. With ``packed=True`` all is as it is stored, under "packed_state" in
         place of "state": torch's optimizers, which would take codes for numbers, refuse it. Options
         that were set in the run (``clip_norm``, ``on_nonfinite``) stand under "phase".
@@ -313,7 +313,7 @@ class Optimizer(torch.optim.Optimizer):
         """Take over a state_dict, of this optimizer or of torch's of the same name.
 
         All of it is checked first: raises ValueError, TypeError or KeyError, naming parameter and
-        entry, and nothing has changed. Unlike in torch, running means may be wider than parameters,
+        entry, and nothing has changed. Unlike in torch, moments may be wider than parameters,
         and no entry shares memory with ``state_dict``. Groups go on to store their state as they
         do. What hooks do after loading stands.
         """

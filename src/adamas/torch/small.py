@@ -1,4 +1,4 @@
-"""How state[p] stores running means in few bits, and what rounding takes from parameters.
+"""How state[p] stores moments in few bits, and what rounding takes from parameters.
 
 Codes are tensors of the parameter's shape: bfloat16 where the form is "bfloat16" (and for v,
 "compact"), uint8 or int8 else; with "8bit" an entry ``header`` (int16) has one number for each
@@ -220,8 +220,8 @@ def refuse(parameter: Tensor, form: Form | None, rounding: str | None, is_specia
     is_small = form is not None and form.storage.is_small
     if is_small and is_special:
         raise ValueError(
-            "Small forms of state belong to the rule, but RMSprop with momentum or centered "
-            'follows another. Use state="float32" for this group.'
+            "Low-bit states are not possible for RMSprop with momentum or centered, which "
+            'follows another rule. Use state="float32" for this group.'
         )
     if form is not None and is_small and parameter.dtype not in _DTYPES:
         way = "give it a group of its own with"

@@ -173,7 +173,7 @@ class Stepper:
 
     @contextmanager
     def averaged(self, groups: Groups, states: States) -> Generator[None]:
-        """Put the averaged weights in place while the context is open."""
+        """Swap in the EMA of the weights while the context is open."""
         if self.keeping.phase.ema is None:
             raise RuntimeError(NO_AVERAGE)
         kept: list[Weights] | None = None

@@ -84,7 +84,7 @@ def check(
 
     ``name`` is the parameter's. Where it is one for ``loading`` it has to be whole, and what the
     entries say is looked at, too: squares that are negative, codes that no step leaves. That takes
-    a pass over them. Where it is one in use, running means have to be on ``device``.
+    a pass over them. Where it is one in use, moments have to be on ``device``.
     """
     check_kind(name, state)
     if not state:
@@ -203,13 +203,13 @@ def _check_tensor(name: str, entry: str, value: Any, parameter: Tensor) -> None:
     if is_spread != distributed.is_distributed(parameter):
         kinds = ("a DTensor", "a plain tensor") if is_spread else ("a plain tensor", "a DTensor")
         raise ValueError(
-            f"The state of {name} has {kinds[0]} as {entry}, but the parameter is {kinds[1]}. Load "
-            "it with torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, which cuts "
-            "and joins states as parameters are."
+            f"The state of {name} has {kinds[0]} as {entry}, but the parameter is {kinds[1]}. "
+            "Load it with torch.distributed.checkpoint.state_dict.set_optimizer_state_dict, "
+            "which shards and gathers states as the parameters are."
         )
     if distributed.local(value).shape != distributed.local(parameter).shape:
         raise ValueError(
-            f"The state of {name} has {entry} cut for processes in another way than the parameter: "
+            f"The state of {name} has {entry} sharded in another way than the parameter: "
             f"{tuple(distributed.local(value).shape)} and "
             f"{tuple(distributed.local(parameter).shape)} are here. Load it with "
             "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict."
@@ -243,8 +243,8 @@ def _check_codes(
     codes_of_square = square is not None and square.dtype == torch.uint8
     if codes_of_mean and square is None:
         raise ValueError(
-            f"The state of {name} has codes as {entries.mean}, which are relative to the running "
-            "mean of squares, but there is none."
+            f"The state of {name} has codes as {entries.mean}, which are relative to the second "
+            "moment, but there is none."
         )
     if codes_of_mean:
         _check_top(name, state.get("top"), str(entries.mean))
@@ -283,8 +283,8 @@ def _check_square(name: str, entry: str, value: Tensor) -> None:
     real = torch.view_as_real(value) if value.is_complex() else value
     if real.is_floating_point() and bool((real < 0).any()):
         raise ValueError(
-            f"The state of {name} has {entry} with negative elements, but it is a mean of squares. "
-            "The state was damaged; load another."
+            f"The state of {name} has {entry} with negative elements, but a second moment is at "
+            "least 0. The state was damaged; load another."
         )
 
 
@@ -301,8 +301,8 @@ def unread(state: Mapping[str, Any], entries: Entries) -> set[str]:
 def begun_anew(state: State, kept: Kept) -> State:
     """Return a state in use without what cannot go on, ``state`` itself where all of it can.
 
-    A running mean of gradients that was taken out begins at zero while the others go on. Without
-    its squares, or the count of steps that bias correction needs, a parameter begins as a whole.
+    A first moment that was taken out begins at zero while the others go on. Without its second
+    moment, or the count of steps that bias correction needs, a parameter begins as a whole.
     """
     entries = kept.entries
     if kept.needed:

@@ -59,7 +59,7 @@ def some(x, other):
 
 @triton.jit
 def smooth(keep, take, mean, x):
-    """Return the running mean after one more value; see ``adamas.rule.smooth``."""
+    """Return the moving average after one more value; see ``adamas.rule.smooth``."""
     return flush(keep * mean + take * x)
 
 
