@@ -93,7 +93,7 @@ def test_what_cannot_be_stored_so_is_refused_and_nothing_is_changed():
     optimizer = stepped(ours.Adam(parameters(torch.float64)), 2)
     before = trained_bits(optimizer)
     set_form(optimizer, "8bit")
-    with pytest.raises(TypeError, match=r"dtype torch\.float64: small forms are for float32 and"):
+    with pytest.raises(TypeError, match=r"dtype torch\.float64: low-bit states are for float32,"):
         stepped(optimizer, 1, 2)
     assert trained_bits(optimizer) == before
     set_form(optimizer, "4bit")

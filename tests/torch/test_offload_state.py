@@ -210,7 +210,7 @@ def test_rmsprop_of_another_rule_is_refused(device, options):
         ours.RMSprop(parameters(), offload=True, **options)
     assert str(error.value) == (
         "offload is True, but RMSprop with momentum or centered follows another rule than the "
-        "native engine has. Leave out the one or the other."
+        "engine of the processor has. Leave out the one or the other."
     )
 
 

@@ -70,7 +70,7 @@ def refuse(parameter: Tensor, is_special: bool, gradient: Tensor | None = None) 
     if is_special:
         raise ValueError(
             "offload is True, but RMSprop with momentum or centered follows another rule than "
-            "the native engine has. Leave out the one or the other."
+            "the engine of the processor has. Leave out the one or the other."
         )
     if gradient is not None and gradient.dtype != parameter.dtype:
         raise TypeError(
