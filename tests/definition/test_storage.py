@@ -273,7 +273,8 @@ LARGEST = (
     'Use state=("bfloat16", "float32"), or leave amsgrad out.'
 )
 NARROW = "state is ('8bit', '8bit'), but {} dtype {}: low-bit states are for float32, "
-NARROW += 'bfloat16 and float16. Convert the parameter, or {} state="float32", which keeps its dtype.'
+NARROW += 'bfloat16 and float16. Convert the parameter, or {} state="float32", which keeps its '
+NARROW += "dtype."
 OWN_GROUP = "give it a group of its own with"
 HALF = (
     'rounding is "remainder", but a parameter has dtype {0}float16: remainders are for '
