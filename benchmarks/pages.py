@@ -98,16 +98,20 @@ def with_passages(text: str, passages: dict[str, str]) -> str:
 
 
 def ratios(names: tuple[str, ...], results: Path | None = None) -> str:
-    """Return the rows of some tables in one, with the machine of the first."""
+    """Return the rows of some tables in one, and under them their machines."""
     lines: list[tuple[str, ...]] = []
-    about = ""
+    machines: dict[str, list[str]] = {}
     for table in map(catalogue.table, names):
         measured = stored(table, results)
         if measured is None:
             continue
         assert isinstance(table, Ratios)
-        about = about or machine_line(measured)
+        machines.setdefault(machine_line(measured), []).append(table.name)
         lines.extend(table.cells(measured))
     if not lines:
         return NO_FIGURES
-    return markdown(HEADER, lines, words=2) + f"\n{about}\n"
+    several = len(machines) > 1
+    about = (
+        f"{', '.join(on)}: {each}\n" if several else f"{each}\n" for each, on in machines.items()
+    )
+    return "\n".join((markdown(HEADER, lines, words=2), *about))
