@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 from adamas.palette import COLOURS
-from benchmarks.pictures import Theme, new_figure
+from benchmarks.pictures import TEXT, Theme, new_figure
 from benchmarks.tables import short
 
 #: Of one row and of the axis, in inches.
@@ -43,7 +43,7 @@ def ratio_bars(bars: Sequence[Bar], theme: Theme) -> Any:
             (1.0, "right", f"{short(bar.ratio)}×"),
         ):
             told = axes.text(x, row - 0.22, text, transform=beside, ha=side, va="bottom")
-            told.set(fontsize=8, in_layout=False, linespacing=1.0)
+            told.set(fontsize=TEXT, in_layout=False, linespacing=1.0)
             told.set_bbox({"facecolor": theme.paper, "edgecolor": "none", "pad": 0.5})
     low, high = _limits(bars)
     axes.set_xlim(low, high)
