@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from adamas.codecs import mean_bound
+from adamas.palette import COLOURS
 from benchmarks import pictures
 from benchmarks.pictures import Theme, new_figure
 from benchmarks.tables import (
@@ -335,4 +336,4 @@ def _name_rows(axes: Any, names: list[str]) -> None:
 
 def _colour(subject: str) -> str:
     """Return adamas' colour, or that of all others: two that any eyes can tell apart."""
-    return "#0072B2" if "adamas" in subject else "#E69F00"
+    return COLOURS["Adam"] if "adamas" in subject else "#E69F00"
