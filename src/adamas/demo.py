@@ -251,7 +251,7 @@ def _verdict(what: str, values: Mapping[str, Array]) -> str:
     near = [method for method in others if method not in beaten]
     if not beaten:
         names = _listed([ahead, *near])
-        return f"{what}: {names} differ by less than the spread; who is ahead is luck."
+        return f"{what}: {names} differ by less than the spread; who is ahead may be luck."
     told = f"{what}: {ahead} is ahead of {_listed(beaten)} by more than the spread"
     return f"{told}, but not of {_listed(near)}." if near else f"{told}."
 

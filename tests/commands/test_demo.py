@@ -138,7 +138,7 @@ def test_a_difference_is_more_than_the_spread_where_it_exceeds_both_deviations()
         "Final loss: Adam is ahead of Momentum by more than the spread."
     )
     assert demo.verdicts([b, a])[0] == (
-        "Final loss: Adam and RMSProp differ by less than the spread; who is ahead is luck."
+        "Final loss: Adam and RMSProp differ by less than the spread; who is ahead may be luck."
     )
 
 
