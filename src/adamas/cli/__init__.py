@@ -51,7 +51,7 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings=_HELP)
 @click.version_option(adamas.__version__, prog_name="adamas")
 def main() -> None:
-    """Adam, done right: see it work, race it, check another."""
+    """Show Adam at work, race it against other methods, check an implementation of it."""
 
 
 for _module in (check, demo, info, race):

@@ -11,7 +11,7 @@ import click
 
 from adamas.checks import check_count
 
-__all__ = ["WholeNumber", "assigned", "check_writable", "written"]
+__all__ = ["WholeNumber", "assigned", "check_picture", "check_writable", "written"]
 
 
 class WholeNumber(click.IntRange):
@@ -44,6 +44,13 @@ def check_writable(path: Path, option: str) -> None:
         ) from None
     if not existed:
         path.unlink()
+
+
+def check_picture(path: Path, option: str, ending: str) -> None:
+    """Refuse a picture given by ``option`` whose name says another format, or as above."""
+    if path.suffix.lower() != ending:
+        raise click.UsageError(f"{option} is {str(path)!r}, but its name must end in {ending}.")
+    check_writable(path, option)
 
 
 #: What stands for itself in an option, as Python writes it without quotes or does not write it.

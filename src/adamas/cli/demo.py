@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from adamas.cli.arguments import WholeNumber, check_writable, written
+from adamas.cli.arguments import WholeNumber, check_picture, written
 from adamas.cli.output import NOTE, console_of, progress_on, say_where, table_of
 from adamas.extras import require
 
@@ -79,7 +79,7 @@ def command(
 
     console = console_of("adamas demo")
     require("matplotlib", "adamas demo", "demo", "matplotlib")
-    check_writable(output, "--output")
+    check_picture(output, "--output", ".png")
     epochs = demo.EPOCHS if epochs is None else epochs
     chosen = range(seed, seed + (demo.SEEDS if seeds is None else seeds))
     outcomes: list[Outcome] = []

@@ -1,4 +1,4 @@
-"""``adamas race``: three methods on a function of two variables."""
+"""``adamas race``: methods on a function of two variables."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from adamas.cli.arguments import WholeNumber, check_writable, written
+from adamas.cli.arguments import WholeNumber, check_picture, written
 from adamas.cli.output import NOTE, console_of, say_where, table_of
 from adamas.extras import require
 
@@ -22,7 +22,7 @@ __all__ = ["command"]
 @click.command("race")
 @click.argument("function", default="himmelblau")
 @written("--output", default=Path("adamas-race.png"), help="Where to write the picture (PNG).")
-@written("--gif", help="Where to write the race as an animated GIF, too.")
+@written("--gif", help="Where to write an animated GIF of the race, besides the picture.")
 @click.option(
     "--steps",
     type=WholeNumber(1),
@@ -41,7 +41,7 @@ __all__ = ["command"]
 @click.option(
     "--note",
     is_flag=True,
-    help="With a fourth: Adam without the exponent t in the bias correction, as in a note.",
+    help="Add a fourth method: Adam without the exponent t in the bias correction.",
 )
 def command(
     function: str,
@@ -63,12 +63,10 @@ def command(
 
     console = console_of("adamas race")
     require("matplotlib", "adamas race", "plots", "matplotlib")
-    check_writable(output, "--output")
+    check_picture(output, "--output", ".png")
     if gif is not None:
-        if gif.suffix.lower() != ".gif":
-            raise click.UsageError(f"--gif is {str(gif)!r}, but its name must end in .gif.")
         require("PIL", "adamas race --gif", "plots", "pillow")
-        check_writable(gif, "--gif")
+        check_picture(gif, "--gif", ".gif")
     track = tracks.find(function)
     if start is not None:
         track = dataclasses.replace(track, start=start)
