@@ -399,3 +399,25 @@ def test_what_was_taken_out_of_the_groups_is_said_where_it_is_asked_for():
     assert list(optimizer.state_dict()["state"]) == [0]
     optimizer.step()
     assert {tag.partition("/")[0] for tag in optimizer.statistics()} == {"0.0"}
+
+
+def test_a_state_whose_names_are_of_other_parameters_loads_where_the_names_are_the_same():
+    # As where ZeRO puts one flat parameter in place of a group's own.
+    flat = [nn.Parameter(torch.ones(6)) for _ in range(2)]
+    optimizers = []
+    for each in flat:
+        named = [(name, nn.Parameter(torch.ones(3))) for name in ("first", "second")]
+        optimizers.append(ours.AdamW(named))
+        optimizers[-1].param_groups[0]["params"] = [each]
+    one, other = optimizers
+    give_gradients(flat)
+    one.step()
+    flat[1].data.copy_(flat[0].data)
+    other.load_state_dict(one.state_dict())
+    for optimizer in optimizers:
+        optimizer.step()
+    assert torch.equal(*flat)
+    assert other.param_groups[0]["param_names"] == ["first", "second"]
+    alone = ours.AdamW([nn.Parameter(torch.ones(6))])
+    with pytest.raises(ValueError, match=r"param_names is \['first', 'second'\], but it must be"):
+        alone.load_state_dict(one.state_dict())

@@ -208,7 +208,9 @@ def _group(
     if "param_names" in own:
         group.setdefault("param_names", own["param_names"])
     names = group.get("param_names", own["params"])
-    if not isinstance(names, (list, tuple)) or len(names) != len(own["params"]):
+    # DeepSpeed puts one flat parameter in place of many, and leaves the names of those.
+    are_own = names == own.get("param_names")
+    if not are_own and (not isinstance(names, (list, tuple)) or len(names) != len(own["params"])):
         raise ValueError(
             f"In param_groups[{i}] to load: param_names is {names!r}, but it must be a list of "
             f"{len(own['params'])} names, one for each parameter."
