@@ -6,8 +6,11 @@ they speak of: a model, rows, a configuration.
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
 import sys
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -59,7 +62,9 @@ def step(model, optimizer):
 def test_every_recipe_of_the_page_is_run_here():
     sections = re.findall(r"^## (.+)\n", PAGE, re.MULTILINE)
     with_code = {section for section in sections if recipe(section) or recipe(section, "yaml")}
-    assert with_code == {"Hugging Face Trainer", "LightningCLI", "Hydra", "timm", "torchtitan"}
+    assert with_code == {
+        "DeepSpeed", "Hugging Face Trainer", "Hydra", "LightningCLI", "timm", "torchtitan",
+    }  # fmt: skip
 
 
 # ── transformers ───────────────────────────────────────────────────────────────────────────────
@@ -265,3 +270,46 @@ def test_torchtitan_makes_steps_saves_and_loads_it(monkeypatch):
     assert step(twin, again)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+# ── DeepSpeed ──────────────────────────────────────────────────────────────────────────────────
+
+#: Trains, saves, goes on, and loads: prints the loss after either, and the class that stepped.
+ZERO = """
+import sys, torch, deepspeed
+
+sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # it would be compiled for minutes
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.LayerNorm(4), torch.nn.Linear(4, 2))
+{recipe}
+
+def step():
+    loss = engine(torch.ones(2, 3)).square().sum()
+    engine.backward(loss)
+    engine.step()
+    return loss.item()
+
+for _ in range(3):
+    step()
+engine.save_checkpoint({folder!r})
+expected = [step() for _ in range(2)]
+engine.load_checkpoint({folder!r})
+print("RESULT", [step() for _ in range(2)] == expected, expected[1] < expected[0])
+"""
+
+
+@pytest.mark.skipif(not find_spec("deepspeed"), reason="needs the package deepspeed")
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_deepspeed_trains_and_resumes_with_the_same_bits_in_each_stage_of_zero(tmp_path, stage):
+    (code,) = recipe("DeepSpeed")
+    code = code.replace('{"stage": 2}', f'{{"stage": {stage}}}')
+    script = ZERO.format(recipe=code, folder=str(tmp_path / "checkpoint"))
+    alone = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
+    done = subprocess.run(
+        [sys.executable, "-c", script],
+        env={**os.environ, **alone, "MASTER_PORT": "29617", "DS_ACCELERATOR": "cpu"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert "RESULT True True" in done.stdout, done.stderr[-2000:]
