@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import itertools
 import sys
 import tempfile
@@ -63,6 +64,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if asked.tables:
         if asked.rows:
             reader.error(f"--tables makes all pages. Leave {' '.join(asked.rows)} out.")
+        _require_matplotlib(reader)
         pages.write_all()
         return 0
     try:
@@ -89,6 +91,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     if asked.results is not None:
         _require_writable(reader, asked.results)
+    elif any(_is_whole(table, rows, run) for table, rows in chosen):
+        _require_matplotlib(reader)
     codes = {measure(table, rows, run, asked.results) for table, rows in chosen}
     return int(FAILED in codes or MEASURED not in codes)
 
@@ -111,10 +115,9 @@ def measure(table: Table, rows: Sequence[Row], run: Run, results: Path | None) -
     # Now, since what was measured with has been imported.
     measured = {"machine": machine(), "quick": run.quick, **found}
     print(table.markdown(measured))
-    is_whole = len(rows) == len(table.rows) and not run.quick
     if results is not None:
         pages.store(table, measured, results)
-    elif is_whole:
+    elif _is_whole(table, rows, run):
         pages.store(table, measured)
         pages.write_all()
     else:
@@ -124,6 +127,19 @@ def measure(table: Table, rows: Sequence[Row], run: Run, results: Path | None) -
         told = f"{failures} of {len(rows)} rows failed; what they raised stands above"
         print(f"{table.name}: {told}", file=sys.stderr)
     return FAILED if failures else MEASURED
+
+
+def _is_whole(table: Table, rows: Sequence[Row], run: Run) -> bool:
+    return len(rows) == len(table.rows) and not run.quick
+
+
+def _require_matplotlib(reader: argparse.ArgumentParser) -> None:
+    """End with an error where the pictures of pages could not be drawn, before anything is done."""
+    if importlib.util.find_spec("matplotlib") is None:
+        reader.error(
+            "the pictures of the pages need matplotlib. Install it with: pip install matplotlib; or"
+            " store what is measured elsewhere: --results FOLDER."
+        )
 
 
 def _why_skipped(lacking: Iterable[tuple[str, ...]]) -> str:

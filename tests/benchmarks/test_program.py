@@ -131,6 +131,12 @@ def test_the_pages_show_what_is_stored_and_name_no_other_passage(page):
     assert any(f"<!-- {marker}: begin -->" in text for marker in found)
 
 
+def test_the_readme_of_the_benchmarks_names_every_file():
+    folder = ROOT / "benchmarks"
+    named = set(re.findall(r"\]\((\w+\.py)\)", (folder / "README.md").read_text("utf-8")))
+    assert named == {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+
+
 def test_a_figure_that_changes_changes_the_page(tmp_path):
     for table in STORED:
         pages.store(table, pages.stored(table), tmp_path)
@@ -303,6 +309,20 @@ def test_a_table_that_was_measured_whole_is_stored_and_shown(elsewhere, monkeypa
     assert "| a | b | 1 s | 2 s | 2.00× | 2.00 … 2.00 | 2× |" in (
         elsewhere / "README.md"
     ).read_text("utf-8")
+
+
+@pytest.mark.parametrize("arguments", [["--tables"], ["some"]], ids=str)
+def test_without_matplotlib_nothing_is_measured_that_has_a_picture(
+    arguments, elsewhere, monkeypatch, capsys
+):
+    tables(monkeypatch, Row("a", "b", 2, fine))
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setattr(program, "measure", lambda *_: pytest.fail("measured"))
+    with pytest.raises(SystemExit) as ended:
+        program.main(arguments)
+    assert ended.value.code == 2
+    assert "need matplotlib. Install it with: pip install matplotlib" in capsys.readouterr().err
+    assert [path.name for path in elsewhere.iterdir()] == ["README.md"]
 
 
 @pytest.mark.parametrize("arguments", [["a ·"], ["--quick"]], ids=str)
