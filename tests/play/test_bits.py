@@ -50,7 +50,7 @@ def test_the_rule_has_the_bits_of_python_on_numbers_of_every_kind():
         assert ours.view(np.uint32)[kept].tolist() == page[kept].tolist(), name
 
 
-def test_a_number_that_is_shown_shortest_stands_for_its_bits():
+def test_a_number_is_shown_in_the_fewest_digits_that_stand_for_its_bits():
     random = np.random.default_rng(6)
     bits = random.integers(0, 2**32, 3000, dtype=np.uint32)
     values = bits.view(np.float32)
@@ -59,6 +59,12 @@ def test_a_number_that_is_shown_shortest_stands_for_its_bits():
     script += "return given.map((b) => short((to32.setUint32(0, b), to32.getFloat32(0))))"
     texts = node(script, values.view(np.uint32).tolist())
     assert bits32([np.float32(text) for text in texts]) == values.view(np.uint32).tolist()
+
+    def digits(text):
+        return text.lower().partition("e")[0].strip("-").replace(".", "").strip("0")
+
+    fewest = [np.format_float_scientific(value, unique=True) for value in values]
+    assert [len(digits(text)) for text in texts] == [len(digits(text)) for text in fewest]
     assert node("return [0.1, -0, 1, 1e-8, 16777216].map((x) => short(f(x)))") == (
         ["0.1", "-0", "1", "1e-8", "16777216"]
     )
