@@ -75,7 +75,7 @@ def test_all_are_checked_with_a_line_each(folder):
     right, wrong, broken, total, place = done.output.splitlines()
     assert right.startswith("  mine.py:Right   paper, ε outside the root, L2 weight decay, ")
     assert wrong.startswith("! mine.py:Wrong   β1 and β2 are swapped; else paper, ")
-    assert broken.startswith("? mine.py:Broken  cannot be run: mine.py:Broken can be called in no ")
+    assert broken.startswith("? mine.py:Broken  cannot be run: Tried ")
     assert total == "1 of 3 faithful, 1 with a deviation (!), 1 that cannot be run (?)"
     assert place == f"wrote {folder / 'all.json'}"
     assert done.exit_code == 1

@@ -35,6 +35,8 @@ def candidates(place: str) -> tuple[Subject, ...] | None:
         for name, make in _callables(_module(place))
         if _could_be_an_adam(name, make)
     )
+    if not found and place.endswith(".py"):
+        find(place, {})  # raises, and offers what can be called at all
     if not found:
         raise CannotCheckError(
             f"Nothing in {place} looks like an Adam: no class with one of the methods "

@@ -162,7 +162,10 @@ def _check_all(found: tuple[Subject, ...], options: dict[str, Any], json_path: P
         try:
             report = _examined(subject, options, f"{number}/{len(found)} {subject.name}: ")
         except CannotCheckError as error:
-            sentence = f"cannot be run: {textwrap.shorten(str(error), 160, placeholder=' …')}"
+            said = str(error).removeprefix(
+                f"{subject.name} can be called in no way that is known. "
+            )
+            sentence = f"cannot be run: {textwrap.shorten(said, 160, placeholder=' …')}"
             verdicts.append(None)
             told.append({"subject": subject.name, "error": str(error)})
         else:
