@@ -183,7 +183,9 @@ def differences(function: Value) -> Gradient:
             above, below = x.copy(), x.copy()
             above[i] += width
             below[i] -= width
-            slopes[i] = (function(above) - function(below)) / (above[i] - below[i])
+            # Before the calls: a function may write into its argument.
+            apart = above[i] - below[i]
+            slopes[i] = (function(above) - function(below)) / apart
         return slopes
 
     return gradient

@@ -38,6 +38,16 @@ def test_gradients_are_those_of_the_functions(name):
         assert np.abs(tracks.differences(track.value)(x) - track.gradient(x)).max() <= bound
 
 
+def test_a_function_that_writes_into_its_argument_has_the_same_differences():
+    def sum_of_squares(x):
+        x *= x
+        return float(x.sum())
+
+    at = np.array([3.0, -2.0])
+    assert tracks.differences(sum_of_squares)(at) == pytest.approx([6, -4], abs=1e-8)
+    assert at.tolist() == [3.0, -2.0]
+
+
 @pytest.mark.parametrize("name", tracks.FUNCTIONS)
 def test_minima_are_zeros_of_the_function_and_its_gradient(name):
     track = tracks.FUNCTIONS[name]
