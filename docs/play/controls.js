@@ -62,6 +62,12 @@ function take_text(key) {
   field.error.textContent = word(Number.isNaN(value) ? "wrong_number" : WRONG[key], { name, text });
 }
 
+/** Errors in the language that has been chosen now. */
+function write_errors() {
+  const waits = ([, { field }]) => field.number.getAttribute("aria-invalid") === "true";
+  Object.entries(amounts).filter(waits).forEach(([key]) => take_text(key));
+}
+
 function clear_error(key) {
   const { field } = amounts[key];
   field.number.removeAttribute("aria-invalid");
@@ -208,6 +214,7 @@ function make_buttons() {
     link.searchParams.set("lang", state.language);
     history.replaceState(null, "", link.href);
     write_words();
+    write_errors();
     say("");
     show();
   });

@@ -41,6 +41,7 @@ function write_words() {
       each.title = word(each.dataset.label);
     }
   }
+  by_id("docs").href = word("docs_link");
   by_id("language").lang = state.language === "en" ? "uk" : "en";
   for (const [key, { field }] of Object.entries(amounts)) {
     const name = word(key === "x" || key === "y" ? `start_${key}` : key);
@@ -125,8 +126,14 @@ function take_hash() {
   way = new Way(state.settings);
   go(found.steps);
   if (found.wrong.length > 0) {
-    say(word("wrong_link", { parts: found.wrong.join(", ") }));
+    say(word("wrong_link", { parts: listed(found.wrong) }));
   }
+}
+
+/** Parts of a link, as much of them as is read. */
+function listed(parts) {
+  const texts = parts.slice(0, 3).map((part) => (part.length > 60 ? `${part.slice(0, 60)}…` : part));
+  return texts.join(", ") + (parts.length > 3 ? ", …" : "");
 }
 
 let hash_waits = null;
@@ -140,6 +147,7 @@ function write_hash() {
 
 // ── running ──────────────────────────────────────────────────────────────────────────────────────
 
+let next_tick = 0;
 /** Step about 30 times a second, in longer strides as the path grows. */
 function run() {
   if (prefers_stillness.matches) {
@@ -149,25 +157,22 @@ function run() {
   state.playing = true;
   let before = 0;
   const tick = (now) => {
-    if (!state.playing) {
-      return;
-    }
+    next_tick = requestAnimationFrame(tick);
     if (now - before >= 30) {
       before = now;
       if (!go(state.steps + Math.max(1, Math.round(state.steps / 80)))) {
         stop();
-        return;
       }
     }
-    requestAnimationFrame(tick);
   };
-  requestAnimationFrame(tick);
+  next_tick = requestAnimationFrame(tick);
   show();
 }
 
 function stop() {
   if (state.playing) {
     state.playing = false;
+    cancelAnimationFrame(next_tick);
     show();
   }
 }
@@ -186,8 +191,9 @@ function way_of(kept) {
 }
 
 function keep(...ways) {
-  if (state.kept.length + ways.length > MOST_KEPT) {
-    say(word("too_many", { most: state.kept.length }));
+  const over = state.kept.length + ways.length - MOST_KEPT;
+  if (over > 0) {
+    say(word("too_many", { most: MOST_KEPT, over }));
     return;
   }
   state.kept = [...state.kept, ...ways];

@@ -8,6 +8,7 @@ const WORDS = {
     lead:
       "Choose a function, drag the start, make a step. Every line of the rule shows its numbers.",
     docs: "Documentation",
+    docs_link: "https://adamas-optimizer.github.io/adamas/",
     to_other_language: "Українською",
     to_dark: "Dark colours",
     to_light: "Light colours",
@@ -59,8 +60,8 @@ const WORDS = {
     kept: "Kept paths",
     kept_none: "A path that is kept stays on the map while you try other settings.",
     kept_way: "{name}, η {lr}, {correction}: f = {f} at t = {t}",
-    value_plot: "f over t, by powers of ten",
-    too_many: "{most} paths are kept already: remove one first.",
+    value_plot: "f over t, on a logarithmic scale",
+    too_many: "{most} paths can be kept at most: remove {over} first.",
     lines: "The rule at t = {t}",
     lines_none: "The rule",
     coordinate: "Coordinate",
@@ -110,8 +111,8 @@ const WORDS = {
       "are three times too long.",
     try_note: "The missing exponent",
     try_note_text:
-      "The note divides by 1 − β at every step. That is right at t = 1; then steps grow to twice η (t = 10), and " +
-      "shrink to 0.32 of it (t = 10 000).",
+      "The note divides by 1 − β at every step. That is right at t = 1. Where the gradient stays the same, steps " +
+      "then grow to twice η (t = 10) and shrink to 0.32 of it (t = 5000).",
     try_noise: "Noise",
     try_noise_text:
       "With β₁ = 0 (RMSProp with correction) every noisy gradient moves the point. With β₁ = 0.95 the average smooths them.",
@@ -127,7 +128,7 @@ const WORDS = {
     wrong_link: "The link says {parts}, which is not possible here; defaults are taken instead.",
     wrong_number: "{name} is “{text}”, but it must be a number.",
     wrong_beta: "{name} is {text}, but it must be at least 0 and less than 1.",
-    wrong_amount: "{name} is {text}, but it must be at least 0.",
+    wrong_amount: "{name} is {text}, but it must be finite and at least 0.",
     wrong_place: "{name} is {text}, but it must be between −1000 and 1000.",
     wrong_seed: "{name} is {text}, but it must be a whole number from 0 to 999999.",
   },
@@ -135,15 +136,17 @@ const WORDS = {
     language: "Українська",
     title: "Adam: спробуйте самі",
     lead:
-      "Виберіть функцію, перетягніть початкову точку, зробіть крок. Кожен рядок правила показано з його числами.",
+      "Виберіть функцію, перетягніть початкову точку, зробіть крок. У кожному рядку правила видно його числа.",
     docs: "Документація",
+    docs_link: "https://adamas-optimizer.github.io/adamas/uk/",
     to_other_language: "In English",
     to_dark: "Темні кольори",
     to_light: "Світлі кольори",
     map: "Карта функції зі шляхом методу",
     map_help:
-      "Перетягніть квадрат або клацніть там, де має початися шлях. З клавіатури: стрілки пересувають початкову " +
-      "точку, разом із Shift — удесятеро далі. Зірки — мінімуми; стрілка показує проти градієнта останнього кроку.",
+      "Перетягніть квадрат або клацніть там, де має початися шлях. Клавіші зі стрілками теж пересувають його, " +
+      "разом із Shift — удесятеро далі. Зірки позначають мінімуми; стрілка на карті вказує напрямок, протилежний " +
+      "градієнтові останнього кроку.",
     start_at: "Початок: x {x}, y {y}",
     steps: "Кроки",
     reset: "На початок",
@@ -176,10 +179,10 @@ const WORDS = {
     eps: "ε, у знаменнику",
     by_slider: "{name}: повзунок",
     as_number: "{name}: число",
-    defaults: "Типові значення",
+    defaults: "Стандартні значення",
     share: "Копіювати посилання",
     copied: "Посилання скопійовано: воно містить усі налаштування.",
-    not_copied: "Браузер не дозволяє копіювати посилання; воно стоїть в адресному рядку.",
+    not_copied: "Браузер не дав скопіювати посилання; візьміть його з адресного рядка.",
     compare: "Порівняння",
     keep: "Залишити цей шлях",
     all: "Усі методи звідси",
@@ -188,8 +191,8 @@ const WORDS = {
     kept: "Залишені шляхи",
     kept_none: "Залишений шлях не зникає з карти, поки ви пробуєте інші налаштування.",
     kept_way: "{name}, η {lr}, {correction}: f = {f} при t = {t}",
-    value_plot: "f залежно від t, за степенями десяти",
-    too_many: "Уже залишено {most} шляхів: спершу приберіть один.",
+    value_plot: "f залежно від t, логарифмічна шкала",
+    too_many: "Залишити можна щонайбільше {most} шляхів: спершу приберіть {over}.",
     lines: "Правило при t = {t}",
     lines_none: "Правило",
     coordinate: "Координата",
@@ -198,24 +201,24 @@ const WORDS = {
     code: "Код",
     first: "Зробіть крок: тоді тут будуть числа.",
     code_note:
-      "Це рядки adamas (rule.py) у float32: кожна дія округлює один раз. У чисел стільки цифр, скільки треба, " +
-      "щоб відрізнити їх від інших.",
+      "Це рядки adamas (rule.py) у float32: кожну дію округлено один раз. Цифр стільки, скільки треба, щоб не " +
+      "сплутати число з іншим.",
     left_out: "пропущено: {method} не зберігає {needs}",
     why_g: "нахил уздовж {x}",
     why_g_noise: "нахил уздовж {x}, із шумом ξ",
     why_m: "перший момент, ковзне середнє градієнтів: куди йти",
-    why_v: "другий момент, ковзне середнє квадратів: які градієнти за величиною",
-    why_hat_paper: "середнє починалося з 0, тож спершу занижене: це усуває зміщення",
+    why_v: "другий момент, ковзне середнє квадратів: наскільки великі градієнти",
+    why_hat_paper: "середнє починалося з 0, тож спершу занижене: ділення усуває це зміщення",
     why_hat_first: "без показника t: правильно лише при t = 1, далі завелике",
     why_hat_none: "без корекції: спершу занижене",
-    why_update_adam: "завбільшки приблизно η, хоч який великий градієнт",
+    why_update_adam: "за величиною приблизно η, хоч який великий градієнт",
     why_update_rmsprop: "градієнт, поділений на його звичну величину",
     why_update_momentum: "перший момент, помножений на η",
     why_p: "проти градієнта, тобто вниз",
     both: "Обидві координати",
     quantity: "Величина",
     over_t: "залежно від t",
-    legend: "суцільна: x, штрихова: y",
+    legend: "суцільна лінія — x, штрихова — y",
     row_p: "положення",
     row_g: "градієнт",
     row_m: "перший момент",
@@ -226,8 +229,8 @@ const WORDS = {
     row_change: "зсув",
     plot_of: "{name} залежно від t",
     both_note:
-      "Числа — float32, як їх обчислює adamas, з усіма цифрами, що відрізняють їх від інших. Градієнт обчислено " +
-      "у float64 й округлено.",
+      "Це числа float32, такі, як їх обчислює adamas; цифр стільки, скільки треба, щоб не сплутати число з іншим. " +
+      "Градієнт обчислено у float64 й округлено.",
     try: "Спробуйте",
     try_valley: "Вигнута долина",
     try_valley_text:
@@ -237,16 +240,16 @@ const WORDS = {
     try_start_text:
       "При t = 1 момент m — десята частина градієнта, а √v — лише тридцята: без корекції перші кроки втричі " +
       "задовгі.",
-    try_note: "Пропущений показник",
+    try_note: "Загублений показник",
     try_note_text:
-      "У конспекті ділять на 1 − β на кожному кроці. При t = 1 це правильно; потім кроки ростуть удвічі (t = 10) " +
-      "і зменшуються до 0.32 від η (t = 10 000).",
+      "У конспекті на кожному кроці ділять на 1 − β. При t = 1 це правильно. Далі, якщо градієнт сталий, зсуви " +
+      "зростають до подвійного η (t = 10) і спадають до 0.32 від нього (t = 5000).",
     try_noise: "Шум",
     try_noise_text:
-      "При β₁ = 0 (RMSProp із корекцією) точку зрушує кожен зашумлений градієнт. При β₁ = 0.95 середнє його згладжує.",
+      "При β₁ = 0 (RMSProp із корекцією) точку зрушує кожен зашумлений градієнт. При β₁ = 0.95 середнє згладжує шум.",
     try_eps: "Велике ε",
     try_eps_text:
-      "Якщо ε набагато більше за √v̂, ділення майже нічого не змінює: Adam стає методом імпульсу з кроком η/ε.",
+      "Якщо ε набагато більше за √v̂, ділення втрачає вплив: Adam стає методом імпульсу з кроком навчання η/ε.",
     try_local: "Пастка",
     try_local_text:
       "У функції Растригіна мінімум є в кожній клітинці. Перетягніть початок, збільште η або β₁: коли Adam вийде зі " +
@@ -254,11 +257,11 @@ const WORDS = {
     diverged: "Метод розбігається при t = {t}: число вже не скінченне. Візьміть менше η.",
     most: "Це останній крок на цій сторінці: t = {most}.",
     outside: "Точка вийшла за межі карти.",
-    wrong_link: "У посиланні стоїть {parts}, а тут це неможливо; узято типові значення.",
+    wrong_link: "У посиланні стоїть {parts}, а тут це неможливо; натомість узято стандартні значення.",
     wrong_number: "{name}: «{text}», а має бути число.",
-    wrong_beta: "{name}: {text}, а має бути не менше 0 і менше 1.",
-    wrong_amount: "{name}: {text}, а має бути не менше 0.",
-    wrong_place: "{name}: {text}, а має бути від −1000 до 1000.",
-    wrong_seed: "{name}: {text}, а має бути ціле число від 0 до 999999.",
+    wrong_beta: "{name}: «{text}», а має бути не менше ніж 0 і менше ніж 1.",
+    wrong_amount: "{name}: «{text}», а має бути скінченне число, не менше ніж 0.",
+    wrong_place: "{name}: «{text}», а має бути від −1000 до 1000.",
+    wrong_seed: "{name}: «{text}», а має бути ціле число від 0 до 999999.",
   },
 };

@@ -48,6 +48,16 @@ def test_the_language_is_switched_on_the_page_and_stays_in_the_link(opened):
         assert page.text_content("#step") == "Step"
 
 
+def test_an_error_follows_the_language(opened):
+    with opened() as page:
+        page.fill("#amount-lr", "x")
+        page.press("#amount-lr", "Tab")
+        page.click("#language")
+        settle(page)
+        assert page.text_content("#amount-lr-error") == "Крок навчання η: «x», а має бути число."
+        assert page.get_attribute("#docs", "href").endswith("/uk/")
+
+
 def test_nothing_is_left_in_english_in_ukrainian(opened):
     with opened("?lang=uk#f=valley&t=3&b1=2") as page:
         page.click("#all")
@@ -171,6 +181,47 @@ def test_on_a_phone_what_is_touched_is_as_large_as_a_finger(opened):
             if each.is_visible():
                 box = each.bounding_box()
                 assert min(box["width"], box["height"]) >= 24, each.evaluate("(e) => e.outerHTML")
+
+
+@pytest.mark.parametrize("query", ["?lang=en", "?lang=uk"])
+@pytest.mark.parametrize("size", [PHONE, SMALL], ids=["390 px", "320 px"])
+def test_no_button_cuts_its_text(opened, query, size):
+    with opened(query, **size) as page:
+        for text in ("Run", "Pause"):
+            cut = page.evaluate(
+                """[...document.querySelectorAll("button")]
+                  .filter((e) => e.id !== "start" && e.scrollWidth > e.clientWidth)
+                  .map((e) => e.id)"""
+            )
+            assert cut == [], text
+            page.click("#run")
+            settle(page)
+
+
+# ── colours of the system ──────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_in_colours_of_the_system_what_is_chosen_looks_other_than_the_rest(opened, scheme):
+    with opened("#t=3", color_scheme=scheme, forced_colors="active") as page:
+        ground = "(e) => getComputedStyle(e).backgroundColor"
+        chosen, other = (
+            page.locator(f"label[for=method-{method}]").evaluate(ground)
+            for method in ("adam", "rmsprop")
+        )
+        assert chosen != other
+        swatches = page.locator("#method .swatch").evaluate_all(f"(all) => all.map({ground})")
+        assert len(set(swatches)) == 3
+
+
+def test_in_colours_of_the_system_a_hat_does_not_hide_its_letter(opened):
+    """Chromium lays a ground behind all text, and so over the letter, unless it is told not to."""
+    with opened("#t=3", forced_colors="active") as page:
+        adjusted = page.locator(".hat").evaluate_all(
+            "(all) => all.map((e) => getComputedStyle(e, '::after').forcedColorAdjust)"
+        )
+        assert len(adjusted) > 3
+        assert set(adjusted) == {"none"}
 
 
 # ── keyboards and screen readers ───────────────────────────────────────────────────────────────

@@ -225,7 +225,8 @@ def test_a_number_is_typed_with_point_or_comma(opened):
         ("beta1", "1", "β₁, memory of m is 1, but it must be at least 0 and less than 1."),
         ("beta2", "-0.5", "β₂, memory of v is -0.5, but it must be at least 0 and less than 1."),
         ("lr", "fast", "Learning rate η is “fast”, but it must be a number."),
-        ("eps", "-1", "ε, in the denominator is -1, but it must be at least 0."),
+        ("eps", "-1", "ε, in the denominator is -1, but it must be finite and at least 0."),
+        ("lr", "1e400", "Learning rate η is 1e400, but it must be finite and at least 0."),
         ("x", "5000", "Start, x is 5000, but it must be between −1000 and 1000."),
         (
             "seed",
@@ -297,6 +298,25 @@ def test_a_function_brings_its_start_and_its_picture(opened):
         assert page.is_visible("#amount-seed")
 
 
+def test_fast_clicks_on_run_start_one_run(opened):
+    with opened() as page:
+        page.evaluate(
+            """() => {
+              const frames = window.requestAnimationFrame;
+              window.waiting = new Set();
+              window.requestAnimationFrame = (does) => {
+                const id = frames((now) => (window.waiting.delete(id), does(now)));
+                window.waiting.add(id);
+                return id;
+              };
+              const cancel = window.cancelAnimationFrame;
+              window.cancelAnimationFrame = (id) => (window.waiting.delete(id), cancel(id));
+              for (let i = 0; i < 41; i++) document.getElementById("run").click();
+            }"""
+        )
+        assert page.evaluate("window.waiting.size") <= 2  # the run, and what shows it
+
+
 # ── paths that are kept, links ─────────────────────────────────────────────────────────────────
 
 
@@ -318,7 +338,7 @@ def test_paths_are_kept_compared_and_removed(opened):
         page.click("#all")
         settle(page)
         page.click("#all")
-        assert message(page) == "8 paths are kept already: remove one first."
+        assert message(page) == "8 paths can be kept at most: remove 4 first."
         assert kept.count() == 8
         page.wait_for_function("location.hash.split('keep=').length === 9")
         link = page.url.partition("index.html")[2]
@@ -335,6 +355,17 @@ def test_a_link_that_says_what_cannot_be_is_told(opened):
             "The link says f=sphere, b1=2, which is not possible here; defaults are taken instead."
         )
         assert time_of(page) == 3
+
+
+@pytest.mark.parametrize("part", ["f=" + "A" * 5000, "keep=<img src=x onerror=alert(1)>"])
+def test_a_hostile_link_is_text_and_is_cut_to_what_can_be_read(opened, part):
+    with opened("#" + "&".join([part, "m=q", "c=q", "b1=2", "b2=2"])) as page:
+        told = message(page)
+        assert "m=q, c=q" in told
+        assert "…" in told
+        assert len(told) < 300
+        assert page.locator("#message *").count() == 0
+        assert page.evaluate("document.documentElement.scrollWidth") == 1280
 
 
 def test_another_link_in_the_address_bar_is_followed(opened):
