@@ -32,6 +32,7 @@ from adamas.checks import (
 from adamas.options import Phase, Rounding, StateForm
 from adamas.storage import Storage
 from adamas.torch import small
+from adamas.torch.grouping import check_parameters
 
 __all__ = [
     "ROUNDING",
@@ -316,7 +317,7 @@ def check_group(
     group: Options,
     defaults: Options,
     own: Options,
-    before: Sequence[Options],
+    before: Sequence[dict[str, Any]],
     takes_copies: bool,
 ) -> None:
     """Raise TypeError or ValueError for a group to add, of names or options that make no sense.
@@ -324,6 +325,7 @@ def check_group(
     It may repeat what the optimizer has, its ``own``, and what the groups ``before`` repeat: those
     of ZeRO's wrapper do, and go on to when another was set.
     """
+    check_parameters(before)
 
     def repeats(name: str, value: object) -> bool:
         said = [each[name] for each in (own, *before) if name in own and name in each]

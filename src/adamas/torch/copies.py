@@ -74,9 +74,11 @@ class Copies:
             )
         return self.dtype
 
-    def add(self, given: CopyTo, parameters: Sequence[Tensor]) -> None:
-        """Take copies of further parameters."""
-        self.tensors = [*self.tensors, *made(given, parameters, len(self.tensors))]
+    def add(self, given: CopyTo | None, group: dict[str, Any]) -> None:
+        """Take copies of the parameters of a group that was added, where there are any."""
+        if given is not None:
+            group.pop("copy_to", None)
+            self.tensors = [*self.tensors, *made(given, group["params"], len(self.tensors))]
 
     def fit(self, parameters: Sequence[Tensor]) -> None:
         """Make copies for parameters that are new, or not what they were.

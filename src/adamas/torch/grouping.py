@@ -180,8 +180,10 @@ def check_parameters(groups: Sequence[dict[str, Any]]) -> None:
                 )
 
 
-def check_state(states: object) -> None:
-    """Raise TypeError where something stands in place of the optimizer's `state`."""
+def check_state(states: object, groups: object = ()) -> None:
+    """Raise TypeError where something stands in place of an optimizer's state, or of all groups."""
+    if not isinstance(groups, (list, tuple)):
+        check_parameters(cast(Any, groups))
     if not isinstance(states, dict):
         raise TypeError(
             f"state is {kind(states)}, but it must be the dict of the optimizer's states. Set it "

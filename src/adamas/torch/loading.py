@@ -17,7 +17,7 @@ from torch import Tensor
 
 from adamas import checks, settings
 from adamas.torch import arguments, counting, distributed, small, storage
-from adamas.torch.grouping import names_of
+from adamas.torch.grouping import check_parameters, names_of
 from adamas.torch.keeping import Keeping
 from adamas.torch.methods import Method
 from adamas.torch.storage import Kept
@@ -57,8 +57,9 @@ def complete(
     groups: Sequence[Group], states: Any, defaults: Mapping[str, Any], method: Method
 ) -> None:
     """Give groups and states of older versions what they lack, as torch does."""
+    of_groups = arguments.of_groups(defaults)
     for group in groups:
-        for name, value in defaults.items():
+        for name, value in of_groups.items():
             group.setdefault(name, value)
         step, _ = method.names(group)
         is_beside = group.get("capturable") or group.get("fused")
@@ -73,6 +74,7 @@ def take_over(optimizer: torch.optim.Optimizer, keeping: Keeping, given: Any) ->
 
     What hooks do afterwards stands.
     """
+    check_parameters(optimizer.param_groups)
     given = dict(given) if isinstance(given, Mapping) else given
     for hook in optimizer._optimizer_load_state_dict_pre_hooks.values():  # type: ignore[attr-defined]
         result = hook(optimizer, given)

@@ -75,8 +75,7 @@ class Optimizer(torch.optim.Optimizer):
         if defaults.get("differentiable"):
             raise ValueError(NOT_DIFFERENTIABLE)
         self._phase = chosen.phase
-        #: The names of what was set since.
-        self._phase_set: frozenset[str] = frozenset()
+        self._phase_set: frozenset[str] = frozenset()  # the names of what was set since
         self._offloads = chosen.offload
         self._engine: Engine | None = chosen.engine
         self._copies = Copies(chosen.copy_to)
@@ -167,9 +166,7 @@ class Optimizer(torch.optim.Optimizer):
     def _step(self, closure: Callable[[], Any] | None = None) -> Any:
         if torch.compiler.is_compiling():  # of a training step: this is not for its graph
             return _uncompiled_step(self, closure)
-        if not (isinstance(self.param_groups, list) and isinstance(self.state, dict)):
-            check_parameters(self.param_groups)
-            check_state(self.state)
+        check_state(self.state, self.param_groups)
         loss = None
         turn = self._stepper.turn
         if turn.is_busy or turn.plan is not None:
@@ -247,7 +244,6 @@ class Optimizer(torch.optim.Optimizer):
         RuntimeError. Parameters that were never stepped stay as they are, and so do a model's
         buffers, as with torch's AveragedModel. Raises RuntimeError without ``ema``, or in itself.
         """
-        check_state(self.state)
         return self._stepper.averaged(self.param_groups, self.state)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -261,7 +257,6 @@ class Optimizer(torch.optim.Optimizer):
                 self.defaults = shown
 
     def _add_group(self, param_group: dict[str, Any]) -> None:
-        check_parameters(self.param_groups)
         given = None
         if isinstance(param_group, dict):  # torch refuses others
             given, before = self._copies.asked_of(param_group), self.param_groups
@@ -272,9 +267,7 @@ class Optimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         try:
             self._keeping.refuse_group(group, self.defaults)
-            if given is not None:
-                group.pop("copy_to", None)
-                self._copies.add(given, group["params"])
+            self._copies.add(given, group)
         except BaseException:
             del self.param_groups[-1]
             raise
@@ -286,7 +279,6 @@ class Optimizer(torch.optim.Optimizer):
         optimizers can load. With ``packed=True`` all is as it is stored, under "packed_state" in
         place of "state": torch's optimizers, which would take codes for numbers, refuse it. Options
         that were set in the run (``clip_norm``, ``on_nonfinite``) stand under "phase".
-
         As in torch, tensors are the optimizer's own and change with the next step; see
         ``snapshot`` where other threads step.
         """
@@ -318,7 +310,6 @@ class Optimizer(torch.optim.Optimizer):
         do. What hooks do after loading stands.
         """
         with self._stepper.held("what is loaded would not belong to the weights that come back"):
-            check_parameters(self.param_groups)
             before = dict(self.__dict__)
             try:
                 loading.take_over(self, self._keeping, state_dict)
@@ -330,8 +321,6 @@ class Optimizer(torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return what torch keeps, and the phase; refuse to be pickled with steps between."""
         with self._stepper.held(would_lose("a copy")):
-            check_parameters(self.param_groups)
-            check_state(self.state)
             kept = settings.stepping(self)
             own = {name: getattr(kept, name) for name in (*_OWN, "skipped")}
             return {**super().__getstate__(), **own, _STILL: Still(self, self._stepper.turn)}
@@ -339,8 +328,7 @@ class Optimizer(torch.optim.Optimizer):
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return a copy with parameters, state and counts of its own."""
         with self._stepper.held():
-            twin = type(self).__new__(type(self))
-            memo[id(self)] = twin
+            memo[id(self)] = twin = type(self).__new__(type(self))
             twin.__setstate__(deepcopy(self.__getstate__(), memo))
         return twin
 
@@ -356,8 +344,7 @@ class Optimizer(torch.optim.Optimizer):
         self._begin()
         self._stepper.record.skipped = state.get("skipped", self._stepper.record.skipped)
         self._show()
-        defaults = arguments.of_groups(self.defaults)
-        loading.complete(self.param_groups, self.state, defaults, self._method)
+        loading.complete(self.param_groups, self.state, self.defaults, self._method)
         self._keeping.settle(self.state)
 
 

@@ -13,7 +13,7 @@ from adamas.torch import arguments, gradients
 from adamas.torch.arguments import Engine
 from adamas.torch.averages import Averages, Weights
 from adamas.torch.copies import Copies
-from adamas.torch.grouping import check_parameters, names_of, parameters_of
+from adamas.torch.grouping import check_parameters, check_state, names_of, parameters_of
 from adamas.torch.keeping import Group, Keeping
 from adamas.torch.numbers import Scaling
 from adamas.torch.plan import OVERFLOWED, Plan, Planner
@@ -174,6 +174,7 @@ class Stepper:
     @contextmanager
     def averaged(self, groups: Groups, states: States) -> Generator[None]:
         """Swap in the EMA of the weights while the context is open."""
+        check_state(states)
         if self.keeping.phase.ema is None:
             raise RuntimeError(NO_AVERAGE)
         kept: list[Weights] | None = None

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adamas.torch.grouping import names_of, parameters_of
+from adamas.torch.grouping import check_parameters, check_state, names_of, parameters_of
 from adamas.turns import changed_while_pickled, within
 
 __all__ = ["Snapshot", "Still", "Turn"]
@@ -98,6 +98,8 @@ class Still:
     def __init__(self, optimizer: torch.optim.Optimizer, turn: Turn) -> None:
         self._optimizer = optimizer
         self._turn = turn
+        check_state(optimizer.state, optimizer.param_groups)
+        check_parameters(optimizer.param_groups)
         self._before = self._now()
 
     def __reduce__(self) -> tuple[Any, ...]:
