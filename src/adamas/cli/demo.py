@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
+from adamas import demo
 from adamas.cli.arguments import WholeNumber, check_picture, written
 from adamas.cli.output import NOTE, console_of, progress_on, say_where, table_of
 from adamas.extras import require
-
-if TYPE_CHECKING:
-    from adamas.demo import Outcome
+from adamas.methods import USUAL, named
 
 __all__ = ["command"]
 
 
 def _methods(context: click.Context, option: click.Parameter, text: str) -> tuple[str, ...]:
     """Return the names of methods, given with commas between them."""
-    from adamas.methods import named
-
     try:
         return named(text.split(","))
     except ValueError as error:
@@ -32,7 +29,7 @@ def _methods(context: click.Context, option: click.Parameter, text: str) -> tupl
     "--methods",
     callback=_methods,
     metavar="NAMES",
-    default="momentum,rmsprop,adam",
+    default=",".join(USUAL).lower(),
     show_default=True,
     help="Some of momentum, rmsprop, adam and note, with commas between them.",
 )
@@ -44,14 +41,16 @@ def _methods(context: click.Context, option: click.Parameter, text: str) -> tupl
 @click.option(
     "--epochs",
     type=WholeNumber(1),
-    default=None,
-    help="How often each training sees all images.  [default: 100]",
+    default=demo.EPOCHS,
+    show_default=True,
+    help="How often each training sees all images.",
 )
 @click.option(
     "--seeds",
     type=WholeNumber(1),
-    default=None,
-    help="How many trainings each method makes, each from a seed of its own.  [default: 5]",
+    default=demo.SEEDS,
+    show_default=True,
+    help="How many trainings each method makes, each from a seed of its own.",
 )
 @click.option(
     "--seed",
@@ -64,8 +63,8 @@ def _methods(context: click.Context, option: click.Parameter, text: str) -> tupl
 def command(
     methods: tuple[str, ...],
     output: Path,
-    epochs: int | None,
-    seeds: int | None,
+    epochs: int,
+    seeds: int,
     seed: int,
     quiet: bool,
 ) -> None:
@@ -75,14 +74,11 @@ def command(
     the same network by each method with NumPy alone, once for each of several seeds: a seed gives
     all methods the same start and the same batches.
     """
-    from adamas import demo
-
     console = console_of("adamas demo")
     require("matplotlib", "adamas demo", "demo", "matplotlib")
     check_picture(output, "--output", ".png")
-    epochs = demo.EPOCHS if epochs is None else epochs
-    chosen = range(seed, seed + (demo.SEEDS if seeds is None else seeds))
-    outcomes: list[Outcome] = []
+    chosen = range(seed, seed + seeds)
+    outcomes: list[demo.Outcome] = []
     with progress_on(console, hidden=quiet) as bars:
         # Each seed holds out as many images as any other.
         total = len(chosen) * demo.steps_of(demo.load_digits(seed), epochs)
@@ -123,21 +119,19 @@ def command(
 
 def _around(values: Any, digits: int) -> str:
     """Return the mean and, of several seeds, the standard deviation."""
-    from adamas.demo import spread
-
     mean = f"{values.mean():.{digits}f}"
-    return f"{mean} ± {spread(values):.{digits}f}" if len(values) > 1 else mean
+    return f"{mean} ± {demo.spread(values):.{digits}f}" if len(values) > 1 else mean
 
 
-def _told(outcomes: list[Outcome]) -> list[str]:
+def _told(outcomes: list[demo.Outcome]) -> list[str]:
     """Return what stands under the table: what its numbers are, and what follows from them."""
-    from adamas.demo import EPOCHS, GRID, verdicts
-
     count = len(outcomes[0].runs)
     seeds = "one seed" if count == 1 else f"{count} seeds, mean ± standard deviation"
-    grid = f"the best of {len(GRID)} at {EPOCHS} epochs by the loss on the training images"
+    grid = (
+        f"the best of {len(demo.GRID)} at {demo.EPOCHS} epochs by the loss on the training images"
+    )
     return [
         f"{seeds[0].upper()}{seeds[1:]}.",
         f"Learning rates fall linearly to 0, from {grid}.",
-        *verdicts(outcomes),
+        *demo.verdicts(outcomes),
     ]

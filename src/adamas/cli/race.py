@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
+from adamas import race, tracks
 from adamas.cli.arguments import WholeNumber, check_picture, written
 from adamas.cli.output import NOTE, console_of, say_where, table_of
 from adamas.extras import require
-
-if TYPE_CHECKING:
-    from adamas.race import Path2D
-    from adamas.tracks import Track
+from adamas.methods import USUAL
 
 __all__ = ["command"]
 
@@ -58,9 +55,6 @@ def command(
     path/to/file.py:function: it takes an array of two numbers, or two numbers, and returns one. Its
     attribute `gradient`, where it has one, returns the gradient; else differences are taken.
     """
-    from adamas import race, tracks
-    from adamas.methods import USUAL
-
     console = console_of("adamas race")
     require("matplotlib", "adamas race", "plots", "matplotlib")
     check_picture(output, "--output", ".png")
@@ -88,7 +82,7 @@ def command(
         say_where(console, gif)
 
 
-def _end(path: Path2D) -> tuple[str, str]:
+def _end(path: race.Path2D) -> tuple[str, str]:
     """Return where a method ends, and the value there."""
     place = ", ".join(f"{x:.4f}" if abs(x) < 1e6 else f"{x:.4g}" for x in path.points[-1])
     if path.diverges_at is not None:
@@ -96,10 +90,8 @@ def _end(path: Path2D) -> tuple[str, str]:
     return f"({place})", f"{path.final_value:.4g}"
 
 
-def _goal(track: Track, path: Path2D) -> tuple[str, ...]:
+def _goal(track: tracks.Track, path: race.Path2D) -> tuple[str, ...]:
     """Return how far from a minimum a method ends, and when it was first near one."""
-    from adamas import race
-
     if not track.minima:
         return ()
     step = race.arrival(track, path)
