@@ -224,3 +224,11 @@ FOREIGN = re.compile(r"[ыэъёЫЭЪЁ]|[а-яіїєґ]'[а-яіїєґ]", re.I
 @pytest.mark.parametrize("page", sorted(UK.glob("*.md")), ids=lambda page: page.stem)
 def test_a_ukrainian_page_is_written_in_ukrainian_letters(page):
     assert FOREIGN.findall(page.read_text("utf-8")) == []
+
+
+def test_ukrainian_pages_open_the_page_to_play_with_in_ukrainian():
+    links = re.findall(
+        r"play/index\.html[^)]*", "".join(p.read_text("utf-8") for p in UK.glob("*.md"))
+    )
+    assert len(links) >= 3
+    assert set(links) == {"play/index.html?lang=uk"}
