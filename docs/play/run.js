@@ -122,17 +122,20 @@ class Way {
 const KEYS = { beta1: "b1", beta2: "b2", eps: "eps", lr: "lr", x: "x", y: "y", seed: "seed" };
 const OF_A_KEPT_WAY = ["method", "correction", "beta1", "beta2", "eps", "lr", "x", "y", "seed", "steps"];
 
+/** A setting in a link, where a plus would be read as a space. */
+const in_link = (setting) => String(setting ?? "").replace("+", "");
+
 /** Settings, number of steps, chosen coordinate and kept ways as the hash of a link. */
 function hash_of({ settings, steps, coordinate, kept }) {
   const parts = [`f=${settings.name}`, `m=${settings.method}`, `c=${settings.correction}`];
   for (const [key, short_key] of Object.entries(KEYS)) {
     const shown = key !== "seed" || FUNCTIONS[settings.name].noise !== undefined;
     if (settings[key] !== null && shown) {
-      parts.push(`${short_key}=${settings[key]}`);
+      parts.push(`${short_key}=${in_link(settings[key])}`);
     }
   }
   parts.push(`t=${steps}`, `of=${"xy"[coordinate]}`);
-  const ways = kept.map((each) => OF_A_KEPT_WAY.map((key) => each[key] ?? "").join(","));
+  const ways = kept.map((each) => OF_A_KEPT_WAY.map((key) => in_link(each[key])).join(","));
   return `#${[...parts, ...ways.map((way) => `keep=${way}`)].join("&")}`;
 }
 

@@ -162,6 +162,17 @@ def test_a_link_brings_back_all_that_is_set():
         assert before == after
 
 
+def test_a_link_brings_back_numbers_with_large_and_small_powers():
+    """A plus in a link is read as a space."""
+    script = """
+    const settings = { ...defaults(), lr: 1.5e300, eps: 1e-300 };
+    const state = { settings, steps: 0, coordinate: 0, kept: [{ ...settings, steps: 1 }] };
+    return [{ ...state, wrong: [] }, from_hash(hash_of(state))];
+    """
+    before, after = node(script)
+    assert before == after
+
+
 def test_an_empty_link_is_the_page_as_it_is_first_seen():
     found = node('return [from_hash(""), defaults()]')
     assert found[0] == {
