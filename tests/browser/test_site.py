@@ -67,13 +67,22 @@ def address():
         thread.join()
 
 
+#: What pages asked for from elsewhere, and did not get.
+ELSEWHERE: list[str] = []
+
+
+def refuse(route):
+    ELSEWHERE.append(route.request.url)
+    route.abort()
+
+
 @pytest.fixture(scope="module")
 def windows(chromium, address):
-    """A phone on dark ground and a desktop on light, which ask for nothing from elsewhere."""
+    """A phone on dark ground and a desktop on light, which get nothing from elsewhere."""
     phone = chromium.new_context(**USUAL | PHONE | {"color_scheme": "dark"})
     desktop = chromium.new_context(**USUAL | DESKTOP)
     for context in (phone, desktop):
-        context.route(lambda url: not url.startswith(address), lambda route: route.abort())
+        context.route(lambda url: not url.startswith(address), refuse)
     yield {"dark": phone.new_page(), "light": desktop.new_page()}
     phone.close()
     desktop.close()
@@ -83,6 +92,7 @@ def windows(chromium, address):
 def seen(request, windows, address):
     """What is seen of a page, by the ground that it is on."""
     found = {}
+    ELSEWHERE.clear()
     for ground, window in windows.items():
         window.goto(urljoin(address, request.param))
         for picture in window.locator("article img[src*=only-]:visible").all():
@@ -91,8 +101,13 @@ def seen(request, windows, address):
             "[...document.images].every((each) => !each.offsetWidth || each.complete)"
         )
         settle(window)
-        found[ground] = window.evaluate(LOOK)
+        found[ground] = window.evaluate(LOOK) | {"elsewhere": [*ELSEWHERE]}
     return found
+
+
+def test_no_page_asks_for_anything_from_elsewhere(seen):
+    for page in seen.values():
+        assert page["elsewhere"] == []
 
 
 def test_no_page_is_wider_than_its_window(seen):
@@ -147,8 +162,8 @@ def test_the_reference_has_types_and_what_is_said_of_fields(windows, address):
     window = windows["light"]
     for page, name, type_, words in (
         ("numpy", "adamas.Options.betas", "tuple[float | None, float | None]", "Decay rates"),
-        ("numpy", "adamas.Optimizer.on_nonfinite", "OnNonfinite", "not finite"),
-        ("torch", "adamas.torch.Optimizer.clip_norm", "float | None", "norm of all gradients"),
+        ("numpy", "adamas.Optimizer.on_nonfinite", "OnNonfinite", "infinite gradients"),
+        ("torch", "adamas.torch.Optimizer.clip_norm", "float | None", "global norm"),
         ("scipy", "adamas.scipy.Settings.gtol", "float | None", "No component"),
     ):
         window.goto(urljoin(address, f"reference/{page}/"))

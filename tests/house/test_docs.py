@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import adamas
+from tests.house.test_rules import PYPROJECT
 from tests.support.cases import ROOT
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -79,11 +80,6 @@ def test_the_table_of_the_note_is_what_adamas_computes():
         assert f"{m / (1 - 0.9) / (v / (1 - 0.999)) ** 0.5:.3f}" == ratio
 
 
-SETTINGS = dict(
-    re.findall(
-        r"^(repo_url|site_url): (\S+)$", (ROOT / "mkdocs.yml").read_text("utf-8"), re.MULTILINE
-    )
-)
 OTHERS = [ROOT / "CONTRIBUTING.md", *sorted((ROOT / "benchmarks").rglob("*.md"))]
 
 
@@ -104,7 +100,7 @@ def linked(*begins):
 
 
 def test_links_to_the_repository_lead_to_files_that_exist():
-    repository = SETTINGS["repo_url"]
+    repository = PYPROJECT["project"]["urls"]["Source"]
     raw = repository.replace("https://github.com", "https://raw.githubusercontent.com")
     ways = [f"{repository}/{kind}/main/" for kind in ("blob", "tree", "raw")]
     found = linked(*ways, f"{raw}/main/")
@@ -113,7 +109,7 @@ def test_links_to_the_repository_lead_to_files_that_exist():
 
 
 def test_links_to_the_site_lead_to_pages_that_exist():
-    found = linked(SETTINGS["site_url"])
+    found = linked(PYPROJECT["project"]["urls"]["Homepage"])
     assert len(found) > 10
     docs = ROOT / "docs"
     for url in found:
