@@ -117,9 +117,14 @@ def find(name: str) -> Track:
         view=getattr(function, "view", ((-3.0, 3.0), (-3.0, 3.0))),
     )
     view = _numbers(track.view)
-    if view is None or view.shape != (2, 2) or not (view[:, 0] < view[:, 1]).all():
+    if (
+        view is None
+        or view.shape != (2, 2)
+        or not (np.isfinite(view).all() and (view[:, 0] < view[:, 1]).all())
+    ):
         raise ValueError(
-            f"The view of {name} is {track.view!r}, but it must be two pairs (lower, upper)."
+            f"The view of {name} is {track.view!r}, but it must be two pairs (lower, upper) of"
+            " finite numbers."
         )
     return track
 

@@ -248,6 +248,11 @@ def test_a_file_and_a_module_are_the_same_function(mine):
         ("def f(x): return 1.0\nf.start = 'ab'", "The start is 'ab', but it must be two finite"),
         ("def f(x): return 1.0\nf.view = (0, 1)", "The view of mine.py:f is (0, 1), but it must"),
         (
+            "def f(x): return 1.0\nf.view = ((-1e999, 1), (0, 1))",
+            "The view of mine.py:f is ((-inf, 1), (0, 1)), but it must be two pairs (lower, upper) "
+            "of finite numbers.",
+        ),
+        (
             "def f(x): return 1.0\nf.gradient = lambda x: None",
             "The gradient of f has shape () and dtype object, but it must hold two real numbers",
         ),
