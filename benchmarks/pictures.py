@@ -56,8 +56,21 @@ def draw(name: str, drawing: Drawing, folder: Path | None = None) -> None:
     for theme in (LIGHT, DARK):
         with mpl.rc_context(_settings(theme)):
             figure = drawing(theme)
+            _settle(figure)
             where = (folder or PICTURES) / f"{name}{theme.suffix}.svg"
             figure.savefig(where, metadata={"Date": None}, transparent=True)
+
+
+def _settle(figure: Any) -> None:
+    """Lay a figure out once and for all.
+
+    The solver of the layout differs in its last digits from one call to the next; rounded, a
+    picture is the same file whenever it is drawn.
+    """
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+    for axes in figure.axes:
+        axes.set_position([round(each, 6) for each in axes.get_position().bounds])
 
 
 def _settings(theme: Theme) -> Any:
