@@ -186,7 +186,8 @@ function formula_lines(settings, step, coordinate) {
     `${pretty(lr)}·${factor(mean ? q.m_hat : q.g)}` +
     (square ? ` / (√${pretty(q.v_hat)} + ${pretty(eps)})` : "");
   const formula = [DELTA, sign("="), ETA, square ? fraction(top, DENOMINATOR) : top];
-  add("Δ", formula, `why_update_${method}`, update, q?.change);
+  const about_lr = method !== "adam" || correction === "paper";
+  add("Δ", formula, `why_update_${about_lr ? method : "other"}`, update, q?.change);
   const moved = [letter(x), sign("←"), letter(x), sign("−"), DELTA];
   add(x, moved, "why_p", () => `${pretty(q.before.p)} − ${factor(q.change)}`, q?.p);
   return lines;

@@ -138,6 +138,22 @@ def test_lines_filled_in_with_numbers_end_where_the_rule_ends():
         assert row[0::2] == row[1::2]
 
 
+def test_an_update_is_said_to_be_about_the_learning_rate_only_where_it_is():
+    """Without the exponent or without correction, updates of Adam are up to six times as long."""
+    script = """
+    const why = {};
+    for (const method of Object.keys(METHODS)) {
+      for (const correction of CORRECTIONS) {
+        const lines = formula_lines({ ...defaults("beale", method), correction }, null, 0);
+        why[`${method} ${correction}`] = lines.find((line) => line.target === "Δ").why;
+      }
+    }
+    return why;
+    """
+    said = [kind for kind, why in node(script).items() if why == "why_update_adam"]
+    assert said == ["adam paper"]
+
+
 # ── links ──────────────────────────────────────────────────────────────────────────────────────
 
 
@@ -249,7 +265,7 @@ def test_every_text_is_used_and_every_text_that_is_used_is_there(page, named):
     scripts = "".join(
         (PLAY / name).read_text("utf-8") for name in named.files if name != "words.js"
     )
-    made = {f"why_update_{m}" for m in page.METHODS}
+    made = {f"why_update_{m}" for m in [*page.METHODS, "other"]}
     made |= {f"{key}_text" for key in re.findall(r'"(try_\w+)"', scripts)} | {"start_x", "start_y"}
     quoted = set(re.findall(r"""["'](\w[\w-]*)["']""", scripts))
     quoted |= set(re.findall(r"\b(\w+): ", scripts))  # names of functions and amounts
