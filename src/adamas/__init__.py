@@ -1,7 +1,7 @@
-"""adamas: Adam, done right.
+"""adamas: the Adam optimizer for PyTorch, NumPy, JAX and SciPy.
 
-One rule of arithmetic (``adamas.rule``), run at the speed of memory, with the same bits on
-every processor, with any number of threads, and after every resume. For NumPy arrays::
+One rule of arithmetic (``adamas.rule``), with the same bits on every processor, with any number of
+threads, and after every resume. For NumPy arrays::
 
     import adamas
 
