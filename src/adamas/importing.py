@@ -29,7 +29,7 @@ def called(name: str, what: str, likely: str = "") -> Callable[..., Any]:
     place, _, attribute = name.rpartition(":")
     if name.endswith(".py"):
         offer = _offer(_from_file(name, what), name, likely)
-        raise ValueError(f"{name!r} is a file, but not what in it. {offer}")
+        raise ValueError(f"{name!r} is a file, but it does not say what in it. {offer}")
     if not place:
         raise ValueError(f"{name!r} is neither {_ways(what)}.{_with_a_colon(name)}")
     found = module = module_of(place, what)

@@ -230,7 +230,10 @@ def _ground(axes: Any, track: Track, *, dark: bool = False) -> None:
     with np.errstate(all="ignore"):
         heights = np.array([[value_at(track, np.array([a, b])) for a in x] for b in y])
     heights[~np.isfinite(heights)] = np.nan
-    lowest, middle, highest = np.nanquantile(heights, (0, 0.5, 1))
+    # Nothing is drawn where it has no value, and nothing stands out where it has one alone.
+    lowest, middle, highest = (
+        np.nanquantile(heights, (0, 0.5, 1)) if np.isfinite(heights).any() else (0, 0, 0)
+    )
     if lowest < highest:
         # Contours at even steps of the logarithm show a valley's floor and its walls alike.
         shifted = np.log10(heights - lowest + 1e-3 * (middle - lowest) + 1e-12)

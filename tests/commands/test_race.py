@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 import sys
+import warnings
 
 import numpy as np
 import pytest
@@ -293,7 +294,7 @@ def test_names_that_are_nearly_right_are_answered_with_the_right_one(mine):
         told = "Give|Known" if meant is None else f"Did you mean '{re.escape(meant)}'\\?"
         with pytest.raises(ValueError, match=told):
             tracks.find(name)
-    with pytest.raises(ValueError, match=r"is a file, but not what in it\. Possible are mine"):
+    with pytest.raises(ValueError, match=r"does not say what in it\. Possible are mine"):
         tracks.find("mine.py")
 
 
@@ -350,7 +351,9 @@ def test_a_flat_function_and_one_without_values_in_the_picture_are_drawn(tmp_pat
 
     for name, value, start in (("flat", lambda x: 1.0, (0.0, 0.0)), ("far", narrow, (200.0, 0.0))):
         track = tracks.Track(name, value, lambda x: np.zeros(2), start, ((-1, 1), (-1, 1)))
-        race.draw(track, race.race(track, steps=2), tmp_path / f"{name}.png")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            race.draw(track, race.race(track, steps=2), tmp_path / f"{name}.png")
 
 
 def test_the_picture_is_wide_enough_for_its_start():
