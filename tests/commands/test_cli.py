@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import subprocess
 import sys
 
@@ -245,6 +246,26 @@ def test_race_says_what_is_wrong_with_a_function(tmp_path, function, message):
     done = run("race", function, "--output", tmp_path / "race.png")
     assert done.exit_code == 1
     assert message in " ".join(done.output.split())
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+def test_a_command_whose_output_is_closed_ends_as_if_it_were_read(tmp_path):
+    command = f"{shlex.quote(sys.executable)} -m adamas race --steps 2 --output race.png >&-"
+    path = os.pathsep.join(sys.path[1:])
+    done = subprocess.run(
+        ["/bin/sh", "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": path},
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=PATIENCE,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert (tmp_path / "race.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_count_that_is_no_number_is_called_no_integer():
+    assert "'1.5' is not a valid integer." in run("demo", "--seeds", "1.5").output
 
 
 def test_info_tells_version_target_threads_and_frameworks(tmp_path):

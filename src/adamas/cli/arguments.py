@@ -17,6 +17,8 @@ __all__ = ["WholeNumber", "assigned", "check_picture", "check_writable", "writte
 class WholeNumber(click.IntRange):
     """A whole number in a range, which may be written as 1e4."""
 
+    name = "integer"  # click says "is not a valid integer range" of what is no number
+
     def convert(self, value: Any, param: Any, ctx: Any) -> Any:
         """Return the number, exactly; click calls this."""
         # As digits it may have more of them than float64; else click says what is wrong with it.

@@ -27,7 +27,8 @@ def console_of(who: str) -> Console:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A console that has no β is no reason to fail.
         sys.stdout.reconfigure(errors="replace")
-    to_terminal = sys.stdout.isatty()
+    # There is no stdout where it was closed, as by >&-.
+    to_terminal = sys.stdout is not None and sys.stdout.isatty()
     return console.Console(highlight=False, width=None if to_terminal else 110)
 
 
