@@ -42,6 +42,11 @@ def test_names_are_those_of_all_classes_sorted_and_taken_by_patterns():
     assert ours.names("Adam*") == ["adam", "adamw"]
     assert ours.names(["sgd", "*prop"]) == ["rmsprop", "sgd"]
     assert ours.names("lion") == []
+    for given in (None, [5]):
+        with pytest.raises(
+            TypeError, match=r"^names\(\) got .*, but it takes a pattern, or several"
+        ):
+            ours.names(given)
 
 
 @pytest.mark.parametrize("name", CLASSES)
@@ -143,6 +148,8 @@ def test_an_option_that_the_class_has_not_is_refused_before_any_parameter_is_tak
         ours.create("sgd", parameters(), betas=(0.9, 0.99))
     with pytest.raises(TypeError, match=r"'clip_nrom'\. Did you mean 'clip_norm'\?"):
         ours.create("adamw", network(), clip_nrom=1)
+    with pytest.raises(TypeError, match=r"'layer_dacay'\. Did you mean 'layer_decay'\?"):
+        ours.create("adamw", parameters(), layer_dacay=0.75)
     with pytest.raises(TypeError, match="decoupled_weight_decay"):
         ours.create("adamw", network(), decoupled_weight_decay=False)
 
@@ -155,8 +162,8 @@ def test_what_groups_a_model_is_refused_where_only_parameters_are_given():
         with pytest.raises(TypeError) as refused:
             ours.create("adamw", network().parameters(), **{name: value})
         assert str(refused.value) == (
-            f"create() got {name}, which needs the model itself, and parameters. Give for example "
-            f"create('adamw', model, {name}={value!r})."
+            f"create() got {name}, which needs the model itself, but params are parameters. Give "
+            f"for example create('adamw', model, {name}={value!r})."
         )
 
 

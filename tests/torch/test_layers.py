@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import sys
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -132,19 +133,102 @@ def test_a_rate_that_is_a_tensor_gives_each_group_one_of_its_own():
 
 
 def test_a_rate_without_decay_stands_in_all_groups():
-    groups = ours.param_groups(Transformer(), 0.1, lr=0.3)
-    assert [group["lr"] for group in groups] == [0.3, 0.3]
+    for lr in (0.3, torch.tensor(0.3)):  # a tensor is the one that was given, as in torch
+        groups = ours.param_groups(Transformer(), 0.1, lr=lr)
+        assert len(groups) == 2
+        assert all(group["lr"] is lr for group in groups)
     assert all("layer" not in group for group in groups)
 
 
 def test_what_a_model_says_not_to_decay_does_not():
-    class Vision(Transformer):
+    class Named(Transformer):
         def no_weight_decay(self):
             return {"position", "no such name"}
 
-    decayed, others = ours.param_groups(Vision(), 0.1)
+    decayed, others = ours.param_groups(Named(), 0.1)
     assert "position" in dict(others["params"])
     assert "position" not in dict(decayed["params"])
+
+
+class Vision(Transformer):
+    def no_weight_decay(self):
+        return {"position"}
+
+
+class Compiled(nn.Module):
+    """Wraps as torch.compile does, without the seconds that importing its compiler takes."""
+
+    def __init__(self, model):
+        super().__init__()
+        self._orig_mod = model
+
+    def __getattr__(self, name):
+        own = name == "_orig_mod" or "_orig_mod" not in self._modules
+        return super().__getattr__(name) if own else getattr(self._orig_mod, name)
+
+
+compiling = pytest.param(
+    torch.compile, marks=[pytest.mark.slow, pytest.mark.filterwarnings("default")]
+)
+
+
+@pytest.mark.parametrize(
+    "wrap", [nn.DataParallel, Compiled, compiling, lambda net: nn.ModuleList([net])]
+)
+def test_what_a_wrapped_model_says_not_to_decay_does_not(wrap):
+    net = Vision(depth=1)
+    exempt = [p for g in ours.param_groups(wrap(net), 0.1) if not g["weight_decay"]
+              for _, p in g["params"]]  # fmt: skip
+    assert any(p is net.position for p in exempt)
+
+
+@pytest.mark.parametrize("wrap", [Compiled, compiling])
+def test_a_wrapped_model_is_grouped_as_the_model_itself(wrap):
+    plain, whole, parts = Vision(), Vision(), Vision()
+    parts.blocks[1] = wrap(parts.blocks[1])
+    parts.tokens = wrap(parts.tokens)
+    given = {"lr": 1.0, "layer_decay": 0.5, "float32": ["tokens.*", "blocks.1.norm.*"]}
+
+    def told(model):
+        groups = ours.param_groups(model, 0.1, **given)
+        return [{**g, "params": [name for name, _ in g["params"]]} for g in groups]
+
+    expected = told(plain)
+    assert told(nn.DataParallel(wrap(whole))) == expected
+    assert told(parts) == expected
+    names = []
+    given["layer_of"] = lambda name: names.append(name) or 0
+    told(wrap(parts))
+    assert names == [name for name, _ in plain.named_parameters()]
+
+
+@pytest.mark.parametrize("said", ["position", 5])
+def test_names_not_to_decay_that_are_no_collection_are_refused(said):
+    net = Transformer()
+    net.no_weight_decay = lambda: said
+    with pytest.raises(TypeError) as refused:
+        ours.param_groups(net, 0.1)
+    assert str(refused.value) == (
+        f"no_weight_decay of a Transformer gives {said!r}, but it must give the names of "
+        "parameters, such as {'pos_embed'}."
+    )
+
+
+@pytest.mark.parametrize("said", [None, ["position"]])
+def test_names_not_to_decay_may_be_an_attribute(said):
+    net = Transformer()
+    net.no_weight_decay = said
+    others = ours.param_groups(net, 0.1)[1]
+    assert ("position" in dict(others["params"])) == (said is not None)
+
+
+def test_rates_are_pythons_numbers_which_checkpoints_can_hold():
+    given = {"lr": np.float64(0.5), "layer_decay": np.float32(0.5)}
+    groups = ours.param_groups(Transformer(), 0.1, **given)
+    assert {type(g["lr"]) for g in groups} == {float}
+    given["lr"] = torch.tensor(0.5)
+    found = [g["lr"].dtype for g in ours.param_groups(Transformer(), 0.1, **given)]
+    assert set(found) == {torch.float32}
 
 
 # ── how layers are found ───────────────────────────────────────────────────────────────────────
@@ -292,6 +376,14 @@ def test_a_frozen_tower_does_not_count_but_one_in_training_makes_it_unclear():
         ({"layer_decay": 0.75, "layer_of": lambda _: -1}, TypeError,
          "layer_of('position') gave -1, but it must give the number of the layer: an integer, 0 "
          "for the lowest."),
+        ({"decay_embeddings": "no"}, TypeError,
+         "decay_embeddings is 'no', but it must be True or False."),
+        ({"float32": None}, TypeError,
+         "float32 is None, but it must hold names of parameters, or patterns of them. Give for "
+         "example float32=['head.*']."),
+        ({"float32": [5]}, TypeError,
+         "float32 is [5], but it must hold names of parameters, or patterns of them. Give for "
+         "example float32=['head.*']."),
         ({"lr": -0.1}, ValueError, "lr is -0.1, but it must be finite and at least 0."),
         ({"lr": "0.1"}, TypeError,
          "lr is '0.1', but it must be a number. It is text: give float('0.1')."),

@@ -50,6 +50,7 @@ __all__ = [
     "checked_copy_to",
     "checked_phase",
     "of_groups",
+    "options_of",
     "put_pairs",
     "refuse_foreach",
     "refuse_parameter",
@@ -237,13 +238,20 @@ def _refuse_model(kind_of: type, params: Any) -> None:
         )
 
 
-def refuse_unknown(kind_of: type, unknown: Collection[str]) -> None:
-    """Raise TypeError for options that a class does not have, naming it; offer the near ones."""
+def refuse_unknown(kind_of: type, unknown: Collection[str], besides: Iterable[str] = ()) -> None:
+    """Raise TypeError for options that a class does not have, naming it; offer the near ones.
+
+    ``besides`` are options that it does not have, but whoever makes it.
+    """
     if not unknown:
         return
+    check_names(f"{kind_of.__name__}()", unknown, options_of(kind_of).union(besides))
+
+
+def options_of(kind_of: type) -> set[str]:
+    """Return the names of what a class takes."""
     ours = [each for each in kind_of.__mro__ if each.__module__.startswith("adamas.")]
-    possible = {*_keywords(ours[0]), *PhaseArguments.__annotations__} - {"defaults"}
-    check_names(f"{kind_of.__name__}()", unknown, possible)
+    return {*_keywords(ours[0]), *PhaseArguments.__annotations__} - {"defaults"}
 
 
 def _keywords(of: type) -> Iterable[str]:

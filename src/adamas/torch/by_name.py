@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from adamas.checks import kind, near
 from adamas.keywords import Unpack
+from adamas.torch import arguments
 from adamas.torch.arguments import PhaseArguments
 from adamas.torch.grouping import param_groups
 from adamas.torch.optimizer import Optimizer, Params
@@ -102,7 +103,13 @@ def names(pattern: str | Iterable[str] = "*") -> list[str]:
 
     Of several patterns one has to fit.
     """
-    patterns = [pattern] if isinstance(pattern, str) else list(pattern)
+    several = isinstance(pattern, Iterable) and not isinstance(pattern, (str, bytes))
+    patterns: list[Any] = list(pattern) if several else [pattern]
+    if not all(isinstance(each, str) for each in patterns):
+        raise TypeError(
+            f"names() got {pattern!r}, but it takes a pattern, or several. "
+            'Give for example names("*adam*").'
+        )
     return [
         name
         for name in sorted(_CLASSES)
@@ -164,12 +171,13 @@ def create(
         "decay_embeddings": decay_embeddings,
         "float32": float32,
     }
+    # Only then parameters are taken, which may be a generator.
+    arguments.refuse_unknown(made, options.keys() - arguments.options_of(made), of_models)
     if isinstance(params, nn.Module):
         rate = None if layer_decay is None else lr
         params = param_groups(params, weight_decay, lr=rate, **of_models)
     else:
         _refuse_grouping(name, of_models)
-    # Which options a class has it checks itself, before it looks at any parameter.
     return cast(Any, made)(params, lr=lr, weight_decay=weight_decay, **options)
 
 
@@ -197,8 +205,8 @@ def _refuse_grouping(name: str, given: dict[str, Any]) -> None:
     """Raise TypeError for what groups the parameters of a model, where no model is given."""
     usual = inspect.signature(param_groups).parameters
     for option, value in given.items():
-        if value != usual[option].default:
+        if value not in (usual[option].default, []):
             raise TypeError(
-                f"create() got {option}, which needs the model itself, and parameters. "
+                f"create() got {option}, which needs the model itself, but params are parameters. "
                 f"Give for example create({name!r}, model, {option}={value!r})."
             )

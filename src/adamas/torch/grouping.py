@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, cast
 
 from torch import Tensor, nn
 
-from adamas.checks import check_amount, check_number, kind
-from adamas.torch.layers import is_norm, layers_of
+from adamas.checks import check_amount, check_flag, check_number, is_listed, kind
+from adamas.torch.layers import is_norm, layers_of, plain_name, unwrapped
 
 __all__ = [
     "check_parameters",
@@ -42,11 +42,13 @@ def param_groups(
     """Return groups: parameters that decay by ``weight_decay``, and those that do not.
 
     Not decayed are biases, everything in a normalisation layer (torch's, or any class whose name
-    ends in "Norm"), every other parameter with fewer than two dimensions, those that the model's
-    own ``no_weight_decay()`` names (as timm's do), and with ``decay_embeddings=False`` the weights
-    of ``nn.Embedding`` and ``nn.EmbeddingBag``. (Where ``weight_decay`` is 0 all are alike, and in
-    one group.) Parameters that need no gradient are left out; shared ones are listed once, under
-    their first name, and do not decay if any of their uses does not. Groups carry ``param_names``.
+    ends in "Norm"), every other parameter with fewer than two dimensions, those that
+    ``no_weight_decay()`` of the model or of a part of it names (timm's have it), and with
+    ``decay_embeddings=False`` the weights of ``nn.Embedding`` and ``nn.EmbeddingBag``. (Where
+    ``weight_decay`` is 0 all are alike, and in one group.) Parameters that need no gradient are
+    left out; shared ones are listed once, under their first name, and do not decay if any of their
+    uses does not. Groups carry ``param_names``. What DDP, FSDP or torch.compile wrapped is looked
+    into: names are those of the model inside.
 
     ``lr`` stands in each group. With ``layer_decay`` layers learn the slower the lower they are
     (Clark et al. 2020, ELECTRA; Bao et al. 2021, BEiT): the rate of layer i is
@@ -73,10 +75,13 @@ def param_groups(
             "Give for example param_groups(model, weight_decay=0.1)."
         )
     weight_decay = check_amount("weight_decay", weight_decay)
+    check_flag("decay_embeddings", decay_embeddings)
     if lr is not None:
-        check_amount("lr", lr)
-    _check_layer_decay(layer_decay, lr, layer_of)
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+        number = check_amount("lr", lr)
+        lr = lr if isinstance(lr, Tensor) else number
+    layer_decay = _checked_layer_decay(layer_decay, lr, layer_of)
+    model = unwrapped(model)
+    named = [(plain_name(name), p) for name, p in model.named_parameters() if p.requires_grad]
     if not named:
         raise ValueError("The model has no parameter that needs a gradient, so nothing to group.")
     exempt = _exempt(model, decay_embeddings)
@@ -93,8 +98,9 @@ def param_groups(
         group: dict[str, Any] = {"params": members[place]}
         group["weight_decay"] = 0.0 if place.is_exempt else weight_decay
         if lr is not None:
-            group["lr"] = lr * (layer_decay or 1.0) ** (top - place.layer)
-        if layer_decay is not None:
+            group["lr"] = lr
+        if lr is not None and layer_decay is not None:
+            group["lr"] = lr * layer_decay ** (top - place.layer)
             group["layer"] = place.layer
         if place.is_kept:
             group["state"] = "float32"
@@ -102,16 +108,16 @@ def param_groups(
     return groups
 
 
-def _check_layer_decay(
+def _checked_layer_decay(
     layer_decay: float | None, lr: Any, layer_of: Callable[[str], int] | None
-) -> None:
+) -> float | None:
     if layer_decay is None:
         if layer_of is not None:
             raise TypeError(
                 "layer_of tells layers, which only layer_decay asks for. "
                 "Give for example layer_decay=0.75, or leave it out."
             )
-        return
+        return None
     number = check_number("layer_decay", layer_decay)
     if not 0 < number <= 1:
         raise ValueError(f"layer_decay is {number!r}, but it must be greater than 0 and at most 1.")
@@ -120,6 +126,7 @@ def _check_layer_decay(
             "layer_decay needs lr, the learning rate of the head, from which those of the layers "
             "below are made. Give for example param_groups(model, 0.05, lr=1e-3, layer_decay=0.75)."
         )
+    return number
 
 
 def _exempt(model: nn.Module, decay_embeddings: bool) -> set[int]:
@@ -130,9 +137,26 @@ def _exempt(model: nn.Module, decay_embeddings: bool) -> set[int]:
         for name, parameter in module.named_parameters(recurse=False)
         if _is_exempt(module, name, parameter, decay_embeddings)
     }
-    said = cast("Callable[[], Iterable[str]] | None", getattr(model, "no_weight_decay", None))
-    names = set(said()) if callable(said) else set()
-    return exempt | {id(p) for name, p in model.named_parameters() if name in names}
+    for module in model.modules():
+        names = _not_to_decay(module)
+        if names:
+            named = module.named_parameters()
+            exempt |= {id(parameter) for name, parameter in named if plain_name(name) in names}
+    return exempt
+
+
+def _not_to_decay(module: nn.Module) -> set[str]:
+    """Return the names of parameters that a module itself says not to decay."""
+    said: Any = getattr(module, "no_weight_decay", None)
+    names = said() if callable(said) else said
+    if names is None:
+        return set()
+    if not (is_listed(names) or isinstance(names, (set, frozenset, dict))):
+        raise TypeError(
+            f"no_weight_decay of {kind(module)} gives {names!r}, but it must give the names of "
+            "parameters, such as {'pos_embed'}."
+        )
+    return set(cast("Iterable[str]", names))
 
 
 def places_of(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[dict[str, Any], Tensor, int]]:
@@ -220,10 +244,16 @@ def names_of(groups: Sequence[dict[str, Any]]) -> list[str]:
 
 
 def _matching(patterns: Iterable[str], names: list[str]) -> set[str]:
-    if isinstance(patterns, str):
-        patterns = [patterns]
+    listed: list[Any] = [patterns]
+    if isinstance(patterns, Iterable) and not isinstance(patterns, (str, bytes)):
+        listed = list(patterns)
+    if not all(isinstance(each, str) for each in listed):
+        raise TypeError(
+            f"float32 is {patterns!r}, but it must hold names of parameters, or patterns of them. "
+            "Give for example float32=['head.*']."
+        )
     found: set[str] = set()
-    for pattern in patterns:
+    for pattern in listed:
         matched = fnmatch.filter(names, pattern)
         if not matched:
             raise ValueError(

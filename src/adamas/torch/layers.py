@@ -14,7 +14,7 @@ from torch import nn
 
 from adamas.checks import kind
 
-__all__ = ["is_norm", "layers_of"]
+__all__ = ["is_norm", "layers_of", "plain_name", "unwrapped"]
 
 #: Layers whose parameters set a scale or a position, so that shrinking them makes no sense.
 _NORMS = (
@@ -31,6 +31,8 @@ _NORMS = (
     nn.CrossMapLRN2d,
     *((nn.RMSNorm,) if hasattr(nn, "RMSNorm") else ()),
 )
+#: Where torch.compile, FSDP and activation checkpointing put a module that they wrap.
+_WRAPPED = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 #: Parts of names that stand for what is above all blocks, wherever a model defines it.
 _HEAD = re.compile(r"(^|\.)(\w*head|classifier|fc)(\.|$)")
 #: What is looked up by a number and feeds the lowest block, wherever a model defines it.
@@ -55,8 +57,26 @@ def is_norm(module: nn.Module) -> bool:
     return isinstance(module, _NORMS) or type(module).__name__.endswith("Norm")
 
 
+def unwrapped(module: nn.Module) -> nn.Module:
+    """Return the module inside what DDP, FSDP, torch.compile or checkpointing made of it."""
+    while True:
+        names = _WRAPPED
+        if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
+            names = ("module",)
+        children = dict(module.named_children())
+        inner = next((children[name] for name in names if name in children), None)
+        if inner is None:
+            return module
+        module = inner
+
+
+def plain_name(name: str) -> str:
+    """Return the name that a parameter or module has where nothing inside the model is wrapped."""
+    return ".".join(part for part in name.split(".") if part not in _WRAPPED)
+
+
 def layers_of(model: nn.Module, layer_of: Callable[[str], int] | None = None) -> dict[str, int]:
-    """Return the number of the layer of each parameter, by name.
+    """Return the number of the layer of each parameter, by its plain name.
 
     Asked are ``layer_of``, or timm's ``model.group_matcher()``, or else the order of the model's
     numbered blocks. Raises ValueError where they cannot be told, TypeError for a ``layer_of`` that
@@ -78,7 +98,7 @@ def _as_told(model: nn.Module, layer_of: Callable[[str], int]) -> dict[str, int]
             "parameter and gives the number of its layer, 0 for the lowest."
         )
     found: dict[str, int] = {}
-    for name, _ in model.named_parameters():
+    for name in map(plain_name, dict(model.named_parameters())):
         given = layer_of(name)
         try:
             found[name] = -1 if isinstance(given, bool) else operator.index(given)
@@ -102,19 +122,21 @@ def _as_timm_tells(model: Any) -> dict[str, int]:
             f"The model is {kind(model)} with a group_matcher(), which timm reads, but timm is not "
             f"installed. Install it with: pip install timm. {_HOW}"
         ) from error
-    return dict(group_parameters(model, model.group_matcher(), reverse=True))
+    found = group_parameters(model, model.group_matcher(), reverse=True)
+    return {plain_name(name): layer for name, layer in found.items()}
 
 
 def _as_numbered(model: nn.Module) -> dict[str, int]:
     """Return 0 for what is below the blocks, 1 and on for them, and one more for the rest."""
     blocks = _blocks(model)
     embeddings = {
-        f"{name}.{own}" if name else own
+        plain_name(f"{name}.{own}" if name else own)
         for name, module in model.named_modules()
         if isinstance(module, _EMBEDDINGS)
         for own, _ in module.named_parameters(recurse=False)
     }
-    within = {name: _block_of(name, blocks) for name, _ in model.named_parameters()}
+    names = map(plain_name, dict(model.named_parameters()))
+    within = {name: _block_of(name, blocks) for name in names}
     top = max(within.values())
     found: dict[str, int] = {}
     reached = 0
@@ -182,11 +204,12 @@ def _is_numbered(module: nn.Module) -> bool:
 
 def _numbered(module: nn.Module, start: str = "") -> Iterator[_Stack]:
     """Yield containers of numbered layers, outer ones first."""
-    for name, each in module.named_modules(prefix=start):
+    for wrapped, each in module.named_modules(prefix=start):
+        name = plain_name(wrapped)
         if not _is_numbered(each):
             continue
         layers = {
-            f"{name}.{number}" if name else number: layer
+            f"{name}.{number}" if name else number: unwrapped(layer)
             for number, layer in each.named_children()
             if any(True for _ in layer.parameters())
         }
