@@ -54,3 +54,26 @@ def test_every_example_stands_in_the_gallery_once():
     shown = re.findall(r"^\| \[([^\]]+)\]\(\S+/examples/\1\) \| \w", gallery, re.MULTILINE)
     assert len(EXAMPLES) >= 5
     assert sorted(shown) == sorted(path.name for path in (ROOT / "examples").glob("*.*"))
+
+
+@pytest.mark.slow
+def test_an_example_that_needs_adamas_alone_runs_without_any_other_package(tmp_path):
+    gallery = (ROOT / "docs" / "guides" / "gallery.md").read_text("utf-8")
+    alone = re.findall(r"^\| \[([^\]]+\.py)\].*\| `adamas` \|$", gallery, re.MULTILINE)
+    assert alone
+    extras = ("click", "jax", "matplotlib", "mpmath", "rich", "scipy", "sklearn", "torch")
+    program = (
+        "import runpy, sys\n"
+        f"sys.modules.update(dict.fromkeys({extras}))\n"
+        "runpy.run_path(sys.argv[1], run_name='__main__')\n"
+    )
+    for name in alone:
+        done = subprocess.run(
+            [sys.executable, "-c", program, ROOT / "examples" / name],
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+        )
+        assert done.returncode == 0, f"{name}: {done.stderr}"
