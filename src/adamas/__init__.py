@@ -62,7 +62,9 @@ def __getattr__(name: str) -> Any:
         from importlib import import_module
 
         return getattr(import_module(_ON_DEMAND[name]), name)
-    raise AttributeError(f"module 'adamas' has no attribute {name!r}")
+    # They are not imported here, as that takes a second and may fail: hasattr has to be harmless.
+    advice = f" yet. Import it first: import adamas.{name}" if name in ("jax", "torch") else ""
+    raise AttributeError(f"module 'adamas' has no attribute {name!r}{advice}")
 
 
 def __dir__() -> list[str]:

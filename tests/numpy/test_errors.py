@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import inspect
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 
 import adamas
+from tests.support.cases import PATIENCE
 
 
 def read_only():
@@ -462,3 +466,17 @@ def test_no_option_of_a_constructor_is_accepted_and_ignored(method):
     found = {**vars(options), **vars(optimizer.phase), "engine": optimizer.engine}
     found["beta"] = next(beta for beta in options.betas if beta is not None)
     assert {name: found[name] for name in names} == given
+
+
+@pytest.mark.parametrize("name", ["torch", "jax"])
+def test_a_front_end_that_is_not_imported_is_offered(name):
+    program = f"import adamas; assert not hasattr(adamas, {name!r}); adamas.{name}"
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE,
+    )
+    last = done.stderr.splitlines()[-1]
+    assert last.endswith(f"no attribute '{name}' yet. Import it first: import adamas.{name}")
