@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import os
 import pkgutil
 import re
 import sys
@@ -13,10 +14,12 @@ from typing import Any
 
 from adamas.checks import near
 
-__all__ = ["called", "module_of"]
+__all__ = ["called", "module_of", "offer"]
 
 #: How many names an error offers.
 _OFFERED = 8
+#: What is a file, and not a module with an attribute.
+_FILES = (".py", ".ipynb")
 
 
 def called(name: str, what: str, likely: str = "") -> Callable[..., Any]:
@@ -27,9 +30,9 @@ def called(name: str, what: str, likely: str = "") -> Callable[..., Any]:
     what is there.
     """
     place, _, attribute = name.rpartition(":")
-    if name.endswith(".py"):
-        offer = _offer(_from_file(name, what), name, likely)
-        raise ValueError(f"{name!r} is a file, but it does not say what in it. {offer}")
+    if name.endswith(_FILES):
+        offered = offer(_from_file(name, what), name, likely)
+        raise ValueError(f"{name!r} is a file, but it does not say what in it. {offered}")
     if not place:
         raise ValueError(f"{name!r} is neither {_ways(what)}.{_with_a_colon(name)}")
     found = module = module_of(place, what)
@@ -37,13 +40,11 @@ def called(name: str, what: str, likely: str = "") -> Callable[..., Any]:
         owner, found = found, getattr(found, part, None)
         if found is None:
             meant = near(part, _callables(owner))
-            raise ValueError(
-                f"{place} has no {attribute!r}.{meant} {_offer(module, place, likely)}"
-            )
+            raise ValueError(f"{place} has no {attribute!r}.{meant} {offer(module, place, likely)}")
     if not callable(found):
         raise ValueError(
             f"{name} is {found!r:.80}, but it must be a class or a function. "
-            f"{_offer(module, place, likely)}"
+            f"{offer(module, place, likely)}"
         )
     return found
 
@@ -53,7 +54,11 @@ def module_of(place: str, what: str) -> Any:
 
     Raises ValueError as ``called`` does.
     """
-    return _from_file(place, what) if place.endswith(".py") else _imported(place, what)
+    if place.endswith(_FILES):
+        return _from_file(place, what)
+    if place[:1] in ("", ".") or {"/", os.sep} & {*place}:
+        raise ValueError(f"{place!r} is neither {_ways(what)}.{_with_a_colon(place)}")
+    return _imported(place, what)
 
 
 def _ways(what: str) -> str:
@@ -61,6 +66,8 @@ def _ways(what: str) -> str:
 
 
 def _with_a_colon(name: str) -> str:
+    if Path(f"{name}.py").is_file():
+        return f" Did you mean '{name}.py'?"
     module, _, attribute = name.rpartition(".")
     return f" Did you mean '{module}:{attribute}'?" if module and attribute else ""
 
@@ -93,8 +100,13 @@ def _near_module(name: str, error: BaseException) -> str:
 
 def _from_file(place: str, what: str) -> Any:
     path = Path(place)
+    if path.suffix == ".ipynb":
+        raise ValueError(
+            f"{place} is a notebook, but what is run must be Python source. Write it as such with: "
+            f"jupyter nbconvert --to script {place}"
+        )
     if not path.is_file():
-        there = sorted(each.name for each in path.parent.glob("*.py"))
+        there = sorted(each.name for each in path.parent.glob("*.py") if each.is_file())
         raise ValueError(
             f"There is no file {place}.{near(path.name, there)} Give path/to/file.py:{what}, from "
             "the current directory."
@@ -126,7 +138,8 @@ def _callables(owner: Any) -> Iterable[str]:
     return (name for name in dir(owner) if name[0] != "_" and callable(getattr(owner, name, None)))
 
 
-def _offer(module: Any, place: str, likely: str) -> str:
+def offer(module: Any, place: str, likely: str = "") -> str:
+    """Return a sentence with what in a module can be called, first what matches ``likely``."""
     home = f"{module.__name__}."
     names = [
         name

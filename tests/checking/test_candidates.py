@@ -77,6 +77,13 @@ def folder(tmp_path, monkeypatch):
     return tmp_path
 
 
+def test_a_file_without_candidates_is_run_once(folder, capsys):
+    (folder / "model.py").write_text("print('training')\n", "utf-8")
+    with pytest.raises(CannotCheckError):
+        candidates("model.py")
+    assert capsys.readouterr().out == "training\n"
+
+
 @pytest.mark.parametrize("place", ["mine.py", "mine"])
 def test_a_file_has_what_makes_steps_and_neither_what_it_imports_nor_what_is_no_optimizer(
     folder, place, monkeypatch
@@ -120,6 +127,27 @@ def test_where_there_are_several_all_are_named(folder):
         ("adamas.torhc", "). Did you mean 'torch'? Give module:Class, with"),
         ("Adam", "'Adam' is neither module:Class nor path/to/file.py:Class. For example: adamas"),
         ("mien.py", "There is no file mien.py. Did you mean 'mine.py'?"),
+        (
+            "deep/mine",
+            "'deep/mine' is neither module:Class nor path/to/file.py:Class. Did you mean "
+            "'deep/mine.py'?",
+        ),
+        ("./", "'./' is neither module:Class nor path/to/file.py:Class."),
+        ("", "'' is neither module:Class nor path/to/file.py:Class."),
+        (
+            "directory_of_modules.py",
+            "There is no file directory_of_modules.py. Give path/to/file.py:Class",
+        ),
+        (
+            "book.ipynb",
+            "book.ipynb is a notebook, but what is run must be Python source. Write it "
+            "as such with: jupyter nbconvert --to script book.ipynb",
+        ),
+        (
+            "model.py",
+            "no function that takes lr, betas or ε and makes an optimizer or a step. "
+            "Possible are model.py:Model.",
+        ),
         ("broken.py", "broken.py cannot be run (ZeroDivisionError: division by zero)."),
         (
             "needs",
@@ -130,6 +158,10 @@ def test_where_there_are_several_all_are_named(folder):
 def test_a_place_that_is_none_is_told_with_what_is_near(folder, place, message):
     (folder / "broken.py").write_text("1 / 0\n", "utf-8")
     (folder / "needs.py").write_text("import no_such_package\n", "utf-8")
+    (folder / "model.py").write_text("class Model:\n    pass\n", "utf-8")
+    (folder / "deep").mkdir()
+    (folder / "deep" / "mine.py").touch()
+    (folder / "directory_of_modules.py").mkdir()
     with pytest.raises(CannotCheckError) as error:
         candidates(place)
     assert message in str(error.value)

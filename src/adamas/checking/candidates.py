@@ -18,7 +18,7 @@ from adamas.checking.subjects import (
     find,
     signature_of,
 )
-from adamas.importing import module_of
+from adamas.importing import module_of, offer
 
 __all__ = ["candidates", "the_one"]
 
@@ -30,18 +30,20 @@ def candidates(place: str) -> tuple[Subject, ...] | None:
     """
     if ":" in place and not place.endswith(".py"):
         return None
+    module = _module(place)
     found = tuple(
         Subject(f"{place}:{name}", make, {})
-        for name, make in _callables(_module(place))
+        for name, make in _callables(module)
         if _could_be_an_adam(name, make)
     )
-    if not found and place.endswith(".py"):
-        find(place, {})  # raises, and offers what can be called at all
     if not found:
+        hint = f"Name what is meant: adamas check {place}:name"
+        if place.endswith(".py"):
+            hint = offer(module, place)
         raise CannotCheckError(
             f"Nothing in {place} looks like an Adam: no class with one of the methods "
             f"{', '.join(METHODS[:4])} …, and no function that takes lr, betas or ε and makes an "
-            f"optimizer or a step. Name what is meant: adamas check {place}:name"
+            f"optimizer or a step. {hint}"
         )
     return found
 
@@ -82,7 +84,9 @@ def _callables(module: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
     seen: list[Any] = []
     for name in dict.fromkeys([*exported, *vars(module)]):
         value: Any = None
-        with suppress(Exception):  # what is loaded when it is asked for may need what is missing
+        with suppress(
+            Exception, SystemExit
+        ):  # what is loaded when it is asked for may need what is missing
             value = getattr(module, name, None)
         if not callable(value) or name.startswith("_") or any(value is each for each in seen):
             continue
