@@ -258,7 +258,7 @@ def test_what_is_called_in_no_known_way_is_refused_with_what_was_tried():
     assert "Possible are: a torch.optim.Optimizer; an optax transformation;" in message
     assert "the parameters did not change" in refusal(ways.does_nothing)
     message = refusal(ways.NeedsMore)
-    assert "what params and layers means is unknown" in message
+    assert "what params and layers mean is unknown" in message
     assert message.endswith("Arguments that it needs besides are given by --set name=value.")
 
 

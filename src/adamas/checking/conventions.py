@@ -136,7 +136,8 @@ class _Candidates:
         way = way_of_making(arguments, self.signature)
         if way is None:
             others = " and ".join(arguments.others)
-            self.tried.append(f"a call, but what {others} means is unknown")
+            verb = "means" if len(arguments.others) == 1 else "mean"
+            self.tried.append(f"a call, but what {others} {verb} is unknown")
             return
         for container in CONTAINERS if way in ("params", "nothing") else ("array",):
             convention = Object(self.subject, arguments, way, container)
