@@ -131,6 +131,36 @@ def test_all_of_one_thing_is_refused_with_the_place_that_it_stands_in():
     assert "torch.optim:Adam names one thing in it. Give torch.optim --all, or leave" in words
 
 
+ENDS = """
+import sys
+
+
+class Adam:
+    def __init__(self, lr=1e-3):
+        pass
+
+    def update(self, params, grads):
+        sys.exit(0)
+"""
+
+
+def test_a_step_that_ends_the_program_is_no_faithful_adam(folder):
+    (folder / "ends.py").write_text(ENDS, "utf-8")
+    done = run("ends.py")
+    assert done.exit_code == 2
+    assert "RuntimeError: it ends the program (SystemExit: 0)" in done.output
+
+
+def test_an_interrupted_check_has_no_verdict(folder, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("adamas.checking.examination.examine", interrupted)
+    done = run("mine.py:Right")
+    assert done.exit_code == 2
+    assert done.output == "Error: Interrupted before the check was finished.\n"
+
+
 # ── what is written and printed ────────────────────────────────────────────────────────────────
 
 

@@ -159,10 +159,16 @@ class Convention:
 
 @contextmanager
 def quiet() -> Generator[None]:
-    """Let the subject divide by zero and warn; what comes of it is looked at."""
+    """Let the subject divide by zero and warn; what comes of it is looked at.
+
+    Where it ends the program, that is an error: its exit code would be taken for a verdict.
+    """
     with warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
-        yield
+        try:
+            yield
+        except SystemExit as error:
+            raise RuntimeError(f"it ends the program (SystemExit: {error})") from error
 
 
 def told(error: BaseException, most: int) -> str:
