@@ -114,7 +114,8 @@ def test_where_there_are_several_all_are_named(folder):
     with pytest.raises(CannotCheckError) as error:
         adamas.check("mine.py")
     assert str(error.value) == (
-        "'mine.py' is a place, but not what in it. Possible are mine.py:Adam, mine.py:adam_step."
+        "'mine.py' is a place, but it does not say what in it. Possible are mine.py:Adam, "
+        "mine.py:adam_step."
     )
 
 

@@ -69,6 +69,21 @@ def test_a_file_alone_lists_the_commands_that_check_what_it_has(folder):
     assert done.exit_code == 2  # nothing was checked
 
 
+def test_listed_commands_can_be_copied_and_have_the_options_that_were_given(folder):
+    (folder / "mine.py").rename(folder / "by hand.py")
+    done = run("by hand.py", "--set", "name=a b", "--json", "report.json")
+    _, *commands = map(str.split, done.output.splitlines())
+    assert [" ".join(each) for each in commands] == [
+        f"adamas check {what} --set 'name=a b' --json report.json"
+        for what in (
+            "'by hand.py:Right'",
+            "'by hand.py:Wrong'",
+            "'by hand.py:Broken'",
+            "'by hand.py' --all",
+        )
+    ]
+
+
 @pytest.mark.slow
 def test_all_are_checked_with_a_line_each(folder):
     done = run("mine.py", "--all", "--json", "all.json")
@@ -175,6 +190,16 @@ def test_the_report_is_written_before_it_is_printed(folder, monkeypatch):
     report = json.loads((folder / "report.json").read_text("utf-8"))
     assert report["subject"] == "mine.py:Right"
     assert report["faithful"] is True
+
+
+def test_closed_streams_are_no_error(folder, monkeypatch):
+    monkeypatch.setattr("adamas.checking.examination.examine", told_at_once)
+    monkeypatch.setattr(sys, "stdout", None)
+    monkeypatch.setattr(sys, "stderr", None)
+    assert main(["check", "mine.py:Right"], standalone_mode=False) is None
+    with pytest.raises(SystemExit) as ended:
+        main(["check", "mine.py:Wrong"], standalone_mode=False)
+    assert ended.value.code == 1
 
 
 def started(folder, *arguments, **options):

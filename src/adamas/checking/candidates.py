@@ -57,7 +57,9 @@ def the_one(place: str) -> Subject | None:
     if found is None or len(found) == 1:
         return None if found is None else found[0]
     names = ", ".join(each.name for each in found)
-    raise CannotCheckError(f"{place!r} is a place, but not what in it. Possible are {names}.")
+    raise CannotCheckError(
+        f"{place!r} is a place, but it does not say what in it. Possible are {names}."
+    )
 
 
 def _module(place: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import sys
 import textwrap
 from collections.abc import Callable, Generator
@@ -13,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from adamas.cli.arguments import assigned, check_writable, written
-from adamas.cli.output import console_of, say_where, shown
+from adamas.cli.output import console_of, is_terminal, say_where, shown
 from adamas.extras import MissingExtraError, require
 
 if TYPE_CHECKING:
@@ -70,6 +71,8 @@ def command(
         raise
     except (MissingExtraError, ValueError, OSError, click.ClickException) as error:
         raise _CannotRunError(str(error)) from error
+    except KeyboardInterrupt:
+        raise _CannotRunError("Interrupted before the check was finished.") from None
     if code:
         sys.exit(code)
 
@@ -121,7 +124,9 @@ def _check(
     if found is not None:
         one, *others = found
         if others:
-            _list(subject, found)
+            given = [word for each in settings for word in ("--set", each)]
+            given += [] if json_path is None else ["--json", str(json_path)]
+            _list(subject, found, given)
             return 2
     report = _examined(one, options)
     if json_path is not None:
@@ -137,16 +142,18 @@ def _check(
     return 0 if report.faithful else 1
 
 
-def _list(place: str, found: tuple[Subject, ...]) -> None:
+def _list(place: str, found: tuple[Subject, ...], given: list[str]) -> None:
+    """Print the command that checks each, with the options that were ``given``."""
     console = console_of("adamas check")
-    commands = [f"adamas check {each.name}" for each in found]
+    which = [*([each.name] for each in found), [place, "--all"]]
+    commands = [shlex.join(["adamas", "check", *each, *given]) for each in which]
     with shown():
         console.print(
             f"{place} has {len(found)} candidates. Check one of them, or all with --all:",
             markup=False,
             soft_wrap=True,
         )
-        for line in [*commands, f"adamas check {place} --all"]:
+        for line in commands:
             console.print(f"    {line}", markup=False, soft_wrap=True)
 
 
@@ -160,7 +167,8 @@ def _check_all(found: tuple[Subject, ...], options: dict[str, Any], json_path: P
     verdicts: list[bool | None] = []
     for number, subject in enumerate(found, 1):
         try:
-            report = _examined(subject, options, f"{number}/{len(found)} {subject.name}: ")
+            name = subject.name.rpartition(":")[2]
+            report = _examined(subject, options, f"{number}/{len(found)} {name}: ")
         except CannotCheckError as error:
             said = str(error).removeprefix(
                 f"{subject.name} can be called in no way that is known. "
@@ -218,7 +226,7 @@ def _bars(before: str) -> Generator[Callable[[Position], None]]:
         progress.TextColumn("{task.fields[parts]:>7}"),
         progress.TimeElapsedColumn(),
         console=console,
-        disable=not sys.stderr.isatty(),
+        disable=not is_terminal(sys.stderr),
         transient=True,
         # What the subject prints goes where it would go without a bar.
         redirect_stdout=False,

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from adamas.extras import require
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["NOTE", "console_of", "progress_on", "say_where", "shown", "table_of"]
+__all__ = ["NOTE", "console_of", "is_terminal", "progress_on", "say_where", "shown", "table_of"]
 
 #: What is printed wherever "note" stands among the methods.
 NOTE = 'note: Adam without the exponent t in the bias correction (bias_correction="first-step").'
@@ -27,9 +27,13 @@ def console_of(who: str) -> Console:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A console that has no β is no reason to fail.
         sys.stdout.reconfigure(errors="replace")
-    # There is no stdout where it was closed, as by >&-.
-    to_terminal = sys.stdout is not None and sys.stdout.isatty()
-    return console.Console(highlight=False, width=None if to_terminal else 110)
+    width = None if is_terminal(sys.stdout) else 110
+    return console.Console(highlight=False, width=width)
+
+
+def is_terminal(stream: TextIO | None) -> bool:
+    """Return whether a stream is a terminal; it is None where it was closed from the first."""
+    return stream is not None and stream.isatty()
 
 
 def progress_on(console: Console, *, hidden: bool) -> Any:
@@ -58,7 +62,8 @@ def shown() -> Generator[None]:
     """Let the exit code stand where what reads the output is gone, as behind ``| head -1``."""
     try:
         yield
-        sys.stdout.flush()
+        if sys.stdout is not None:  # closed from the first
+            sys.stdout.flush()
     except (BrokenPipeError, SystemExit):
         # What Python itself writes at its end goes nowhere.
         with suppress(OSError, ValueError):
