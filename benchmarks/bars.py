@@ -6,7 +6,6 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
-from adamas.palette import COLOURS
 from benchmarks.pictures import TEXT, Theme, new_figure
 from benchmarks.tables import short
 
@@ -28,6 +27,9 @@ class Bar(NamedTuple):
 
 def ratio_bars(bars: Sequence[Bar], theme: Theme) -> Any:
     """Return a figure with one row for each bar, from above, its label over it."""
+    # Here, since versions of adamas that are compared need not have it.
+    from adamas.palette import COLOURS
+
     figure = new_figure(_ROW * len(bars) + _AXIS)
     axes = figure.subplots()
     axes.set_xscale("log")

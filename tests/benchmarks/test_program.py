@@ -470,6 +470,17 @@ def test_a_version_that_cannot_be_imported_is_named(tmp_path, capfd):
     assert "ImportError: no module" in capfd.readouterr().err
 
 
+def test_the_process_of_a_version_needs_nothing_of_it_but_what_users_import():
+    def imported(module):
+        code = f"import sys, {module}; print(*(m for m in sys.modules if m.startswith('adamas')))"
+        ran = subprocess.run(
+            [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE
+        )
+        return set(ran.stdout.split())
+
+    assert imported("benchmarks.versions") == imported("adamas") > {"adamas"}
+
+
 class Answers:
     """A version that gives these answers."""
 
