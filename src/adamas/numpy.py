@@ -357,9 +357,9 @@ class _Still:
 class Adam(Optimizer):
     """Adam: both moments of the gradient, with bias correction (Kingma & Ba 2015, algorithm 1).
 
-    What is None is as ``dialect`` says (``adamas.dialects``); without one: lr 0.001, betas 0.9
-    and 0.999, eps 1e-8 added to the corrected root, weight_decay 0 as part of the gradient ("l2"),
-    bias corrected as in the paper.
+    Options that are None have the defaults of ``dialect``; without one these are lr 0.001, betas
+    0.9 and 0.999, eps 1e-8 added to the corrected root, weight_decay 0 as part of the gradient
+    ("l2"), and bias corrected as in the paper.
     """
 
     _method = "Adam"
@@ -438,8 +438,8 @@ class Momentum(Optimizer):
 class RMSProp(Optimizer):
     """Gradients over the root of their second moment (Tieleman & Hinton 2012).
 
-    What is None is as ``dialect`` says (``adamas.dialects``); without one: lr 0.001, beta 0.9,
-    eps 1e-8 added to the root, weight_decay 0 as part of the gradient, no bias correction.
+    Options that are None have the defaults of ``dialect``; without one these are lr 0.001, beta
+    0.9, eps 1e-8 added to the root, weight_decay 0 as part of the gradient, and no bias correction.
     """
 
     @with_known_options

@@ -70,6 +70,7 @@ class Options:
     eps_place: EpsPlace = "corrected"
     #: Added to the corrected square under the root (optax's ``eps_root``).
     eps_root: float = 0.0
+    #: How strongly parameters are pulled towards 0, in the way that ``decay`` says.
     weight_decay: float = 0.0
     #: "l2" adds ``weight_decay * p`` to the gradient; "decoupled" shrinks the parameter by
     #: ``lr * weight_decay`` (AdamW); "fully-decoupled" by ``weight_decay * lr / lr_max``.
@@ -78,8 +79,11 @@ class Options:
     lr_max: float | None = None
     #: "paper" divides by 1 - β^t; "first-step" by 1 - β at every step; "none" leaves the bias.
     bias_correction: BiasCorrection = "paper"
+    #: Divide by the root of the largest second moment so far (Reddi, Kale & Kumar 2018).
     amsgrad: bool = False
+    #: Take Nesterov's momentum (Dozat 2016), with a constant β1.
     nesterov: bool = False
+    #: Step along the gradient, not against it.
     maximize: bool = False
     #: How the moments are stored (``adamas.codecs``): one form for both, or a pair for m
     #: and v. "float32" stores them as they are, in the parameter's dtype. Kept as a pair.

@@ -86,6 +86,7 @@ _GTOL = 1e-5
 class Settings:
     """The options of ``minimize`` that are not the optimizer's. Errors name the option."""
 
+    #: Which optimizer makes the steps.
     method: MethodName = "adam"
     #: A number is the rate of the first step, in units of x for Adam and RMSProp; it falls to zero
     #: along half a cosine over ``maxiter`` steps. A function of the step number (1 first) is taken
@@ -99,6 +100,7 @@ class Settings:
     #: Stop where the best value fell by no more than ``ftol * max(1, |value|)`` in ``patience``
     #: steps. None: ``tol``, or else no test.
     ftol: float | None = None
+    #: How many steps ``ftol`` waits for a better value.
     patience: int = 100
     #: Whether two calls of fun at one point may give two values. If so, the smallest value is luck
     #: and is not looked at: the result is the moving average (EMA) of the iterates.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import dataclasses
+import inspect
 import re
 import textwrap
 from importlib.util import find_spec
@@ -11,6 +13,7 @@ import pytest
 import torch
 
 import adamas
+from adamas.scipy import Settings
 from tests.house.test_rules import PYPROJECT
 from tests.support.cases import ROOT
 
@@ -155,6 +158,12 @@ def test_every_page_stands_in_the_navigation():
 def test_every_public_name_is_documented():
     for name in adamas.__all__:
         assert getattr(adamas, name).__doc__, name
+
+
+@pytest.mark.parametrize("options", [adamas.Options, adamas.Phase, adamas.Statistics, Settings])
+def test_the_reference_says_something_of_every_field(options):
+    said = re.findall(r"^ +#: .*\n(?: +#.*\n)* +(\w+):", inspect.getsource(options), re.MULTILINE)
+    assert {field.name for field in dataclasses.fields(options)} == {*said}
 
 
 @pytest.mark.parametrize("package", ["", ".torch", ".jax", ".checking", ".files"])
