@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from PIL import Image
+from rich.console import Console
 
 import adamas
 from adamas import demo, race
@@ -266,6 +267,16 @@ def test_a_command_whose_output_is_closed_ends_as_if_it_were_read(tmp_path):
 
 def test_a_count_that_is_no_number_is_called_no_integer():
     assert "'1.5' is not a valid integer." in run("demo", "--seeds", "1.5").output
+
+
+@pytest.mark.parametrize("command", [["info"], ["race", "--steps", "2", "--output", "race.png"]])
+def test_a_narrow_terminal_cuts_nothing_off(command, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for module in ("info", "race"):
+        monkeypatch.setattr(f"adamas.cli.{module}.console_of", lambda who: Console(width=36))
+    done = run(*command)
+    assert done.exit_code == 0, done.output
+    assert "…" not in done.output
 
 
 def test_info_tells_version_target_threads_and_frameworks(tmp_path):

@@ -33,6 +33,8 @@ def command() -> None:
     table = require("rich.table", "adamas info", "cli", "rich").Table.grid(padding=(0, 2))
     targets = native.targets()
     names = [name if runs else f"{name} (not on this processor)" for name, runs in targets.items()]
+    table.add_column(overflow="fold")
+    table.add_column(overflow="fold")
     table.add_row("adamas", adamas.__version__)
     table.add_row("Python", f"{platform.python_version()} on {platform.platform()}")
     table.add_row("target", native.target())

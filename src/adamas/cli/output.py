@@ -53,7 +53,10 @@ def table_of(*columns: str) -> Any:
     """Return a table whose first column has names and whose others have numbers."""
     table = require("rich.table", "adamas", "cli", "rich").Table(box=None, pad_edge=False)
     for i, column in enumerate(columns):
-        table.add_column(column, justify="left" if i == 0 else "right")
+        # A narrow terminal breaks a number, but no digit of it is left out.
+        table.add_column(
+            column, justify="left" if i == 0 else "right", overflow="fold", no_wrap=i == 0
+        )
     return table
 
 
