@@ -192,6 +192,15 @@ def test_the_report_is_written_before_it_is_printed(folder, monkeypatch):
     assert report["faithful"] is True
 
 
+def test_a_report_goes_where_a_link_points(folder, monkeypatch):
+    monkeypatch.setattr("adamas.checking.examination.examine", told_at_once)
+    (folder / "report.json").symlink_to("kept.json")
+    done = run("mine.py:Right", "--json", "report.json")
+    assert done.exit_code == 0
+    assert (folder / "report.json").is_symlink()
+    assert json.loads((folder / "kept.json").read_text("utf-8"))["faithful"] is True
+
+
 def test_closed_streams_are_no_error(folder, monkeypatch):
     monkeypatch.setattr("adamas.checking.examination.examine", told_at_once)
     monkeypatch.setattr(sys, "stdout", None)

@@ -45,7 +45,7 @@ def check_writable(path: Path, option: str) -> None:
             f"{path} cannot be written ({error.strerror}). Choose another with {option}."
         ) from None
     if not existed:
-        path.unlink()
+        path.resolve().unlink()  # not a link to it
 
 
 def check_picture(path: Path, option: str, ending: str) -> None:
