@@ -16,7 +16,7 @@ from rich.console import Console
 
 import adamas
 from adamas import demo, race
-from adamas.cli import main
+from adamas.cli import main, output
 from adamas.tracks import FUNCTIONS
 from tests.support.cases import PATIENCE, ROOT
 
@@ -263,6 +263,12 @@ def test_a_command_whose_output_is_closed_ends_as_if_it_were_read(tmp_path):
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert (tmp_path / "race.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_an_exit_without_standard_output_is_no_error(monkeypatch):
+    monkeypatch.setattr(sys, "stdout", None)
+    with output.shown():
+        raise SystemExit(1)
 
 
 def test_a_count_that_is_no_number_is_called_no_integer():

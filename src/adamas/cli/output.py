@@ -69,8 +69,9 @@ def shown() -> Generator[None]:
             sys.stdout.flush()
     except (BrokenPipeError, SystemExit):
         # What Python itself writes at its end goes nowhere.
-        with suppress(OSError, ValueError):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if sys.stdout is not None:
+            with suppress(OSError, ValueError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say_where(console: Console, path: Path, what: str = "") -> None:
