@@ -63,10 +63,12 @@ def table_of(*columns: str) -> Any:
 @contextmanager
 def shown() -> Generator[None]:
     """Let the exit code stand where what reads the output is gone, as behind ``| head -1``."""
+    if sys.stdout is None:  # closed from the first
+        yield
+        return
     try:
         yield
-        if sys.stdout is not None:  # closed from the first
-            sys.stdout.flush()
+        sys.stdout.flush()
     except (BrokenPipeError, SystemExit):
         # What Python itself writes at its end goes nowhere.
         if sys.stdout is not None:
