@@ -133,6 +133,11 @@ def test_where_there_are_several_all_are_named(folder):
             "'deep/mine' is neither module:Class nor path/to/file.py:Class. Did you mean "
             "'deep/mine.py'?",
         ),
+        (
+            "no_such.module",
+            "The module 'no_such.module' cannot be imported (ModuleNotFoundError: No module named "
+            "'no_such'). Give module:Class,",
+        ),
         ("./", "'./' is neither module:Class nor path/to/file.py:Class."),
         ("", "'' is neither module:Class nor path/to/file.py:Class."),
         (

@@ -68,13 +68,13 @@ def _module(place: str) -> Any:
     except ValueError as error:
         cause = error.__cause__
         parent, _, last = place.rpartition(".")
-        is_offered = parent and not hasattr(sys.modules.get(parent), last)
+        is_name = not parent or hasattr(sys.modules.get(parent), last)
         is_missing = isinstance(cause, ModuleNotFoundError) and f"{place}.".startswith(
             f"{cause.name}."
         )
-        if place.endswith(".py") or not is_missing or (is_offered and "Did you mean" in str(error)):
+        if not (is_name and is_missing):
             raise CannotCheckError(str(error)) from cause
-    # So it is a name without its colon, and what says so raises.
+    # A name without its colon: what says so raises.
     return find(place, {})
 
 
@@ -86,9 +86,8 @@ def _callables(module: Any) -> Iterator[tuple[str, Callable[..., Any]]]:
     seen: list[Any] = []
     for name in dict.fromkeys([*exported, *vars(module)]):
         value: Any = None
-        with suppress(
-            Exception, SystemExit
-        ):  # what is loaded when it is asked for may need what is missing
+        # What is loaded when it is asked for may need what is missing.
+        with suppress(Exception, SystemExit):
             value = getattr(module, name, None)
         if not callable(value) or name.startswith("_") or any(value is each for each in seen):
             continue
