@@ -277,6 +277,18 @@ def test_a_plan_that_is_taken_up_again_ends_where_its_own_counts_do():
             "param_groups is None, but it must be the list of the optimizer's groups. Set it to "
             "what it was, or make the optimizer anew.",
         ),
+        (
+            lambda optimizer: setattr(optimizer, "param_groups", tuple(optimizer.param_groups)),
+            TypeError,
+            "param_groups is a tuple, but it must be the list of the optimizer's groups. Set it to "
+            "what it was, or make the optimizer anew.",
+        ),
+        (
+            lambda o: o.param_groups[0].update(params=tuple(o.param_groups[0]["params"])),
+            TypeError,
+            "param_groups[0]['params'] is a tuple, but it must be a list of tensors. Set it to the "
+            "parameters of the group.",
+        ),
     ],
 )
 def test_what_is_no_group_of_parameters_is_said_before_anything_is_done(
@@ -310,6 +322,47 @@ def test_what_is_no_group_of_parameters_is_said_before_anything_is_done(
         assert told.value.args == (text,)
     assert all(map(torch.equal, parameters, before))
     assert [float(optimizer.state[p]["step"]) for p in parameters] == [1.0, 1.0]
+
+
+def test_averages_are_swapped_in_for_all_parameters_or_none():
+    first, last = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = ours.AdamW([first, last], ema=0.9)
+    give_gradients([first, last])
+    optimizer.step()
+    optimizer.state[last] = None
+    before = first.detach().clone()
+    with pytest.raises(TypeError) as told:
+        optimizer.ema_weights().__enter__()
+    assert told.value.args == (
+        "The state of a parameter of shape (3,) is None, but it must be a dict of entries. Leave "
+        "the parameter out of the state where there is none.",
+    )
+    assert torch.equal(first, before)
+
+
+@pytest.mark.parametrize("engine", [None, "torch"])
+def test_what_frameworks_keep_in_the_state_stays_where_a_step_fails(engine):
+    first, last = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = ours.AdamW([first, last], engine=engine)
+    optimizer.state["theirs"] = 1
+    give_gradients([first, last])
+    with Failing(Tensor.to, MemoryError), contextlib.suppress(MemoryError):
+        optimizer.step()
+    assert optimizer.state.pop("theirs") == 1
+    optimizer.step()
+
+
+def test_a_group_without_its_options_is_saved_and_copied_but_not_stepped():
+    p = nn.Parameter(torch.ones(3))
+    for made, option in ((ours.AdamW, "amsgrad"), (ours.RMSprop, "momentum")):
+        optimizer = made([p])
+        give_gradients([p])
+        optimizer.step()
+        del optimizer.param_groups[0][option]
+        assert option not in optimizer.state_dict()["param_groups"][0]
+        copy.deepcopy(optimizer).step()
+        with pytest.raises(KeyError, match=rf"^\"param_groups\[0\] has no '{option}' any more\."):
+            optimizer.step()
 
 
 def take_out(optimizer: ours.AdamW) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamas.torch import host_memory
+from adamas.torch import host_memory, storage
 from adamas.torch.keeping import Keeping
 from adamas.turns import averages_in_place
 
@@ -32,6 +32,9 @@ class Averages:
 
     def kept(self, states: Mapping[Any, Any], keeping: Keeping) -> list[Weights]:
         """Return a copy of the weights in training, of those that have averages."""
+        for p, state in states.items():
+            if isinstance(p, Tensor):
+                storage.check_kind(f"a parameter of shape {tuple(p.shape)}", state)
         return [
             (
                 p,

@@ -175,7 +175,8 @@ def parameters_of(groups: Iterable[dict[str, Any]]) -> list[Tensor]:
 
 def check_parameters(groups: Sequence[dict[str, Any]]) -> None:
     """Raise TypeError or KeyError where a group has something else in place of its parameters."""
-    if not isinstance(groups, (list, tuple)):
+    # Lists and nothing else, since the compiled module reads them.
+    if not isinstance(groups, list):
         raise TypeError(
             f"param_groups is {kind(groups)}, but it must be the list of the optimizer's groups. "
             "Set it to what it was, or make the optimizer anew."
@@ -191,7 +192,7 @@ def check_parameters(groups: Sequence[dict[str, Any]]) -> None:
                 f"param_groups[{i}] has no 'params' any more. Set it to the list of its parameters."
             )
         parameters = group["params"]
-        if not isinstance(parameters, (list, tuple)):
+        if not isinstance(parameters, list):
             raise TypeError(
                 f"param_groups[{i}]['params'] is {kind(parameters)}, but it must be a list of "
                 "tensors. Set it to the parameters of the group."
@@ -206,7 +207,7 @@ def check_parameters(groups: Sequence[dict[str, Any]]) -> None:
 
 def check_state(states: object, groups: object = ()) -> None:
     """Raise TypeError where something stands in place of an optimizer's state, or of all groups."""
-    if not isinstance(groups, (list, tuple)):
+    if not isinstance(groups, list) and groups != ():
         check_parameters(cast(Any, groups))
     if not isinstance(states, dict):
         raise TypeError(

@@ -10,6 +10,7 @@ from __future__ import annotations
 import copy
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from numbers import Real
 from typing import Any
 
 import torch
@@ -65,7 +66,7 @@ def complete(
         is_beside = group.get("capturable") or group.get("fused")
         for p in group["params"]:
             kept = states.get(p)
-            if kept and step in kept and not isinstance(kept[step], Tensor):
+            if isinstance(kept, dict) and isinstance(kept.get(step), Real):
                 kept[step] = counting.step_tensor(kept[step], p.device if is_beside else None)
 
 

@@ -94,7 +94,7 @@ class Adam(Method):
 
     def names(self, group: Group) -> tuple[str | None, Entries]:
         """Return torch's names."""
-        largest = "max_exp_avg_sq" if group["amsgrad"] else None
+        largest = "max_exp_avg_sq" if group.get("amsgrad") else None
         return "step", Entries("exp_avg", "exp_avg_sq", largest)
 
     def kept(self, group: Group) -> Kept:
@@ -242,7 +242,7 @@ class SGD(Method):
 
     def names(self, group: Group) -> tuple[str | None, Entries]:
         """Return torch's names; steps are counted where random bits need to know them."""
-        mean = "momentum_buffer" if group["momentum"] != 0 else None
+        mean = "momentum_buffer" if group.get("momentum", 0) != 0 else None
         step = "step" if "state" in group or "rounding" in group else None
         return step, Entries(mean)
 

@@ -392,13 +392,14 @@ class Planner:
 @contextmanager
 def _restoring(states: States) -> Generator[None]:
     """Leave states as they were on errors."""
-    kept = {p: (state, dict(state)) for p, state in states.items()}
+    before = set(states)
+    kept = [(state, dict(state)) for state in states.values() if isinstance(state, dict)]
     try:
         yield
     except BaseException:
-        for p in states.keys() - kept.keys():
+        for p in states.keys() - before:
             del states[p]
-        for state, entries in kept.values():
+        for state, entries in kept:
             state.clear()
             state.update(entries)
         raise

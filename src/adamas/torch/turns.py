@@ -98,7 +98,7 @@ class Still:
     def __init__(self, optimizer: torch.optim.Optimizer, turn: Turn) -> None:
         self._optimizer = optimizer
         self._turn = turn
-        check_state(optimizer.state, optimizer.param_groups)
+        check_state(optimizer.state)
         check_parameters(optimizer.param_groups)
         self._before = self._now()
 
