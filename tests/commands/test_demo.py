@@ -155,12 +155,13 @@ def test_the_table_has_rates_means_and_deviations(tmp_path):
     )
     assert done.exit_code == 0, done.output
     lines = done.output.splitlines()
-    assert lines[0].split("  ")[0] == "method"
-    assert [line.split()[0] for line in lines[1:3]] == ["Adam", "note"]
+    assert lines[1].split()[:2] == ["method", "rate"]
+    assert [line.split()[0] for line in lines[2:4]] == ["Adam", "note"]
     losses = [demo.train(demo.load_digits(s), "Adam", epochs=1, seed=s).final_loss for s in (0, 1)]
     mean, deviation = np.mean(losses), abs(losses[0] - losses[1]) / np.sqrt(2)
-    assert f" {demo.RATES['Adam']:g} to 0 " in lines[1]
-    assert f" {mean:.5f} ± {deviation:.5f} " in lines[1]
+    assert f" {demo.RATES['Adam']:g} " in lines[2]
+    assert f" {mean:.5f} ± {deviation:.5f} " in lines[2]
+    assert max(map(len, map(str.rstrip, lines[:4]))) <= 80
     assert "2 seeds, mean ± standard deviation." in lines
     assert any(line.startswith("note: Adam without the exponent t") for line in lines)
 

@@ -91,22 +91,22 @@ def command(
             )
     table = table_of(
         "method",
-        "learning rate",
+        "learning\nrate",
         "final loss",
-        "held-out images read",
+        "held-out\nimages read",
         "time",
         "steps/s",
-        "optimizer",
+        "in the\nstep",
     )
     for each in outcomes:
         table.add_row(
             each.method,
-            f"{each.lr:g} to 0",
+            f"{each.lr:g}",
             _around(each.final_losses, 5),
             _around(100 * each.accuracies, 2) + " %",
             f"{each.seconds:.1f} s",
             f"{each.steps_per_second:,.0f}",
-            f"{each.optimizer_share:.1%} of the time",
+            f"{each.optimizer_share:.1%}",
         )
     console.print(table)
     for line in _told(outcomes):
@@ -132,6 +132,6 @@ def _told(outcomes: list[demo.Outcome]) -> list[str]:
     )
     return [
         f"{seeds[0].upper()}{seeds[1:]}.",
-        f"Learning rates fall linearly to 0, from {grid}.",
+        f"Learning rates fall linearly to 0. The first, in the table, is {grid}.",
         *demo.verdicts(outcomes),
     ]

@@ -66,8 +66,8 @@ def command(
         track = dataclasses.replace(track, start=start)
     methods = (*USUAL, "note") if note else USUAL
     paths = race.race(track, methods=methods, steps=steps, lr=lr)
-    goals = ("to a minimum", f"within {race.NEAR:g}") if track.minima else ()
-    table = table_of("method", "learning rate", "ends at", "value", *goals)
+    goals = ("to a\nminimum", f"within\n{race.NEAR:g}") if track.minima else ()
+    table = table_of("method", "learning\nrate", "ends at", "value", *goals)
     for path in paths:
         table.add_row(path.method, f"{path.lr:g}", *_end(path), *_goal(track, path))
     console.print(table)
@@ -95,5 +95,5 @@ def _goal(track: tracks.Track, path: race.Path2D) -> tuple[str, ...]:
     if not track.minima:
         return ()
     step = race.arrival(track, path)
-    near = "never" if step is None else f"at step {step:,}"
+    near = "never" if step is None else f"step {step:,}"
     return f"{race.distances(track, path)[-1]:.2g}", near
