@@ -69,11 +69,10 @@ def shown() -> Generator[None]:
     try:
         yield
         sys.stdout.flush()
-    except (BrokenPipeError, SystemExit):
+    except (BrokenPipeError, SystemExit):  # the latter is rich's
         # What Python itself writes at its end goes nowhere.
-        if sys.stdout is not None:
-            with suppress(OSError, ValueError):
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        with suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def say_where(console: Console, path: Path, what: str = "") -> None:
