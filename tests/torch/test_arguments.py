@@ -137,6 +137,7 @@ TEXTS = [
     ("AdamW", {"betas": (0.9, 0.99, 0.999)}, TypeError, f"betas is (0.9, 0.99, 0.999), {PAIR}"),
     ("NAdam", {"betas": [0.9]}, TypeError, f"betas is [0.9], {PAIR}"),
     ("Adam", {"betas": "ab"}, TypeError, f"betas is 'ab', {PAIR}"),
+    ("Adam", {"betas": {0.9, 0.99}}, TypeError, f"betas is { {0.9, 0.99}!r}, {PAIR}"),
     ("Adam", {"betas": ("0.9", 0.99)}, TypeError,
      "betas[0] is '0.9', but it must be a number. It is text: give float('0.9')."),
     ("AdamW", {"lr": "1e-3"}, TypeError,

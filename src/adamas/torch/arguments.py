@@ -182,8 +182,8 @@ def _check_betas(betas: Any, where: str) -> None:
 
 
 def _pair(betas: Any, where: str = "") -> tuple[Any, Any]:
-    is_many = isinstance(betas, Iterable) and not isinstance(betas, (str, bytes, Mapping))
-    pair = tuple(betas) if is_many and getattr(betas, "ndim", 1) else ()
+    # What has an order, and can be read again: no set, and no generator.
+    pair = tuple(betas) if is_listed(betas) or getattr(betas, "ndim", 0) else ()
     if len(pair) != 2:
         raise no_pair(f"{where}betas", betas)
     return pair
