@@ -20,6 +20,8 @@ are rounded; groups may have their own;
 ``foreach``, ``fused`` and ``capturable`` choose in torch how a step is computed; here they are
 checked and kept, and decide where ``step`` lives; with ``fused`` a GradScaler leaves unscaling to
 the step.
+
+``functional`` has steps as functions, for engines that own their state.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ except ModuleNotFoundError as error:
         'adamas.torch needs PyTorch. Install it with: pip install "adamas[torch]"'
     ) from error
 
+from adamas.torch import functional
 from adamas.torch.by_name import create, names
 from adamas.torch.grouping import param_groups
 from adamas.torch.optimizer import Optimizer
@@ -44,6 +47,7 @@ __all__ = [
     "Optimizer",
     "RMSprop",
     "create",
+    "functional",
     "names",
     "param_groups",
 ]
