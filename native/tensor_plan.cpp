@@ -72,7 +72,10 @@ struct Cohort {
     Count steps{};                     // of its first member
     // Of the step under way: which numbers a member had last, and how many steps it had made.
     std::size_t numbers = 0;
-    double made = -1;
+    double made = unknown;
+
+    // Unlike every count, one that is out of range among them.
+    static constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
 };
 
 class TensorPlan {
@@ -263,7 +266,7 @@ private:
             throw std::invalid_argument("A step needs the numbers of each cohort without options.");
         }
         for (Cohort& cohort : cohorts_) {
-            cohort.made = -1;
+            cohort.made = Cohort::unknown;
             if (!cohort.options) {
                 double made = cohort.steps.made();
                 if (!is_count(made)) {

@@ -163,3 +163,16 @@ def test_a_count_on_a_device_is_read_when_it_is_first_seen_and_when_it_may_have_
     counts.created(begun)
     assert counts.counting(begun) is begun
     assert Read.times == 2
+
+
+@pytest.mark.parametrize("done", [-1.0, -2.0])
+def test_a_count_that_was_made_negative_between_steps_is_refused(done):
+    p = torch.nn.Parameter(torch.ones(4))
+    optimizer = ours.AdamW([p])
+    p.grad = torch.ones(4)
+    optimizer.step()
+    before = p.detach().clone()
+    optimizer.state[p]["step"].fill_(done)
+    with pytest.raises(ValueError, match="step"):
+        optimizer.step()
+    assert torch.equal(p.detach(), before)
