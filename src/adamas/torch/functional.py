@@ -14,18 +14,22 @@ PyTorch's operations. Parts of sharded tensors may be given as plain tensors.
 ``foreach``, ``fused``, ``capturable``, ``has_complex`` and ``has_sparse_grad`` choose in torch how
 a step is computed; here they change nothing. ``grad_scale`` and ``found_inf`` are taken as torch's
 fused step takes them: gradients are left divided by the scale, and nothing changes where
-``found_inf`` is not 0. Whatever is wrong raises before anything is touched.
+``found_inf`` is not 0. Gradients that share memory with parameters or state cannot be left so, and
+are refused. Whatever is wrong raises before anything is touched.
 
-The next call with the same state tensors costs least: what was found out about them is kept until
+The next call with the same state tensors costs least. What was found out about them is kept, and
+with it their memory and that of the parameters, until a call is given others in their place, or
 the first of ``state_steps`` (for ``sgd``, of ``momentum_buffer_list``) is no more.
 """
 
 from __future__ import annotations
 
+from numbers import Real
 from typing import Any
 
 from torch import Tensor
 
+from adamas.checks import kind
 from adamas.torch import lists, methods
 from adamas.torch.lists import Given, Listed
 from adamas.torch.numbers import UNSCALED, Scaling
@@ -248,4 +252,11 @@ def _of_adam(
 def _scaling(grad_scale: Any, found_inf: Any) -> Scaling:
     if grad_scale is None and found_inf is None:
         return UNSCALED
+    for name, value in (("grad_scale", grad_scale), ("found_inf", found_inf)):
+        if isinstance(value, Tensor):
+            lists.check_is_number(name, value)
+        elif value is not None and not isinstance(value, Real):
+            raise TypeError(
+                f"{name} is {kind(value)}, but it must be a real tensor of one element, or None."
+            )
     return Scaling(grad_scale, found_inf)

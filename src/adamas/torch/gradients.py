@@ -15,11 +15,13 @@ from adamas.torch.memory import Memory, meeting
 
 __all__ = [
     "is_lazy",
+    "is_sealed",
     "kept_apart",
     "refuse",
     "refuse_expanded",
     "refuse_freed",
     "refuse_sparse",
+    "refuse_undivided",
     "unscale",
 ]
 
@@ -139,6 +141,25 @@ def refuse_expanded(name: str, written: Mapping[str, Tensor]) -> None:
                 f"The {what} of {name} is expanded: several of its elements are one in memory, so "
                 "they cannot be stepped in place. Give it memory of its own, by clone()."
             )
+
+
+def refuse_undivided(argument: str, given: Sequence[Tensor], written: Iterable[Tensor]) -> None:
+    """Raise ValueError for gradients that a step cannot leave divided by a loss scale."""
+    dense = [i for i, each in enumerate(given) if each.layout == torch.strided]
+    parts = [distributed.local(given[i]) for i in dense]
+    for i, is_shared in zip(dense, meeting(parts, map(distributed.local, written)), strict=True):
+        refuse_expanded(f"params[{i}]", {"gradient": given[i]})
+        if is_shared or is_sealed(given[i]):
+            what = "shares memory with what is stepped" if is_shared else "is an inference tensor"
+            raise ValueError(
+                f"{argument}[{i}] {what}, so it cannot be left divided by grad_scale. Give its "
+                "clone(), or unscale gradients before the step."
+            )
+
+
+def is_sealed(tensor: Tensor) -> bool:
+    """Whether torch refuses to write: a tensor of inference mode, outside of it."""
+    return tensor.is_inference() and not torch.is_inference_mode_enabled()
 
 
 def _is_freed(tensor: Tensor) -> bool:

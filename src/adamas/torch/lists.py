@@ -30,7 +30,7 @@ from adamas.torch.routes.native import Native
 from adamas.torch.routes.plain import Plain
 from adamas.turns import CHANGED
 
-__all__ = ["PREPARED", "Given", "Listed", "step"]
+__all__ = ["PREPARED", "Given", "Listed", "check_is_number", "step"]
 
 #: Entries that are numbers; the others have their parameter's shape.
 _NUMBERS = ("step", "mu_product")
@@ -88,15 +88,20 @@ def _uncompiled(given: Given, scaling: Scaling) -> None:
 def _plain(name: str, value: Any) -> Any:
     """Return an option that may be a tensor of one element as a number; others as they are."""
     if isinstance(value, Tensor):
-        if not storage.is_number(value):
-            raise ValueError(
-                f"{name} is a tensor of shape {tuple(value.shape)} and dtype {value.dtype}, but it "
-                "must be a number, or a real tensor of one element."
-            )
+        check_is_number(name, value)
         return float(value.item())
     if type(value) is tuple:
         return tuple(_plain(f"beta{i}", each) for i, each in enumerate(value, start=1))
     return value
+
+
+def check_is_number(name: str, value: Tensor) -> None:
+    """Raise ValueError where a tensor has not one real number to be read."""
+    if not storage.is_number(value):
+        raise ValueError(
+            f"{name} is a tensor of shape {tuple(value.shape)} and dtype {value.dtype}, but it "
+            "must be a number, or a real tensor of one element."
+        )
 
 
 # ── plans that are used again ──────────────────────────────────────────────────────────────────
@@ -124,7 +129,7 @@ class _Prepared:
 
     def step_again(self, given: Given, scaling: Scaling) -> bool:
         """Make one step; False, having done nothing, where something is not as it was."""
-        if not self._fits(given):
+        if not self._fits(given, scaling):
             return False
         work = self._work
         work.groups[0]["lr"] = given.lr
@@ -140,6 +145,8 @@ class _Prepared:
                     return False
                 if made is not OVERFLOWED:
                     work.finish(self._plan, scaling)
+                    if scaling.grad_scale is not None:
+                        work.write_unscaled(given)
         finally:
             for stand in work.stands:
                 stand.grad = None
@@ -147,10 +154,10 @@ class _Prepared:
             torch.autograd.graph.increment_version(given.parameters)
         return True
 
-    def _fits(self, given: Given) -> bool:
+    def _fits(self, given: Given, scaling: Scaling) -> bool:
         parameters, stands = given.parameters, self._work.stands
         if (
-            given.options != self._options
+            not _are_equal(given.options, self._options)
             or not isinstance(given.gradients.tensors, (list, tuple))
             or not isinstance(parameters, (list, tuple))
             or len(parameters) != len(stands)
@@ -159,6 +166,10 @@ class _Prepared:
             or not _PLAIN_SET.issuperset(map(type, given.gradients.tensors))
             or not all(map(Tensor.is_set_to, parameters, stands))  # negated views are not
             or [p.dtype for p in parameters] != self._dtypes
+            or (
+                scaling.grad_scale is not None
+                and any(map(gradients.is_sealed, given.gradients.tensors))
+            )
         ):
             return False
         is_first = True
@@ -178,7 +189,16 @@ class _Prepared:
         """Whether those that are stepped with the same numbers still have the same product."""
         assert self._firsts is not None
         products = [float(each) for each in given.kept["mu_product"].tensors]
+        if not all(0 <= each <= 1 for each in products):
+            return False
         return all(products[i] == products[first] for i, first in enumerate(self._firsts))
+
+
+def _are_equal(options: dict[str, Any], others: dict[str, Any]) -> bool:
+    try:
+        return options == others
+    except (TypeError, ValueError):  # arrays, which are refused
+        return False
 
 
 #: Plans for the next call, by function and identity of the first tensor of the state.
@@ -241,6 +261,13 @@ class _Work(NamedTuple):
         if scaling.grad_scale is not None:
             gradients.unscale(self.stands, scaling.grad_scale)
 
+    def write_unscaled(self, given: Given) -> None:
+        """Write gradients that were divided elsewhere into the memory that was given."""
+        for stand, gradient in zip(self.stands, given.gradients.tensors, strict=True):
+            divided = stand.grad
+            if divided is not None and divided is not gradient and not gradient._is_zerotensor():
+                gradient.copy_(divided)
+
 
 @torch.no_grad()
 def _step_closely(given: Given, scaling: Scaling) -> _Prepared | None:
@@ -249,9 +276,11 @@ def _step_closely(given: Given, scaling: Scaling) -> _Prepared | None:
     if not given.parameters:
         return None
     work, first = _work(given), _first(given)
-    entries = (x for state in work.states.values() for x in state.values())
+    written = [*work.stands, *(x for state in work.states.values() for x in state.values())]
+    if scaling.grad_scale is not None:
+        gradients.refuse_undivided(given.gradients.argument, given.gradients.tensors, written)
     # Gradients may share memory with what is written.
-    with gradients.kept_apart(work.stands, [*work.stands, *entries]):
+    with gradients.kept_apart(work.stands, written):
         members = [_member(work, i) for i in range(len(work.stands))]
         firsts = _first_alike(work.numbers, members)
         plan = _planned(work, members)
@@ -262,6 +291,8 @@ def _step_closely(given: Given, scaling: Scaling) -> _Prepared | None:
         if made is not OVERFLOWED:
             work.finish(plan, scaling)
             _put_buffers(given, work)
+    if made is not OVERFLOWED and scaling.grad_scale is not None:
+        work.write_unscaled(given)
     for stand in work.stands:
         stand.grad = None
     key = _key(given)
@@ -353,6 +384,7 @@ def _check(given: Given) -> None:
                 _check_number(name, called, entry, p, f"params[{i}]")
             else:
                 _check_entry(called, entry, p, f"params[{i}]")
+        _check_apart(given, i)
 
 
 def _check_list(function: str, listed: Listed, given: Given) -> None:
@@ -443,6 +475,7 @@ def _check_number(name: str, called: str, entry: Tensor, p: Tensor, parameter: s
         raise TypeError(
             f"{called} has dtype {entry.dtype}, which does not hold it. Give it in torch.float32."
         )
+    gradients.refuse_freed(called, {"memory": entry})
     value = entry.item()
     if name == "step":
         if not is_count(value):
@@ -488,6 +521,22 @@ def _check_entry(called: str, entry: Tensor, p: Tensor, parameter: str) -> None:
         )
     gradients.refuse_freed(called, {"memory": entry})
     gradients.refuse_expanded(called, {"memory": entry})
+
+
+def _check_apart(given: Given, i: int) -> None:
+    """Raise ValueError where a parameter and its state are in one memory."""
+    known: dict[int, str] = {}
+    for listed in (Listed("params", given.parameters), *given.kept.values()):
+        tensor = listed.tensors[i]
+        part = None if tensor is None else distributed.local(tensor)
+        if part is None or not part.numel() or part.is_meta or type(part) not in PLAIN_TYPES:
+            continue
+        other = known.setdefault(part.data_ptr(), listed.argument)
+        if other != listed.argument:
+            raise ValueError(
+                f"{listed.argument}[{i}] and {other}[{i}] are in the same memory, so that one step "
+                "would write both values there. Give each tensor memory of its own."
+            )
 
 
 def _elsewhere(called: str, entry: Tensor, p: Tensor, parameter: str) -> ValueError:
