@@ -146,6 +146,16 @@ def test_a_count_that_no_step_leaves_is_refused_later_too(done):
     assert is_refused(ValueError, text, call, [*parameters, *itertools.chain(*kept)])
 
 
+@pytest.mark.parametrize("change", [lambda x: x.resize_(2), lambda x: x.t_()])
+def test_state_whose_shape_changed_in_its_memory_is_refused(change):
+    p = torch.ones(2, 3)
+    kept = stepped([p], is_first=False)
+    change(kept[1][0])
+    with pytest.raises(ValueError, match=r"exp_avg_sqs\[0\] has shape .*, but params\[0\] has"):
+        functional.adamw([p], [torch.ones(2, 3)], *kept, **ADAM)
+    assert kept[3][0].item() == 1
+
+
 def test_an_option_that_is_an_array_is_refused_later_too():
     p = torch.ones(4)
     kept = stepped([p], is_first=False)

@@ -120,6 +120,7 @@ class _Prepared:
         self._options = given.options
         self._work, self._plan = work, plan
         self._dtypes = [p.dtype for p in work.stands]
+        self._shapes = [p.shape for p in work.stands]
         self._first = next(iter(work.states[work.stands[0]].values()))
         self._kept = {
             name: tuple(work.states[stand][name] for stand in work.stands) for name in given.kept
@@ -173,7 +174,7 @@ class _Prepared:
         ):
             return False
         is_first = True
-        for listed, known in zip(given.kept.values(), self._kept.values(), strict=True):
+        for (name, listed), known in zip(given.kept.items(), self._kept.values(), strict=True):
             tensors = listed.tensors
             if not isinstance(tensors, (list, tuple)) or len(tensors) != len(known):
                 return False
@@ -181,6 +182,9 @@ class _Prepared:
             if is_first and not tensors[0].is_set_to(self._first):
                 return False
             if not all(map(operator.is_, tensors[start:], known[start:])):
+                return False
+            # The plan sees where state is, and resize_ or t_ may leave it there.
+            if name not in _NUMBERS and [each.shape for each in tensors] != self._shapes:
                 return False
             is_first = False
         return self._firsts is None or self._are_alike(given)
