@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from adamas.torch import functional
+from adamas.torch import functional, lists
 
 ADAM = {"amsgrad": False, "beta1": 0.9, "beta2": 0.98, "lr": 1e-2}
 ADAM |= {"weight_decay": 0.0, "eps": 1e-8, "maximize": False}
@@ -180,3 +180,24 @@ def test_one_memory_for_two_entries_is_refused(is_parameter):
     with pytest.raises(ValueError, match=text):
         functional.adamw([p], [torch.ones(4)], means, [one], [], [torch.zeros(())], **ADAM)
     assert p.tolist() == [1] * 4
+
+
+# ── state of another dtype ─────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kept_in", [torch.float32, torch.bfloat16, torch.float16])
+def test_state_of_any_dtype_up_to_float32_is_stored_as_it_is(dtype, kept_in):
+    p = torch.ones(5, dtype=dtype)
+    means, squares = ([torch.zeros(5, dtype=kept_in)] for _ in range(2))
+    lists.PREPARED.clear()
+    g = torch.linspace(-1, 2, 5).to(dtype)
+    steps = [torch.zeros(())]
+    for _ in range(2):
+        functional.adamw([p], [g], means, squares, [], steps, **ADAM)
+        assert torch.equal(p < 1, g > 0)
+    first = (0.1 * g.double()).float().to(kept_in)
+    assert means[0].dtype == squares[0].dtype == kept_in
+    assert torch.allclose(means[0].double(), 1.9 * first.double(), rtol=2**-6)
+    is_native = kept_in == torch.float32 or kept_in == dtype == torch.bfloat16
+    assert bool(lists.PREPARED) is is_native
