@@ -145,14 +145,14 @@ def draw(track: Track, paths: Sequence[Path2D], path: Path) -> None:
 
 
 def plot(axes: Any, track: Track, paths: Sequence[Path2D], *, dark: bool = False) -> None:
-    """Draw contours and paths on matplotlib's ``axes``; ``dark`` is what they stand on."""
+    """Draw contours and paths on matplotlib's ``axes``; ``dark`` says what their ground is."""
     _ground(axes, track, dark=dark)
     for each in paths:
         colour = COLOURS[each.method]
         label = f"{each.method}, lr {each.lr:g}: {_outcome(track, each)}"
         points = _drawable(each.points)
         axes.plot(*points.T, color=colour, linewidth=1.8, label=label, zorder=3)
-        _mark(axes, points[-1], "o", 8, colour, dark=dark)
+        _mark(axes, points[-1], "o", 8, colour)
     axes.legend(loc="upper left", bbox_to_anchor=(0, -0.12), frameon=False)
 
 
@@ -238,16 +238,17 @@ def _ground(axes: Any, track: Track, *, dark: bool = False) -> None:
         # Contours at even steps of the logarithm show a valley's floor and its walls alike.
         shifted = np.log10(heights - lowest + 1e-3 * (middle - lowest) + 1e-12)
         colors = require("matplotlib.colors", "adamas race", "plots", "matplotlib")
-        ends = [_paper(dark=dark), _HILLS_ON_DARK if dark else _HILLS]
+        paper = axes.get_facecolor()
+        ends = [paper, _HILLS_ON_DARK if dark else _HILLS]
         shade = colors.LinearSegmentedColormap.from_list("ground", ends)
         shades = axes.contourf(x, y, shifted, levels=20, cmap=shade)
-        lines = axes.contour(x, y, shifted, levels=20, colors=_paper(dark=dark), linewidths=0.5)
+        lines = axes.contour(x, y, shifted, levels=20, colors=[paper], linewidths=0.5)
         # In a picture of lines they would be most of the file.
         shades.set_rasterized(True)
         lines.set_rasterized(True)
     for minimum in track.minima:
-        _mark(axes, np.array(minimum), "*", 13, _ink(dark=dark), dark=dark)
-    _mark(axes, np.array(track.start), "s", 7, _ink(dark=dark), dark=dark)
+        _mark(axes, np.array(minimum), "*", 13, _ink(dark=dark))
+    _mark(axes, np.array(track.start), "s", 7, _ink(dark=dark))
     axes.set_xlim(view[0])
     axes.set_ylim(view[1])
     axes.set_xlabel("x")
@@ -256,10 +257,8 @@ def _ground(axes: Any, track: Track, *, dark: bool = False) -> None:
     axes.set_title(f"{track.name}, from ■ to ★" if track.minima else f"{track.name}, from ■")
 
 
-def _mark(
-    axes: Any, point: Array, shape: str, size: float, colour: str, *, dark: bool = False
-) -> Any:
-    edge = _paper(dark=dark)
+def _mark(axes: Any, point: Array, shape: str, size: float, colour: str) -> Any:
+    edge = axes.get_facecolor()
     return axes.plot(*point, shape, color=colour, markersize=size, mec=edge, zorder=5)[0]
 
 
@@ -269,10 +268,6 @@ _HILLS, _HILLS_ON_DARK = "#b3b8c0", "#5c6272"
 
 def _ink(*, dark: bool) -> str:
     return "white" if dark else "black"
-
-
-def _paper(*, dark: bool) -> str:
-    return "#1e2129" if dark else "white"
 
 
 def view_of(track: Track) -> list[tuple[float, float]]:
