@@ -7,6 +7,7 @@ where the device rounds correctly. Slower than the native engine; exact all the 
 
 from __future__ import annotations
 
+import itertools
 import math
 import operator
 from collections.abc import Callable
@@ -18,7 +19,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from adamas import digits
 from adamas.coefficients import Coefficients
+from adamas.digits import BITS, DIGITS, INFINITE, NAN, WIDTH
 from adamas.rule import Result, flush, ratio, rule, smooth
 from adamas.state import Entries
 from adamas.statistics import ENLARGE, LANES, SHRINK, SMALLEST_SUM, TILE, Statistics
@@ -28,14 +31,22 @@ __all__ = [
     "Tensors",
     "count_nonfinite",
     "norm_from_tiles",
+    "norm_of",
+    "row_of",
     "step_rmsprop",
     "step_rows",
     "step_tensor",
     "tile_sums",
 ]
 
-#: Elements that sums are taken of at once, whole tiles: float64 copies of all would be too large.
-SLAB = 4096 * TILE
+#: Elements that are looked at at once: copies of all would be too large.
+SLAB = 1 << 20
+#: Elements that are added before digits are carried: each adds less than 2^51 to a digit.
+_AT_ONCE = 2048
+#: Half a digit.
+_HALF = BITS // 2
+_HALF_MASK = (1 << _HALF) - 1
+_MASK = (1 << BITS) - 1
 
 
 @dataclass
@@ -182,6 +193,99 @@ def norm_from_tiles(
         return math.sqrt(plain)
     scale = SHRINK if plain == math.inf else ENLARGE
     return math.sqrt(total(scale)) / scale
+
+
+def row_of(tensor: Tensor) -> Tensor:
+    """Return the row of ``adamas.digits`` of the squares of a tensor, on the tensor's device.
+
+    Any strides; complex numbers count as two. Nothing waits for the device.
+    """
+    flat = _real(tensor.detach().resolve_conj()).reshape(-1)
+    row = torch.zeros(WIDTH, dtype=torch.int64, device=flat.device)
+    for slab in flat.split(SLAB):
+        row = _carried(row + _nearly_carried(slab))
+    return row
+
+
+def _nearly_carried(flat: Tensor) -> Tensor:
+    """Return the row of a few elements; its digits are below 2^60."""
+    significand, exponent, is_infinite, is_nan = _taken_apart(flat)
+    # An element is a whole number times 2^(24 q): its square begins at digit q. Parts of 24 bits
+    # are multiplied, so that no product leaves int64.
+    q = exponent // _HALF
+    shift = exponent - q * _HALF
+    width = 4 if flat.dtype == torch.float64 else 2
+    # Of at most 76 bits: the lowest 24 of them, and what is above.
+    above = (significand >> (_HALF * i - shift).clamp(max=63) for i in range(1, width))
+    parts = [each & _HALF_MASK for each in (significand << shift, *above)]
+    columns = [torch.zeros_like(q) for _ in range(2 * width - 1)]
+    for (i, one), (j, other) in itertools.product(enumerate(parts), repeat=2):
+        columns[i + j] += one * other
+    buckets = -(-flat.numel() // _AT_ONCE)
+    padding = (0, buckets * _AT_ONCE - flat.numel())
+    rows = torch.zeros((buckets, WIDTH), dtype=torch.int64, device=flat.device)
+    for digit in range(width):
+        found = columns[2 * digit]
+        if digit > 0:
+            found = found + (columns[2 * digit - 1] >> _HALF)
+        if digit < width - 1:
+            found = found + ((columns[2 * digit + 1] & _HALF_MASK) << _HALF)
+        where, what = (
+            torch.nn.functional.pad(each, padding).view(buckets, _AT_ONCE)
+            for each in (q + digit, found)
+        )
+        rows.scatter_add_(1, where, what)
+    row = _carried_once(rows).sum(0)
+    row[INFINITE], row[NAN] = is_infinite.sum(), is_nan.sum()
+    return row
+
+
+def _taken_apart(flat: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return magnitudes as whole numbers and exponents, and which are infinite, and which NaN.
+
+    An element is its number times 2^(exponent - 1074); what is not finite has the number 0.
+    """
+    if flat.dtype == torch.float64:
+        bits, fraction_bits, last, lowest = flat.view(torch.int64), 52, 0x7FF, 0
+    else:
+        bits = flat.to(torch.float32).view(torch.int32).to(torch.int64)
+        fraction_bits, last, lowest = 23, 0xFF, 1074 - 149
+    exponent = bits >> fraction_bits & last
+    fraction = bits & (1 << fraction_bits) - 1
+    is_special = exponent == last
+    is_zero = fraction == 0
+    number = torch.where(exponent > 0, fraction | 1 << fraction_bits, fraction)
+    number = number.masked_fill(is_special, 0)
+    place = (exponent.clamp(min=1) - 1).masked_fill(is_special, 0)
+    return number, place + lowest, is_special & is_zero, is_special & ~is_zero
+
+
+def _carried_once(rows: Tensor) -> Tensor:
+    """Return equal rows: what digits have above 2^48 is added to the next ones, once."""
+    carry = rows[..., : DIGITS - 1] >> BITS
+    rows = rows.clone()
+    rows[..., : DIGITS - 1] &= _MASK
+    rows[..., 1:DIGITS] += carry
+    return rows
+
+
+def _carried(row: Tensor) -> Tensor:
+    """Return an equal row whose digits are below 2^48; they were below 2^62."""
+    row = _carried_once(_carried_once(row))
+    # Now no digit is above 2^48. One of 2^48 carries 1, and those of 2^48 - 1 above it pass it on:
+    # what a digit carries is told by the last one, from it downwards, that does not pass it on.
+    own = row[:DIGITS]
+    index = torch.arange(DIGITS, device=row.device)
+    source = torch.where(own == _MASK, -1, index).cummax(0).values
+    carry = (own >> BITS)[source.clamp(min=0)] * (source >= 0)
+    own = own & _MASK
+    own[1:] += carry[:-1]
+    return torch.cat([own & _MASK, row[DIGITS:]])
+
+
+def norm_of(tensor: Tensor) -> float:
+    """Return the Euclidean norm of all elements of a tensor."""
+    return digits.norm(row_of(tensor).cpu().numpy())
 
 
 def count_nonfinite(x: Tensor) -> int:
