@@ -1,12 +1,13 @@
 """Tensors sharded over processes (FSDP2's DTensor): this process's part, and what the others have.
 
 A step is element-wise, so each process steps its own part. Norms and counts belong to the whole
-tensor: the parts of all processes are gathered, and each process adds them up in the same order.
+tensor: they are added up over processes as digits of exact sums, in which any order gives the same.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
@@ -17,6 +18,8 @@ from torch import Tensor
 
 __all__ = [
     "Cut",
+    "Exchange",
+    "Sets",
     "cuts",
     "element_indices",
     "first_element",
@@ -26,6 +29,7 @@ __all__ = [
     "laid_out_as",
     "local",
     "part",
+    "sets_of",
     "shard_groups",
 ]
 
@@ -185,3 +189,175 @@ def gathered(parts: list[list[T]], groups: list[tuple[Any, ...]]) -> list[list[T
             for place, index in enumerate(indices):
                 parts[index] = [value for each in received for value in each[place]]
     return parts
+
+
+# ── sums over processes ────────────────────────────────────────────────────────────────────────
+
+#: How many carried rows of digits can be added in int64: see ``adamas.digits``.
+_MOST_ROWS = 2**15
+
+#: A process group as it is told from others: its processes, in ascending order.
+_Ranks = tuple[int, ...]
+
+
+class Sets(NamedTuple):
+    """In which sums the parameters of an optimizer are counted: one for each set of groups."""
+
+    #: Of each parameter, by its place, the sum that it is counted in.
+    rows: tuple[int, ...]
+    #: Of each sum the process groups that its elements are spread over, as parameters name them.
+    groups: tuple[tuple[Any, ...], ...]
+    #: Those that are the ``clip_group`` of any parameter.
+    clip_groups: tuple[Any, ...] = ()
+
+    @property
+    def exchange(self) -> Exchange | None:
+        """What adds up the sums of all processes; None where there is nothing to add."""
+        return Exchange(self.groups, self.clip_groups) if any(self.groups) else None
+
+
+def sets_of(parameters: Sequence[Tensor], clip_groups: Sequence[Any] = ()) -> Sets:
+    """Return the sums that parameters are counted in, in the order in which they appear.
+
+    ``clip_groups`` has the group over which a parameter is another one in each process, or None;
+    by place, or nothing at all. Raises ValueError where processes of such a group hold the same
+    elements of a parameter, which would be counted several times.
+    """
+    known: dict[Any, tuple[Any, ...]] = {}
+    first: dict[_Ranks, Any] = {}  # of several groups of the same processes, one does for all
+    rows: list[int] = []
+    numbers: dict[tuple[Any, ...], int] = {}
+    for place, parameter in enumerate(parameters):
+        clip = clip_groups[place] if clip_groups else None
+        mesh = getattr(parameter, "device_mesh", None)
+        key = (id(mesh), getattr(parameter, "placements", None), parameter.ndim, clip)
+        if key not in known:
+            found = _spread_over(parameter, clip)
+            known[key] = tuple(first.setdefault(ranks, group) for ranks, group in found.items())
+        rows.append(numbers.setdefault(known[key], len(numbers)))
+    clips = [_ranks(each) for each in dict.fromkeys(clip_groups) if each is not None]
+    return Sets(tuple(rows), tuple(numbers), tuple(first[each] for each in clips if each in first))
+
+
+def _spread_over(parameter: Tensor, clip: Any) -> dict[_Ranks, Any]:
+    """Return the groups that a parameter's elements are spread over, those of one process aside."""
+    shards = {_ranks(group): group for group in shard_groups(parameter)}
+    if clip is not None:
+        among = set(_ranks(clip))
+        own = among & set(_ranks_of_mesh(parameter, whole=False))
+        if own != among & set(_ranks_of_mesh(parameter, whole=True)):
+            raise _counted_twice(parameter, clip)
+        if len(own) <= 1:  # others have other parameters
+            shards.setdefault(_ranks(clip), clip)
+        elif own == set(_ranks_of_mesh(parameter, whole=False)):  # and all parts of this one
+            shards = {_ranks(clip): clip}
+        elif own != among:
+            raise _counted_twice(parameter, clip)
+    return {ranks: group for ranks, group in shards.items() if len(ranks) > 1}
+
+
+def _ranks(group: Any) -> _Ranks:
+    return tuple(sorted(dist.get_process_group_ranks(group)))
+
+
+def _ranks_of_mesh(parameter: Tensor, *, whole: bool) -> list[int]:
+    """Return the processes of a parameter's mesh, or those that hold its elements once."""
+    mesh = getattr(parameter, "device_mesh", None)
+    coordinate = None if mesh is None else mesh.get_coordinate()
+    if mesh is None or coordinate is None:
+        return [dist.get_rank()]
+    if whole:
+        return mesh.mesh.flatten().tolist()
+    at = zip(coordinate, cuts(parameter), strict=True)
+    return (
+        mesh.mesh[tuple(own if cut is None else slice(None) for own, cut in at)].flatten().tolist()
+    )
+
+
+def _counted_twice(parameter: Tensor, clip: Any) -> ValueError:
+    placements = getattr(parameter, "placements", None)
+    return ValueError(
+        f"clip_group has the processes {list(_ranks(clip))}, but several of them hold the same "
+        f"elements of a parameter of shape {tuple(parameter.shape)} and placements {placements}, "
+        "which would be counted several times. Give the group of those processes whose parameters "
+        "are distinct, one of each set of replicas."
+    )
+
+
+class Exchange:
+    """Adds up sums of all processes, in place: one all-reduce for each process group.
+
+    The order of groups follows from all parameters, so it is the same in all processes that have
+    the same ones. Those of a ``clip_group`` need not have: such groups come last, and where one is
+    the last that a sum is spread over, all these sums are sent as one.
+    """
+
+    def __init__(self, groups: Sequence[tuple[Any, ...]], clip_groups: Sequence[Any] = ()) -> None:
+        """Take, for each sum, the process groups that its elements are spread over.
+
+        Raises ValueError where more processes have a part than int64 has room for.
+        """
+        each_once = dict.fromkeys(group for own in groups for group in own)
+        late = [group for group in each_once if group in clip_groups]
+        #: All process groups in their turn, each with the sums that are spread over it.
+        self._passes: list[tuple[Any, list[int]]] = [
+            (group, [i for i, own in enumerate(groups) if group in own])
+            for group in (*(g for g in each_once if g not in late), *late)
+        ]
+        last = {i: group for group, spread in self._passes for i in spread}
+        #: Of each pass those sums that are complete with it.
+        self._complete = [[i for i in spread if last[i] is group] for group, spread in self._passes]
+        sizes = [math.prod(dist.get_world_size(group) for group in own) for own in groups]
+        self._count = sum(sizes)
+
+    def __call__(self, rows: Any) -> None:
+        """Add up rows of digits (``adamas.digits``, carried), an int64 tensor or array.
+
+        Their total is that of all processes afterwards; which row has what of it may differ.
+        """
+        tensor: Tensor = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
+        self.check_room()
+        for (group, spread), complete in zip(self._passes, self._complete, strict=True):
+            apart = [i for i in spread if i not in complete]
+            sent = [tensor[i] for i in apart]
+            if len(complete) == 1:
+                sent.append(tensor[complete[0]])
+            elif complete:
+                sent.append(torch.stack([tensor[i] for i in complete]).sum(0))
+            stacked = sent[0].unsqueeze(0) if len(sent) == 1 else torch.stack(sent)
+            _all_reduce(stacked, dist.ReduceOp.SUM, group)
+            for i, values in zip([*apart, *complete[:1]], stacked, strict=True):
+                tensor[i].copy_(values)
+            for i in complete[1:]:
+                tensor[i].zero_()
+
+    def check_room(self) -> None:
+        """Raise ValueError where more rows would be added than int64 has room for."""
+        if self._count > _MOST_ROWS:
+            raise ValueError(
+                f"The sums of {self._count} processes and sets of groups were to be added, but the "
+                f"digits of exact sums have room for {_MOST_ROWS}. Leave out clip_norm and "
+                "on_nonfinite, and clip by the framework."
+            )
+
+    def each(self, values: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
+        """Reduce values of each sum over the processes that it is spread over, in place.
+
+        ``values`` has an entry, or a row, for each sum.
+        """
+        for group, spread in self._passes:
+            where = torch.tensor(spread, device=values.device)
+            stacked = values[where]
+            _all_reduce(stacked, operation, group)
+            values[where] = stacked
+
+
+def _all_reduce(tensor: Tensor, operation: Any, group: Any) -> None:
+    """Reduce a tensor in place, on a device that the group's backend takes."""
+    taken = [each.partition(":")[0] for each in dist.get_backend_config(group).split(",")]
+    if tensor.device.type in taken or not taken[0]:
+        dist.all_reduce(tensor, op=operation, group=group)
+        return
+    there = tensor.to(torch.device(taken[0]))
+    dist.all_reduce(there, op=operation, group=group)
+    tensor.copy_(there)

@@ -13,7 +13,7 @@ that steps those it was made for.
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
+from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 from torch import Tensor, nn
@@ -55,6 +55,17 @@ class Setup(NamedTuple):
     numbers: Numbers
     #: Parameters that must not have a gradient.
     idle: list[Tensor]
+    #: Of each parameter, by its place, the sum that it is counted in; nothing: there is one sum.
+    rows: Sequence[int] = ()
+    #: How many sums there are.
+    row_count: int = 1
+    #: Adds up, in place, what all processes have in these: int64[row_count, digits.WIDTH], a tensor
+    #: on any device or an array. None where this process has all there is.
+    exchange: Callable[[Any], None] | None = None
+
+    def row(self, place: int) -> int:
+        """Return the sum that the parameter at a place is counted in."""
+        return self.rows[place] if self.rows else 0
 
 
 class Route:
