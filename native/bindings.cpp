@@ -63,7 +63,9 @@ NB_MODULE(_native, module) {
     module.def("set_target", &set_target, nb::arg("name"), "Change the machine in use.");
     module.def("thread_count", &thread_count, "How many threads a large step uses.");
     module.def("set_thread_count", &set_thread_count, nb::arg("count"),
-               "Change it; 0 stands for one per processor.");
+               "Change it; 0 stands for the usual number.");
+    module.def("set_usual_threads", &set_usual_threads, nb::arg("count"),
+               "Change how many it uses at most where nobody has set the number.");
     module.def("processor_count", &processor_count, "Processors this process may run on.");
     module.def("numbers", &numbers_of, nb::arg("options"), nb::arg("step").none(), nb::arg("lr"),
                nb::arg("grad_scale"), "The numbers of the rule, as adamas.coefficients.at_step.");

@@ -5,6 +5,7 @@
 #include <chrono>
 #include <condition_variable>
 #include <exception>
+#include <limits>
 #include <mutex>
 #include <thread>
 
@@ -169,6 +170,7 @@ Pool& the_pool() {
 }
 
 std::atomic<int> wanted_threads{0};
+std::atomic<int> usual_threads{std::numeric_limits<int>::max()};
 
 }  // namespace
 
@@ -184,10 +186,13 @@ int processor_count() {
 
 int thread_count() {
     int wanted = wanted_threads.load(std::memory_order_relaxed);
-    return wanted > 0 ? wanted : processor_count();
+    int usual = usual_threads.load(std::memory_order_relaxed);
+    return wanted > 0 ? wanted : std::min(usual, processor_count());
 }
 
 void set_thread_count(int count) { wanted_threads.store(count, std::memory_order_relaxed); }
+
+void set_usual_threads(int count) { usual_threads.store(count, std::memory_order_relaxed); }
 
 void for_each(std::int64_t count, bool threaded, void (*body)(void*, std::int64_t), void* context) {
     int threads = threaded && count > 1 && children_start_anew ? thread_count() : 1;

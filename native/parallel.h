@@ -14,6 +14,9 @@ namespace adamas {
 int thread_count();
 void set_thread_count(int count);
 
+// How many it uses at most where nobody has set the number; never more than there are processors.
+void set_usual_threads(int count);
+
 // How many processors this process may run on.
 int processor_count();
 

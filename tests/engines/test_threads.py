@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 import adamas
+from adamas import processors
 from adamas import state as states
 from adamas.engines import Group, Slot, native
 from adamas.options import Options, Phase
@@ -102,9 +103,29 @@ def test_an_ADAMAS_NUM_THREADS_out_of_range_is_refused_at_import(value):
 
 
 def test_at_first_there_is_a_thread_for_each_processor_that_the_process_may_use():
-    done = python("import adamas; print(adamas.get_num_threads())", ADAMAS_NUM_THREADS="")
+    unset = dict.fromkeys(("ADAMAS_NUM_THREADS", "OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"), "")
+    done = python("import adamas; print(adamas.get_num_threads())", **unset)
     allowed = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count()
-    assert done.stdout.split() == [str(allowed)], done.stderr
+    assert allowed is not None
+    limit = processors.quota()
+    expected = allowed if limit is None else min(allowed, limit)
+    assert done.stdout.split() == [str(expected)], done.stderr
+
+
+@pytest.mark.parametrize(
+    ("environment", "expected"),
+    [
+        ({"OMP_NUM_THREADS": "1"}, 1),
+        ({"LOCAL_WORLD_SIZE": "1000000"}, 1),
+        ({"OMP_NUM_THREADS": "1", "ADAMAS_NUM_THREADS": "3", "LOCAL_WORLD_SIZE": "8"}, 3),
+    ],
+)
+def test_the_environment_bounds_the_threads_and_adamas_own_variable_sets_them(
+    environment, expected
+):
+    unset = dict.fromkeys(("OMP_NUM_THREADS", "LOCAL_WORLD_SIZE"), "")
+    done = python("import adamas; print(adamas.get_num_threads())", **{**unset, **environment})
+    assert done.stdout.split() == [str(expected)], done.stderr
 
 
 @linux

@@ -256,8 +256,10 @@ def test_the_page_about_installing_tells_the_versions_that_are_asked_for():
 def test_every_environment_variable_that_adamas_reads_is_documented():
     read = set()
     for source in SOURCES:
-        read |= set(re.findall(r'environ\.get\("(\w+)"\)', source.read_text(encoding="utf-8")))
-    assert "ADAMAS_NUM_THREADS" in read
+        read |= set(
+            re.findall(r'environ(?:ment)?\.get\("(\w+)"', source.read_text(encoding="utf-8"))
+        )
+    assert {"ADAMAS_NUM_THREADS", "LOCAL_WORLD_SIZE"} <= read
     page = (ROOT / "docs" / "guides" / "command-line.md").read_text(encoding="utf-8")
     assert {name for name in read if f"| `{name}` |" not in page} == set()
 

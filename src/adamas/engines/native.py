@@ -2,8 +2,8 @@
 
 The machine is picked at import: the best of those the build has code for that runs here.
 ``ADAMAS_TARGET`` names another; ``ADAMAS_NUM_THREADS`` says how many threads a large step uses
-(at first one for each processor the process may run on). Steps of fewer than about 100,000
-elements stay on the calling thread.
+(at first one for each processor that is the process's to use: ``processors.py``). Steps of fewer
+than about 100,000 elements stay on the calling thread.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from adamas.checks import whole_number
 from adamas.coefficients import StepNumbers
 from adamas.engines import Group
 from adamas.options import Options, Phase
+from adamas.processors import usable
 from adamas.state import Entries
 from adamas.statistics import Outcome, Statistics
 from adamas.storage import Storage
@@ -194,6 +195,7 @@ def _set_num_threads(what: str, count: int) -> None:
 
 
 def _read_environment() -> None:
+    _native.set_usual_threads(usable())
     wanted = os.environ.get("ADAMAS_TARGET")
     if wanted:
         set_target(wanted)
