@@ -119,6 +119,29 @@ def spread(whole, parameter, way):
     return DTensor.from_local(share, mesh, [Partial()] * mesh.ndim, run_check=False)
 
 
+def check_headers(mesh):
+    """Headers are those of the parameter's blocks, cut as torch cuts a tensor of their shape."""
+    ways = {}
+    for shape, placements in cases(mesh, ((8, 256), (3, 256), (5, 32), (1, 96), (4, 2, 128))):
+        p = nn.Parameter(cut(drawn(shape, 0).float(), mesh, placements))
+        p.grad = cut(drawn(shape, 1).float(), mesh, placements)
+        optimizer = ours.AdamW([p], state="8bit")
+        optimizer.step()
+        header = optimizer.state[p]["header"]
+        ways[shape, placements] = isinstance(header, DTensor)
+        if isinstance(header, DTensor):
+            whole = torch.arange(p.numel() // 32).view(*shape[:-1], -1)
+            own = cut(whole, mesh, placements).to_local()
+            assert header.shape == whole.shape, (shape, placements)
+            assert header.to_local().shape == own.shape, (shape, placements)
+            blocks = cut(torch.arange(p.numel()).view(shape) // 32, mesh, placements).to_local()
+            assert blocks.flatten()[::32].tolist() == own.flatten().tolist(), (shape, placements)
+    assert {*ways.values()} == {False, True}
+    everywhere = [None] * mesh.size()
+    dist.all_gather_object(everywhere, ways)
+    assert all(each == ways for each in everywhere)
+
+
 def check_missing_gradients(mesh):
     """Of some parameters only some processes have a gradient; all have the same norm."""
     ways = [way for way in itertools.product(ALL, repeat=mesh.ndim) if set(way) != {Replicate()}]
@@ -246,6 +269,7 @@ def main():
         rows = cases(mesh, WIDE_SHAPES, ROWS)
         check_steps(mesh, torch.bfloat16, rows, state="8bit", rounding="stochastic")
     check_steps(mesh, torch.bfloat16, cases(mesh), state="compact", rounding="remainder8")
+    check_headers(mesh)
     check_missing_gradients(mesh)
     check_plain_ones_alone(mesh)
     check_refusal(mesh)

@@ -245,7 +245,7 @@ def test_a_group_of_another_class_is_refused_where_it_has_no_state_yet():
         ("top", None, "None as top"),
         ("header", None, "has no header"),
         ("header", torch.zeros(1, dtype=torch.int16), r"shape \(1,\) .*as header, but it must"),
-        ("header", torch.zeros(2), "as header, but it must have one of 2 elements"),
+        ("header", torch.zeros(2), r"must have one of shape \(2,\) and dtype torch\.int16: a"),
         ("header", torch.full((2,), -1, dtype=torch.int16), "a header that no step leaves"),
         ("exp_avg", torch.zeros(39, dtype=torch.int8), r"exp_avg of shape \(39,\)"),
         ("exp_avg_sq", torch.zeros(40, dtype=torch.int8), r"exp_avg_sq of dtype torch\.int8"),

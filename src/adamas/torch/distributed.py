@@ -6,6 +6,8 @@ tensor: they are added up over processes as digits of exact sums, in which any o
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -20,16 +22,19 @@ __all__ = [
     "Cut",
     "Exchange",
     "Sets",
+    "by_runs",
     "cuts",
     "element_indices",
     "first_element",
     "gathered",
+    "is_cut",
     "is_distributed",
     "joined",
     "laid_out_as",
     "local",
     "part",
     "sets_of",
+    "shape_by_runs",
     "shard_groups",
 ]
 
@@ -45,16 +50,17 @@ def local(tensor: Tensor) -> Tensor:
 def joined(like: Tensor, part: Tensor) -> Tensor:
     """Return a part that is flat and on the CPU in the shape, place and layout of ``like``."""
     part = part.view(local(like).shape).to(like.device)
+    return _spread(like, part, like.shape, like.stride())
+
+
+def _spread(like: Tensor, part: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
+    """Return this process's part of a tensor that is cut as ``like`` is; itself if that is not."""
     mesh = getattr(like, "device_mesh", None)
     if mesh is None:
         return part
+    placements = like.placements  # type: ignore[attr-defined]
     return type(like).from_local(  # type: ignore[attr-defined]
-        part,
-        mesh,
-        like.placements,  # type: ignore[attr-defined]
-        run_check=False,
-        shape=like.shape,
-        stride=like.stride(),
+        part, mesh, placements, run_check=False, shape=shape, stride=stride
     )
 
 
@@ -91,6 +97,79 @@ def _cut(placement: Any, ndim: int) -> Cut | None:
             "its own, or all of them: Shard or Replicate. Redistribute the parameter first."
         )
     return Cut(dimension % max(ndim, 1), int(getattr(placement, "split_factor", 1)))
+
+
+def is_cut(parameter: Tensor) -> bool:
+    """Return whether any process has another part of a tensor than others have."""
+    mesh = getattr(parameter, "device_mesh", None)
+    lengths = () if mesh is None else mesh.shape
+    cut = zip(cuts(parameter), lengths, strict=True)
+    return any(each is not None and length > 1 for each, length in cut)
+
+
+def shape_by_runs(like: Tensor, run: int) -> torch.Size | None:
+    """Return the shape of a tensor that has one element for each ``run`` elements of each row.
+
+    Its last dimension is that of ``like``, divided by ``run``, and it is cut where ``like`` is.
+    None where a run would be of several rows, or of several processes.
+    """
+    last = like.shape[-1] if like.ndim else 1
+    if last % run or not _cuts_between(last, run, _along(like, like.ndim - 1)):
+        return None
+    return torch.Size((*like.shape[:-1], last // run))
+
+
+def by_runs(like: Tensor, part: Tensor, run: int) -> Tensor:
+    """Return ``part``, one element for each ``run`` elements of this process's part, laid out.
+
+    In the shape, mesh and placements that ``shape_by_runs`` speaks of; where there is no such
+    shape, flat and of this process alone.
+    """
+    shape = shape_by_runs(like, run)
+    flat = part.reshape(-1).contiguous()
+    if shape is None:
+        return flat
+    *others, own = local(like).shape
+    stride = torch.empty(shape, device="meta").stride()
+    return _spread(like, flat.view(*others, own // run), shape, stride)
+
+
+def _along(tensor: Tensor, dimension: int) -> tuple[tuple[int, int], ...]:
+    """Return how one dimension is cut, in order: the number of blocks, and of processes."""
+    mesh = getattr(tensor, "device_mesh", None)
+    lengths = () if mesh is None else mesh.shape
+    pairs = zip(cuts(tensor), lengths, strict=True)
+    return tuple(
+        (cut.blocks, length)
+        for cut, length in pairs
+        if cut is not None and cut.dimension == dimension
+    )
+
+
+@functools.lru_cache(maxsize=256)
+def _cuts_between(length: int, run: int, along: tuple[tuple[int, int], ...]) -> bool:
+    """Return whether all parts of a dimension are runs, and those of one with an element for each.
+
+    All processes find the same, since each looks at the parts of all.
+    """
+    places = itertools.product(*(range(count) for _, count in along))
+    return all(
+        torch.equal(
+            _kept(torch.arange(length), along, own),
+            (
+                _kept(torch.arange(length // run), along, own)[:, None] * run + torch.arange(run)
+            ).flatten(),
+        )
+        for own in places
+    )
+
+
+def _kept(indices: Tensor, along: Sequence[tuple[int, int]], own: Sequence[int]) -> Tensor:
+    """Return which indices of a dimension the process in a place of the mesh has."""
+    for (blocks, count), place in zip(along, own, strict=True):
+        pieces = [block.chunk(count)[place : place + 1] for block in indices.chunk(blocks)]
+        indices = torch.cat([indices[:0], *sum(pieces, ())])
+    return indices
 
 
 def element_indices(parameter: Tensor) -> NDArray[np.uint64]:
@@ -134,9 +213,8 @@ def part(parameter: Tensor) -> list[Tensor]:
         return [along[:0] for along in alongs]
     for cut, length, own in zip(cuts(parameter), mesh.shape, coordinate, strict=True):
         if cut is not None:
-            blocks = alongs[cut.dimension].chunk(cut.blocks)
-            pieces = [block.chunk(length)[own : own + 1] for block in blocks]
-            alongs[cut.dimension] = torch.cat([alongs[cut.dimension][:0], *sum(pieces, ())])
+            along = alongs[cut.dimension]
+            alongs[cut.dimension] = _kept(along, [(cut.blocks, length)], [own])
     return alongs
 
 

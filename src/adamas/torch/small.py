@@ -5,8 +5,10 @@ Codes are tensors of the parameter's shape: bfloat16 where the form is "bfloat16
 block of 32 elements. ``top`` is what codes of m are counted from (``adamas.codecs.mean_top``).
 The dtypes tell the forms, so that a state of any form can be read by any optimizer.
 
-Of distributed tensors each process has its part: codes are DTensors laid out as the parameter is,
-and the header belongs to the blocks of the part.
+Where rows (the last dimension) are of whole blocks, the header has the parameter's shape with that
+dimension divided by 32; else it is flat. Of distributed tensors each process has its part: codes
+are DTensors laid out as the parameter is, and so are headers of whole blocks. Where blocks are cut,
+the header is a plain tensor and of the blocks of the part.
 
 A parameter in bfloat16 may have an entry ``remainder``: int16, or int8 for "remainder8".
 """
@@ -31,9 +33,11 @@ __all__ = [
     "HALF",
     "REMAINDERS",
     "Form",
+    "blocks_of",
     "converted_remainder",
     "decoded_parameter",
     "dense",
+    "fitted_header",
     "forms_in",
     "means_in",
     "put_parameter",
@@ -81,7 +85,10 @@ class Form(NamedTuple):
         """Return m and v as new float32 tensors on the device of the state, laid out as it is."""
         likes = means_in(state, names)
         mean, square = map(_codes_of, likes, self.storage.forms)
-        header = state["header"].cpu().numpy().view(np.uint16) if self.has_header else None
+        header = None
+        if self.has_header:
+            flat = distributed.local(state["header"].detach()).reshape(-1).contiguous()
+            header = flat.cpu().numpy().view(np.uint16)
         codes = Codes(mean, square, header)
         found = codecs.decode(self.storage.forms, codes, state.get("top", 0))
         m, v = (
@@ -139,8 +146,8 @@ class Form(NamedTuple):
                 zeros = torch.zeros_like(like, dtype=dtype, memory_format=torch.preserve_format)
                 state[name] = zeros
         if self.has_header and like is not None:
-            blocks = -(-distributed.local(like).numel() // codecs.BLOCK)
-            state["header"] = torch.zeros(blocks, dtype=torch.int16, device=like.device)
+            part = torch.zeros(blocks_of(like), dtype=torch.int16, device=like.device)
+            state["header"] = distributed.by_runs(like, part, codecs.BLOCK)
         if means[0] is not None and self.storage.is_relative:
             state["top"] = self.top
 
@@ -148,6 +155,28 @@ class Form(NamedTuple):
         v = codecs.encode(self.storage.forms, None, _flat(square), None, self.top)
         _, read = codecs.decode(self.storage.forms, v, self.top)
         return self.top if mean is None else codecs.reaching_top(_flat(mean), read, self.top)
+
+
+def blocks_of(tensor: Tensor) -> int:
+    """Return how many blocks this process's part of a tensor has."""
+    return -(-distributed.local(tensor).numel() // codecs.BLOCK)
+
+
+def fitted_header(header: Tensor, parameter: Tensor) -> Tensor:
+    """Return the header of a parameter in the shape that it is kept in, itself where it is so.
+
+    Flat ones come from before headers had the shape of rows.
+    """
+    part = distributed.local(header)
+    shape = distributed.shape_by_runs(parameter, codecs.BLOCK)
+    is_spread = distributed.is_distributed(header)
+    if shape is None:
+        is_kept = not is_spread and part.shape == (blocks_of(parameter),)
+    else:
+        is_kept = is_spread == distributed.is_distributed(parameter) and header.shape == shape
+    if is_kept and part.is_contiguous():
+        return header
+    return distributed.by_runs(parameter, part.detach(), codecs.BLOCK)
 
 
 def means_in(state: Mapping[str, Any], names: Entries) -> tuple[Any, Any]:

@@ -250,20 +250,43 @@ def _check_codes(
         _check_top(name, state.get("top"), str(entries.mean))
     if not codes_of_square and (not codes_of_mean or mean is None or mean.dtype != torch.int8):
         return
-    blocks = -(-distributed.local(parameter).numel() // codecs.BLOCK)
-    header = state.get("header")
-    if not isinstance(header, Tensor) or header.dtype != torch.int16 or header.shape != (blocks,):
-        given = "no" if header is None else f"{_described(header)} as"
-        raise ValueError(
-            f"The state of {name} is stored in 8 bits and has {given} header, but it must have "
-            f"one of {blocks} elements of dtype torch.int16: one for each {codecs.BLOCK} elements "
-            "of what this process has of the parameter."
-        )
-    if values and bool(((header & 1023) > codecs.HIGHEST_IN_HEADER).any()):
+    header: Any = state.get("header")
+    _check_header(name, header, parameter)
+    if values and bool(((distributed.local(header) & 1023) > codecs.HIGHEST_IN_HEADER).any()):
         raise ValueError(
             f"The state of {name} has a header that no step leaves: its lowest 10 bits are beyond "
             f"{codecs.HIGHEST_IN_HEADER}. The state was damaged; load another."
         )
+
+
+def _check_header(name: str, header: Any, parameter: Tensor) -> None:
+    """Raise where a header is not in the shape that it is kept in, nor flat as it was before."""
+    blocks = small.blocks_of(parameter)
+    shape = distributed.shape_by_runs(parameter, codecs.BLOCK)
+    is_parted = distributed.is_distributed(parameter)
+    if isinstance(header, Tensor) and header.dtype == torch.int16:
+        here, is_strided = distributed.local(header), header.layout == torch.strided
+        if distributed.is_distributed(header):
+            fits = is_parted and header.shape == shape and here.numel() == blocks
+        else:
+            fits = here.shape == (blocks,) or (not is_parted and here.shape == shape)
+        if fits and is_strided:
+            return
+    given = "no" if header is None else f"{_described(header)} as"
+    wanted = f"one of shape {(blocks,) if shape is None else tuple(shape)} and dtype torch.int16"
+    if not is_parted:
+        why = f"a number for each {codecs.BLOCK} elements"
+    elif shape is None:
+        why = f"a number for each {codecs.BLOCK} elements of this process's part"
+    else:
+        why = (
+            f"a number for each {codecs.BLOCK} elements, sharded as the parameter is. Load it with "
+            "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict"
+        )
+    raise ValueError(
+        f"The state of {name} is stored in 8 bits and has {given} header, but it must have "
+        f"{wanted}: {why}."
+    )
 
 
 def _check_top(name: str, top: Any, mean: str) -> None:
@@ -336,6 +359,8 @@ def fitted(
         _widen(found, parameter, entries)
     else:
         form.pack(found, entries)
+        if form.has_header and "header" in found:
+            found["header"] = small.fitted_header(found["header"], parameter)
     wide = torch.float64 if parameter.dtype == torch.float64 else torch.float32
     if not parameter.is_complex():
         for name in ("max_exp_avg_sq", "momentum_buffer", "grad_avg"):

@@ -243,11 +243,12 @@ def _job(member: Member, phase: Phase, replaced: list[tuple[Tensor, Tensor]]) ->
         if target is not None and source is not None and source is not target
     )
     p, *kept, copied = laid
+    header = None if entries.header is None else distributed.local(entries.header)
     assert p is not None
     assert g is not None
     job = Job(
         parameter=p,
-        entries=Entries(*kept)._replace(header=entries.header),
+        entries=Entries(*kept)._replace(header=header),
         copy=copied,
         storage=member.storage,
         top=member.top,
