@@ -9,7 +9,9 @@ Each has the signature of torch 2.13's function of that name (``torch.optim.adam
 parameters and state in place, and gives the bits of the class of ``adamas.torch``. Lists have one
 tensor for each parameter that has a gradient; those that options leave unused may be empty. All
 plain, contiguous tensors on the CPU are stepped by one call of the native engine, others by
-PyTorch's operations. Parts of sharded tensors may be given as plain tensors.
+PyTorch's operations. Of sharded tensors (DTensor) each process steps its parts, beside plain ones;
+state has the mesh and the placements of its parameter, and a gradient with other placements is
+redistributed. Parts may be given as plain tensors, too.
 
 ``foreach``, ``fused``, ``capturable``, ``has_complex`` and ``has_sparse_grad`` choose in torch how
 a step is computed; here they change nothing. ``grad_scale`` and ``found_inf`` are taken as torch's
@@ -31,7 +33,7 @@ from torch import Tensor
 
 from adamas.checks import kind
 from adamas.torch import lists, methods
-from adamas.torch.lists import Given, Listed
+from adamas.torch.given import Given, Listed, check_is_number
 from adamas.torch.numbers import UNSCALED, Scaling
 
 __all__ = ["adam", "adamw", "nadam", "rmsprop", "sgd"]
@@ -254,7 +256,7 @@ def _scaling(grad_scale: Any, found_inf: Any) -> Scaling:
         return UNSCALED
     for name, value in (("grad_scale", grad_scale), ("found_inf", found_inf)):
         if isinstance(value, Tensor):
-            lists.check_is_number(name, value)
+            check_is_number(name, value)
         elif value is not None and not isinstance(value, Real):
             raise TypeError(
                 f"{name} is {kind(value)}, but it must be a real tensor of one element, or None."

@@ -15,14 +15,21 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from adamas.checks import is_listed, kind
-from adamas.coefficients import is_count
+from adamas.checks import is_listed
 from adamas.options import Phase
-from adamas.torch import arguments, distributed, gradients, storage
-from adamas.torch.keeping import NOT_DIFFERENTIABLE, Keeping
+from adamas.torch import distributed, gradients
+from adamas.torch.given import (
+    NUMBERS,
+    Given,
+    check,
+    check_is_number,
+    is_sharded,
+    laid_out,
+    parts_of,
+)
+from adamas.torch.keeping import Keeping
 from adamas.torch.members import Member
 from adamas.torch.memory import Memory
-from adamas.torch.methods import Method
 from adamas.torch.numbers import Numbers, Scaling
 from adamas.torch.plan import OVERFLOWED, Plan
 from adamas.torch.routes import PLAIN_TYPES, Owned, Route, Setup, native
@@ -30,39 +37,12 @@ from adamas.torch.routes.native import Native
 from adamas.torch.routes.plain import Plain
 from adamas.turns import CHANGED
 
-__all__ = ["PREPARED", "Given", "Listed", "check_is_number", "step"]
+__all__ = ["PREPARED", "step"]
 
-#: Entries that are numbers; the others have their parameter's shape.
-_NUMBERS = ("step", "mu_product")
 _PLAIN_SET = frozenset(PLAIN_TYPES)
-_NARROW = (torch.float32, torch.bfloat16, torch.float16)
-#: The first count of steps that float32 does not go beyond.
-_END_OF_FLOAT32 = 2**24
 _PHASE = Phase()
 #: Of each parameter the first that is stepped with the same numbers; see ``_first_alike``.
 Firsts = list[int] | None
-
-
-class Listed(NamedTuple):
-    """A list of tensors, and the argument that it was given as."""
-
-    argument: str
-    tensors: Any
-    #: Whether None stands for what begins with this step.
-    may_begin: bool = False
-
-
-class Given(NamedTuple):
-    """What a function was given."""
-
-    method: Method
-    parameters: Any
-    gradients: Listed
-    #: What is kept, by its name in the state; that which lives as long as the state comes first.
-    kept: dict[str, Listed]
-    #: Torch's, as they stand in groups, without lr.
-    options: dict[str, Any]
-    lr: Any
 
 
 def step(given: Given, scaling: Scaling) -> None:
@@ -72,12 +52,13 @@ def step(given: Given, scaling: Scaling) -> None:
         return
     options = {name: _plain(name, value) for name, value in given.options.items()}
     given = given._replace(options=options, lr=_plain("lr", given.lr))
-    key = _key(given)
-    prepared = None if key is None else PREPARED.pop(key, None)  # nobody else has it meanwhile
-    if prepared is None or not prepared.step_again(given, scaling):
-        prepared = _step_closely(given, scaling)
-    if prepared is not None and key is not None:
-        PREPARED[key] = prepared
+    if _stepped_again(given, scaling):
+        return
+    if is_sharded(given):
+        _step_parts(given, scaling)
+    else:
+        check(given)
+        _step_closely(given, scaling)
 
 
 @torch._disable_dynamo  # type: ignore[attr-defined]
@@ -95,13 +76,35 @@ def _plain(name: str, value: Any) -> Any:
     return value
 
 
-def check_is_number(name: str, value: Tensor) -> None:
-    """Raise ValueError where a tensor has not one real number to be read."""
-    if not storage.is_number(value):
-        raise ValueError(
-            f"{name} is a tensor of shape {tuple(value.shape)} and dtype {value.dtype}, but it "
-            "must be a number, or a real tensor of one element."
-        )
+def _stepped_again(given: Given, scaling: Scaling) -> bool:
+    """Make one step by a plan of before; False, having done nothing, where there is none."""
+    key = _key(given)
+    prepared = None if key is None else PREPARED.pop(key, None)  # nobody else has it meanwhile
+    if prepared is None or not prepared.step_again(given, scaling):
+        return False
+    PREPARED[key] = prepared
+    return True
+
+
+@torch.no_grad()
+def _step_parts(given: Given, scaling: Scaling) -> None:
+    """Make one step of this process's parts: it is element-wise."""
+    parts = parts_of(given)
+    if parts is None or not _stepped_again(parts, scaling):
+        check(given)
+        parts = parts_of(laid_out(given))
+        assert parts is not None
+        _step_closely(parts, scaling)
+        for name, listed in given.kept.items():
+            for i, part in enumerate(parts.kept[name].tensors):
+                if listed.tensors[i] is None and part is not None:  # a buffer that began
+                    listed.tensors[i] = distributed.joined(given.parameters[i], part)
+        if scaling.grad_scale is not None and not scaling.has_overflowed:
+            summed = zip(given.gradients.tensors, parts.gradients.tensors, strict=True)
+            alone = [distributed.local(g) for g, part in summed if distributed.local(g) is not part]
+            for each in alone:
+                each.div_(scaling.grad_scale)
+    torch.autograd.graph.increment_version(given.parameters)
 
 
 # ── plans that are used again ──────────────────────────────────────────────────────────────────
@@ -184,7 +187,7 @@ class _Prepared:
             if not all(map(operator.is_, tensors[start:], known[start:])):
                 return False
             # The plan sees where state is, and resize_ or t_ may leave it there.
-            if name not in _NUMBERS and [each.shape for each in tensors] != self._shapes:
+            if name not in NUMBERS and [each.shape for each in tensors] != self._shapes:
                 return False
             is_first = False
         return self._firsts is None or self._are_alike(given)
@@ -274,11 +277,10 @@ class _Work(NamedTuple):
 
 
 @torch.no_grad()
-def _step_closely(given: Given, scaling: Scaling) -> _Prepared | None:
-    """Make one step after a look at everything; return what can be used for the next."""
-    _check(given)
+def _step_closely(given: Given, scaling: Scaling) -> None:
+    """Make one step after a look at everything; keep what can be used for the next."""
     if not given.parameters:
-        return None
+        return
     work, first = _work(given), _first(given)
     written = [*work.stands, *(x for state in work.states.values() for x in state.values())]
     if scaling.grad_scale is not None:
@@ -302,9 +304,8 @@ def _step_closely(given: Given, scaling: Scaling) -> _Prepared | None:
     key = _key(given)
     # A plan holds whatever it is for, so there has to be something that ends it.
     is_lasting = plan.native is not None and not work.numbers.has_fresh
-    if first is None or key is None or not is_lasting:
-        return None
-    return _Prepared(given, key, first, work, plan, firsts)
+    if first is not None and key is not None and is_lasting:
+        PREPARED[key] = _Prepared(given, key, first, work, plan, firsts)
 
 
 def _work(given: Given) -> _Work:
@@ -364,187 +365,3 @@ def _put_buffers(given: Given, work: _Work) -> None:
         for i, stand in enumerate(work.stands):
             if listed.tensors[i] is None:
                 listed.tensors[i] = work.states[stand][name]
-
-
-# ── what is refused ────────────────────────────────────────────────────────────────────────────
-
-
-def _check(given: Given) -> None:
-    """Raise TypeError, ValueError or RuntimeError for what cannot be stepped."""
-    function, options = given.method.name, given.options
-    arguments.check_options({"lr": given.lr, **options}, f"{function}: ", -arguments.ROUNDING)
-    if options.get("differentiable"):
-        raise ValueError(NOT_DIFFERENTIABLE)
-    for listed in (Listed("params", given.parameters), given.gradients, *given.kept.values()):
-        _check_list(function, listed, given)
-    for i, (p, g) in enumerate(zip(given.parameters, given.gradients.tensors, strict=True)):
-        _check_parameter(f"params[{i}]", p)
-        _check_gradient(given, i, p, g)
-        for name, listed in given.kept.items():
-            entry, called = listed.tensors[i], f"{listed.argument}[{i}]"
-            if entry is None:
-                continue
-            if name in _NUMBERS:
-                _check_number(name, called, entry, p, f"params[{i}]")
-            else:
-                _check_entry(called, entry, p, f"params[{i}]")
-        _check_apart(given, i)
-
-
-def _check_list(function: str, listed: Listed, given: Given) -> None:
-    argument, tensors = listed.argument, listed.tensors
-    if not is_listed(tensors):
-        raise TypeError(
-            f"{function}: {argument} is {kind(tensors)}, but it must be a list of tensors, one for "
-            "each parameter."
-        )
-    for i, each in enumerate(tensors):
-        if isinstance(each, Tensor) or (each is None and listed.may_begin):
-            continue
-        advice = ""
-        if argument == given.gradients.argument:
-            advice = " Leave parameters without a gradient out of all lists."
-        raise TypeError(
-            f"{function}: {argument}[{i}] is {kind(each)}, but it must be a tensor.{advice}"
-        )
-    if len(tensors) != len(given.parameters):
-        raise ValueError(
-            f"{function}: {argument} has {len(tensors)} tensors, but params has "
-            f"{len(given.parameters)}. Give one for each parameter, in the same order."
-        )
-    if isinstance(tensors, tuple) and any(each is None for each in tensors):
-        raise TypeError(
-            f"{function}: {argument} is a tuple with None in it, but buffers that begin with this "
-            "step are put in their places. Give a list."
-        )
-
-
-def _check_parameter(name: str, p: Tensor) -> None:
-    if not (p.is_floating_point() or p.is_complex()):
-        raise TypeError(
-            f"{name} has dtype {p.dtype}, but only floating and complex tensors can be stepped. "
-            "Convert it, or leave it out of all lists."
-        )
-    if p.layout != torch.strided:
-        raise TypeError(f"{name} has layout {p.layout}, but it must be dense. Call to_dense().")
-    if gradients.is_lazy(p):
-        raise TypeError(
-            f"{name} is a conjugated or negated view, which cannot be stepped in place. Make it of "
-            "resolve_conj() or resolve_neg()."
-        )
-    if p.is_cuda and torch.cuda.is_current_stream_capturing():
-        raise RuntimeError(
-            f"{name} would be stepped while a CUDA graph is captured, but these functions read the "
-            "number of the step on the host. Use the classes of adamas.torch there."
-        )
-    gradients.refuse_freed(name, {"memory": p})
-    gradients.refuse_expanded(name, {"memory": p})
-    distributed.cuts(p)
-
-
-def _check_gradient(given: Given, i: int, p: Tensor, g: Tensor) -> None:
-    name = f"params[{i}]"
-    if g.is_sparse:
-        called = f"{given.gradients.argument}[{i}]"
-        if not given.method.takes_sparse:
-            raise RuntimeError(
-                f"{given.method.name} does not support sparse gradients, but {called} is one. Give "
-                "its to_dense()."
-            )
-        if given.options["weight_decay"] != 0:
-            raise RuntimeError(
-                f"{called} is sparse, but weight_decay is {given.options['weight_decay']}, which "
-                "shrinks all elements. Give its to_dense(), or step it with weight_decay=0."
-            )
-    gradients.refuse(name, p, g)
-    if g.dtype != p.dtype:
-        raise TypeError(
-            f"The gradient of {name} has dtype {g.dtype}, but the parameter has dtype {p.dtype}. "
-            "Convert the gradient."
-        )
-    gradients.refuse_freed(name, {"gradient": g})
-
-
-def _check_number(name: str, called: str, entry: Tensor, p: Tensor, parameter: str) -> None:
-    if not storage.is_number(entry):
-        raise ValueError(
-            f"{called} has shape {tuple(entry.shape)} and dtype {entry.dtype}, but it must be a "
-            "real tensor of one element."
-        )
-    if not entry.is_cpu and entry.device != p.device:
-        raise _elsewhere(called, entry, p, parameter)
-    if entry.dtype not in (torch.float32, torch.float64) and (
-        name != "step" or entry.dtype not in (torch.int32, torch.int64)
-    ):
-        raise TypeError(
-            f"{called} has dtype {entry.dtype}, which does not hold it. Give it in torch.float32."
-        )
-    gradients.refuse_freed(called, {"memory": entry})
-    value = entry.item()
-    if name == "step":
-        if not is_count(value):
-            raise ValueError(
-                f"{called} is {value}, but it must be the number of steps made: a whole number "
-                "from 0 to 2**53 - 1."
-            )
-        if value >= _END_OF_FLOAT32 and entry.dtype == torch.float32:
-            raise ValueError(
-                f"{called} is {value}, but float32 counts no further than 2**24. Give it in "
-                "torch.float64."
-            )
-    elif not 0 <= value <= 1:
-        raise ValueError(
-            f"{called} is {value}, but it must be from 0 to 1: it is a product of decay rates."
-        )
-
-
-def _check_entry(called: str, entry: Tensor, p: Tensor, parameter: str) -> None:
-    if entry.layout != torch.strided or gradients.is_lazy(entry):
-        raise TypeError(
-            f"{called} has layout {entry.layout}, but it must be a dense tensor that can be "
-            "written in place."
-        )
-    local, local_p = distributed.local(entry), distributed.local(p)
-    if entry.shape != p.shape or local.shape != local_p.shape:
-        raise ValueError(
-            f"{called} has shape {tuple(local.shape)}, but {parameter} has shape "
-            f"{tuple(local_p.shape)}. State is kept for each element."
-        )
-    if distributed.is_distributed(entry) != distributed.is_distributed(p):
-        raise TypeError(
-            f"{called} is a {type(entry).__name__}, but {parameter} is a {type(p).__name__}. "
-            "Distribute both or neither."
-        )
-    if entry.device != p.device:
-        raise _elsewhere(called, entry, p, parameter)
-    possible = _NARROW if p.dtype in _NARROW else (p.dtype,)
-    if entry.dtype not in possible:
-        raise TypeError(
-            f"{called} has dtype {entry.dtype}, but {parameter} has dtype {p.dtype}, for which it "
-            f"may be {', '.join(map(str, possible))}."
-        )
-    gradients.refuse_freed(called, {"memory": entry})
-    gradients.refuse_expanded(called, {"memory": entry})
-
-
-def _check_apart(given: Given, i: int) -> None:
-    """Raise ValueError where a parameter and its state are in one memory."""
-    known: dict[int, str] = {}
-    for listed in (Listed("params", given.parameters), *given.kept.values()):
-        tensor = listed.tensors[i]
-        part = None if tensor is None else distributed.local(tensor)
-        if part is None or not part.numel() or part.is_meta or type(part) not in PLAIN_TYPES:
-            continue
-        other = known.setdefault(part.data_ptr(), listed.argument)
-        if other != listed.argument:
-            raise ValueError(
-                f"{listed.argument}[{i}] and {other}[{i}] are in the same memory, so that one step "
-                "would write both values there. Give each tensor memory of its own."
-            )
-
-
-def _elsewhere(called: str, entry: Tensor, p: Tensor, parameter: str) -> ValueError:
-    return ValueError(
-        f"{called} is on {entry.device}, but {parameter} is on {p.device}. Bring the one to the "
-        "other."
-    )
