@@ -6,13 +6,14 @@
 #include <nanobind/stl/vector.h>
 
 #include <cstdint>
+#include <optional>
 #include <stdexcept>
 #include <string>
 #include <vector>
 
+#include "buffer.h"
 #include "convert.h"
 #include "dispatch.h"
-#include "exact_sum.h"
 #include "parallel.h"
 
 namespace nb = nanobind;
@@ -36,12 +37,27 @@ nb::tuple numbers_of(nb::handle options, nb::handle step, double lr, double grad
                           c.from_g, c.root, c.inner, c.eps, c.step);
 }
 
-double exact_sum(const std::vector<double>& numbers) {
-    ExactSum sum;
-    for (double number : numbers) {
-        sum.add(number);
+// Adds the squares of an array to a row of adamas.digits.
+void add_squares_of(nb::handle array, nb::handle row) {
+    Buffer elements, sum;
+    if (!elements.acquire(array.ptr(), PyBUF_RECORDS_RO) || !dtype_of(elements.view()) ||
+        !PyBuffer_IsContiguous(&elements.view(), 'C')) {
+        throw std::invalid_argument(
+            "Squares are added of a C-contiguous array of float32, float64, float16, or uint16, "
+            "the bits of bfloat16.");
     }
-    return sum.value();
+    if (!sum.acquire(row.ptr(), PyBUF_RECORDS) || !PyBuffer_IsContiguous(&sum.view(), 'C') ||
+        !is_int64(sum.view()) || sum.view().len != row_width * 8) {
+        throw std::invalid_argument("A row is a writeable contiguous array of 91 int64.");
+    }
+    const Py_buffer& view = elements.view();
+    std::int64_t count = view.len / view.itemsize;
+    auto* digits = static_cast<std::int64_t*>(sum.view().buf);
+    std::optional<LockReleased> others_run;
+    if (count >= 16 * tile_size) {
+        others_run.emplace();
+    }
+    add_squares(dtype_of(view).value(), view.buf, count, digits);
 }
 
 }  // namespace
@@ -69,6 +85,6 @@ NB_MODULE(_native, module) {
     module.def("processor_count", &processor_count, "Processors this process may run on.");
     module.def("numbers", &numbers_of, nb::arg("options"), nb::arg("step").none(), nb::arg("lr"),
                nb::arg("grad_scale"), "The numbers of the rule, as adamas.coefficients.at_step.");
-    module.def("exact_sum", &exact_sum, nb::arg("numbers"),
-               "The sum of non-negative numbers, rounded once.");
+    module.def("add_squares", &add_squares_of, nb::arg("array"), nb::arg("row"),
+               "Add the squares of all elements to a row of adamas.digits, in place.");
 }

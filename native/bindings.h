@@ -4,9 +4,11 @@
 #include <nanobind/nanobind.h>
 
 #include <chrono>
+#include <optional>
 #include <thread>
 #include <vector>
 
+#include "exchange.h"
 #include "plan.h"
 
 namespace adamas {
@@ -69,12 +71,22 @@ private:
     PyThreadState* state_;
 };
 
-// Makes a step, letting other Python threads run where it is long enough to pay.
+// Makes a step. Where the phase reads gradients first, `exchange` is called between, with Python's
+// lock held; the rest lets other Python threads run where it is long enough to pay.
 inline Outcome step_released(Plan& plan, std::vector<StepNumbers>& numbers, double loss_scale = 1.0,
-                             double factor = 1.0) {
-    if (plan.is_long()) {
-        LockReleased others_run;
-        return plan.step(numbers, loss_scale, factor);
+                             double factor = 1.0, const Exchange& exchange = {}) {
+    std::optional<LockReleased> others_run;
+    auto release = [&]() {
+        if (plan.is_long()) {
+            others_run.emplace();
+        }
+    };
+    release();
+    plan.read();
+    if (plan.phase().reads_first() && !exchange.is_none()) {
+        others_run.reset();
+        exchange(plan.rows());
+        release();
     }
     return plan.step(numbers, loss_scale, factor);
 }

@@ -67,6 +67,12 @@ inline bool is_of(const Py_buffer& view, Element element) {
     return dtype && row_of(*dtype) == element;
 }
 
+inline bool is_int64(const Py_buffer& view) {
+    const char* format = view.format;
+    bool is_signed = format != nullptr && (format[0] == 'l' || format[0] == 'q');
+    return is_signed && format[1] == '\0' && view.itemsize == 8;
+}
+
 inline bool same_shape(const Py_buffer& a, const Py_buffer& b) {
     return a.ndim == b.ndim &&
            (a.ndim == 0 || std::memcmp(a.shape, b.shape, sizeof(*a.shape) * a.ndim) == 0);

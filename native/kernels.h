@@ -9,9 +9,9 @@
 
 namespace adamas {
 
-// Sums are taken over tiles of the flattened tensor; see src/adamas/statistics.py.
+// How many elements go through all that a step does to them, while they are in the first-level
+// cache.
 constexpr std::int64_t tile_size = 1024;
-constexpr int lane_count = 16;
 
 // What makes the random bits of one tensor at one step its own.
 struct Key {
@@ -56,33 +56,34 @@ struct StepNumbers {
     std::uint64_t number;  // of the step, 1 first
 };
 
-// Exact factors for sums of squares: as it is, and for float64 what over- or underflows.
-constexpr double scales[] = {1.0, 0x1p-600, 0x1p+600};
-constexpr double smallest_sum = 0x1p-900;
+// The rows of src/adamas/digits.py: digits of 48 bits, then counts of infinite and of NaN elements.
+constexpr int digit_count = 89;
+constexpr int lowest_exponent = -2148;  // of the unit of digit 0
+constexpr int infinite_entry = digit_count, nan_entry = digit_count + 1;
+constexpr int row_width = digit_count + 2;
 
-// The sums of squares of one quantity over one tile, at each of the scales. For float32 all are the
-// plain sum: it leaves float64's range only where it is 0 or infinite, as it is at every scale.
+// A sum of squares. Its functions stand in exact_sum.h.
 struct Squares {
-    double at[3];
+    std::int64_t row[row_width] = {};
+    int first = digit_count, end = 0;  // digits outside are 0
+    int additions = 0;                 // since digits were carried
 };
 
-// What one step did to one tile.
-struct TileReport {
+// What a step did to some elements of one tensor.
+struct Report {
     Squares gradient, parameter, update;
-    double largest;  // of |u|
-    std::int64_t nonfinite, moved;
+    double largest = 0;  // of |u|; NaN if any is
+    std::int64_t moved = 0;
 };
 
 // A machine's functions. `first` and `last` are element indices; `first` is a multiple of the
 // tile size.
 struct Kernels {
-    // Steps elements first to last. `reports`, where not null, takes one entry per tile.
+    // Steps elements first to last, and adds to `report` where it is not null.
     void (*sweep)(const Layout&, const Arrays&, const StepNumbers&, Key, std::int64_t first,
-                  std::int64_t last, TileReport* reports);
-    // Writes the sum of squares of x·scale for each tile of first to last; returns the number of
-    // elements that are not finite.
-    std::int64_t (*tile_sums)(DType, const void* x, double scale, std::int64_t first,
-                              std::int64_t last, double* sums);
+                  std::int64_t last, Report* report);
+    // Adds the squares of elements first to last.
+    void (*add_squares)(DType, const void* x, std::int64_t first, std::int64_t last, Squares& sum);
 };
 
 }  // namespace adamas

@@ -6,7 +6,6 @@
 
 #include "coefficients.h"
 #include "dispatch.h"
-#include "exact_sum.h"
 
 namespace adamas {
 
@@ -31,6 +30,7 @@ struct Tensor {
     std::int64_t count;
     std::size_t numbers;       // which of the step's numbers are its own
     std::uint64_t number = 0;  // of the tensor among all, for random bits
+    std::size_t row = 0;       // of the sum that its gradient is counted in
     bool is_present = true;    // whether it has a gradient; see Plan::cut
 };
 
@@ -50,13 +50,17 @@ struct Outcome {
     std::vector<TensorStatistics> statistics;  // where asked for and applied
 };
 
+// Adds the squares of all elements to a row of src/adamas/digits.py, and carries its digits.
+void add_squares(DType dtype, const void* x, std::int64_t count, std::int64_t* row);
+
 // The numbers of one step of a tensor with these options.
 StepNumbers numbers_at(const Options& options, const Phase& phase, std::int64_t step, double lr);
 
 class Plan {
 public:
     Plan() = default;
-    Plan(std::vector<Tensor> tensors, Phase phase);
+    // Gradients are summed up in `rows` sums.
+    Plan(std::vector<Tensor> tensors, Phase phase, std::size_t rows = 1);
 
     std::vector<Tensor>& tensors() { return tensors_; }
 
@@ -74,9 +78,16 @@ public:
     // Whether a step is long enough that others should run meanwhile.
     bool is_long() const { return elements_ >= 16 * tile_size; }
 
-    // Makes one step; the gradient of every present tensor must be set. Gradients are `loss_scale`
-    // times what they stand for. What undoes this, the clip factor and `factor` are put into
-    // `numbers`.
+    // Reads the gradients, where the phase does so before a step; the gradient of every present
+    // tensor must be set.
+    void read();
+
+    // What was read: rows of src/adamas/digits.py, one after the other. Where there is more to the
+    // norm than these tensors, it may be added up there before the step.
+    std::vector<std::int64_t>& rows() { return rows_; }
+
+    // Makes one step, of gradients that were read. They are `loss_scale` times what they stand for.
+    // What undoes this, the clip factor and `factor` are put into `numbers`.
     Outcome step(std::vector<StepNumbers>& numbers, double loss_scale = 1.0, double factor = 1.0);
 
 private:
@@ -84,21 +95,25 @@ private:
     struct Chunk {
         std::size_t tensor;
         std::int64_t first, last;
-        std::int64_t tile;  // its first among those of all tensors that are present
+        std::size_t place;  // of its tensor among those that are present
     };
 
     template <class Body>
     void for_each_chunk(Body body) const;
-    void read_gradients(Outcome& outcome);
-    ExactSum sum_of_squares(double scale, std::vector<std::int64_t>* nonfinite);
-    // Steps all chunks; `reports` are of all tiles, or null where nothing is recorded.
-    void sweep(const std::vector<StepNumbers>& numbers, TileReport* reports);
+    // Concludes from what was read.
+    Outcome read_outcome(double loss_scale) const;
+    // Steps all chunks; `reports` are of all tensors that are present, or null where nothing is
+    // recorded.
+    void sweep(const std::vector<StepNumbers>& numbers, Report* reports);
     std::vector<TensorStatistics> sweep_described(const std::vector<StepNumbers>& numbers);
 
     std::vector<Tensor> tensors_;
     Phase phase_;
-    std::int64_t elements_ = 0, tiles_ = 0;
+    std::int64_t elements_ = 0;
+    std::size_t present_ = 0;  // how many tensors are present
     std::vector<Chunk> chunks_;
+    std::vector<std::int64_t> rows_;
+    std::vector<std::int64_t> nonfinite_;  // of each present tensor, as it was read
 };
 
 }  // namespace adamas

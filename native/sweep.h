@@ -96,18 +96,20 @@ inline void average(T keep, T take, T* __restrict mean, const T* __restrict p, s
 }
 
 template <class T>
-inline TileReport reported(const RecordedTile<T>& tile, const T* p, const T* g,
-                           std::int64_t count) {
-    return {squares(g, count),           squares(tile.before, count),
-            squares(tile.change, count), largest_magnitude(tile.u, count),
-            count_nonfinite(g, count),   count_different(p, tile.before, count)};
+inline void add_to(Report& report, const RecordedTile<T>& tile, const T* p, const T* g,
+                   std::int64_t count) {
+    add_squares(g, count, report.gradient);
+    add_squares(tile.before, count, report.parameter);
+    add_squares(tile.change, count, report.update);
+    report.largest = maximum(largest_magnitude(tile.u, count), report.largest);
+    report.moved += count_different(p, tile.before, count);
 }
 
 // -- as they are ---------------------------------------------------------------------------------
 
 template <class T, bool Mean, bool Square, bool Largest>
 void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t first,
-                 std::int64_t last, TileReport* reports) {
+                 std::int64_t last, Report* report) {
     Numbers<T> c = rounded<T>(numbers.rule);
     T ema_keep = static_cast<T>(numbers.ema_keep);
     T ema_take = static_cast<T>(numbers.ema_take);
@@ -117,7 +119,7 @@ void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t 
     auto v = static_cast<T*>(arrays.v);
     auto w = static_cast<T*>(arrays.w);
     auto ema = static_cast<T*>(arrays.ema);
-    bool by_tile = ema != nullptr || arrays.copy != nullptr || reports != nullptr;
+    bool by_tile = ema != nullptr || arrays.copy != nullptr || report != nullptr;
     std::int64_t stride = by_tile ? tile_size : last - first;
     RecordedTile<T> tile;
     Record<T> record = tile.from(0);
@@ -125,9 +127,9 @@ void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t 
         std::int64_t count = std::min(stride, last - at);
         step_elements<T, Mean, Square, Largest>(
             c, p + at, g + at, Mean ? m + at : nullptr, Square ? v + at : nullptr,
-            Largest ? w + at : nullptr, reports == nullptr ? nullptr : &record, count);
-        if (reports != nullptr) {
-            *reports++ = reported(tile, p + at, g + at, count);
+            Largest ? w + at : nullptr, report == nullptr ? nullptr : &record, count);
+        if (report != nullptr) {
+            add_to(*report, tile, p + at, g + at, count);
         }
         if (ema != nullptr) {
             average(ema_keep, ema_take, ema + at, p + at, count);
@@ -250,7 +252,7 @@ private:
 
 template <bool Mean, bool Square, bool Largest>
 void sweep_strips(const Layout& layout, const Arrays& arrays, const StepNumbers& numbers, Key key,
-                  std::int64_t first, std::int64_t last, TileReport* reports) {
+                  std::int64_t first, std::int64_t last, Report* report) {
     Work work{layout, rounded<float>(numbers.rule), static_cast<float>(numbers.ema_keep),
               static_cast<float>(numbers.ema_take), key};
     Scratch scratch;
@@ -260,7 +262,7 @@ void sweep_strips(const Layout& layout, const Arrays& arrays, const StepNumbers&
         Record<float> record;
         auto recording = [&]() {
             record = recorded.from(at - tile);
-            return reports == nullptr ? nullptr : &record;
+            return report == nullptr ? nullptr : &record;
         };
         for (; at + strip_size <= end; at += strip_size) {
             step_strip<strip_size, Mean, Square, Largest>(work, arrays, at, scratch, recording());
@@ -274,11 +276,11 @@ void sweep_strips(const Layout& layout, const Arrays& arrays, const StepNumbers&
                                                           recording());
             rest.put_back();
         }
-        if (reports != nullptr) {
+        if (report != nullptr) {
             bool half = is_half(layout.dtype);
             const float* p = half ? recorded.p : arrays.at<float>(arrays.p, tile);
             const float* g = half ? recorded.g : static_cast<const float*>(arrays.g) + tile;
-            *reports++ = reported(recorded, p, g, end - tile);
+            add_to(*report, recorded, p, g, end - tile);
         }
     }
 }

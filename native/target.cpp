@@ -14,19 +14,19 @@ namespace {
 
 template <class T, bool Mean, bool Square, bool Largest>
 void sweep_tensor(const Layout& layout, const Arrays& arrays, const StepNumbers& numbers, Key key,
-                  std::int64_t first, std::int64_t last, TileReport* reports) {
+                  std::int64_t first, std::int64_t last, Report* report) {
     if constexpr (std::is_same_v<T, float>) {
         if (layout.is_small() || is_half(layout.dtype)) {
-            sweep_strips<Mean, Square, Largest>(layout, arrays, numbers, key, first, last, reports);
+            sweep_strips<Mean, Square, Largest>(layout, arrays, numbers, key, first, last, report);
             return;
         }
     }
-    sweep_plain<T, Mean, Square, Largest>(arrays, numbers, first, last, reports);
+    sweep_plain<T, Mean, Square, Largest>(arrays, numbers, first, last, report);
 }
 
 template <class T>
 void sweep_layout(const Layout& layout, const Arrays& arrays, const StepNumbers& numbers, Key key,
-                  std::int64_t first, std::int64_t last, TileReport* reports) {
+                  std::int64_t first, std::int64_t last, Report* report) {
     auto sweep = sweep_tensor<T, false, false, false>;
     if (layout.mean && layout.square) {
         sweep =
@@ -37,42 +37,40 @@ void sweep_layout(const Layout& layout, const Arrays& arrays, const StepNumbers&
     } else if (layout.mean) {
         sweep = sweep_tensor<T, true, false, false>;
     }
-    sweep(layout, arrays, numbers, key, first, last, reports);
+    sweep(layout, arrays, numbers, key, first, last, report);
 }
 
 void sweep_any(const Layout& layout, const Arrays& arrays, const StepNumbers& numbers, Key key,
-               std::int64_t first, std::int64_t last, TileReport* reports) {
+               std::int64_t first, std::int64_t last, Report* report) {
     layout.dtype == DType::float64
-        ? sweep_layout<double>(layout, arrays, numbers, key, first, last, reports)
-        : sweep_layout<float>(layout, arrays, numbers, key, first, last, reports);
+        ? sweep_layout<double>(layout, arrays, numbers, key, first, last, report)
+        : sweep_layout<float>(layout, arrays, numbers, key, first, last, report);
 }
 
-std::int64_t tile_sums_of_half(DType dtype, const std::uint16_t* x, double scale,
-                               std::int64_t first, std::int64_t last, double* sums) {
+void add_squares_of_half(DType dtype, const std::uint16_t* x, std::int64_t count, Squares& sum) {
     float values[tile_size];
-    std::int64_t nonfinite = 0;
-    for (std::int64_t at = first; at < last; at += tile_size) {
-        std::int64_t count = std::min(tile_size, last - at);
-        decode_half(dtype, x + at, values, count);
-        nonfinite += tile_sums_of(values, scale, 0, count, sums++);
+    for (std::int64_t at = 0; at < count; at += tile_size) {
+        std::int64_t own = std::min(tile_size, count - at);
+        decode_half(dtype, x + at, values, own);
+        add_squares(values, own, sum);
     }
-    return nonfinite;
 }
 
-std::int64_t tile_sums_any(DType dtype, const void* x, double scale, std::int64_t first,
-                           std::int64_t last, double* sums) {
+void add_squares_any(DType dtype, const void* x, std::int64_t first, std::int64_t last,
+                     Squares& sum) {
+    std::int64_t count = last - first;
     if (is_half(dtype)) {
-        return tile_sums_of_half(dtype, static_cast<const std::uint16_t*>(x), scale, first, last,
-                                 sums);
+        add_squares_of_half(dtype, static_cast<const std::uint16_t*>(x) + first, count, sum);
+    } else if (dtype == DType::float32) {
+        add_squares(static_cast<const float*>(x) + first, count, sum);
+    } else {
+        add_squares(static_cast<const double*>(x) + first, count, sum);
     }
-    return dtype == DType::float32
-               ? tile_sums_of(static_cast<const float*>(x), scale, first, last, sums)
-               : tile_sums_of(static_cast<const double*>(x), scale, first, last, sums);
 }
 
 }  // namespace
 
 extern const Kernels ADAMAS_TARGET_KERNELS;
-const Kernels ADAMAS_TARGET_KERNELS = {sweep_any, tile_sums_any};
+const Kernels ADAMAS_TARGET_KERNELS = {sweep_any, add_squares_any};
 
 }  // namespace adamas

@@ -78,15 +78,22 @@ struct Cohort {
     static constexpr double unknown = std::numeric_limits<double>::quiet_NaN();
 };
 
+// Sets of processes that parameters are spread over; a bound, so that a mistake takes no memory.
+constexpr std::int64_t most_rows = 1 << 16;
+
 class TensorPlan {
 public:
     // `groups` are the optimizer's own dicts, `slots` and `cohorts` the TensorSlot and Cohort of
-    // adamas.engines.native. `idle` are parameters that must not have a gradient.
+    // adamas.engines.native. `idle` are parameters that must not have a gradient. Gradients are
+    // summed up in `rows` sums; exchange(array), where there is one, is called between reading and
+    // stepping, with an int64 array of them, and adds in place what is not there.
     TensorPlan(nb::type_object tensor_type, nb::type_object parameter_type, nb::list groups,
                nb::sequence slots, nb::sequence cohorts, nb::sequence idle, nb::object phase,
-               nb::object increment_version)
+               nb::object increment_version, nb::object rows, nb::object exchange)
         : watch_(tensor_type, parameter_type, std::move(groups), std::move(idle)),
-          increment_version_(std::move(increment_version)) {
+          increment_version_(std::move(increment_version)),
+          row_count_(static_cast<std::size_t>(whole_number_of(rows, "rows", 1, most_rows))),
+          exchange_(std::move(exchange), row_count_) {
         for (nb::handle cohort : cohorts) {
             nb::object options = cohort.attr("options");
             cohorts_.push_back(
@@ -99,7 +106,7 @@ public:
         for (nb::handle slot : slots) {
             tensors.push_back(joined(slot));
         }
-        plan_ = Plan(std::move(tensors), phase_of(phase));
+        plan_ = Plan(std::move(tensors), phase_of(phase), row_count_);
         list_changed();
     }
 
@@ -142,7 +149,8 @@ public:
     int traverse(visitproc visit, void* arg) const {
         Py_VISIT(increment_version_.ptr());
         Py_VISIT(changed_.ptr());
-        return watch_.traverse(visit, arg);
+        int found = exchange_.traverse(visit, arg);
+        return found != 0 ? found : watch_.traverse(visit, arg);
     }
 
     void clear() {
@@ -151,6 +159,7 @@ public:
         members_.clear();
         plan_.clear();
         changed_ = nb::list();
+        exchange_.clear();
         watch_.clear();
     }
 
@@ -164,7 +173,7 @@ private:
             return nb::borrow(Py_NotImplemented);
         }
         take_gradients();
-        Outcome outcome = step_released(plan_, numbers_, loss_scale, factor);
+        Outcome outcome = step_released(plan_, numbers_, loss_scale, factor, exchange_);
         if (outcome.applied) {
             count_step();
         }
@@ -176,7 +185,8 @@ private:
     Tensor joined(nb::handle slot) {
         static const struct {
             Name parameter{"parameter"}, state{"state"}, step{"step"}, names{"names"},
-                storage{"storage"}, top{"top"}, number{"number"}, copy{"copy"}, cohort{"cohort"};
+                storage{"storage"}, top{"top"}, number{"number"}, copy{"copy"}, cohort{"cohort"},
+                row{"row"};
         } of;
         auto state = nb::cast<nb::dict>(of.state.of(slot));
         nb::object names = of.names.of(slot);
@@ -209,6 +219,7 @@ private:
         }
         tensor.numbers = member.cohort;
         tensor.number = static_cast<std::uint64_t>(place_of(of.number.of(slot), "number"));
+        tensor.row = index_of(of.row.of(slot), "row", row_count_);
         members_.push_back(member);
         return tensor;
     }
@@ -359,7 +370,9 @@ private:
 
     TensorWatch watch_;
     nb::object increment_version_;  // tells autograd that the members changed
-    std::vector<double> rates_;     // of the groups, at the step under way
+    std::size_t row_count_;
+    Exchange exchange_;          // adds what other processes read
+    std::vector<double> rates_;  // of the groups, at the step under way
     std::vector<Cohort> cohorts_;
     std::size_t numbered_ = 0;  // how many of them have no options
     std::vector<Member> members_;
@@ -375,9 +388,10 @@ void bind_tensor_plan(nb::module_& module) {
     nb::class_<TensorPlan>(module, "TensorPlan", nb::type_slots(collected<TensorPlan>),
                            "A step over the parameters of a torch.optim.Optimizer.")
         .def(nb::init<nb::type_object, nb::type_object, nb::list, nb::sequence, nb::sequence,
-                      nb::sequence, nb::object, nb::object>(),
+                      nb::sequence, nb::object, nb::object, nb::object, nb::object>(),
              nb::arg("tensor_type"), nb::arg("parameter_type"), nb::arg("groups"), nb::arg("slots"),
-             nb::arg("cohorts"), nb::arg("idle"), nb::arg("phase"), nb::arg("increment_version"))
+             nb::arg("cohorts"), nb::arg("idle"), nb::arg("phase"), nb::arg("increment_version"),
+             nb::arg("rows") = 1, nb::arg("exchange") = nb::none())
         .def("step", &TensorPlan::step, nb::arg("groups"), nb::arg("state"),
              nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0, nb::arg("numbers") = nb::none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")

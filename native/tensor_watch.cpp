@@ -44,12 +44,6 @@ const Names& names() {
     return all;
 }
 
-bool is_int64(const Py_buffer& view) {
-    constexpr char long_format = sizeof(long) == 8 ? 'l' : 'q';
-    return view.format != nullptr && (view.format[0] == 'q' || view.format[0] == long_format) &&
-           view.format[1] == '\0';
-}
-
 }  // namespace
 
 // -- what is watched -----------------------------------------------------------------------------

@@ -45,8 +45,9 @@ INFINITE, NAN = DIGITS, DIGITS + 1
 WIDTH = DIGITS + 2
 
 _MASK = (1 << BITS) - 1
-#: Elements that are added before digits are carried: each adds less than 2^51 to a digit.
-_AT_ONCE = 2048
+_HALF = 27
+#: Elements that are looked at at once: so many parts of 27 bits add up to a float64 exactly.
+_AT_ONCE = 1 << 20
 
 
 def of_squares(array: NDArray[Any]) -> Row:
@@ -54,33 +55,35 @@ def of_squares(array: NDArray[Any]) -> Row:
 
     ``array`` has any shape and strides, and a dtype whose values are float64's.
     """
-    row = np.zeros(WIDTH, np.int64)
     flat = np.asarray(array).reshape(-1)
+    found, infinite, nan = 0, 0, 0
     for first in range(0, flat.size, _AT_ONCE):
-        _add(row, flat[first : first + _AT_ONCE].astype(np.float64))
-        row = carried(row)
-    return row
+        x = flat[first : first + _AT_ONCE]
+        finite = np.isfinite(x)
+        if not finite.all():
+            infinite += np.count_nonzero(np.isinf(x))
+            nan += np.count_nonzero(np.isnan(x))
+            x = x[finite]
+        found += _sum_of_squares(x.astype(np.float64))
+    digits = [found >> BITS * i & _MASK for i in range(DIGITS - 1)]
+    return np.array([*digits, found >> BITS * (DIGITS - 1), infinite, nan], np.int64)
 
 
-def _add(row: Row, x: NDArray[np.float64]) -> None:
+def _sum_of_squares(x: NDArray[np.float64]) -> int:
+    """Return the sum of squares of finite numbers, in units of 2^-2148."""
     bits = x.view(np.int64)
-    exponent = bits >> 52 & 0x7FF
-    fraction = bits & (1 << 52) - 1
-    row[INFINITE] += np.count_nonzero((exponent == 0x7FF) & (fraction == 0))
-    row[NAN] += np.count_nonzero((exponent == 0x7FF) & (fraction != 0))
+    exponent, fraction = bits >> 52 & 0x7FF, bits & (1 << 52) - 1
     significand = np.where(exponent > 0, fraction | 1 << 52, fraction)
-    significand[exponent == 0x7FF] = 0
-    place = 2 * (np.maximum(exponent, 1) - 1)  # of the lowest bit of the square
-    high, low = significand >> 27, significand & (1 << 27) - 1
-    # Parts of the square, below 2^54, and how far each is above its lowest bit.
-    for part, above in ((low * low, 0), (2 * high * low, 27), (high * high, 54)):
-        digit, shift = np.divmod(place + above, BITS)
-        kept = BITS - shift
-        rest = part >> kept
-        np.add.at(row, digit, (part & (1 << kept) - 1) << shift)
-        np.add.at(row, digit + 1, rest & _MASK)
-        # Where there is such a part there is a digit for it; 0 goes anywhere.
-        np.add.at(row, np.minimum(digit + 2, DIGITS - 1), rest >> BITS)
+    places = 2 * (np.maximum(exponent, 1) - 1)  # of the lowest bits of the squares
+    high, low = significand >> _HALF, significand & (1 << _HALF) - 1
+    found = 0
+    for product, above in ((low * low, 0), (2 * high * low, _HALF), (high * high, 2 * _HALF)):
+        for part, place in ((product & (1 << _HALF) - 1, above), (product >> _HALF, above + _HALF)):
+            if part.any():
+                sums = np.bincount(places, part)
+                for i in np.flatnonzero(sums).tolist():
+                    found += int(sums[i]) << i + place
+    return found
 
 
 def carried(row: Row) -> Row:

@@ -1,26 +1,23 @@
-"""The sums taken on the way, with their order of addition.
+"""The sums taken on the way: exact, and rounded once.
 
-A sum over a tensor is defined by its flattened (C-order) elements alone, so it does not depend
-on processor, threads, or the order in which tensors are visited:
-
-1. the elements are cut into tiles of 1,024;
-2. a tile has 16 float64 lanes; element i goes to lane i mod 16, row after row;
-3. the lanes are folded in halves (8 + 8, 4 + 4, 2 + 2, 1 + 1);
-4. the sums of all tiles are added exactly and rounded once (Shewchuk's algorithm, `math.fsum`).
-
-Squares of float32 are exact in float64. Squares of float64 may leave its range; `norm` then
-takes them again after a multiplication by a power of two, which is exact.
+Every element is squared exactly, all squares are added exactly, and the total is rounded once, to
+53 bits: to what ``math.fsum`` returns of exact squares, whatever its exponent. A norm is the root
+of that. So it depends on the values alone: not on processor, threads or device, nor on the order,
+layout or cuts of tensors. ``adamas.digits`` has the form in which such sums are kept and sent.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from adamas.digits import WIDTH, Row, carried, of_squares
+from adamas.digits import norm as norm_of_row
 
 __all__ = [
     "LANES",
@@ -31,7 +28,7 @@ __all__ = [
     "Statistics",
     "norm",
     "norm_from",
-    "sum_of_squares",
+    "row_of",
     "tile_sums",
 ]
 
@@ -66,6 +63,19 @@ class Statistics:
     unmoved: float
 
 
+def row_of(arrays: Iterable[NDArray[Any]]) -> Row:
+    """Return the row of the squares of all elements of all arrays."""
+    row = np.zeros(WIDTH, np.int64)
+    for array in arrays:
+        row = carried(row + of_squares(array))
+    return row
+
+
+def norm(arrays: Iterable[NDArray[Any]]) -> float:
+    """Return the Euclidean norm of all elements of all arrays, taken as one vector."""
+    return norm_of_row(row_of(arrays))
+
+
 def tile_sums(array: NDArray[Any], scale: float = 1.0) -> NDArray[np.float64]:
     """Return the sum of squares of each tile of the flattened array times ``scale``."""
     flat = np.ascontiguousarray(array).reshape(-1).astype(np.float64)
@@ -80,23 +90,6 @@ def tile_sums(array: NDArray[Any], scale: float = 1.0) -> NDArray[np.float64]:
         half = lanes.shape[1] // 2
         lanes = lanes[:, :half] + lanes[:, half:]
     return lanes[:, 0]
-
-
-def sum_of_squares(arrays: Iterable[NDArray[Any]], scale: float = 1.0) -> float:
-    """Return the sum of squares of all elements times ``scale``, all arrays together."""
-    sums: list[float] = []
-    with np.errstate(all="ignore"):
-        for array in arrays:
-            sums.extend(tile_sums(array, scale).tolist())
-    try:
-        return math.fsum(sums)
-    except OverflowError:  # finite tiles, but their sum leaves float64
-        return math.inf
-
-
-def norm(arrays: Sequence[NDArray[Any]]) -> float:
-    """Return the Euclidean norm of all elements of all arrays, taken as one vector."""
-    return norm_from(lambda scale: sum_of_squares(arrays, scale))
 
 
 def norm_from(sum_at: Callable[[float], float]) -> float:

@@ -333,19 +333,6 @@ def test_the_numbers_of_the_rule_are_those_of_the_definition(options, step, lr, 
     assert np.array(given).tobytes() == np.array(wanted).tobytes()
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, database=None)
-@given(st.lists(st.floats(0, allow_infinity=False), max_size=40))
-@example([2.0**53, 1.0, 2.0**-1074])
-@example([5e-324] * 7)
-@example([2.0**1023, 2.0**969, 2.0**-1074])
-def test_exact_sums_are_those_of_fsum(terms):
-    try:
-        wanted = math.fsum(terms)
-    except OverflowError:
-        wanted = math.inf
-    assert _native.exact_sum(terms) == wanted
-
-
 # ── memory ─────────────────────────────────────────────────────────────────────────────────────
 
 

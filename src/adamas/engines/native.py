@@ -11,14 +11,16 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 from numpy.typing import NDArray
 
 from adamas.checks import whole_number
 from adamas.coefficients import StepNumbers
+from adamas.digits import WIDTH, Row
 from adamas.engines import Group
 from adamas.options import Options, Phase
 from adamas.processors import usable
@@ -50,6 +52,7 @@ __all__ = [
     "get_num_threads",
     "outcome_of",
     "processor_count",
+    "row_of",
     "set_num_threads",
     "set_target",
     "target",
@@ -84,6 +87,8 @@ class TensorSlot(NamedTuple):
     copy: Any
     #: Which of the plan's cohorts it is of.
     cohort: int
+    #: Which of the plan's rows its gradient is counted in.
+    row: int = 0
 
 
 class Cohort(NamedTuple):
@@ -141,6 +146,17 @@ def outcome_of(parts: Any) -> Outcome | None:
     if statistics is not None:
         statistics = tuple(Statistics(*each) for each in statistics)
     return Outcome(applied, norm, nonfinite, statistics)
+
+
+def row_of(arrays: Iterable[NDArray[Any]]) -> Row:
+    """Return the row of the squares of all elements, as ``adamas.digits.of_squares``.
+
+    Arrays of any shape and strides, of float32, float64, float16, or uint16: bits of bfloat16.
+    """
+    row = np.zeros(WIDTH, np.int64)
+    for array in arrays:
+        _native.add_squares(np.ascontiguousarray(array), row)
+    return row
 
 
 def targets() -> dict[str, bool]:
