@@ -127,8 +127,7 @@ inline double norm_of(Squares& sum) {
     if (top < sum.first) {
         return 0.0;
     }
-    int highest =
-        digit_bits * top + std::bit_width(static_cast<std::uint64_t>(sum.row[top])) - 1;
+    int highest = digit_bits * top + std::bit_width(static_cast<std::uint64_t>(sum.row[top])) - 1;
     int lowest = std::max(highest - 52, 0);  // of the bits that are kept
     std::uint64_t number = bits_from(sum, lowest) & ((std::uint64_t{1} << 53) - 1);
     if (lowest > 0 && (bits_from(sum, lowest - 1) & 1) != 0 &&

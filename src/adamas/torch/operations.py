@@ -8,7 +8,6 @@ where the device rounds correctly. Slower than the native engine; exact all the 
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from adamas.coefficients import Coefficients
 from adamas.digits import BITS, DIGITS, INFINITE, NAN, WIDTH
 from adamas.rule import Result, flush, ratio, rule, smooth
 from adamas.state import Entries
-from adamas.statistics import ENLARGE, LANES, SHRINK, SMALLEST_SUM, TILE, Statistics
+from adamas.statistics import LANES, TILE, Statistics
 
 __all__ = [
     "SLAB",
@@ -174,25 +173,15 @@ def tile_sums(x: Tensor, scale: float = 1.0) -> list[float]:
 
 def norm_from_tiles(
     tensors: list[Tensor],
-    gathered: Callable[[list[list[float]]], list[list[float]]] = lambda parts: parts,
+    gathered: Callable[[list[list[int]]], list[list[int]]] = lambda parts: parts,
 ) -> float:
     """Return the Euclidean norm of all elements of all tensors, as one vector.
 
-    ``gathered`` adds what other processes have of the sums of each tensor's tiles.
+    ``gathered`` adds what other processes have of the rows of each tensor.
     """
-
-    def total(scale: float) -> float:
-        sums = gathered([tile_sums(x, scale) for x in tensors])
-        try:
-            return math.fsum(part for parts in sums for part in parts)
-        except OverflowError:
-            return math.inf
-
-    plain = total(1.0)
-    if math.isnan(plain) or SMALLEST_SUM <= plain < math.inf:
-        return math.sqrt(plain)
-    scale = SHRINK if plain == math.inf else ENLARGE
-    return math.sqrt(total(scale)) / scale
+    found = gathered([row_of(x).tolist() for x in tensors])
+    rows = np.array([each for parts in found for each in parts], np.int64).reshape(-1, digits.WIDTH)
+    return digits.norm(digits.carried(rows.sum(0)))
 
 
 def row_of(tensor: Tensor) -> Tensor:
@@ -299,9 +288,9 @@ def _describe(gradient: Tensor, before: Tensor, after: Tensor, result: Result) -
     size = before.numel()
     moved = int((after != before).sum().item())
     return Statistics(
-        gradient_norm=norm_from_tiles([gradient]),
-        parameter_norm=norm_from_tiles([before]),
-        update_norm=norm_from_tiles([result.change]),
+        gradient_norm=norm_of(gradient),
+        parameter_norm=norm_of(before),
+        update_norm=norm_of(result.change),
         largest_update=float(result.u.abs().max().item()) if size else 0.0,
         nonfinite=count_nonfinite(gradient),
         unmoved=(size - moved) / size if size else 0.0,
