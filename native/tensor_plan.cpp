@@ -119,14 +119,15 @@ public:
         return made(groups, state, loss_scale, factor, numbers);
     }
 
-    // The same for anybody, at any time: NotImplemented, too, where the plan is closed, or another
-    // call is in flight.
+    // The same for anybody, at any time: NotImplemented, too, where the plan is closed, another
+    // call is in flight, or there is no gradient at all, which somebody should look into.
     nb::object step_if_open(nb::handle groups, nb::handle state) {
         Turn<TensorWatch> turn(watch_, std::nothrow);
         if (!turn.is_taken()) {
             return nb::borrow(Py_NotImplemented);
         }
-        return made(groups, state, 1.0, 1.0, nb::none());
+        nb::object outcome = made(groups, state, 1.0, 1.0, nb::none());
+        return changed_.size() == 0 ? nb::borrow(Py_NotImplemented) : outcome;
     }
 
     // Steps as `phase` says from now on; what it keeps must be what was kept before.

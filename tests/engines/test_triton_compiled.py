@@ -8,7 +8,6 @@ from typing import Any, get_args
 
 import pytest
 
-from adamas import digits
 from adamas.engines.triton import codecs, kernels, numbers, rule, sums
 from adamas.engines.triton.jobs import DTYPES, Stored
 from adamas.options import Rounding, StateForm
@@ -45,7 +44,7 @@ def found(everything):
 
 
 def kernel_names():
-    return {*kernels.__all__, *numbers.__all__, "collect", "carry"}
+    return {*kernels.__all__, *numbers.__all__, "collect"}
 
 
 def sweeps(found):
@@ -67,12 +66,12 @@ def title(each):
 def test_every_kernel_compiles_for_every_capability(found):
     compiled = {(each["kernel"], each["capability"]) for each in found}
     assert compiled == {(name, each) for name in kernel_names() for each in CAPABILITIES}
-    assert len(kernel_names()) == 7
+    assert len(kernel_names()) == 6
 
 
 def test_every_value_of_every_constant_is_among_what_is_compiled(found):
     forms = {None, "own", *get_args(StateForm)} - {"float32"}
-    flags = {False, True}
+    flags, scales = {False, True}, {1, 3}
     possible = {
         ("sweep", "P"): set(DTYPES.values()),
         ("sweep", "M"): forms,
@@ -84,17 +83,19 @@ def test_every_value_of_every_constant_is_among_what_is_compiled(found):
         ("sweep", "BY_CHANCE"): flags,
         ("sweep", "GUARDED"): flags,
         ("sweep", "RECORDED"): flags,
+        ("sweep", "SCALES"): scales,
         ("sweep", "ALIGNED"): flags,
         ("read", "P"): set(DTYPES.values()),
-        ("read", "ALIGNED"): flags,
-        ("collect", "SIZE"): {16},
-        ("collect", "BLOCK"): {64},
+        ("read", "SCALES"): scales,
+        ("collect", "HAS_COUNTS"): flags,
+        ("collect", "BLOCK"): {32},
+        ("describe", "SCALES"): scales,
         ("number", "GUARDED"): flags,
         ("conclude", "READS"): flags,
         ("conclude", "SKIPS"): flags,
         ("conclude", "COUNTS"): flags,
         ("conclude", "CLIPS"): flags,
-        ("conclude", "STEP"): {0, digits.WIDTH, sums.ROW.value},
+        ("conclude", "SCALES"): scales,
     }
     compiled: dict[tuple[str, str], set[Any]] = {}
     for each in found:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamas.torch import host_memory, storage
+from adamas.torch import host_memory, sharding, storage
 from adamas.torch.keeping import Keeping
 from adamas.turns import averages_in_place
 
@@ -51,6 +51,7 @@ class Averages:
         self.are_in_place = True
         for parameter, average, _ in kept:
             parameter.copy_(average)
+        sharding.gather_anew(parameter for parameter, _, _ in kept)
 
     @torch.no_grad()
     def take_back(self, kept: Sequence[Weights]) -> None:
@@ -58,3 +59,4 @@ class Averages:
         for parameter, _, in_training in kept:
             parameter.copy_(in_training)
         self.are_in_place = False
+        sharding.gather_anew(parameter for parameter, _, _ in kept)

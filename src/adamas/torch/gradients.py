@@ -14,6 +14,7 @@ from adamas.torch import distributed
 from adamas.torch.memory import Memory, meeting
 
 __all__ = [
+    "is_freed",
     "is_lazy",
     "is_sealed",
     "kept_apart",
@@ -123,7 +124,7 @@ def is_lazy(tensor: Tensor) -> bool:
 def refuse_freed(name: str, tensors: Mapping[str, Any]) -> None:
     """Raise ValueError where memory that a step would read was freed (``storage.resize_(0)``)."""
     for what, tensor in tensors.items():
-        if isinstance(tensor, Tensor) and _is_freed(distributed.local(tensor)):
+        if isinstance(tensor, Tensor) and is_freed(distributed.local(tensor)):
             raise ValueError(
                 f"The {what} of {name} has shape {tuple(tensor.shape)}, but its memory was freed. "
                 "Give it memory again before the step."
@@ -162,7 +163,8 @@ def is_sealed(tensor: Tensor) -> bool:
     return tensor.is_inference() and not torch.is_inference_mode_enabled()
 
 
-def _is_freed(tensor: Tensor) -> bool:
+def is_freed(tensor: Tensor) -> bool:
+    """Whether the memory of a tensor was freed, as by ``untyped_storage().resize_(0)``."""
     is_plain = type(tensor) in _PLAIN_TYPES and tensor.layout == torch.strided
     return is_plain and tensor.numel() > 0 and not tensor.is_meta and tensor.data_ptr() == 0
 

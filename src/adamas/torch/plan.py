@@ -18,7 +18,7 @@ from adamas.coefficients import clip_factor
 from adamas.engines.triton import devices
 from adamas.options import Phase
 from adamas.statistics import Outcome, Statistics
-from adamas.torch import distributed, operations, storage
+from adamas.torch import distributed, operations, sharding, storage
 from adamas.torch.arguments import Engine
 from adamas.torch.grouping import parameters_of, places_of
 from adamas.torch.keeping import Group, Keeping, State
@@ -102,6 +102,11 @@ class Plan:
     def routes(self) -> dict[int, str]:
         """The name of the route of each parameter that was stepped last, by place."""
         return {member.place: route.name for route in self._routes for member in route.stepped}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether the last step found no gradient at all."""
+        return self.native is not None and not self.native.stepped
 
     @property
     def is_for_once(self) -> bool:
@@ -199,6 +204,8 @@ class Planner:
         self._pipeline = Offload(keeping.phase)
         #: Plans for devices whose gradients may come back.
         self._earlier: list[Plan] = []
+        #: How many steps there were without any gradient.
+        self._idle_steps = 0
 
     def go_by(self, keeping: Keeping) -> None:
         """Make plans for another phase from now on; those of before are not for it."""
@@ -254,6 +261,7 @@ class Planner:
         # Whether an engine that is asked for takes a parameter is known when its state is there.
         with nullcontext() if self._engine is None else _restoring(owned.states):
             members = list(self._members(owned))
+            self.refuse_strays(owned.groups, owned.names, is_idle=not members)
             for member in members:
                 self.keeping.refuse(member, owned.names[member.place])
             if self._bring_into_form(members, owned.names):
@@ -271,6 +279,16 @@ class Planner:
             for each in (native, device):
                 chosen[each].sort(key=lambda member: order.get(id(member.parameter), -1))
             return self._plan(owned, chosen, before)
+
+    def refuse_strays(self, groups: Groups, names: Sequence[str], *, is_idle: bool) -> None:
+        """Raise RuntimeError where sharding has put others in place of an optimizer's parameters.
+
+        ``is_idle``: none of them has a gradient.
+        """
+        self._idle_steps += is_idle
+        # To look around takes as long as many steps: after 1, 2, 4, 8 of them.
+        looks_around = is_idle and self._idle_steps.bit_count() == 1
+        sharding.refuse_strays(parameters_of(groups), names, looks_around=looks_around)
 
     def _route(self, member: Member, taken: Memory, name: str) -> Any:
         """Return what steps a member: the first that takes it, of those that ``engine`` leaves.

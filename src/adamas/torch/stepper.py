@@ -88,6 +88,8 @@ class Stepper:
             self.turn.close()
         if not self._step_again(groups, states, scaling):
             self._step_closely(groups, states, defaults, scaling)
+        elif self._plan is not None and self._plan.is_idle:
+            self._planner.refuse_strays(groups, names_of(groups), is_idle=True)
         if self._copies.tensors:
             self._renew_copies(groups, states)
 

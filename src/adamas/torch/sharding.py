@@ -1,0 +1,121 @@
+"""What sharding a model does to its parameters: PyTorch gathers some, and puts others in place.
+
+An optimizer sees none of it: it has the parameters that it was given. Where these are no longer
+those of the model they get no gradient, and a step would do nothing without a word.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from adamas.torch import distributed, gradients
+
+__all__ = ["gather_anew", "refuse_strays"]
+
+_WAY_OUT = "Shard the model first, then make the optimizer from model.parameters()."
+#: Where FSDP2 has the class of its modules, in newer and older releases.
+_FSDP2 = ("torch.distributed.fsdp", "torch.distributed._composable.fsdp")
+
+
+def gather_anew(parameters: Iterable[Tensor]) -> None:
+    """Have FSDP2 gather what it holds gathered of parameters, as they have changed.
+
+    After a forward pass without a backward pass the root of a model stays gathered, and so do
+    modules with ``reshard_after_forward=False``: the next one would go by what they were. All
+    processes call this together.
+    """
+    own = {id(p) for p in parameters if distributed.is_distributed(p)}
+    classes = [vars(sys.modules[name]).get("FSDPModule") for name in _FSDP2 if name in sys.modules]
+    if not own or not any(classes):
+        return
+    kinds = tuple(filter(None, classes))
+    for module in _instances(kinds):
+        if any(id(p) in own for p in _sharded(module)):
+            module.reshard()
+
+
+def _sharded(module: Any) -> Iterator[Any]:
+    """Yield the parameters that FSDP2 shards for a module, whether it is gathered or not."""
+    state = module._get_fsdp_state()
+    groups = getattr(state, "_fsdp_param_groups", None)
+    if groups is None:  # releases in which a module has one at most
+        groups = filter(None, [state._fsdp_param_group])
+    for group in groups:
+        for each in group.fsdp_params:
+            yield each.sharded_param
+
+
+def refuse_strays(
+    parameters: Sequence[Tensor], names: Sequence[str], *, looks_around: bool
+) -> None:
+    """Raise RuntimeError where sharding has put others in place of parameters without gradient.
+
+    ``looks_around``: at all modules that there are, which is for steps without any gradient.
+    """
+    for parameter, name in zip(parameters, names, strict=True):
+        if parameter.grad is None and parameter.requires_grad:
+            _refuse_replaced(name, parameter)
+            _refuse_gathered(name, parameter)
+    if looks_around:
+        _refuse_unknown(parameters)
+
+
+def _refuse_replaced(name: str, parameter: Tensor) -> None:
+    """Raise for a parameter in whose place FSDP2 has put another one."""
+    if hasattr(parameter, "_fsdp_orig_uid"):
+        raise RuntimeError(
+            f"{name} is no parameter of the model any more, so it gets no gradient: fully_shard "
+            f"has put a sharded one in its place. {_WAY_OUT}"
+        )
+
+
+def _refuse_gathered(name: str, parameter: Tensor) -> None:
+    """Raise for what FSDP2 has gathered for a forward pass, and freed since."""
+    if _is_initialized() and gradients.is_freed(parameter):
+        raise RuntimeError(
+            f"{name} has no gradient, and its memory was freed. model.parameters() gives such "
+            "tensors while FSDP2 has a model gathered, after a forward pass without a backward "
+            "pass. Call model.reshard(), then make the optimizer from model.parameters()."
+        )
+
+
+def _refuse_unknown(parameters: Sequence[Tensor]) -> None:
+    """Raise where models have sharded parameters in place of all of these."""
+    shapes = {tuple(p.shape) for p in parameters if p.requires_grad}
+    if not shapes or not _is_initialized():
+        return
+    own = set(map(id, parameters))
+    is_replaced = False
+    for module in _instances((nn.Module,)):
+        for p in vars(module).get("_parameters", {}).values():
+            if id(p) in own:
+                return
+            is_replaced = is_replaced or (p is not None and not shapes.isdisjoint(_shapes(p)))
+    if is_replaced:
+        raise RuntimeError(
+            "No parameter of this optimizer has a gradient, and none is a parameter of any "
+            "module: sharding (parallelize_module, fully_shard, FullyShardedDataParallel) puts "
+            f"others in their place. {_WAY_OUT}"
+        )
+
+
+def _shapes(parameter: Tensor) -> Iterable[tuple[int, ...]]:
+    """Return the shapes of the parameters that a sharded one stands for; none for a plain one."""
+    if distributed.is_distributed(parameter):
+        return (tuple(parameter.shape),)
+    return [tuple(shape) for shape in getattr(parameter, "_shapes", ())]  # of FSDP1's
+
+
+def _instances(kinds: tuple[Any, ...]) -> Iterator[Any]:
+    """Yield all objects of some classes, whoever holds them."""
+    return (each for each in gc.get_objects() if issubclass(type(each), kinds))
+
+
+def _is_initialized() -> bool:
+    return dist.is_available() and dist.is_initialized()
