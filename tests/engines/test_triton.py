@@ -236,16 +236,14 @@ def beyond(plan, offset):
             elements = offset // 32 if column is tables.HEADER else offset
             row[column.value] -= elements * tensor.element_size()
     row[tables.COUNT.value] += offset
-    row[tables.FIRST_TILE.value] -= offset // TILE
     for launch in part.chunks:
         launch.chunks.add_(offset // CHUNK)
+        launch.pieces.add_(offset // CHUNK)
     step = plan.launches.step
 
     def shifted(inputs, skipped):
         before = offset * job.parameter.element_size()
-        addresses = inputs.gradients - before
-        moved = inputs._replace(gradients=addresses, ordered_gradients=addresses)
-        return step(moved, skipped)
+        return step(inputs._replace(gradients=inputs.gradients - before), skipped)
 
     plan.launches.step = shifted
 

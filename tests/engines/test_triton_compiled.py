@@ -8,6 +8,7 @@ from typing import Any, get_args
 
 import pytest
 
+from adamas import digits
 from adamas.engines.triton import codecs, kernels, numbers, rule, sums
 from adamas.engines.triton.jobs import DTYPES, Stored
 from adamas.options import Rounding, StateForm
@@ -44,7 +45,7 @@ def found(everything):
 
 
 def kernel_names():
-    return {*kernels.__all__, *numbers.__all__, "collect"}
+    return {*kernels.__all__, *numbers.__all__, "collect", "carry"}
 
 
 def sweeps(found):
@@ -66,12 +67,12 @@ def title(each):
 def test_every_kernel_compiles_for_every_capability(found):
     compiled = {(each["kernel"], each["capability"]) for each in found}
     assert compiled == {(name, each) for name in kernel_names() for each in CAPABILITIES}
-    assert len(kernel_names()) == 6
+    assert len(kernel_names()) == 7
 
 
 def test_every_value_of_every_constant_is_among_what_is_compiled(found):
     forms = {None, "own", *get_args(StateForm)} - {"float32"}
-    flags, scales = {False, True}, {1, 3}
+    flags = {False, True}
     possible = {
         ("sweep", "P"): set(DTYPES.values()),
         ("sweep", "M"): forms,
@@ -83,19 +84,17 @@ def test_every_value_of_every_constant_is_among_what_is_compiled(found):
         ("sweep", "BY_CHANCE"): flags,
         ("sweep", "GUARDED"): flags,
         ("sweep", "RECORDED"): flags,
-        ("sweep", "SCALES"): scales,
         ("sweep", "ALIGNED"): flags,
         ("read", "P"): set(DTYPES.values()),
-        ("read", "SCALES"): scales,
-        ("collect", "HAS_COUNTS"): flags,
-        ("collect", "BLOCK"): {32},
-        ("describe", "SCALES"): scales,
+        ("read", "ALIGNED"): flags,
+        ("collect", "SIZE"): {16},
+        ("collect", "BLOCK"): {64},
         ("number", "GUARDED"): flags,
         ("conclude", "READS"): flags,
         ("conclude", "SKIPS"): flags,
         ("conclude", "COUNTS"): flags,
         ("conclude", "CLIPS"): flags,
-        ("conclude", "SCALES"): scales,
+        ("conclude", "STEP"): {0, digits.WIDTH, sums.ROW.value},
     }
     compiled: dict[tuple[str, str], set[Any]] = {}
     for each in found:

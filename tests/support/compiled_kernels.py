@@ -23,7 +23,7 @@ from triton.runtime.jit import JITFunction
 
 from adamas import state as states
 from adamas.engines import Group, Slot
-from adamas.engines.triton import plan
+from adamas.engines.triton import plan as plans
 from adamas.engines.triton.jobs import Job
 from adamas.engines.triton.rule import OPTIONS, rule
 from adamas.options import Options, Phase
@@ -55,6 +55,8 @@ class Variant(NamedTuple):
     is_aligned: bool = True
     #: By a GradScaler.
     is_scaled: bool = False
+    #: With the sums of other processes.
+    is_exchanged: bool = False
 
 
 #: Compiled for all capabilities: each dtype, form and rounding, and each flag.
@@ -63,10 +65,10 @@ SHARED = (
     Variant("float64", amsgrad=True),
     Variant("bfloat16", state="8bit", rounding="stochastic", copy="float16"),
     Variant("bfloat16", state="compact", rounding="remainder8", phase=EVERYTHING),
-    Variant("float16", state="bfloat16", rounding="nearest", is_aligned=False),
+    Variant("float16", state="bfloat16", is_aligned=False, phase=Phase(clip_norm=1.0)),
     Variant("bfloat16", rounding="remainder", phase=Phase(ema=0.9), copy="bfloat16"),
     Variant("float64", phase=EVERYTHING),
-    Variant(betas=(None, None), phase=Phase(clip_norm=1.0), is_scaled=True),
+    Variant(betas=(None, None), phase=Phase(clip_norm=1.0), is_scaled=True, is_exchanged=True),
 )
 #: Compiled for one of them.
 MORE = (
@@ -153,9 +155,14 @@ def launched(variant: Variant) -> None:
         return job._replace(parameter=p, copy=p.to(getattr(torch, variant.copy)))
 
     groups = [Group(options, (Slot(parameter, state),))]
-    scalars = {"found_inf": torch.zeros(1), "scale_on_device": torch.ones(1)}
-    scaler = scalars if variant.is_scaled else {}
-    step_with(plan_with(groups, variant.phase, changed), [parameter], 1, [0.1], **scaler)
+    inputs: dict[str, Any] = {}
+    if variant.is_scaled:
+        inputs |= {"found_inf": torch.zeros(1), "scale_on_device": torch.ones(1)}
+    if not variant.is_aligned:
+        inputs["gradients"] = np.array([parameter.ctypes.data + parameter.itemsize])
+    exchange = torch.Tensor.zero_ if variant.is_exchanged else None
+    plan = plan_with(groups, variant.phase, changed, exchange=exchange)
+    step_with(plan, [parameter], 1, [0.1], **inputs)
 
 
 @triton.jit
@@ -178,7 +185,7 @@ def main(path: str) -> None:
     found: list[Found] = []
     no_driver = NoDriver()
     driver.set_active(no_driver)
-    plan.device = lambda: torch.device("cpu")
+    plans.device = lambda: torch.device("cpu")
 
     def compiled(kernel: Any, grid: Any) -> Any:
         def launch(*arguments: Any, **options: Any) -> None:

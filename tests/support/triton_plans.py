@@ -32,14 +32,16 @@ if DEVICE.type == "cpu":
     interpreter._patch_lang = _patch_once
 
 
-def plan_with(groups: Sequence[Group], phase: Phase, change: Callable[[Job], Job]) -> Plan:
-    """A plan whose jobs are changed before they are launched."""
+def plan_with(
+    groups: Sequence[Group], phase: Phase, change: Callable[[Job], Job], **more: Any
+) -> Plan:
+    """A plan whose jobs are changed before they are launched; ``more`` is for the launches."""
     plan = Plan(groups, phase)
     plan.jobs = list(map(change, plan.jobs))
     options = [group.options for group in groups]
     # Options say nothing of steps whose numbers are given.
     plan.launches = Launches(
-        plan.jobs, [None if plan.jobs[0].is_given else each for each in options], phase
+        plan.jobs, [None if plan.jobs[0].is_given else each for each in options], phase, **more
     )
     return plan
 

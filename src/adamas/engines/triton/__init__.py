@@ -8,7 +8,7 @@ live     what the host sends at each step
 tables   what kernels find where
 kernels  the kernels that go through memory, and what they share
 numbers  the numbers of a step, taken on the device
-sums     norms and statistics in the order of ``adamas.statistics``, added up exactly
+sums     exact sums of squares: the rows of ``adamas.digits``
 codecs   small forms of m, v and parameters
 rule     the lines of ``adamas.rule`` once more
 jobs     what a step is about, and what it is given

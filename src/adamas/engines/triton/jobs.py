@@ -60,6 +60,8 @@ class Job(NamedTuple):
     first: int = 0
     #: Of the parameters' group, among the groups of the plan.
     group: int = 0
+    #: The sum that its gradient is counted in.
+    row: int = 0
     #: Whether its numbers are given with each step.
     is_given: bool = False
 
@@ -89,11 +91,11 @@ class Job(NamedTuple):
 
 
 def signature_of(
-    jobs: Sequence[Job], options: Sequence[Options | None], phase: Phase
+    jobs: Sequence[Job], options: Sequence[Options | None], phase: Phase, exchange: Any = None
 ) -> tuple[Any, ...]:
     """Return what launches are made of: equal where they may be used again."""
     parts = (each for job in jobs for each in (*job, *job.entries))
-    return (phase, tuple(options), *map(_memory, parts))
+    return (phase, tuple(options), exchange, *map(_memory, parts))
 
 
 def _memory(part: Any) -> Any:
@@ -108,8 +110,6 @@ class Inputs(NamedTuple):
 
     #: Addresses of the gradients, one for each job.
     gradients: Int64
-    #: The same in C order, for what is read before anything is stepped.
-    ordered_gradients: Int64
     #: Numbers of the coming step, for jobs that do not keep them on the device.
     steps: Int64
     #: The learning rate of each group; anything where it is kept on the device.

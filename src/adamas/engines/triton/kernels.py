@@ -36,13 +36,16 @@ from adamas.engines.triton.codecs import (
 from adamas.engines.triton.numbers import coefficients_at, number_at
 from adamas.engines.triton.rule import rule, smooth
 from adamas.engines.triton.sums import (
+    ENTRIES,
     LARGEST,
     MOVED,
-    NONFINITE,
-    add_row,
-    entry,
-    folded,
+    ROW,
+    added,
+    no_row,
+    nonfinite,
     norm_of,
+    put_row,
+    squares,
 )
 from adamas.engines.triton.tables import (
     APPLIED,
@@ -53,7 +56,6 @@ from adamas.engines.triton.tables import (
     COUNT,
     EMA,
     FIRST,
-    FIRST_TILE,
     HEADER,
     KEEP,
     LARGEST_SQUARE,
@@ -71,17 +73,12 @@ from adamas.engines.triton.tables import (
     TOP,
     UNMOVED,
 )
-from adamas.statistics import LANES, TILE
 
 __all__ = ["describe", "read", "sweep"]
 
-_TILE: tl.constexpr = tl.constexpr(TILE)
-_TILES: tl.constexpr = tl.constexpr(CHUNK.value // TILE)
-_LANES: tl.constexpr = tl.constexpr(LANES)
-#: Elements with one header of the 8bit codec. Where a step is recorded, as many of each tile go
-#: together: two rows of lanes.
+#: Elements with one header of the 8bit codec.
 _RUN: tl.constexpr = tl.constexpr(BLOCK)
-#: Elements that go together where it is not: four for each of 128 threads. So float32 is read and
+#: Elements that go together: four for each of 128 threads. So float32 is read and
 #: written 16 bytes at a time, arrays of all widths are spread over threads alike, and small forms
 #: need two thirds of the registers that eight would.
 _BLOCK: tl.constexpr = tl.constexpr(512)
@@ -111,57 +108,56 @@ class Stepped(NamedTuple):
     change: Any
 
 
-@triton.jit(do_not_specialize=["tiles"])
+@triton.jit(do_not_specialize=["chunks_each"])
 def read(
-    chunks, table, gradients, sums, counts, tiles, P: tl.constexpr, SCALES: tl.constexpr
+    pieces, table, gradients, rows, chunks_each, P: tl.constexpr, ALIGNED: tl.constexpr
 ):  # fmt: skip
-    """Write the sum of squares of each tile of the gradients, and how many are not finite.
-
-    ``sums`` is float64 of shape (SCALES, tiles), ``counts`` int64 of shape (tiles,).
-    """
-    chunk = tl.load(chunks + tl.program_id(0))
-    tensor, at = chunk >> CHUNK_BITS, (chunk & CHUNK_MASK) * CHUNK
-    row = table + tensor * TABLE_WIDTH
-    left = tl.load(row + COUNT) - at
+    """Write the row of the squares of one piece of the gradients: so many chunks of a tensor."""
+    LOW: tl.constexpr = 16 if P == "bfloat16" else 13 if P == "float16" else 0
+    SIZE: tl.constexpr = 1024 if P == "float64" else 2048
+    tensor, at, left = piece_of(pieces, table, chunks_each)
     g = tl.load(gradients + tensor)
-    tile = tl.arange(0, _TILES)
-    offsets = tile[:, None] * _TILE + tl.arange(0, _LANES)[None, :]
-    lanes = no_lanes()
-    found = tl.zeros((_TILES, _LANES), tl.int32)
-    # Unrolled, so that many loads are under way.
-    for line in tl.range(0, _TILE // _LANES, loop_unroll_factor=8):
-        place = offsets + line * _LANES
-        x = value(load(g, at, place, place < left, P, False), None, P)
-        lanes = add_line(lanes, x.to(tl.float64), SCALES)
-        found += is_nonfinite(x).to(tl.int32)
-    into = tl.load(row + FIRST_TILE) + at // _TILE + tile
-    mask = tile * _TILE < left
-    put_lanes(sums, into, lanes, mask, tiles, SCALES)
-    tl.store(counts + into, tl.sum(found, 1).to(tl.int64), mask=mask)
+    offsets = tl.arange(0, SIZE)
+    total = no_row()
+    for start in range(0, left, SIZE):
+        if start + SIZE <= left:
+            code = load(g, at + start, offsets, None, P, ALIGNED)
+        else:
+            code = load(g, at + start, offsets, offsets < left - start, P, ALIGNED)
+        total += squares(value(code, None, P), LOW)
+    put_row(rows, tl.program_id(0), total)
 
 
-@triton.jit(do_not_specialize=["tiles"])
+@triton.jit
+def piece_of(pieces, table, chunks_each):
+    """Return the tensor of a program's piece, where the piece begins, and how many elements."""
+    piece = tl.load(pieces + tl.program_id(0))
+    tensor, at = piece >> CHUNK_BITS, (piece & CHUNK_MASK) * CHUNK
+    left = tl.load(table + tensor * TABLE_WIDTH + COUNT) - at
+    return tensor, at, tl.minimum(left, chunks_each.to(tl.int64) * CHUNK).to(tl.int32)
+
+
+@triton.jit(do_not_specialize=["chunks_each"])
 def sweep(
-    chunks, table, gradients, numbers, keys, verdict, sums, counts, tiles,
+    chunks, table, gradients, numbers, keys, verdict, rows, chunks_each,
     P: tl.constexpr, M: tl.constexpr, V: tl.constexpr, W: tl.constexpr, HAS_EMA: tl.constexpr,
     COPY_TO: tl.constexpr, ROUNDING: tl.constexpr, BY_CHANCE: tl.constexpr, GUARDED: tl.constexpr,
-    RECORDED: tl.constexpr, SCALES: tl.constexpr, ALIGNED: tl.constexpr,
+    RECORDED: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Step the elements of one chunk: decode, the rule, encode, average, copy, record.
 
     ``P`` is the dtype of parameter and gradient; ``M`` and ``V`` are the forms of m and v or None,
     "own" for the dtype of the arithmetic. ``COPY_TO`` is the dtype of the copy or None;
     ``ROUNDING`` is for parameters in half precision; small forms are rounded ``BY_CHANCE`` or to
-    nearest. With ``RECORDED`` sums of tiles are written as ``sums.collect`` reads them:
-    gradient, parameter, update. All addresses are multiples of 16 where ``ALIGNED``.
+    nearest. With ``RECORDED`` it is a piece of ``chunks_each`` chunks, or what is left of its
+    tensor, and rows are written for ``sums.collect``: of gradient, parameter, update. All addresses
+    are multiples of 16 where ``ALIGNED``.
     """
     if GUARDED:
         if tl.load(verdict + APPLIED) == 0.0:
             return
-    chunk = tl.load(chunks + tl.program_id(0))
-    tensor, at = chunk >> CHUNK_BITS, (chunk & CHUNK_MASK) * CHUNK
+    tensor, at, left = piece_of(chunks, table, chunks_each)
     row = table + tensor * TABLE_WIDTH
-    left = tl.load(row + COUNT) - at
     arrays = Arrays(
         tl.load(row + PARAMETER),
         tl.load(gradients + tensor),
@@ -179,47 +175,39 @@ def sweep(
     keep, take = number_at(own, KEEP, T), number_at(own, TAKE, T)
     key = tl.load(keys + tensor).to(tl.uint64, bitcast=True)
     first, top = tl.load(row + FIRST), tl.load(row + TOP).to(tl.int32)
+    offsets, blocks = tl.arange(0, _BLOCK), tl.arange(0, _BLOCK // _RUN)
     if RECORDED:
-        tile, element = tl.arange(0, _TILES), tl.arange(0, _TILES * _RUN)
-        spread = (element // _RUN) * _TILE + element % _RUN
-        gradient, parameter, update = no_lanes(), no_lanes(), no_lanes()
-        nonfinite = tl.zeros((_TILES * _RUN,), tl.int32)
-        moved = tl.zeros((_TILES * _RUN,), tl.int32)
-        largest = tl.zeros((_TILES * _RUN,), tl.int64)
-        for line in range(0, _TILE, _RUN):
-            offsets, blocks = spread + line, tile * (_TILE // _RUN) + line // _RUN
-            mask = offsets < left
+        gradient, parameter, update = no_row(), no_row(), no_row()
+        moved = tl.zeros((_BLOCK,), tl.int32)
+        largest = tl.zeros((_BLOCK,), tl.int64)
+        for start in range(0, left, _BLOCK):
+            mask = offsets < left - start
             stepped = step_block(
-                c, keep, take, key, first, top, arrays, at, offsets, blocks,
-                mask, blocks * _RUN < left,
-                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, False,
+                c, keep, take, key, first, top, arrays, at + start, offsets, blocks,
+                mask, blocks * _RUN < left - start,
+                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, ALIGNED,
             )  # fmt: skip
-            gradient = add_lines(gradient, stepped.g, SCALES)
-            parameter = add_lines(parameter, stepped.before, SCALES)
-            update = add_lines(update, tl.where(mask, stepped.change, 0.0), SCALES)
-            nonfinite += is_nonfinite(stepped.g).to(tl.int32)
+            gradient += squares(stepped.g, 0)
+            parameter += squares(stepped.before, 0)
+            update += squares(tl.where(mask, stepped.change, 0.0), 0)
             moved += ((stepped.after != stepped.before) & mask).to(tl.int32)
             size = tl.abs(tl.where(mask, stepped.u, 0.0)).to(tl.float64)
             largest = tl.maximum(largest, size.to(tl.int64, bitcast=True))
-        into = tl.load(row + FIRST_TILE) + at // _TILE + tile
-        mask = tile * _TILE < left
-        put_lanes(sums, into, gradient, mask, tiles, SCALES)
-        put_lanes(sums + SCALES * tiles, into, parameter, mask, tiles, SCALES)
-        put_lanes(sums + 2 * SCALES * tiles, into, update, mask, tiles, SCALES)
-        tl.store(counts + into, by_tile(nonfinite).to(tl.int64), mask=mask)
-        tl.store(counts + tiles + into, by_tile(moved).to(tl.int64), mask=mask)
-        most = tl.max(largest.reshape(_TILES, _RUN), 1)
-        tl.store(counts + 2 * tiles + into, most, mask=mask)
+        entries = tl.arange(0, ENTRIES)
+        gradient += tl.where(entries == MOVED, tl.sum(moved, 0), 0)
+        gradient += tl.where(entries == LARGEST, tl.max(largest, 0), 0)
+        place = tl.program_id(0) * NORMS
+        put_row(rows, place, gradient)
+        put_row(rows, place + 1, parameter)
+        put_row(rows, place + 2, update)
     elif left >= CHUNK:
-        offsets, blocks = tl.arange(0, _BLOCK), tl.arange(0, _BLOCK // _RUN)
         for start in range(0, CHUNK, _BLOCK):
             step_block(
                 c, keep, take, key, first, top, arrays, at + start, offsets, blocks, None, None,
                 P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, ALIGNED,
             )  # fmt: skip
     else:
-        offsets, blocks = tl.arange(0, _BLOCK), tl.arange(0, _BLOCK // _RUN)
-        for start in range(0, left.to(tl.int32), _BLOCK):
+        for start in range(0, left, _BLOCK):
             step_block(
                 c, keep, take, key, first, top, arrays, at + start, offsets, blocks,
                 offsets + start < left, blocks * _RUN + start < left,
@@ -424,74 +412,19 @@ def value(code, remainder, P: tl.constexpr):
 
 
 @triton.jit
-def is_nonfinite(x):
-    """Return where ``x`` is infinite or not a number."""
-    return (tl.abs(x) < float("inf")) == 0
-
-
-class Lanes(NamedTuple):
-    """Sums of squares of the lanes of some tiles, at each scale of ``sums``."""
-
-    plain: Any
-    shrunk: Any
-    enlarged: Any
-
-
-@triton.jit
-def no_lanes():
-    """Return sums of nothing."""
-    zero = tl.zeros((_TILES, _LANES), tl.float64)
-    return Lanes(zero, zero, zero)
-
-
-@triton.jit
-def add_lines(lanes, x, SCALES: tl.constexpr):
-    """Return lanes with the next two rows of each tile, which are 32 elements of it."""
-    x = x.to(tl.float64)
-    one, two = tl.split(x.reshape(_TILES, 2, _LANES).permute(0, 2, 1))
-    return add_line(add_line(lanes, one, SCALES), two, SCALES)
-
-
-@triton.jit
-def add_line(lanes, x, SCALES: tl.constexpr):
-    """Return lanes with the next row of each tile."""
-    plain = add_row(lanes.plain, x, 0)
-    shrunk, enlarged = lanes.shrunk, lanes.enlarged
-    if SCALES > 1:
-        shrunk, enlarged = add_row(shrunk, x, 1), add_row(enlarged, x, 2)
-    return Lanes(plain, shrunk, enlarged)
-
-
-@triton.jit
-def put_lanes(sums, into, lanes, mask, tiles, SCALES: tl.constexpr):
-    """Write the sums of tiles at each scale."""
-    tl.store(sums + into, folded(lanes.plain), mask=mask)
-    if SCALES > 1:
-        tl.store(sums + tiles + into, folded(lanes.shrunk), mask=mask)
-        tl.store(sums + 2 * tiles + into, folded(lanes.enlarged), mask=mask)
-
-
-@triton.jit
-def by_tile(counts):
-    """Return the sum of what stands for 32 elements of each tile."""
-    return tl.sum(counts.reshape(_TILES, _RUN), 1)
-
-
-@triton.jit
-def describe(rows, ranges, table, statistics, SCALES: tl.constexpr):
+def describe(rows, table, statistics):
     """Write a row of float64 for each tensor: the fields of adamas.statistics.Statistics.
 
-    Program axis 0 is the tensor, axis 1 one of its norms. ``ranges`` holds the first row of
-    partial sums of each tensor and, last, the end.
+    Program axis 0 is the tensor, axis 1 one of its norms, of which ``rows`` has the rows.
     """
     tensor, which = tl.program_id(0), tl.program_id(1)
-    first, last = tl.load(ranges + tensor), tl.load(ranges + tensor + 1)
-    norm, row = norm_of(rows, first, last, which * SCALES, NORMS * SCALES, SCALES, 8)
+    own = rows + (tensor * NORMS + which).to(tl.int64) * ROW
+    row = added(own, 1, ROW)
     into = statistics + tensor * STATISTICS_WIDTH
-    tl.store(into + which, norm)
+    tl.store(into + which, norm_of(row))
     if which == 0:
         count = tl.load(table + tensor * TABLE_WIDTH + COUNT)
-        unmoved = (count - entry(row, MOVED)).to(tl.float64) / tl.maximum(count, 1).to(tl.float64)
-        tl.store(into + LARGEST_UPDATE, entry(row, LARGEST).to(tl.float64, bitcast=True))
-        tl.store(into + NONFINITE_ELEMENTS, entry(row, NONFINITE).to(tl.float64))
-        tl.store(into + UNMOVED, unmoved)
+        unmoved = (count - tl.load(own + MOVED)).to(tl.float64)
+        tl.store(into + LARGEST_UPDATE, tl.load(own + LARGEST).to(tl.float64, bitcast=True))
+        tl.store(into + NONFINITE_ELEMENTS, nonfinite(row).to(tl.float64))
+        tl.store(into + UNMOVED, unmoved / tl.maximum(count, 1).to(tl.float64))

@@ -14,7 +14,7 @@ numbers of steps that are tensors there. What is sent from the host is sent agai
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -79,26 +79,40 @@ class Launches:
     """The step of fixed tensors on any number of devices."""
 
     def __init__(
-        self, jobs: Sequence[Job], options: Sequence[Options | None], phase: Phase
+        self,
+        jobs: Sequence[Job],
+        options: Sequence[Options | None],
+        phase: Phase,
+        *,
+        rows: int = 1,
+        exchange: Callable[[Tensor], None] | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        """Make the tables of ``jobs``; ``options`` has those of each group, None where given."""
+        """Make the tables of ``jobs``; ``options`` has those of each group, None where given.
+
+        Gradients are counted in sums, of which there are ``rows``. ``exchange`` adds up, in place,
+        what other processes have in them: int64[rows, digits.WIDTH] on the first job's device, or
+        on ``device`` where there are no jobs.
+        """
         from adamas.engines.triton.parts import Part
 
         self.phase = phase
+        self._exchange = exchange
         #: What it is made of: equal where it may be used again.
-        self.signature = signature_of(jobs, options, phase)
+        self.signature = signature_of(jobs, options, phase, exchange)
         by_device: dict[torch.device, list[int]] = {}
+        if not jobs and device is not None:
+            by_device[device] = []
         for i, job in enumerate(jobs):
             by_device.setdefault(job.device, []).append(i)
-        scales = 3 if any(job.parameter.dtype == torch.float64 for job in jobs) else 1
-        self._places = [np.array(indices) for indices in by_device.values()]
+        self._places = [np.array(indices, np.int64) for indices in by_device.values()]
         given = np.cumsum([job.is_given for job in jobs]) - 1
         self._given_places = [
             [int(given[i]) for i in indices if jobs[i].is_given] for indices in by_device.values()
         ]
         #: What goes to each device; the first has the verdict on all of them.
         self.parts = [
-            Part(device, [jobs[i] for i in indices], options, phase, scales)
+            Part(device, [jobs[i] for i in indices], options, phase, rows)
             for device, indices in by_device.items()
         ]
         self._order = np.argsort(np.concatenate(self._places), kind="stable").tolist()
@@ -121,10 +135,7 @@ class Launches:
             part.send(inputs, places, given, is_captured=is_captured)
         if guarded:
             lead, *others = self.parts
-            rows = None
-            if phase.reads_first:
-                rows = torch.cat([part.read().to(lead.device) for part in self.parts])
-            lead.conclude(rows, inputs, skipped)
+            lead.conclude(self._read() if phase.reads_first else None, inputs, skipped)
             for part in others:
                 part.verdict.copy_(lead.verdict, non_blocking=True)
             if phase.on_nonfinite == "raise" and not outcome.applied:
@@ -132,6 +143,19 @@ class Launches:
         for part in self.parts:
             part.sweep(guarded)
         return outcome if guarded or phase.statistics else None
+
+    def _read(self) -> Tensor:
+        """Read the gradients; return the rows of all parts, and of all processes, on the first."""
+        lead, *others = self.parts
+        rows = lead.read()
+        if not others and self._exchange is None:
+            return rows
+        own = [rows, *(part.read().to(lead.device) for part in others)]
+        if self._exchange is None:
+            return torch.cat(own)
+        rows = lead.carried(torch.stack(own))
+        self._exchange(rows)
+        return rows
 
     def of_jobs(self, found: Iterable[Sequence[T]]) -> tuple[T, ...]:
         """Return what the parts have found of each tensor, in the order of the jobs."""

@@ -11,7 +11,7 @@ import triton.language as tl
 
 from adamas.coefficients import Coefficients
 from adamas.engines.triton.codecs import key_of
-from adamas.engines.triton.sums import NONFINITE, entry, norm_of
+from adamas.engines.triton.sums import added, nonfinite, norm_of
 from adamas.engines.triton.tables import (
     APPLIED,
     BETA1,
@@ -75,12 +75,12 @@ __all__ = ["conclude", "number"]
 def conclude(
     rows, row_count, found_inf, loss_scale, live_scale, clip_norm, verdict, skipped,
     READS: tl.constexpr, SKIPS: tl.constexpr, COUNTS: tl.constexpr, CLIPS: tl.constexpr,
-    SCALES: tl.constexpr,
+    STEP: tl.constexpr,
 ):  # fmt: skip
     """Write the verdict on a step: whether it is made, the clip factor, the norm, the loss scale.
 
-    One program. ``rows`` are the partial sums of all gradients (``sums.collect``), read with
-    ``READS``; ``found_inf`` and ``loss_scale`` are a GradScaler's float32 scalars or None;
+    One program. ``rows`` are sums of gradients, ``STEP`` entries apart, read with ``READS``;
+    ``found_inf`` and ``loss_scale`` are a GradScaler's float32 scalars or None;
     ``live_scale`` points to loss scale and factor of the host, ``clip_norm`` to a float64. A step
     that is left out with ``SKIPS`` is counted in ``skipped`` with ``COUNTS``.
     """
@@ -92,11 +92,11 @@ def conclude(
     if loss_scale is not None:
         scale = tl.load(loss_scale).to(tl.float64)
     if READS:
-        norm, row = norm_of(rows, 0, row_count, 0, SCALES, SCALES, 16)
-        norm = norm / scale
+        row = added(rows, row_count, STEP)
+        norm = norm_of(row) / scale
         tl.store(verdict + NORM, norm)
         if SKIPS:
-            is_finite = (entry(row, NONFINITE) == 0).to(tl.int32)
+            is_finite = (nonfinite(row) == 0).to(tl.int32)
             if COUNTS:
                 tl.store(skipped, tl.load(skipped) + (applied & (1 - is_finite)))
             applied = applied & is_finite

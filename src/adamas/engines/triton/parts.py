@@ -15,20 +15,22 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from adamas import digits
 from adamas.engines.triton import kernels, numbers, sums, tables
 from adamas.engines.triton.jobs import Inputs, Int64, Job, Stored
 from adamas.engines.triton.live import Live
 from adamas.engines.triton.rule import OPTIONS
 from adamas.options import Options, Phase
-from adamas.statistics import TILE, Statistics
+from adamas.statistics import Statistics
 
 __all__ = ["Part"]
 
-#: Tiles that one program adds up, at least; more where there are many.
-_LEAST_RANGE = 64
-_MOST_RANGES = 1024
-#: Entries of a row of partial sums that one program adds up at a time.
-_COLLECTED = 32
+#: Where rows of sums are taken, a program takes a piece: so many chunks of a tensor, at most, that
+#: its digits have room, and so few where there are few that all of a device has work.
+_MOST_CHUNKS = 64
+_PIECES = 2048
+#: Entries of rows that one program adds up, and how many rows at a time.
+_COLLECTED, _AT_ONCE = 16, 64
 #: Bytes: kernels read aligned arrays so many at a time.
 _ALIGNMENT = 16
 #: Of each tensor, where a step is recorded; as many counts go with them.
@@ -39,19 +41,24 @@ class _Chunks(NamedTuple):
     """The chunks of tensors that are stored alike, and how the kernel is to be compiled."""
 
     chunks: Tensor
-    chunk_count: int
     rows: Int64  # of its tensors
     stored: Stored
     is_aligned: bool
+    #: The same, several chunks of a tensor at a time, and where their rows of sums begin.
+    pieces: Tensor
+    first_row: int
 
 
 class _Sums(NamedTuple):
-    """Room for the sums of tiles, and for those of ranges of tiles."""
+    """Rows of sums: of each piece, and of what pieces belong to."""
 
-    of_tiles: Tensor
-    counts: Tensor
-    ranges: Tensor
     rows: Tensor
+    #: Those of each launch.
+    by_launch: list[Tensor]
+    #: Numbers of the rows to add up, and ranges of them.
+    order: Tensor
+    ranges: Tensor
+    total: Tensor
 
 
 class Part:
@@ -63,29 +70,27 @@ class Part:
         jobs: Sequence[Job],
         options: Sequence[Options | None],
         phase: Phase,
-        scales: int,
+        row_count: int,
     ) -> None:
-        """Send the tables of ``jobs``; sums of squares are taken at ``scales`` scales."""
+        """Send the tables of ``jobs``; gradients are counted in ``row_count`` sums."""
         self.device = device
         self._phase = phase
-        self._scales = scales
         self._kept: list[Tensor] = []  # that a graph reads from
         self._compiled: dict[Any, Any] = {}
         counts = np.array([job.parameter.numel() for job in jobs], np.int64)
-        tiles = -(-counts // TILE)
-        self._first_tiles = np.concatenate([[0], np.cumsum(tiles)])
-        self._tiles = int(self._first_tiles[-1])
         self._jobs = len(jobs)
-        table = tables.table_of(jobs, self._first_tiles)
+        table = tables.table_of(jobs)
         #: Where the kernels find all of it, and what each launch covers.
         self.table = self._sent(table)
-        self.chunks = self._chunked(jobs, table, counts)
-        self._recipes = self._sent(np.stack([tables.recipe(each, phase) for each in options]))
+        self.chunks_each, self.chunks, owners = self._chunked(jobs, table, counts)
+        #: The tensor of each piece.
+        self._owners = owners
+        recipes = [tables.recipe(each, phase) for each in options]
+        self._recipes = self._sent(np.array(recipes, np.int64))
         #: What the host sends at each step.
         self.live = Live(
             {
                 "gradients": len(jobs),
-                "ordered_gradients": len(jobs),
                 "steps": len(jobs),
                 "rates": len(options),
                 "scale": tables.LIVE_SCALE_WIDTH.value,
@@ -99,54 +104,59 @@ class Part:
         self._numbers = self._zeros((len(jobs), tables.NUMBERS.value), torch.float64)
         self._keys = self._zeros(len(jobs), torch.int64)
         self._clip = self._sent(np.array([phase.clip_norm or 0.0]))
-        unused = _Sums(*[self.verdict] * 4)  # pointers that are not followed
-        self._read = self._recorded = unused
+        self._read = self._recorded = self._no_sums()
         if phase.reads_first:
-            self._read, _ = self._room_for_sums(np.array([0, self._tiles]), 1, 1)
+            own = np.array([job.row for job in jobs], np.int64)[owners]
+            self._read = self._room_for_sums(own, row_count, 1)
         if phase.statistics:
-            self._recorded, firsts = self._room_for_sums(self._first_tiles, _NORMS, _NORMS)
-            self._row_ranges = self._sent(np.array(firsts, np.int32))
+            self._recorded = self._room_for_sums(owners, len(jobs), _NORMS)
             width = tables.STATISTICS_WIDTH.value
             self._statistics = self._zeros((len(jobs), width), torch.float64)
 
-    def _room_for_sums(self, borders: Int64, norms: int, counts: int) -> tuple[_Sums, list[int]]:
-        """Return room for sums of tiles, added up between ``borders`` by ranges of them.
-
-        Returns besides the first range after each border, and last how many there are.
-        """
-        starts: list[int] = []
-        firsts = [0]
-        for first, last in zip(borders[:-1].tolist(), borders[1:].tolist(), strict=True):
-            step = max(_LEAST_RANGE, -(-(last - first) // _MOST_RANGES))
-            starts.extend(range(first, last, step))
-            firsts.append(len(starts))
-        height, tiles = norms * self._scales, self._tiles
-        room = _Sums(
-            of_tiles=self._zeros((height, tiles), torch.float64),
-            counts=self._zeros((counts, tiles), torch.int64),
-            ranges=self._sent(np.array([*starts, tiles], np.int64)),
-            rows=self._zeros((len(starts), height, sums.ROW), torch.int64),
+    def _room_for_sums(self, targets: Int64, count: int, norms: int) -> _Sums:
+        """Return room for rows of sums of each piece, added up to ``count`` by ``targets``."""
+        ends = np.cumsum(np.bincount(targets, minlength=count))
+        rows = self._zeros((len(targets), norms, sums.ROW.value), torch.int64)
+        return _Sums(
+            rows=rows,
+            by_launch=[rows[chunks.first_row :] for chunks in self.chunks],
+            order=self._sent(np.argsort(targets, kind="stable").astype(np.int32)),
+            ranges=self._sent(np.concatenate([[0], ends]).astype(np.int32)),
+            total=self._zeros((count, norms, sums.ROW.value), torch.int64),
         )
-        return room, firsts
 
-    def _chunked(self, jobs: Sequence[Job], table: Int64, counts: Int64) -> list[_Chunks]:
+    def _no_sums(self) -> _Sums:
+        """Return pointers that are not followed."""
+        some = self.verdict
+        return _Sums(some, [some] * len(self.chunks), some, some, some)
+
+    def _chunked(
+        self, jobs: Sequence[Job], table: Int64, counts: Int64
+    ) -> tuple[int, list[_Chunks], Int64]:
+        """Return how many chunks a piece has, what each launch covers, and pieces' tensors."""
         alike: dict[tuple[Stored, bool], list[int]] = {}
         for i, job in enumerate(jobs):
             is_aligned = not (table[i, tables.ALIGNABLE] % _ALIGNMENT).any()
             alike.setdefault((job.stored, is_aligned), []).append(i)
+        chunk_counts = -(-counts // tables.CHUNK.value)
+        each = min(max(1, -(-int(chunk_counts.sum()) // _PIECES)), _MOST_CHUNKS)
         launches: list[_Chunks] = []
+        owners: list[Int64] = [np.zeros(0, np.int64)]
+        first_row = 0
         for (stored, is_aligned), rows in alike.items():
-            pieces = [
-                (np.int64(i) << tables.CHUNK_BITS.value)
-                + np.arange(-(-counts[i] // tables.CHUNK.value), dtype=np.int64)
-                for i in rows
-            ]
-            chunks = np.concatenate(pieces)
-            if len(chunks):
-                launches.append(
-                    _Chunks(self._sent(chunks), len(chunks), np.array(rows), stored, is_aligned)
-                )
-        return launches
+            own = np.repeat(rows, chunk_counts[rows])
+            if not len(own):
+                continue
+            numbers = np.concatenate([np.arange(chunk_counts[i]) for i in rows])
+            chunks = (own << tables.CHUNK_BITS.value) + numbers
+            starts = numbers % each == 0
+            owners.append(own[starts])
+            sent = [self._sent(each) for each in (chunks, chunks[starts])]
+            launches.append(
+                _Chunks(sent[0], np.array(rows), stored, is_aligned, sent[1], first_row)
+            )
+            first_row += len(owners[-1])
+        return each, launches, np.concatenate(owners)
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -154,7 +164,6 @@ class Part:
         """Send what has changed since the last step."""
         host = self.live.host
         host["gradients"][:] = inputs.gradients[places]
-        host["ordered_gradients"][:] = inputs.ordered_gradients[places]
         host["steps"][:] = inputs.steps[places]
         host["rates"][:] = np.asarray(inputs.rates, np.float64).view(np.int64)
         scale = host["scale"].view(np.float64)
@@ -167,24 +176,33 @@ class Part:
         self.live.send(is_captured=is_captured)
 
     def read(self) -> Tensor:
-        """Read the gradients; return rows of partial sums."""
+        """Read the gradients; return the row of each sum, ``sums.ROW`` entries apart."""
         with self._here():
             for i, chunks in enumerate(self.chunks):
+                is_aligned = self._has_aligned_gradients(chunks)
                 self.launch(
-                    i,
+                    (i, is_aligned),
                     kernels.read,
-                    (chunks.chunk_count,),
-                    chunks.chunks,
+                    (len(chunks.pieces),),
+                    chunks.pieces,
                     self.table,
-                    self.live.on_device["ordered_gradients"],
-                    self._read.of_tiles,
-                    self._read.counts,
-                    self._tiles,
+                    self.live.on_device["gradients"],
+                    self._read.by_launch[i],
+                    self.chunks_each,
                     P=chunks.stored.P,
-                    SCALES=self._scales,
+                    ALIGNED=is_aligned,
                 )
             self._collect(self._read)
-        return self._read.rows
+        return self._read.total.view(-1, sums.ROW.value)
+
+    def carried(self, rows: Tensor) -> Tensor:
+        """Return rows of ``adamas.digits``, of those of several parts: (parts, sums, ROW)."""
+        parts, count, _ = rows.shape
+        carried = torch.empty((count, digits.WIDTH), dtype=torch.int64, device=self.device)
+        with self._here():
+            kernel = _untyped(sums.carry)
+            kernel[(count,)](rows, parts, carried, num_warps=1, **OPTIONS)
+        return carried
 
     def conclude(
         self, rows: Tensor | None, inputs: Inputs, skipped: dict[torch.device, Tensor]
@@ -209,13 +227,15 @@ class Part:
                 SKIPS=phase.on_nonfinite != "propagate",
                 COUNTS=phase.on_nonfinite == "skip",
                 CLIPS=phase.clip_norm is not None,
-                SCALES=self._scales,
+                STEP=0 if rows is None else rows.shape[1],
                 num_warps=1,
                 **OPTIONS,
             )
 
     def sweep(self, guarded: bool) -> None:
         """Take the numbers of each tensor, and step them all."""
+        if not self._jobs:
+            return
         live = self.live.on_device
         with self._here():
             self.launch(
@@ -235,25 +255,23 @@ class Part:
                 num_warps=1,
             )
             for i, chunks in enumerate(self.chunks):
-                gradients = self.live.host["gradients"][chunks.rows]
-                is_aligned = chunks.is_aligned and not (gradients % _ALIGNMENT).any()
+                is_aligned = chunks.is_aligned and self._has_aligned_gradients(chunks)
+                covered = chunks.pieces if self._phase.statistics else chunks.chunks
                 self.launch(
                     (i, guarded, is_aligned),
                     kernels.sweep,
-                    (chunks.chunk_count,),
-                    chunks.chunks,
+                    (len(covered),),
+                    covered,
                     self.table,
                     live["gradients"],
                     self._numbers,
                     self._keys,
                     self.verdict,
-                    self._recorded.of_tiles,
-                    self._recorded.counts,
-                    self._tiles,
+                    self._recorded.by_launch[i],
+                    self.chunks_each if self._phase.statistics else 1,
                     **chunks.stored._asdict(),
                     GUARDED=guarded,
                     RECORDED=self._phase.statistics,
-                    SCALES=self._scales,
                     ALIGNED=is_aligned,
                 )
             if self._phase.statistics:
@@ -262,27 +280,28 @@ class Part:
                     None,
                     kernels.describe,
                     (self._jobs, _NORMS),
-                    self._recorded.rows,
-                    self._row_ranges,
+                    self._recorded.total,
                     self.table,
                     self._statistics,
-                    SCALES=self._scales,
                     num_warps=1,
                 )
 
+    def _has_aligned_gradients(self, chunks: _Chunks) -> bool:
+        return not (self.live.host["gradients"][chunks.rows] % _ALIGNMENT).any()
+
     def _collect(self, room: _Sums) -> None:
-        """Add up the sums of tiles, range by range."""
+        """Add up the rows of pieces."""
+        groups, norms, entries = room.total.shape
         self.launch(
-            room.of_tiles.shape[0],
+            norms,
             sums.collect,
-            tuple(room.rows.shape[:2]),
-            room.of_tiles,
-            room.counts,
-            room.ranges,
+            (groups, norms, entries // _COLLECTED),
             room.rows,
-            self._tiles,
-            HAS_COUNTS=room.counts.shape[0] > 1,
-            BLOCK=_COLLECTED,
+            room.order,
+            room.ranges,
+            room.total,
+            SIZE=_COLLECTED,
+            BLOCK=_AT_ONCE,
         )
 
     def launch(
@@ -321,9 +340,10 @@ class Part:
 
     def nonfinite(self) -> list[int]:
         """Return the number of non-finite elements of each gradient."""
-        (counts,) = self._read.counts.cpu().numpy()
-        totals = np.concatenate([[0], np.cumsum(counts)])
-        return np.diff(totals[self._first_tiles]).tolist()
+        counts = self._read.rows[:, 0, [digits.INFINITE, digits.NAN]].sum(1).cpu().numpy()
+        totals = np.zeros(self._jobs, np.int64)
+        np.add.at(totals, self._owners, counts)
+        return totals.tolist()
 
     def statistics(self) -> list[Statistics]:
         """Return what the step has done to each tensor."""
@@ -342,7 +362,7 @@ class Part:
 
     def _sent(self, array: NDArray[Any]) -> Tensor:
         source = torch.from_numpy(np.ascontiguousarray(array))
-        if self.device.type == "cuda":
+        if self.device.type == "cuda" and source.numel():
             source = source.pin_memory()
             self._kept.append(source)
         return source.to(self.device, non_blocking=True)

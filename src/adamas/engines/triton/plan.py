@@ -74,10 +74,8 @@ class Plan:
         sent = [_parameter(each).to(self._device) for each in bits]
         for array, tensor in self._pairs():
             tensor.copy_(_flat(array).view(tensor.dtype))
-        addresses = np.array([each.data_ptr() for each in sent], np.int64)
         inputs = Inputs(
-            gradients=addresses,
-            ordered_gradients=addresses,
+            gradients=np.array([each.data_ptr() for each in sent], np.int64),
             steps=np.full(len(sent), step, np.int64),
             rates=rates,
         )

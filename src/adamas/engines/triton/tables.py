@@ -21,7 +21,7 @@ from triton.language import constexpr
 from adamas.coefficients import Coefficients
 from adamas.engines.triton.jobs import Int64, Job
 from adamas.options import Options, Phase
-from adamas.statistics import TILE, Statistics
+from adamas.statistics import Statistics
 
 __all__ = [
     "ADDRESSES",
@@ -43,8 +43,8 @@ __all__ = [
 
 _RULE = Coefficients._fields
 
-#: Elements that one program steps or reads: eight tiles.
-CHUNK = constexpr(8 * TILE)
+#: Elements that one program steps.
+CHUNK = constexpr(8192)
 #: A chunk is named by its tensor's row, shifted by this, plus its number in the tensor.
 CHUNK_BITS = constexpr(36)
 CHUNK_MASK = constexpr((1 << CHUNK_BITS.value) - 1)
@@ -62,13 +62,12 @@ COUNT = constexpr(8)  # elements
 PLACE = constexpr(9)  # the tensor's number, for random bits
 FIRST = constexpr(10)  # where the elements begin in the whole tensor
 TOP = constexpr(11)  # adamas.codecs.mean_top
-FIRST_TILE = constexpr(12)  # among the tiles of all tensors
-STEP = constexpr(13)  # address of the step's number, or 0: it is a live value
-STEP_IS_DOUBLE = constexpr(14)
-RECIPE = constexpr(15)  # row of the recipe
-GIVEN = constexpr(16)  # row of given numbers, or -1
-LR = constexpr(17)  # address of the learning rate, or 0: it is a live value
-LR_IS_DOUBLE = constexpr(18)
+STEP = constexpr(12)  # address of the step's number, or 0: it is a live value
+STEP_IS_DOUBLE = constexpr(13)
+RECIPE = constexpr(14)  # row of the recipe
+GIVEN = constexpr(15)  # row of given numbers, or -1
+LR = constexpr(16)  # address of the learning rate, or 0: it is a live value
+LR_IS_DOUBLE = constexpr(17)
 TABLE_WIDTH = constexpr(20)
 
 #: Columns of addresses, in the order in which a job's entries follow its parameter.
@@ -147,17 +146,17 @@ NONFINITE_ELEMENTS = constexpr(STATISTICS.index("nonfinite"))
 UNMOVED = constexpr(STATISTICS.index("unmoved"))
 
 
-def table_of(jobs: Sequence[Job], first_tiles: Int64) -> Int64:
+def table_of(jobs: Sequence[Job]) -> Int64:
     """Return the table: a row for each job."""
     table = np.zeros((len(jobs), TABLE_WIDTH.value), np.int64)
     given = 0
-    for row, job, first_tile in zip(table, jobs, first_tiles.tolist(), strict=False):
-        _fill(row, job, first_tile, given if job.is_given else -1)
+    for row, job in zip(table, jobs, strict=True):
+        _fill(row, job, given if job.is_given else -1)
         given += job.is_given
     return table
 
 
-def _fill(row: Int64, job: Job, first_tile: int, given: int) -> None:
+def _fill(row: Int64, job: Job, given: int) -> None:
     arrays = (job.parameter, *job.entries, job.copy)
     for tensor, column in zip(arrays, ADDRESSES, strict=True):
         row[column.value] = 0 if tensor is None else tensor.data_ptr()
@@ -173,7 +172,6 @@ def _fill(row: Int64, job: Job, first_tile: int, given: int) -> None:
         (PLACE, job.place),
         (FIRST, job.first),
         (TOP, job.top),
-        (FIRST_TILE, first_tile),
         (RECIPE, job.group),
         (GIVEN, given),
     ):

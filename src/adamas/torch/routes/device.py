@@ -18,7 +18,6 @@ from adamas.engines.native import TensorWatch
 from adamas.engines.triton import devices as triton
 from adamas.engines.triton.jobs import Inputs, Job, signature_of
 from adamas.engines.triton.launches import Launches
-from adamas.options import Phase
 from adamas.state import Entries
 from adamas.torch import arguments, distributed, gradients, small
 from adamas.torch.counting import DeviceCounts
@@ -120,7 +119,7 @@ class OnDevice(Route):
             if step is not None and not triton.is_beside(step, member.parameter):
                 self._host_steps[place] = step
                 step = None
-            job, gradient = _job(member, phase, self._replaced)
+            job, gradient = _job(member, self._replaced)
             self._first.append(gradient)
             self._jobs.append(
                 job._replace(
@@ -139,12 +138,6 @@ class OnDevice(Route):
             self.launches = Launches(self._jobs, options, phase)
         #: Addresses of the gradients.
         self._gradients = np.array([each.data_ptr() for each in self._first], np.int64)
-        #: Places of gradients whose norm needs another order than theirs, and room for them in it.
-        self._ordered = {
-            i: torch.empty_like(each, memory_format=torch.contiguous_format)
-            for i, each in enumerate(self._first)
-            if phase.reads_first and not each.is_contiguous()
-        }
         #: Tells whether the tensors still fit; None where each step has to look closely.
         self._watch: Any = None
         if not self._replaced and all(type(m.parameter) in PLAIN_TYPES for m in members):
@@ -195,13 +188,7 @@ class OnDevice(Route):
             scalar(group["lr"]) if rate is None else 0.0
             for group, rate in zip(self._groups, self._rates, strict=True)
         ]
-        ordered = self._gradients.copy()
-        for place, room in self._ordered.items():
-            room.copy_(self.members[place].local_gradient.detach())
-            ordered[place] = room.data_ptr()
-        values = Inputs(
-            self._gradients, ordered, steps, rates, given=given, found_inf=found, **inputs
-        )
+        values = Inputs(self._gradients, steps, rates, given=given, found_inf=found, **inputs)
         outcome = self.launches.step(values, self._shared.counters(self._devices))
         self._first.clear()
         for target, source in self._replaced:
@@ -225,7 +212,7 @@ class OnDevice(Route):
         )
 
 
-def _job(member: Member, phase: Phase, replaced: list[tuple[Tensor, Tensor]]) -> tuple[Job, Tensor]:
+def _job(member: Member, replaced: list[tuple[Tensor, Tensor]]) -> tuple[Job, Tensor]:
     """Return what kernels have to know of a parameter, numbers apart, and its gradient.
 
     Adds to ``replaced``.
@@ -235,7 +222,7 @@ def _job(member: Member, phase: Phase, replaced: list[tuple[Tensor, Tensor]]) ->
         None if each is None else distributed.local(each)
         for each in (member.parameter.detach(), *entries._replace(header=None), member.copy)
     ]
-    is_ordered = member.draws or bool(member.storage.codes.header) or phase.statistics
+    is_ordered = member.draws or bool(member.storage.codes.header)
     g, *laid = triton.laid_out([member.local_gradient, *written], is_ordered=is_ordered)
     replaced.extend(
         (target, source)
