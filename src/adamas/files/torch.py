@@ -72,10 +72,12 @@ def _held(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
 def _told_of(optimizer: torch.optim.Optimizer) -> tuple[Found, dict[str, Any]]:
     """Return the tensors by name, and what JSON holds of all else."""
     is_ours = isinstance(optimizer, Optimizer)
-    saved = optimizer.state_dict(packed=True) if is_ours else optimizer.state_dict()
     names, parameters = names_of(optimizer.param_groups), parameters_of(optimizer.param_groups)
     _check_names(names)
     found: Found = {f"parameters/{name}": p for name, p in zip(names, parameters, strict=True)}
+    for name, parameter in found.items():
+        _check_kind(name, parameter)
+    saved = optimizer.state_dict(packed=True) if is_ours else optimizer.state_dict()
     key = PACKED if PACKED in saved else "state"
     about: dict[str, Any] = {
         "kind": KIND,

@@ -21,6 +21,8 @@ are rounded; groups may have their own;
 checked and kept, and decide where ``step`` lives; with ``fused`` a GradScaler leaves unscaling to
 the step.
 
+``Packed`` lets torch.distributed.checkpoint save small states as they are stored.
+
 ``functional`` has steps as functions, for engines that own their state.
 """
 
@@ -35,6 +37,7 @@ except ModuleNotFoundError as error:
 
 from adamas.torch import functional
 from adamas.torch.by_name import create, names
+from adamas.torch.checkpoints import Packed
 from adamas.torch.grouping import param_groups
 from adamas.torch.optimizer import Optimizer
 from adamas.torch.optimizers import SGD, Adam, AdamW, NAdam, RMSprop
@@ -45,6 +48,7 @@ __all__ = [
     "AdamW",
     "NAdam",
     "Optimizer",
+    "Packed",
     "RMSprop",
     "create",
     "functional",

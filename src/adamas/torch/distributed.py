@@ -7,6 +7,7 @@ tensor: they are added up over processes as digits of exact sums, in which any o
 from __future__ import annotations
 
 import functools
+import inspect
 import itertools
 import math
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ __all__ = [
     "element_indices",
     "first_element",
     "gathered",
+    "is_asked_for_state",
     "is_cut",
     "is_distributed",
     "joined",
@@ -36,9 +38,12 @@ __all__ = [
     "sets_of",
     "shape_by_runs",
     "shard_groups",
+    "spread_as",
 ]
 
 T = TypeVar("T")
+
+_STATE_DICTS = "torch.distributed.checkpoint.state_dict"
 
 
 def local(tensor: Tensor) -> Tensor:
@@ -51,6 +56,13 @@ def joined(like: Tensor, part: Tensor) -> Tensor:
     """Return a part that is flat and on the CPU in the shape, place and layout of ``like``."""
     part = part.view(local(like).shape).to(like.device)
     return _spread(like, part, like.shape, like.stride())
+
+
+def spread_as(like: Tensor, tensor: Tensor) -> Tensor:
+    """Return a whole tensor as one of which each process has all, where ``like`` is such a one."""
+    if not is_distributed(like) or is_distributed(tensor):
+        return tensor
+    return _spread(like, tensor, tensor.shape, tensor.stride())
 
 
 def _spread(like: Tensor, part: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
@@ -97,6 +109,22 @@ def _cut(placement: Any, ndim: int) -> Cut | None:
             "its own, or all of them: Shard or Replicate. Redistribute the parameter first."
         )
     return Cut(dimension % max(ndim, 1), int(getattr(placement, "split_factor", 1)))
+
+
+def is_asked_for_state() -> bool:
+    """Return whether torch.distributed.checkpoint makes this step, for the state that it leaves.
+
+    It steps along gradients of 0, with a learning rate of 0, where there is no state yet to be
+    saved or loaded. Those values do not tell: one process alone may have none but zeros in a step
+    of a run.
+    """
+    frame = inspect.currentframe()
+    while frame is not None:
+        is_asking = frame.f_code.co_name == "_init_optim_state"
+        if is_asking and frame.f_globals.get("__name__") == _STATE_DICTS:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def is_cut(parameter: Tensor) -> bool:

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamas import checks, settings
+from adamas import checks, codecs, settings
 from adamas.torch import arguments, counting, distributed, small, storage
 from adamas.torch.grouping import check_parameters, names_of
 from adamas.torch.keeping import Keeping
@@ -41,17 +41,49 @@ Group = dict[str, Any]
 
 
 def saved(state_dict: State, groups: Sequence[Group], method: Method, *, packed: bool) -> State:
-    """Return what torch's state_dict() gives with codes as numbers, or packed: as they are."""
-    if packed:
-        others = {name: value for name, value in state_dict.items() if name != "state"}
-        return {PACKED: state_dict["state"], **others, "format": FORMAT}
-    dense = dict(state_dict["state"])
+    """Return what torch's state_dict() gives with codes as numbers, or packed: as they are.
+
+    Of distributed parameters, counts are copies: torch.distributed.checkpoint copies or gathers all
+    but them, so that they would be of a later step. Raises ValueError where what is packed could
+    not be put together again.
+    """
+    states = dict(state_dict["state"])
+    names = iter(names_of(groups))
     for group, own in zip(state_dict["param_groups"], groups, strict=True):
-        _, names = method.names(own)
-        for i in group["params"]:
-            if isinstance(dense.get(i), dict) and ("state" in own or "top" in dense[i]):
-                dense[i] = small.dense(dense[i], names)
-    return {**state_dict, "state": dense}
+        _, roles = method.names(own)
+        for i, parameter, name in zip(group["params"], own["params"], names, strict=False):
+            if not isinstance(states.get(i), dict):
+                continue
+            if packed:
+                _refuse_cut_blocks(name, parameter, states[i])
+            elif "state" in own or "top" in states[i]:
+                states[i] = small.dense(states[i], roles)
+            if distributed.is_distributed(parameter):
+                states[i] = _with_own_counts(states[i], method.kept(own).numbers)
+    if not packed:
+        return {**state_dict, "state": states}
+    others = {name: value for name, value in state_dict.items() if name != "state"}
+    return {PACKED: states, **others, "format": FORMAT}
+
+
+def _with_own_counts(state: State, names: Sequence[str]) -> State:
+    counts = {name: state[name] for name in names if isinstance(state.get(name), Tensor)}
+    return {**state, **{name: count.detach().clone() for name, count in counts.items()}}
+
+
+def _refuse_cut_blocks(name: str, parameter: Tensor, state: State) -> None:
+    """Raise ValueError where a header is of this process's part alone."""
+    header = state.get("header")
+    if not isinstance(header, Tensor) or distributed.is_distributed(header):
+        return
+    if distributed.is_distributed(parameter) and distributed.is_cut(parameter):
+        raise ValueError(
+            f"The state of {name} cannot be saved packed: it is stored in 8 bits, in blocks of "
+            f"{codecs.BLOCK} elements, and the parameter of shape {tuple(parameter.shape)} is "
+            f"sharded as {tuple(parameter.placements)}, so that its rows or its parts are "  # type: ignore[attr-defined]
+            "not whole blocks. Save it dense, with packed=False, which loses nothing; or give it "
+            'a group with state="compact".'
+        )
 
 
 def complete(
@@ -164,6 +196,7 @@ def _parts(given: Any) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
     states, groups = given[key], given["param_groups"]
     if not isinstance(states, Mapping):
         raise TypeError(f"{key!r} is {checks.kind(states)}, but it must be a dict. {advice}")
+    states = {number: _unfolded(state) for number, state in states.items()}
     if not isinstance(groups, (list, tuple)):
         raise TypeError(
             f"'param_groups' is {checks.kind(groups)}, but it must be a list of dicts. {advice}"
@@ -175,6 +208,12 @@ def _parts(given: Any) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
                 f"param_groups[{i}] to load is no dict with a list of numbers as 'params'. {advice}"
             )
     return states, list(groups)
+
+
+def _unfolded(state: Any) -> Any:
+    """Return the state of a parameter without the name that ``Packed`` gives to all of it."""
+    is_folded = isinstance(state, Mapping) and list(state) == [PACKED]
+    return state[PACKED] if is_folded else state
 
 
 def _check_counts(owns: Sequence[Group], saved: Sequence[Mapping[str, Any]]) -> None:
@@ -245,7 +284,10 @@ def _owned(
         device = torch.device("cpu") if is_offloaded else parameter.device
         if value.is_sparse:  # as torch's SGD keeps what sparse gradients add up to
             value = value.to_dense()
-        return value.detach().to(device=device, copy=True)
+        owned = value.detach().to(device=device, copy=True)
+        if entry in (*kept.tensors, "ema", "remainder"):  # a header is laid out where it is fitted
+            return distributed.spread_as(parameter, owned)
+        return owned
     return copy.deepcopy(value)
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamas.torch import arguments, gradients
+from adamas.torch import arguments, distributed, gradients
 from adamas.torch.arguments import Engine
 from adamas.torch.averages import Averages, Weights
 from adamas.torch.copies import Copies
@@ -127,11 +127,14 @@ class Stepper:
             self._copies.fit(parameters_of(groups))
         arguments.check_groups(groups, defaults)
         planner = self._planner
+        is_for_state = not states and distributed.is_asked_for_state()
         owned = Owned(groups, states, names, self._copies.tensors)
         with gradients.kept_apart(*planner.read_and_written(owned)):
             plan = planner.planned(owned, self._plan)
             self._install(plan)
             planner.forget(states)
+            if is_for_state:  # it is there now, as it is before the first step
+                return
             if not self._step_by(plan, groups, scaling):
                 plan.ready()  # which says so where the numbers are wrong
                 raise RuntimeError(CHANGED)

@@ -95,7 +95,7 @@ def check(
             _check_number(name, entry, state[entry], is_read=loading)
     for entry in (*kept.tensors, "ema", "remainder"):
         if state.get(entry) is not None or (loading and entry in kept.needed):
-            _check_tensor(name, entry, state[entry], parameter)
+            _check_tensor(name, entry, state[entry], parameter, loading=loading)
             if device is not None and state[entry].device != device:
                 raise ValueError(
                     f"The state of {name} has {entry} on {state[entry].device}, but the parameter "
@@ -175,7 +175,7 @@ def is_number(value: Tensor) -> bool:
     return is_plain and value.numel() == 1
 
 
-def _check_tensor(name: str, entry: str, value: Any, parameter: Tensor) -> None:
+def _check_tensor(name: str, entry: str, value: Any, parameter: Tensor, *, loading: bool) -> None:
     if not isinstance(value, Tensor):
         raise TypeError(
             f"The state of {name} has {_described(value)} as {entry}, but it must be a tensor of "
@@ -200,7 +200,9 @@ def _check_tensor(name: str, entry: str, value: Any, parameter: Tensor) -> None:
             f"The state of {name} has {entry} of shape {tuple(value.shape)}, but the parameter has "
             f"shape {tuple(parameter.shape)}. Load a state of the same parameters."
         )
-    if is_spread != distributed.is_distributed(parameter):
+    # torch.distributed.checkpoint gives what has no dimensions as plain tensors to all replicas.
+    is_replica = loading and parameter.ndim == 0 and not is_spread
+    if is_spread != distributed.is_distributed(parameter) and not is_replica:
         kinds = ("a DTensor", "a plain tensor") if is_spread else ("a plain tensor", "a DTensor")
         raise ValueError(
             f"The state of {name} has {kinds[0]} as {entry}, but the parameter is {kinds[1]}. "
