@@ -19,7 +19,7 @@ NEEDS = {"jax_training.py": "jax", "huggingface_trainer.py": "transformers"}
 #: What loads a framework for longer than it trains.
 SLOW = {
     *("accelerate_training.py", "huggingface_trainer.py", "lightning_training.py"),
-    *("gradient_release.py", "jax_training.py", "torch_training.py"),
+    *("elastic_training.py", "gradient_release.py", "jax_training.py", "torch_training.py"),
 }
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
