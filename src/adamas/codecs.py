@@ -44,6 +44,7 @@ __all__ = [
     "Bits",
     "Codes",
     "Key",
+    "blocks",
     "decode",
     "decode_bfloat16",
     "decode_parameter",
@@ -55,6 +56,8 @@ __all__ = [
     "encode_remainder",
     "encode_remainder8",
     "finalised",
+    "has_rows_of_blocks",
+    "header_shape",
     "key_of",
     "mean_bound",
     "mean_top",
@@ -330,6 +333,21 @@ def decode_remainder(high: NDArray[np.uint16], low: NDArray[Any]) -> Float32:
 # ── m and v together ───────────────────────────────────────────────────────────────────────────
 
 
+def header_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Return the shape of the header of an array, one entry for each block of 32 elements.
+
+    Where rows are of whole blocks it is that of the array, with the last axis divided by 32.
+    """
+    if has_rows_of_blocks(shape):
+        return (*shape[:-1], shape[-1] // BLOCK)
+    return (-(-math.prod(shape) // BLOCK),)
+
+
+def has_rows_of_blocks(shape: tuple[int, ...]) -> bool:
+    """Return whether each block of an array's elements lies in one row along its last axis."""
+    return len(shape) > 0 and shape[-1] % BLOCK == 0
+
+
 def encode(
     forms: tuple[str, str], m: Float32 | None, v: Float32 | None, r: Bits | None, top: int
 ) -> Codes:
@@ -337,7 +355,7 @@ def encode(
 
     ``forms`` are the names of the codecs of m and of v, ``top`` is ``mean_top``. v takes the
     high bits of ``r``, m the low half. With 8bit, the first element begins a block of its tensor,
-    flattened.
+    flattened; the header has the shape ``header_shape`` of that of m and v.
     """
     mean_form, square_form = forms
     square = header = None
@@ -432,10 +450,10 @@ def _encode_squares_8bit(
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
     """Return the codes of v, and K and L of the headers."""
     xp = v.__array_namespace__()
-    x = _blocks(_clipped(v))
+    x = blocks(_clipped(v))
     # As many mantissa bits as the range of the block allows.
-    most = x.max(axis=1)
-    least = xp.where(x > 0, x, np.uint32(_WORD)).min(axis=1)
+    most = x.max(axis=-1)
+    least = xp.where(x > 0, x, np.uint32(_WORD)).min(axis=-1)
     least = xp.where(most > 0, least, np.uint32(0))
     finer = xp.zeros_like(most)
     for more in (1, 2, 3):
@@ -443,12 +461,12 @@ def _encode_squares_8bit(
         last = (most + ((1 << s) - 1)) >> s
         fits = last - (least >> s) + (2 << more) <= 255
         finer = xp.where(fits, np.uint32(more), finer)
-    s = 20 - finer[:, None]
-    addend = 1 << (s - 1) if r is None else _blocks(r) >> 12 & ((1 << s) - 1)
-    k = xp.minimum((x + addend) >> s, (2040 << finer[:, None]) - 1)
+    s = 20 - finer[..., None]
+    addend = 1 << (s - 1) if r is None else blocks(r) >> 12 & ((1 << s) - 1)
+    k = xp.minimum((x + addend) >> s, (2040 << finer[..., None]) - 1)
     k = xp.where(x > 0, k, np.uint32(0))
-    highest = k.max(axis=1) >> (finer + 1)
-    code = xp.maximum(k.astype(np.int32) - _base(highest, finer)[:, None], 1)
+    highest = k.max(axis=-1) >> (finer + 1)
+    code = xp.maximum(k.astype(np.int32) - _base(highest, finer)[..., None], 1)
     code = xp.where(x > 0, code, np.int32(0)).astype(np.uint8)
     return _unblocked(code, v.shape), (highest | finer << 10).astype(np.uint16)
 
@@ -457,9 +475,9 @@ def _decode_squares_8bit(code: NDArray[Any], header: NDArray[np.uint16]) -> Floa
     xp = code.__array_namespace__()
     bits = header.astype(np.uint32)
     finer = bits >> 10 & 3
-    counted = _blocks(code).astype(np.int32)
-    base = _base(bits & 1023, finer)[:, None]
-    values = (counted + base).astype(np.uint32) << (20 - finer[:, None])
+    counted = blocks(code).astype(np.int32)
+    base = _base(bits & 1023, finer)[..., None]
+    values = (counted + base).astype(np.uint32) << (20 - finer[..., None])
     return _unblocked(_float(xp.where(counted > 0, values, np.uint32(0))), code.shape)
 
 
@@ -468,21 +486,21 @@ def _encode_means_8bit(
 ) -> tuple[NDArray[np.int8], NDArray[np.uint16]]:
     """Return the codes of m, and the scales of the headers."""
     xp = y.__array_namespace__()
-    rows = _blocks(y)
-    largest = (_bits(rows) & 0x7FFFFFFF).max(axis=1)
+    rows = blocks(y)
+    largest = (_bits(rows) & 0x7FFFFFFF).max(axis=-1)
     scale = xp.clip(((largest + 0x1FFFF) >> 23).astype(np.int32) - 126, top - 15, top)
     fraction = np.float32(0.5)
     if r is not None:
-        fraction = (_blocks(r) & 0xFFFF).astype(np.float32) * np.float32(2.0**-16)
+        fraction = (blocks(r) & 0xFFFF).astype(np.float32) * np.float32(2.0**-16)
     with np.errstate(over="ignore"):
-        q = rows * _power_of_two(7 - scale)[:, None] + (np.float32(128) + fraction)
+        q = rows * _power_of_two(7 - scale)[..., None] + (np.float32(128) + fraction)
     code = xp.clip(q, np.float32(1), np.float32(255)).astype(np.int32) - 128
     return _unblocked(code.astype(np.int8), y.shape), ((top - scale) << 12).astype(np.uint16)
 
 
 def _decode_means_8bit(code: NDArray[Any], header: NDArray[np.uint16], top: Any) -> Float32:
     unit = _power_of_two(top - 7 - (header >> 12).astype(np.int32))
-    return _unblocked(_blocks(code).astype(np.float32) * unit[:, None], code.shape)
+    return _unblocked(blocks(code).astype(np.float32) * unit[..., None], code.shape)
 
 
 def _base(highest: Array, finer: Array) -> NDArray[np.int32]:
@@ -492,8 +510,10 @@ def _base(highest: Array, finer: Array) -> NDArray[np.int32]:
     return base.__array_namespace__().maximum(base, (8 << more) - 1)
 
 
-def _blocks(x: NDArray[Any]) -> NDArray[Any]:
-    """Return ``x`` in rows of one block, filled up with zeros."""
+def blocks(x: NDArray[Any]) -> NDArray[Any]:
+    """Return ``x`` with blocks along a new last axis; the last block is filled up with zeros."""
+    if has_rows_of_blocks(x.shape):
+        return x.reshape(*x.shape[:-1], x.shape[-1] // BLOCK, BLOCK)
     flat, missing = x.ravel(), -x.size % BLOCK
     if missing:
         flat = x.__array_namespace__().pad(flat, (0, missing))
@@ -501,6 +521,8 @@ def _blocks(x: NDArray[Any]) -> NDArray[Any]:
 
 
 def _unblocked(rows: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    if has_rows_of_blocks(shape):
+        return rows.reshape(shape)
     return rows.ravel()[: math.prod(shape)].reshape(shape)
 
 

@@ -15,11 +15,21 @@ from tests.support.cases import PATIENCE, ROOT
 #: Lightning 2.6 itself calls what PyTorch 2.13 deprecates.
 WARNS = {"lightning_training.py"}
 #: What is not there for every Python.
-NEEDS = {"jax_training.py": "jax", "huggingface_trainer.py": "transformers"}
+NEEDS = {
+    "elastic_training_jax.py": "orbax",
+    "huggingface_trainer.py": "transformers",
+    "jax_training.py": "jax",
+}
 #: What loads a framework for longer than it trains.
 SLOW = {
     *("accelerate_training.py", "huggingface_trainer.py", "lightning_training.py"),
-    *("elastic_training.py", "gradient_release.py", "jax_training.py", "torch_training.py"),
+    *(
+        "elastic_training.py",
+        "elastic_training_jax.py",
+        "gradient_release.py",
+        "jax_training.py",
+        "torch_training.py",
+    ),
 }
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec
 
 from adamas import codecs
 from adamas.codecs import Codes
@@ -21,8 +23,11 @@ from adamas.storage import Storage, bits_of
 
 __all__ = [
     "CodedState",
+    "back",
     "dtypes",
+    "everywhere",
     "header_shape",
+    "home_of_cut_blocks",
     "keys",
     "random_bits",
     "zeros",
@@ -54,9 +59,9 @@ def dtypes(storage: Storage) -> Codes:
     return Codes(*codes)
 
 
-def header_shape(array: Any) -> tuple[int]:
+def header_shape(array: Any) -> tuple[int, ...]:
     """Return the shape of the header of an array."""
-    return (-(-math.prod(jnp.shape(array)) // codecs.BLOCK),)
+    return codecs.header_shape(jnp.shape(array))
 
 
 def zeros(
@@ -68,16 +73,65 @@ def zeros(
     def like(dtype: Any) -> Tree:
         return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params)
 
+    def headers(codes: Array) -> Array:  # spread over devices as blocks are
+        codes = everywhere(codes, home_of_cut_blocks(codes))
+        header = codecs.blocks(codes).max(axis=-1)
+        if isinstance(codes, Tracer) or header.ndim != codes.ndim:
+            return header
+        # The same in the same words, as a step has it: another word is another program.
+        is_alike = header.sharding.is_equivalent_to(codes.sharding, header.ndim)
+        return jax.device_put(header, codes.sharding) if is_alike else header
+
     has_header = storage.has_header(has_mean=mean, has_square=square)
     return CodedState(
         count=jnp.zeros([], jnp.int32),
         mu=like(codes.mean) if mean else (),
         nu=like(codes.square) if square else (),
-        header=jax.tree.map(lambda p: jnp.zeros(header_shape(p), codes.header), params)
-        if has_header
-        else (),
+        header=jax.tree.map(headers, like(codes.header)) if has_header else (),
         top=() if top is None else jnp.array(top, jnp.int32),
     )
+
+
+# -- meshes whose axes are explicit --------------------------------------------------------------
+
+
+def home_of_cut_blocks(array: Array) -> NamedSharding | None:
+    """Return how an array is sharded where that cuts blocks of 8bit, or may; else None.
+
+    Only where axes of the mesh are explicit: there a program has to say what is moved. Elsewhere
+    XLA sees to it.
+    """
+    if not hasattr(jax.sharding, "reshard"):  # a JAX before there were explicit axes
+        return None
+    sharding = getattr(jax.typeof(array), "sharding", None)
+    if not isinstance(sharding, NamedSharding):
+        return None
+    if jax.sharding.AxisType.Explicit not in sharding.mesh.axis_types:
+        return None
+    cuts = {axis: names for axis, names in enumerate(sharding.spec) if names is not None}
+    if codecs.has_rows_of_blocks(array.shape):
+        blocks, cut = array.shape[-1] // codecs.BLOCK, cuts.get(array.ndim - 1)
+    else:  # blocks follow one another through rows
+        blocks, cut = array.size // codecs.BLOCK, cuts.pop(0, None)
+        if cuts or (cut is not None and array.size % codecs.BLOCK):
+            return sharding
+    names = cut if isinstance(cut, tuple) else (cut,)
+    parts = math.prod(sharding.mesh.shape[name] for name in names if name is not None)
+    return None if blocks % parts == 0 else sharding
+
+
+def everywhere(array: Array, home: NamedSharding | None) -> Array:
+    """Return an array as a whole on all devices, if it has a ``home`` to go back to."""
+    return (
+        array
+        if home is None
+        else jax.sharding.reshard(array, NamedSharding(home.mesh, PartitionSpec()))
+    )
+
+
+def back(array: Array, home: NamedSharding | None) -> Array:
+    """Return an array sharded as at home."""
+    return array if home is None else jax.sharding.reshard(array, home)
 
 
 # -- random bits ---------------------------------------------------------------------------------

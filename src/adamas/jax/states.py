@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
+from jax.sharding import NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from adamas.jax.trees import Gradients, described, is_known, number_kind, place, what
 
@@ -23,6 +25,7 @@ __all__ = [
     "check_kept",
     "check_scalar",
     "following",
+    "on_mesh_of",
     "parts",
     "within_int32",
 ]
@@ -62,6 +65,28 @@ def parts(state: Any, length: int) -> list[Any]:
             f"keeps {length}. {_FRESH}"
         )
     return list(state)
+
+
+def on_mesh_of(params: Any, state: Any) -> Any:
+    """Return a state whose counts are where steps leave them: on the mesh of the parameters.
+
+    From one device they would move there in the first step, and the second would be compiled anew.
+    Nothing is changed within ``jit``, or where not all parameters are on one mesh.
+    """
+    leaves = [each for each in jax.tree.leaves(params) if isinstance(each, jax.Array)]
+    if not leaves or any(isinstance(each, Tracer) for each in leaves):
+        return state
+    shardings = [each.sharding for each in leaves]
+    meshes = {each.mesh for each in shardings if isinstance(each, NamedSharding)}
+    if len(meshes) != 1 or not all(isinstance(each, NamedSharding) for each in shardings):
+        return state
+    everywhere = NamedSharding(meshes.pop(), PartitionSpec())
+
+    def placed(leaf: Any) -> Any:
+        is_alone = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, SingleDeviceSharding)
+        return jax.device_put(leaf, everywhere) if is_alone else leaf
+
+    return jax.tree.map(placed, state)
 
 
 def check_fields(where: str, part: Any, fields: Sequence[str]) -> None:

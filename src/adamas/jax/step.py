@@ -7,6 +7,7 @@ known, forms, and which parameters decay.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -110,7 +111,8 @@ def stepped(
         if coding is None:
             result, kept = _step_plain(c, *operands, before, dtype)
         else:
-            result, kept = _step_coded(c, *operands, before, top, coding, bits[i])
+            home = small.home_of_cut_blocks(gradient) if before.header is not None else None
+            result, kept = _step_coded(c, *operands, before, top, coding, bits[i], home)
         updates.append((-result.change).array(gradient, wide))
         after.append(kept)
     columns = zip(*after, strict=True) if after else ((),) * len(moments)
@@ -143,22 +145,31 @@ def _step_coded(
     top: Array | None,
     coding: Coding,
     key: Any,
+    home: Any,
 ) -> tuple[Result, Moments]:
     """Return the rule's result, and moments as codes.
 
     Those before are read with the ``top`` that they were written with, and written with that of
-    the decay rates now: m may reach further than at the rates before.
+    the decay rates now: m may reach further than at the rates before. Codes are made and read
+    everywhere if they have a ``home``, else where they are.
     """
     forms = coding.storage.forms
-    codes = Codes(before.mean, before.square, before.header)
-    m, v = codecs.decode(forms, codes, 0 if top is None else top)
+    codes = Codes(*_each(small.everywhere, (before.mean, before.square, before.header), home))
+    m, v = _each(small.back, codecs.decode(forms, codes, 0 if top is None else top), home)
     result = rule(
         c, p, g, *(None if each is None else Operand.of(each, np.float32) for each in (m, v))
     )
     m, v = (None if each is None else each.parts[0] for each in (result.m, result.v))
     bits = None if key is None else small.random_bits(key, g.parts[0].shape)
+    m, v, bits = _each(small.everywhere, (m, v, bits), home)
     mean, square, header = codecs.encode(forms, m, v, bits, coding.top or 0)
+    mean, square = _each(small.back, (mean, square), home)
     return result, Moments(mean, square, None, header)
+
+
+def _each(move: Callable[[Array, Any], Array], arrays: Iterable[Array | None], home: Any) -> Any:
+    """Return arrays moved from home or back; None for None."""
+    return tuple(None if each is None else move(each, home) for each in arrays)
 
 
 def _parameter(c: Coefficients, params: list[Array] | None, i: int, dtype: Any) -> Operand:
