@@ -18,11 +18,12 @@ namespace {
 
 #if defined(ADAMAS_X86_64)
 #if defined(_MSC_VER)
-// CPUID leaf 7 names the instructions; XCR0 says whether the system saves the registers.
+// CPUID leaf 7 names the instructions, and leaf 1 FMA; XCR0 says whether the system saves the
+// registers.
 bool has(int ebx_bits, unsigned long long xcr0_bits) {
     int leaf[4];
     __cpuid(leaf, 1);
-    if (!(leaf[2] >> 27 & 1) || (_xgetbv(0) & xcr0_bits) != xcr0_bits) {
+    if (!(leaf[2] >> 27 & 1) || !(leaf[2] >> 12 & 1) || (_xgetbv(0) & xcr0_bits) != xcr0_bits) {
         return false;
     }
     __cpuidex(leaf, 7, 0);
@@ -31,7 +32,7 @@ bool has(int ebx_bits, unsigned long long xcr0_bits) {
 bool has_avx2() { return has(1 << 5, 0x6); }
 bool has_avx512() { return has(1 << 16 | 1 << 17 | 1 << 30 | 1 << 31, 0xe6); }
 #else
-bool has_avx2() { return __builtin_cpu_supports("avx2"); }
+bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");

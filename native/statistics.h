@@ -1,9 +1,28 @@
 // What src/adamas/statistics.py takes of some elements. Included by target.cpp only.
+//
+// Squares are added in float64 without error, block by block. Of the numbers of a block each is
+// x = n · 2^k with whole n; where k varies little, all squares are multiples of one small unit, and
+// their sum has 100 bits or so. It is held by a few float64 accumulators, each of which counts in
+// units of its own: it starts at 2^52 units, so that float64 rounds what is added to whole ones.
+//
+//     sum' = sum + x²                   rounded
+//     rest = x² - (sum' - sum)          exact, at most half a unit: for the next accumulator
+//
+// The last one counts in units that all squares of the block are multiples of, and so rounds
+// nothing. In the end the bits of each accumulator tell how many units were added: a whole number
+// for the digits of exact_sum.h. Where the numbers of a block vary too much for that, the small
+// ones are left for another round.
+//
+// Since all sums are exact, lanes and blocks may be any, and here alone x·x + sum may be one
+// operation: the code stands in a section of its own, outside of which nothing is fused.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cmath>
 #include <cstdint>
+#include <limits>
+#include <type_traits>
 
 #include "exact_sum.h"
 #include "kernels.h"
@@ -12,49 +31,247 @@
 namespace adamas {
 namespace {
 
-// Splits a number into significand · 2^exponent. False where it is not finite.
-inline bool split(double x, std::int64_t& significand, int& exponent) {
-    auto bits = std::bit_cast<std::uint64_t>(x);
-    auto field = static_cast<int>(bits >> 52 & 0x7ff);
-    significand = static_cast<std::int64_t>(bits & 0xfffffffffffffULL);
-    if (field > 0) {
-        significand |= std::int64_t{1} << 52;
-    } else {
-        field = 1;
+#if defined(__ELF__)
+#define ADAMAS_FUSING [[gnu::section("adamas_fused"), gnu::noinline, gnu::flatten]]
+#else
+#define ADAMAS_FUSING
+#endif
+
+#if defined(ADAMAS_FOR_avx512)
+constexpr int lane_count = 32;
+#else
+constexpr int lane_count = 16;
+#endif
+constexpr int block_elements = 1024;
+
+// Of the number of elements that one lane has in a block.
+constexpr int lane_bits = std::bit_width(static_cast<unsigned>(block_elements / lane_count)) - 1;
+
+// Calls body(group, lane) for all elements, the last group filled up with zeros.
+template <class T, class Body>
+inline void for_each_lane(const T* x, std::int64_t count, Body body) {
+    std::int64_t at = 0;
+    for (; at + lane_count <= count; at += lane_count) {
+        for (int lane = 0; lane < lane_count; ++lane) {
+            body(x[at + lane], lane);
+        }
     }
-    exponent = field - 1075;
-    return field != 0x7ff;
+    if (at < count) {
+        T rest[lane_count] = {};
+        std::copy(x + at, x + count, rest);
+        for (int lane = 0; lane < lane_count; ++lane) {
+            body(rest[lane], lane);
+        }
+    }
+}
+
+// -- magnitudes, as bits -------------------------------------------------------------------------
+
+template <class T>
+using Bits = std::conditional_t<std::is_same_v<T, float>, std::uint32_t, std::uint64_t>;
+
+template <class T>
+constexpr int fraction_bits = std::numeric_limits<T>::digits - 1;
+
+template <class T>
+constexpr Bits<T> infinite_bits = std::bit_cast<Bits<T>>(std::numeric_limits<T>::infinity());
+
+template <class T>
+inline Bits<T> magnitude(T x) {
+    return std::bit_cast<Bits<T>>(x) & (~Bits<T>{0} >> 1);
+}
+
+// The biased exponent; subnormal numbers have that of the smallest normal ones.
+template <class T>
+inline int field_of(Bits<T> magnitude) {
+    return std::max(static_cast<int>(magnitude >> fraction_bits<T>), 1);
+}
+
+// The largest magnitude, and the smallest but 0, less 1; those above `ceiling` are none if Bounded.
+template <class T>
+struct Extremes {
+    Bits<T> largest, smallest_less_1;
+
+    bool is_zero() const { return largest == 0; }
+    int spread() const { return field_of<T>(largest) - field_of<T>(smallest_less_1 + 1); }
+};
+
+template <bool Bounded, class T>
+inline Extremes<T> extremes(const T* x, std::int64_t count, Bits<T> ceiling) {
+    Bits<T> largest[lane_count] = {}, smallest[lane_count];
+    std::fill_n(smallest, lane_count, ~Bits<T>{0});
+    for_each_lane(x, count, [&](T each, int lane) {
+        Bits<T> own = magnitude(each);
+        if constexpr (Bounded) {
+            own = own <= ceiling ? own : 0;
+        }
+        largest[lane] = std::max(largest[lane], own);
+        smallest[lane] = std::min(smallest[lane], static_cast<Bits<T>>(own - 1));
+    });
+    return {*std::max_element(largest, largest + lane_count),
+            *std::min_element(smallest, smallest + lane_count)};
+}
+
+// -- squares -------------------------------------------------------------------------------------
+
+inline double fused(double a, double b, double c) {
+#if defined(__FP_FAST_FMA)
+    return std::fma(a, b, c);
+#else
+    return a * b + c;  // the same where a · b is exact
+#endif
+}
+
+// What a · a is more than its rounded value.
+inline double error_of_square(double a, double square) {
+#if defined(__FP_FAST_FMA)
+    return std::fma(a, a, -square);
+#else
+    double shifted = 134217729.0 * a;  // 2^27 + 1: high has 26 bits of a, low the others
+    double high = shifted - (shifted - a), low = a - high;
+    return ((high * high - square) + 2.0 * (high * low)) + low * low;
+#endif
+}
+
+inline double power_of_2(int exponent) {
+    return std::bit_cast<double>(static_cast<std::uint64_t>(exponent + 1023) << 52);
+}
+
+// How far apart exponents of a block may be that so many accumulators take.
+template <class T>
+constexpr int terms = std::is_same_v<T, float> ? 1 : 2;  // a square of float64 is a sum of two
+
+template <class T>
+constexpr int unit_of(int level) {
+    return lane_bits - 52 + level * (lane_bits + terms<T> - 1 - 52);
+}
+
+template <class T, int Levels>
+constexpr int reach = (-unit_of<T>(Levels - 1) - 2 * std::numeric_limits<T>::digits) / 2;
+
+template <int Levels>
+struct Accumulators {
+    double at[Levels][lane_count];
+
+    // Adds a number from one level on.
+    template <int Level>
+    void add(double x, int lane) {
+        double before = at[Level][lane];
+        double after = before + x;
+        at[Level][lane] = after;
+        if constexpr (Level + 1 < Levels) {
+            add<Level + 1>(x - (after - before), lane);
+        }
+    }
+
+    void add_square(double x, int lane) {
+        double before = at[0][lane];
+        double after = fused(x, x, before);
+        at[0][lane] = after;
+        add<1>(fused(x, x, before - after), lane);
+    }
+};
+
+// Adds the squares of a block whose largest magnitude has the biased exponent `field`; those out of
+// bounds are taken for 0 if Bounded.
+template <int Levels, bool Bounded, class T>
+inline void add_block(const T* x, std::int64_t count, int field, Bits<T> floor, Bits<T> ceiling,
+                      Squares& sum) {
+    constexpr bool is_exact = std::is_same_v<T, float>;
+    int exponent = field + 2 - std::numeric_limits<T>::max_exponent;  // all are below its power
+    int scaled_by = is_exact ? 0 : std::clamp(exponent, -1000, 1000);
+    double scale = power_of_2(-scaled_by);
+    int units[Levels];
+    double start[Levels];
+    Accumulators<Levels> sums;
+    for (int level = 0; level < Levels; ++level) {
+        units[level] = 2 * (exponent - scaled_by) + unit_of<T>(level);
+        // From the second on, numbers below 0 are added, too.
+        start[level] = power_of_2(units[level] + 52) * (level == 0 ? 1.0 : 1.5);
+        std::fill_n(sums.at[level], lane_count, start[level]);
+    }
+    for_each_lane(x, count, [&](T each, int lane) {
+        if constexpr (Bounded) {
+            Bits<T> own = magnitude(each);
+            each = (own >= floor) & (own <= ceiling) ? each : T(0);
+        }
+        double value = static_cast<double>(each);
+        if constexpr (is_exact) {
+            sums.add_square(value, lane);
+        } else {
+            value = value * scale;
+            double square = value * value;
+            sums.template add<0>(square, lane);
+            sums.template add<1>(error_of_square(value, square), lane);
+        }
+    });
+    for (int level = 0; level < Levels; ++level) {
+        std::int64_t found = 0, none = std::bit_cast<std::int64_t>(start[level]);
+        for (int lane = 0; lane < lane_count; ++lane) {
+            found += std::bit_cast<std::int64_t>(sums.at[level][lane]) - none;
+        }
+        add(sum, found, units[level] + 2 * scaled_by);
+    }
+}
+
+// The same of a block that has anything, in as many rounds as that takes.
+template <int Levels, class T>
+void add_mixed_block(const T* x, std::int64_t count, Squares& sum) {
+    Bits<T> ceiling = infinite_bits<T> - 1;
+    for (std::int64_t i = 0; i < count; ++i) {
+        sum.row[infinite_entry] += magnitude(x[i]) == infinite_bits<T>;
+        sum.row[nan_entry] += magnitude(x[i]) > infinite_bits<T>;
+    }
+    for (;;) {
+        Extremes<T> found = extremes<true>(x, count, ceiling);
+        if (found.is_zero()) {
+            return;
+        }
+        int field = field_of<T>(found.largest), least = field - reach<T, Levels>;
+        Bits<T> floor = least > 1 ? static_cast<Bits<T>>(least) << fraction_bits<T> : 0;
+        add_block<Levels, true>(x, count, field, floor, ceiling, sum);
+        if (floor == 0) {
+            return;
+        }
+        ceiling = floor - 1;
+    }
 }
 
 template <class T>
-inline void add_squares(const T* x, std::int64_t count, Squares& sum) {
-    for (std::int64_t i = 0; i < count; ++i) {
-        std::int64_t significand;
-        int exponent;
-        if (!split(static_cast<double>(x[i]), significand, exponent)) {
-            ++sum.row[x[i] == x[i] ? infinite_entry : nan_entry];
+inline void add_blocks(const T* x, std::int64_t count, Squares& sum) {
+    constexpr int few = terms<T> + 1, many = few + 1;
+    for (; count > 0; x += block_elements, count -= block_elements) {
+        std::int64_t own = std::min<std::int64_t>(block_elements, count);
+        Extremes<T> found = extremes<false, T>(x, own, 0);
+        if (found.is_zero()) {
             continue;
         }
-        std::int64_t high = significand >> 27, low = significand & ((1 << 27) - 1);
-        add(sum, low * low, 2 * exponent);
-        add(sum, 2 * high * low, 2 * exponent + 27);
-        add(sum, high * high, 2 * exponent + 54);
+        int field = field_of<T>(found.largest);
+        if (found.largest >= infinite_bits<T> || found.spread() > reach<T, many>) {
+            add_mixed_block<many>(x, own, sum);
+        } else if (found.spread() > reach<T, few>) {
+            add_block<many, false, T>(x, own, field, 0, 0, sum);
+        } else {
+            add_block<few, false, T>(x, own, field, 0, 0, sum);
+        }
     }
 }
+
+ADAMAS_FUSING void add_squares(const float* x, std::int64_t count, Squares& sum) {
+    add_blocks(x, count, sum);
+}
+
+ADAMAS_FUSING void add_squares(const double* x, std::int64_t count, Squares& sum) {
+    add_blocks(x, count, sum);
+}
+
+// -- the rest ------------------------------------------------------------------------------------
 
 template <class T>
 inline double largest_magnitude(const T* x, std::int64_t count) {
-    constexpr int lane_count = 16;
     T lanes[lane_count] = {};
-    std::int64_t row = 0;
-    for (; row + lane_count <= count; row += lane_count) {
-        for (int lane = 0; lane < lane_count; ++lane) {
-            lanes[lane] = maximum(std::abs(x[row + lane]), lanes[lane]);
-        }
-    }
-    for (int lane = 0; row + lane < count; ++lane) {
-        lanes[lane] = maximum(std::abs(x[row + lane]), lanes[lane]);
-    }
+    for_each_lane(x, count,
+                  [&](T each, int lane) { lanes[lane] = maximum(std::abs(each), lanes[lane]); });
     T largest = 0;
     for (T lane : lanes) {
         largest = maximum(lane, largest);

@@ -36,10 +36,21 @@ BAD_FLAGS = (
 FUSED_OR_ESTIMATED = re.compile(r"v?(fn?m(add|sub)|v4fn?madd|rcp|rsqrt|fld|fst)")
 
 
-def instructions(path: Path) -> list[str]:
-    """The instructions of a binary, operands included."""
+#: Where exact sums are taken, which come to the same bits with and without.
+FUSED_SECTION = "adamas_fused"
+
+
+def instructions(path: Path, *, fused: bool = False) -> list[str]:
+    """The instructions of a binary, operands included: but for exact sums, or theirs alone."""
     command = ["objdump", "--disassemble", "--no-show-raw-insn", path]
-    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    sections = re.split(r"^Disassembly of section (.+):$", text, flags=re.MULTILINE)
+    lines = [
+        line
+        for name, body in zip(sections[1::2], sections[2::2], strict=True)
+        if (name == FUSED_SECTION) == fused
+        for line in body.splitlines()
+    ]
     return [line.split("\t", 1)[1] for line in lines if "\t" in line]
 
 
@@ -97,12 +108,15 @@ def test_a_compiled_module_that_cannot_be_loaded_is_told_with_the_way_out(
 
 
 @disassembles
-def test_no_instruction_fuses_or_estimates():
+def test_no_instruction_fuses_or_estimates_but_in_exact_sums():
     assert _native.__file__ is not None
     lines = instructions(Path(_native.__file__))
     found = {line for line in lines if re.search("[xyz]mm", line)}
     assert found
     assert {line for line in found if FUSED_OR_ESTIMATED.match(line)} == set()
+    sums = {line for line in instructions(Path(_native.__file__), fused=True) if "mm" in line}
+    assert {line for line in sums if re.match("vfn?m(add|sub)...pd", line)}
+    assert {line for line in sums if re.match("v?(rcp|rsqrt)", line)} == set()
 
 
 def test_the_smoke_test_is_content():
