@@ -44,6 +44,8 @@ _SAID = {
     "ema": "Decay rate of the exponential moving average (EMA) of the weights; None: there is "
     "none.",
     "seed": "Seed of the random bits of stochastic rounding.",
+    "clip_group": "Process group over which parameters are distinct, as of pipeline stages: norm "
+    "and checks are of all its processes. Groups may have their own. May be set between steps.",
     "copy_to": "Dtype of the low-precision copies, or the tensors that were given for them; "
     "None: no copies.",
     "offload": "Whether the optimizer state of CUDA parameters is kept in host memory.",
@@ -98,13 +100,17 @@ class Setting(Fixed[_T]):
 
     def __set__(self, optimizer: Any, value: _T) -> None:
         """Take another from the next step on; wrong ones raise as at creation, changing nothing."""
+        self._made(optimizer)._change_phase({self._name: value})
+
+    def _made(self, optimizer: Any) -> Any:
+        """Return who makes the steps; raise AttributeError where it is not there yet."""
         stands = stepping(optimizer)
         if not hasattr(stands, "_phase"):
             raise AttributeError(
                 f"{self._name} is set before the optimizer is made. Call super().__init__() first, "
                 f"and give it {self._name}=."
             )
-        stands._change_phase({self._name: value})
+        return stands
 
 
 class fixed_method(Generic[_P, _R]):  # noqa: N801

@@ -9,7 +9,8 @@ pytest.importorskip("torch")
 from tests.support.cases import ROOT
 from tests.support.processes import run_together
 
-PROGRAM = str(ROOT / "tests" / "support" / "mesh_program.py")
+SUPPORT = ROOT / "tests" / "support"
+PROGRAM, EXCHANGE = (str(SUPPORT / each) for each in ("mesh_program.py", "exchange_program.py"))
 
 
 @pytest.mark.parametrize(
@@ -23,3 +24,15 @@ PROGRAM = str(ROOT / "tests" / "support" / "mesh_program.py")
 )
 def test_tensors_cut_in_every_way_have_one_norm_and_the_bits_of_whole_ones(tmp_path, shape, count):
     assert run_together([PROGRAM], count, tmp_path, shape) == [0] * count
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [
+        ("2", 2),
+        pytest.param("4", 4, marks=pytest.mark.slow),
+        pytest.param("2x2", 4, marks=pytest.mark.slow),
+    ],
+)
+def test_norms_and_verdicts_are_those_of_all_processes_in_one_small_message(tmp_path, shape, count):
+    assert run_together([EXCHANGE], count, tmp_path, shape) == [0] * count

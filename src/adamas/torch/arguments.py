@@ -31,7 +31,8 @@ from adamas.checks import (
 )
 from adamas.options import Phase, Rounding, StateForm
 from adamas.storage import Storage
-from adamas.torch import small
+from adamas.torch import clip_groups, small
+from adamas.torch.clip_groups import ClipGroup
 from adamas.torch.grouping import check_parameters
 
 __all__ = [
@@ -101,6 +102,9 @@ CopyTo = torch.dtype | Sequence[Tensor]
 class PhaseArguments(keywords.PhaseArguments, total=False):
     """What each class takes besides torch's arguments; the rest is ``adamas.Phase``."""
 
+    #: Process group over which parameters are distinct, as of pipeline stages or experts: clipping
+    #: and checks are of all its processes together. Groups may have their own.
+    clip_group: ClipGroup | None
     #: Low-precision copies of the parameters, which steps keep up to date.
     copy_to: CopyTo | None
     #: How m and v are stored, see ``adamas.Options``; groups may have their own. None is
@@ -124,6 +128,7 @@ class Chosen(NamedTuple):
     copy_to: CopyTo | None
     offload: bool
     engine: Engine | None
+    clip_group: ClipGroup | None
 
 
 def checked_phase(kind_of: type, params: Any, given: PhaseArguments) -> Chosen:
@@ -138,7 +143,8 @@ def checked_phase(kind_of: type, params: Any, given: PhaseArguments) -> Chosen:
     phase = Phase(**{name: options[name] for name in of_phase})
     stored = {name: options.get(name) for name in ("state", "rounding")}
     stored = {name: value for name, value in stored.items() if value is not None}
-    return Chosen(phase, stored, copy_to, offload, engine)
+    clip_group = clip_groups.checked(given.get("clip_group"))
+    return Chosen(phase, stored, copy_to, offload, engine, clip_group)
 
 
 def check_options(options: Options, where: str = "", least_lr: float = 0.0) -> None:
@@ -287,7 +293,7 @@ def _check_group_names(group: Iterable[Any], known: Iterable[str]) -> None:
 
     Other keys are left alone, as in torch: frameworks keep their own there.
     """
-    known = {*known, "params", "param_names", "state", "rounding"}
+    known = {*known, "params", "param_names", "state", "rounding", clip_groups.KEY}
     for name in group:
         if name in known or not isinstance(name, str):
             continue
@@ -345,6 +351,7 @@ def check_group(
         if not (takes_copies and name == "copy_to") and not repeats(name, value)
     ]
     _check_group_names(named, defaults)
+    clip_groups.checked(group.get(clip_groups.KEY), f"param_groups[{len(before)}]: clip_group")
     merged = {**defaults, **group}
     check_options({name: merged[name] for name in defaults}, f"param_groups[{len(before)}]: ")
 
@@ -376,6 +383,7 @@ def check_remainder(groups: Sequence[Options]) -> None:
 
 def check_groups(groups: Sequence[Options], defaults: Options) -> None:
     """Check the options that stand in ``param_groups``, where anybody may have set them."""
+    clip_groups.of_all(groups, None)
     for i, group in enumerate(groups):
         for name in (*_AT_LEAST_ZERO, "betas", "dampening", *_MEANINGS):
             if name in defaults and name not in group:

@@ -11,13 +11,15 @@ import inspect
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from numpy.typing import NDArray
 from torch import Tensor
+
+from adamas import digits
 
 __all__ = [
     "Cut",
@@ -27,7 +29,6 @@ __all__ = [
     "cuts",
     "element_indices",
     "first_element",
-    "gathered",
     "is_asked_for_state",
     "is_cut",
     "is_distributed",
@@ -40,8 +41,6 @@ __all__ = [
     "shard_groups",
     "spread_as",
 ]
-
-T = TypeVar("T")
 
 _STATE_DICTS = "torch.distributed.checkpoint.state_dict"
 
@@ -274,29 +273,6 @@ def shard_groups(parameter: Tensor) -> tuple[Any, ...]:
     )
 
 
-def gathered(parts: list[list[T]], groups: list[tuple[Any, ...]]) -> list[list[T]]:
-    """Return what all processes have of each tensor, for what this one has.
-
-    ``parts`` has a list for each tensor, in the same order in all processes, and ``groups`` its
-    process groups; the list is empty where this process has nothing to say of a tensor. All
-    processes of a group call this together, once for each group, so that as little as possible is
-    sent.
-    """
-    parts = list(parts)
-    depth = max(map(len, groups), default=0)
-    for level in range(depth):
-        by_group: dict[Any, list[int]] = {}
-        for index, own in enumerate(groups):
-            if level < len(own):
-                by_group.setdefault(own[level], []).append(index)
-        for group, indices in by_group.items():
-            received: list[Any] = [None] * dist.get_world_size(group)
-            dist.all_gather_object(received, [parts[i] for i in indices], group)
-            for place, index in enumerate(indices):
-                parts[index] = [value for each in received for value in each[place]]
-    return parts
-
-
 # ── sums over processes ────────────────────────────────────────────────────────────────────────
 
 #: How many carried rows of digits can be added in int64: see ``adamas.digits``.
@@ -310,56 +286,75 @@ class Sets(NamedTuple):
     """In which sums the parameters of an optimizer are counted: one for each set of groups."""
 
     #: Of each parameter, by its place, the sum that it is counted in.
-    rows: tuple[int, ...]
-    #: Of each sum the process groups that its elements are spread over, as parameters name them.
-    groups: tuple[tuple[Any, ...], ...]
-    #: Those that are the ``clip_group`` of any parameter.
-    clip_groups: tuple[Any, ...] = ()
-
-    @property
-    def exchange(self) -> Exchange | None:
-        """What adds up the sums of all processes; None where there is nothing to add."""
-        return Exchange(self.groups, self.clip_groups) if any(self.groups) else None
+    rows: tuple[int, ...] = ()
+    #: How many sums there are.
+    row_count: int = 1
+    #: Adds up the sums of all processes; None where there is nothing to add.
+    exchange: Exchange | None = None
+    #: Adds up what processes have of each parameter; None where each has all of them.
+    parts: Exchange | None = None
 
 
-def sets_of(parameters: Sequence[Tensor], clip_groups: Sequence[Any] = ()) -> Sets:
+def sets_of(
+    parameters: Sequence[Tensor], clip_groups: Sequence[Any] = (), others: Sequence[Any] = ()
+) -> Sets:
     """Return the sums that parameters are counted in, in the order in which they appear.
 
     ``clip_groups`` has the group over which a parameter is another one in each process, or None;
-    by place, or nothing at all. Raises ValueError where processes of such a group hold the same
-    elements of a parameter, which would be counted several times.
+    by place, or nothing at all. In ``others`` this process takes part without a parameter. Raises
+    ValueError where processes of such a group hold the same elements of a parameter, which would be
+    counted several times.
     """
-    known: dict[Any, tuple[Any, ...]] = {}
     first: dict[_Ranks, Any] = {}  # of several groups of the same processes, one does for all
+    known: dict[Any, list[tuple[Any, ...]]] = {}
+    sums: dict[tuple[Any, ...], int] = {}
     rows: list[int] = []
-    numbers: dict[tuple[Any, ...], int] = {}
+    parts: list[tuple[Any, ...]] = []
+
+    def alike(groups: dict[_Ranks, Any]) -> tuple[Any, ...]:
+        return tuple(first.setdefault(ranks, group) for ranks, group in groups.items())
+
     for place, parameter in enumerate(parameters):
         clip = clip_groups[place] if clip_groups else None
         mesh = getattr(parameter, "device_mesh", None)
-        key = (id(mesh), getattr(parameter, "placements", None), parameter.ndim, clip)
-        if key not in known:
-            found = _spread_over(parameter, clip)
-            known[key] = tuple(first.setdefault(ranks, group) for ranks, group in found.items())
-        rows.append(numbers.setdefault(known[key], len(numbers)))
-    clips = [_ranks(each) for each in dict.fromkeys(clip_groups) if each is not None]
-    return Sets(tuple(rows), tuple(numbers), tuple(first[each] for each in clips if each in first))
+        laid = () if mesh is None else (id(mesh), parameter.placements, parameter.ndim)  # type: ignore[attr-defined]
+        if (laid, clip) not in known:
+            shards = _of_several({_ranks(group): group for group in shard_groups(parameter)})
+            spread = shards if clip is None else _spread_over(parameter, shards, clip)
+            known[laid, clip] = [alike(spread), alike(shards)]
+        spread, shards = known[laid, clip]
+        rows.append(sums.setdefault(spread, len(sums)))
+        parts.append(shards)
+    for clip in others:
+        sums.setdefault(alike(_of_several({_ranks(clip): clip})), len(sums))
+    clips = [_ranks(each) for each in dict.fromkeys((*clip_groups, *others)) if each is not None]
+    late = [first[each] for each in clips if each in first]
+    exchange = Exchange(list(sums), late) if any(sums) else None
+    return Sets(tuple(rows), len(sums), exchange, Exchange(parts) if any(parts) else None)
 
 
-def _spread_over(parameter: Tensor, clip: Any) -> dict[_Ranks, Any]:
-    """Return the groups that a parameter's elements are spread over, those of one process aside."""
-    shards = {_ranks(group): group for group in shard_groups(parameter)}
-    if clip is not None:
-        among = set(_ranks(clip))
-        own = among & set(_ranks_of_mesh(parameter, whole=False))
-        if own != among & set(_ranks_of_mesh(parameter, whole=True)):
-            raise _counted_twice(parameter, clip)
-        if len(own) <= 1:  # others have other parameters
-            shards.setdefault(_ranks(clip), clip)
-        elif own == set(_ranks_of_mesh(parameter, whole=False)):  # and all parts of this one
-            shards = {_ranks(clip): clip}
-        elif own != among:
-            raise _counted_twice(parameter, clip)
-    return {ranks: group for ranks, group in shards.items() if len(ranks) > 1}
+def _spread_over(parameter: Tensor, shards: dict[_Ranks, Any], clip: Any) -> dict[_Ranks, Any]:
+    """Return the groups that elements are spread over, where a group has distinct parameters."""
+    among, own = set(_ranks(clip)), set(_ranks_of_mesh(parameter, whole=False))
+    is_repeated = (among & set(_ranks_of_mesh(parameter, whole=True))) - own
+    if not is_repeated and len(among & own) <= 1:  # the others have other parameters
+        return _of_several({**shards, _ranks(clip): clip})
+    if not is_repeated and own <= among:  # they have all parts of this one, too
+        return {_ranks(clip): clip}
+    if not is_repeated and among <= own:
+        return shards
+    placements = getattr(parameter, "placements", None)
+    raise ValueError(
+        f"clip_group has the processes {sorted(among)}, but several of them hold the same elements "
+        f"of a parameter of shape {tuple(parameter.shape)} and placements {placements}, which "
+        "would be counted several times. Give the group of processes whose parameters are "
+        "distinct: one of each set of replicas."
+    )
+
+
+def _of_several(groups: dict[_Ranks, Any]) -> dict[_Ranks, Any]:
+    """Return those of groups that have more than one process."""
+    return {ranks: group for ranks, group in groups.items() if len(ranks) > 1}
 
 
 def _ranks(group: Any) -> _Ranks:
@@ -374,20 +369,11 @@ def _ranks_of_mesh(parameter: Tensor, *, whole: bool) -> list[int]:
         return [dist.get_rank()]
     if whole:
         return mesh.mesh.flatten().tolist()
-    at = zip(coordinate, cuts(parameter), strict=True)
-    return (
-        mesh.mesh[tuple(own if cut is None else slice(None) for own, cut in at)].flatten().tolist()
-    )
-
-
-def _counted_twice(parameter: Tensor, clip: Any) -> ValueError:
-    placements = getattr(parameter, "placements", None)
-    return ValueError(
-        f"clip_group has the processes {list(_ranks(clip))}, but several of them hold the same "
-        f"elements of a parameter of shape {tuple(parameter.shape)} and placements {placements}, "
-        "which would be counted several times. Give the group of those processes whose parameters "
-        "are distinct, one of each set of replicas."
-    )
+    found = mesh.mesh
+    for dimension, (own, cut) in enumerate(zip(coordinate, cuts(parameter), strict=True)):
+        if cut is None:
+            found = found.narrow(dimension, own, 1)
+    return found.flatten().tolist()
 
 
 class Exchange:
@@ -399,63 +385,65 @@ class Exchange:
     """
 
     def __init__(self, groups: Sequence[tuple[Any, ...]], clip_groups: Sequence[Any] = ()) -> None:
-        """Take, for each sum, the process groups that its elements are spread over.
-
-        Raises ValueError where more processes have a part than int64 has room for.
-        """
+        """Take, for each sum, the process groups that its elements are spread over."""
         each_once = dict.fromkeys(group for own in groups for group in own)
-        late = [group for group in each_once if group in clip_groups]
-        #: All process groups in their turn, each with the sums that are spread over it.
-        self._passes: list[tuple[Any, list[int]]] = [
-            (group, [i for i, own in enumerate(groups) if group in own])
-            for group in (*(g for g in each_once if g not in late), *late)
-        ]
-        last = {i: group for group, spread in self._passes for i in spread}
-        #: Of each pass those sums that are complete with it.
-        self._complete = [[i for i in spread if last[i] is group] for group, spread in self._passes]
-        sizes = [math.prod(dist.get_world_size(group) for group in own) for own in groups]
-        self._count = sum(sizes)
+        turn = sorted(each_once, key=clip_groups.__contains__)  # clip groups last
+        #: All process groups in their turn, each with the sums that are spread over it: those that
+        #: further groups have a part in, and those that are complete then.
+        self._passes: list[tuple[Any, list[int], list[int]]] = []
+        for i, group in enumerate(turn):
+            spread = [row for row, own in enumerate(groups) if group in own]
+            further = {row for row in spread if set(groups[row]) & set(turn[i + 1 :])}
+            complete = [row for row in spread if row not in further]
+            self._passes.append((group, sorted(further), complete))
+        self._count = sum(math.prod(map(dist.get_world_size, own)) for own in groups)
 
     def __call__(self, rows: Any) -> None:
         """Add up rows of digits (``adamas.digits``, carried), an int64 tensor or array.
 
-        Their total is that of all processes afterwards; which row has what of it may differ.
+        Their total is that of all processes afterwards; which row has what of it may differ. That
+        there are infinities or NaN is known then in all processes of all groups, whichever sum
+        they are in, so that all come to the same verdict; how many is not.
         """
+        if self._count > _MOST_ROWS:
+            raise ValueError(
+                f"Sums of {self._count} processes and sets of process groups are to be added, but "
+                f"the digits of exact sums have room for {_MOST_ROWS}. Leave clip_norm and "
+                "on_nonfinite out, and clip by the framework."
+            )
         tensor: Tensor = torch.from_numpy(rows) if isinstance(rows, np.ndarray) else rows
-        self.check_room()
-        for (group, spread), complete in zip(self._passes, self._complete, strict=True):
-            apart = [i for i in spread if i not in complete]
+        for group, apart, complete in self._passes:
             sent = [tensor[i] for i in apart]
             if len(complete) == 1:
                 sent.append(tensor[complete[0]])
             elif complete:
                 sent.append(torch.stack([tensor[i] for i in complete]).sum(0))
-            stacked = sent[0].unsqueeze(0) if len(sent) == 1 else torch.stack(sent)
+            stacked = torch.stack(sent)
+            if len(tensor) > len(apart) + len(complete):
+                stacked[0, digits.INFINITE :] = tensor[:, digits.INFINITE :].sum(0)
             _all_reduce(stacked, dist.ReduceOp.SUM, group)
             for i, values in zip([*apart, *complete[:1]], stacked, strict=True):
                 tensor[i].copy_(values)
             for i in complete[1:]:
                 tensor[i].zero_()
 
-    def check_room(self) -> None:
-        """Raise ValueError where more rows would be added than int64 has room for."""
-        if self._count > _MOST_ROWS:
-            raise ValueError(
-                f"The sums of {self._count} processes and sets of groups were to be added, but the "
-                f"digits of exact sums have room for {_MOST_ROWS}. Leave out clip_norm and "
-                "on_nonfinite, and clip by the framework."
-            )
-
     def each(self, values: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
         """Reduce values of each sum over the processes that it is spread over, in place.
 
         ``values`` has an entry, or a row, for each sum.
         """
-        for group, spread in self._passes:
-            where = torch.tensor(spread, device=values.device)
+        for group, apart, complete in self._passes:
+            where = torch.tensor(sorted((*apart, *complete)), device=values.device)
             stacked = values[where]
             _all_reduce(stacked, operation, group)
             values[where] = stacked
+
+    def largest(self, value: Tensor) -> Tensor:
+        """Return the largest that a number is in all processes of all groups."""
+        found = value.detach().reshape(1).clone()
+        for group, _, _ in self._passes:
+            _all_reduce(found, dist.ReduceOp.MAX, group)
+        return found.reshape(value.shape)
 
 
 def _all_reduce(tensor: Tensor, operation: Any, group: Any) -> None:

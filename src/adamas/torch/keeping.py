@@ -47,6 +47,8 @@ class Keeping(NamedTuple):
     phase: Phase
     #: Whether parameters on a card keep their state in host memory.
     offloads: bool
+    #: The process group over which the parameters of all groups are distinct that do not say.
+    clip_group: Any = None
 
     # -- what is kept, in which form -----------------------------------------------------------
 

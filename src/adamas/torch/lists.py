@@ -356,7 +356,7 @@ def _planned(work: _Work, members: Sequence[Member]) -> Plan:
     routes: list[Route] = [Native(at_once, setup)] if at_once else []
     if others:
         routes.append(Plain(others, setup))
-    return Plan(routes, _PHASE, work.stands, apart=False)
+    return Plan(routes, _PHASE, setup, apart=False)
 
 
 def _put_buffers(given: Given, work: _Work) -> None:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from adamas import checks, codecs, settings
-from adamas.torch import arguments, counting, distributed, small, storage
+from adamas.torch import arguments, clip_groups, counting, distributed, small, storage
 from adamas.torch.grouping import check_parameters, names_of
 from adamas.torch.keeping import Keeping
 from adamas.torch.methods import Method
@@ -31,7 +31,7 @@ PACKED = "packed_state"
 FORMAT = 1
 
 #: Options that stay those of the optimizer that loads.
-_OWN = ("state", "rounding")
+_OWN = ("state", "rounding", clip_groups.KEY)
 #: Options without which a group is one of another class.
 _TELLING = ("betas", "alpha", "momentum", "momentum_decay")
 _OF_OTHERS = frozenset((*_TELLING, "dampening", "nesterov", "centered", "rho", "etas", "lambd"))
@@ -47,6 +47,8 @@ def saved(state_dict: State, groups: Sequence[Group], method: Method, *, packed:
     but them, so that they would be of a later step. Raises ValueError where what is packed could
     not be put together again.
     """
+    saved_groups = clip_groups.left_out(state_dict["param_groups"])
+    state_dict = {**state_dict, "param_groups": saved_groups}
     states = dict(state_dict["state"])
     names = iter(names_of(groups))
     for group, own in zip(state_dict["param_groups"], groups, strict=True):

@@ -23,8 +23,9 @@ from adamas.keywords import Unpack
 from adamas.options import OnNonfinite, Phase
 from adamas.settings import Fixed, Setting, fixed_method
 from adamas.statistics import NOT_TAKEN
-from adamas.torch import arguments, loading
+from adamas.torch import arguments, clip_groups, loading
 from adamas.torch.arguments import CopyTo, Engine, PhaseArguments
+from adamas.torch.clip_groups import ClipGroupSetting
 from adamas.torch.copies import Copies
 from adamas.torch.grouping import (
     check_parameters,
@@ -47,10 +48,7 @@ Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tenso
 
 
 class Optimizer(torch.optim.Optimizer):
-    """Base of the optimizers; make an Adam, AdamW, NAdam, RMSprop or SGD.
-
-    ``clip_norm`` and ``on_nonfinite`` may be set between steps, and count from the next one on.
-    """
+    """Base of the optimizers; make an Adam, AdamW, NAdam, RMSprop or SGD."""
 
     clip_norm = Setting[float | None]()
     on_nonfinite = Setting[OnNonfinite]()
@@ -59,6 +57,7 @@ class Optimizer(torch.optim.Optimizer):
     copy_to = Fixed[CopyTo | None](lambda optimizer: optimizer._copies.given)
     offload = Fixed[bool](lambda optimizer: optimizer._offloads)
     engine = Fixed[Engine | None](lambda optimizer: optimizer._engine)
+    clip_group = ClipGroupSetting()
     phase = settings.whole()
 
     #: Makes the method, given the name of the class.
@@ -78,6 +77,7 @@ class Optimizer(torch.optim.Optimizer):
         self._phase_set: frozenset[str] = frozenset()  # the names of what was set since
         self._offloads = chosen.offload
         self._engine: Engine | None = chosen.engine
+        self._clip_group = chosen.clip_group
         self._copies = Copies(chosen.copy_to)
         self._begin()
         super().__init__(cast(Any, params), defaults)
@@ -115,12 +115,12 @@ class Optimizer(torch.optim.Optimizer):
     def __repr__(self) -> str:
         """Return torch's own text, and what was given or set for whole steps."""
         check_parameters(self.param_groups)
-        told = settings.told({**self._own, "copy_to": self._copies.told})
-        return settings.shown(super().__repr__(), told)
+        own = {**self._own, "copy_to": self._copies.told, **clip_groups.told(self._clip_group)}
+        return settings.shown(super().__repr__(), settings.told(own))
 
     @property
     def _keeping(self) -> Keeping:
-        return Keeping(self._method, self._phase, self._offloads)
+        return Keeping(self._method, self._phase, self._offloads, self._clip_group)
 
     @property
     def _step_supports_amp_scaling(self) -> bool:
@@ -323,7 +323,8 @@ class Optimizer(torch.optim.Optimizer):
         with self._stepper.held(would_lose("a copy")):
             kept = settings.stepping(self)
             own = {name: getattr(kept, name) for name in (*_OWN, "skipped")}
-            return {**super().__getstate__(), **own, _STILL: Still(self, self._stepper.turn)}
+            state = {**super().__getstate__(), **own, _STILL: Still(self, self._stepper.turn)}
+            return clip_groups.put_away(state)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Any:
         """Return a copy with parameters, state and counts of its own."""
@@ -334,7 +335,7 @@ class Optimizer(torch.optim.Optimizer):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take over a state, older ones with fewer options included."""
-        super().__setstate__({n: v for n, v in state.items() if n not in _NOT_KEPT})
+        super().__setstate__(clip_groups.taken_back(state, without=_NOT_KEPT))
         for name, made in _OWN.items():
             self.__dict__.setdefault(name, made())
         self._copies = copy(self._copies)  # of its own, where copy.copy() shares all else
@@ -359,6 +360,7 @@ _OWN: dict[str, Callable[[], Any]] = {
     "_phase_set": frozenset,
     "_offloads": bool,
     "_engine": lambda: None,
+    "_clip_group": lambda: None,
     "_copies": Copies,
 }
 _STILL = "still"

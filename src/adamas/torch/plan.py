@@ -7,18 +7,21 @@ refuse before any of them steps.
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from adamas import digits
 from adamas.coefficients import clip_factor
 from adamas.engines.triton import devices
 from adamas.options import Phase
 from adamas.statistics import Outcome, Statistics
-from adamas.torch import distributed, operations, sharding, storage
+from adamas.torch import clip_groups, distributed, operations, sharding, storage
 from adamas.torch.arguments import Engine
 from adamas.torch.grouping import parameters_of, places_of
 from adamas.torch.keeping import Group, Keeping, State
@@ -43,7 +46,7 @@ from adamas.torch.routes.offload import Offload, Offloaded
 from adamas.torch.routes.plain import Plain
 from adamas.turns import CHANGED
 
-__all__ = ["OVERFLOWED", "Plan", "Planner"]
+__all__ = ["OVERFLOWED", "Nonfinite", "Plan", "Planner"]
 
 #: The first that takes a parameter steps it.
 ROUTES = (device, offload, native, plain)
@@ -58,6 +61,9 @@ _TAKEN = {
 #: Those that step all of theirs at once.
 _AT_ONCE = (device, native)
 
+#: Rows of digits that are added before they are carried.
+_ADDED = 2**14
+
 #: Plans for devices that are kept for the next time.
 _MOST_EARLIER = 8
 
@@ -65,20 +71,37 @@ _MOST_EARLIER = 8
 OVERFLOWED = Outcome(applied=False, norm=None, nonfinite=None, statistics=None)
 
 
+class Nonfinite(NamedTuple):
+    """A gradient that is not finite."""
+
+    place: int  # of its parameter
+    found: int  # of such elements, in the whole tensor
+    here: int  # of those that this process has
+    size: int  # of the whole tensor
+
+
 class Plan:
     """How to make a step, and further ones as long as nothing changes."""
 
     def __init__(
-        self, routes: Sequence[Route], phase: Phase, parameters: Sequence[Tensor], *, apart: bool
+        self,
+        routes: Sequence[Route],
+        phase: Phase,
+        setup: Setup,
+        parts: distributed.Exchange | None = None,
+        *,
+        apart: bool,
     ) -> None:
         """Take the routes in the order in which outcomes report what they step.
 
-        ``parameters`` are all that there are. ``apart``: norm and guard are taken here, before any
-        of the routes.
+        ``setup`` is what they are made of, and ``parts`` adds up what processes have of each
+        parameter. ``apart``: norm and guard are taken here, before any of the routes.
         """
         self._routes = tuple(routes)
         self._phase = phase
-        self._parameters = parameters
+        self._setup = setup
+        self._parts = parts
+        self._clip_groups = clip_groups.given_in(setup.owned.groups)
         #: The route that takes all there is, norm and guard included, or None.
         self._whole = None
         if len(self._routes) == 1 and not apart and isinstance(self._routes[0], (Native, OnDevice)):
@@ -128,7 +151,11 @@ class Plan:
 
     def fits(self, groups: Groups, states: States) -> bool:
         """Return whether it may be asked for another step."""
-        return self._whole is not None and self._whole.fits(groups, states)
+        return (
+            self._whole is not None
+            and self._whole.fits(groups, states)
+            and clip_groups.given_in(groups) == self._clip_groups
+        )
 
     def ready(self) -> None:
         """Raise what would be raised in the midst of a step; nothing is touched."""
@@ -158,8 +185,9 @@ class Plan:
         norm = nonfinite = None
         factor = 1.0
         if phase.reads_first:
-            norm, nonfinite, is_finite = self._read(scaling)
-            if not is_finite and phase.on_nonfinite != "propagate":
+            row, nonfinite = self._read()
+            norm = digits.norm(row) / scaling.loss_scale
+            if digits.nonfinite(row) and phase.on_nonfinite != "propagate":
                 return Outcome(applied=False, norm=norm, nonfinite=nonfinite, statistics=None)
             if phase.clip_norm is not None:
                 factor = clip_factor(phase.clip_norm, norm)
@@ -176,21 +204,40 @@ class Plan:
         taken = tuple(records) if phase.statistics else None
         return Outcome(applied=True, norm=norm, nonfinite=nonfinite, statistics=taken)
 
-    def _read(self, scaling: Scaling) -> tuple[float, tuple[int, ...], bool]:
-        """Return norm, numbers of non-finite elements, and whether all are finite everywhere."""
+    def _read(self) -> tuple[digits.Row, tuple[int, ...]]:
+        """Return the digits of all gradients, and numbers of non-finite elements of those here."""
+        members, setup = self.members, self._setup
+        owns = [operations.row_of(member.local_gradient) for member in members]
+        found = [each.cpu().numpy() for each in owns]
+        rows = np.zeros((setup.row_count, digits.WIDTH), np.int64)
+        for i, (member, own) in enumerate(zip(members, found, strict=True)):
+            rows[setup.row(member.place)] += own
+            if i % _ADDED == 0 or i == len(members) - 1:
+                rows = np.stack([*map(digits.carried, rows)])
+        counts = tuple(map(digits.nonfinite, found))
+        if setup.exchange is not None:
+            setup.exchange(rows)
+        return rows.sum(0), counts
+
+    def nonfinite(self, made: Made) -> list[Nonfinite]:
+        """Return which gradients are not finite, after a step that found some.
+
+        All processes that have parts of a parameter call this together: the verdict is theirs in
+        common.
+        """
         members = self.members
-        read = [member.local_gradient for member in members]
-        groups = [distributed.shard_groups(p) for p in self._parameters]
-
-        def of_all(parts: list[list[Any]]) -> list[list[Any]]:
-            # Other processes may have gradients where this one has none.
-            own = {member.place: part for member, part in zip(members, parts, strict=True)}
-            return distributed.gathered([own.get(i, []) for i in range(len(groups))], groups)
-
-        norm = operations.norm_from_tiles(read, of_all) / scaling.loss_scale
-        counts = of_all([[operations.count_nonfinite(each)] for each in read])
-        nonfinite = tuple(sum(counts[member.place]) for member in members)
-        return norm, nonfinite, not any(map(sum, counts))
+        counts = dict(zip((m.place for m in members), made.nonfinite or (), strict=True))
+        everywhere = torch.zeros(len(self._setup.owned.names), dtype=torch.int64)
+        for place, count in counts.items():
+            everywhere[place] = count
+        if self._parts is not None:
+            self._parts.each(everywhere)
+        parameters = parameters_of(self._setup.owned.groups)
+        return [
+            Nonfinite(place, count, counts.get(place, 0), parameters[place].numel())
+            for place, count in enumerate(everywhere.tolist())
+            if count
+        ]
 
 
 class Planner:
@@ -206,11 +253,44 @@ class Planner:
         self._earlier: list[Plan] = []
         #: How many steps there were without any gradient.
         self._idle_steps = 0
+        #: The sums of parameters, with these and the groups that they were made of.
+        self._summed: tuple[list[Tensor], list[Any], distributed.Sets] = (
+            [],
+            [],
+            distributed.Sets(),
+        )
 
     def go_by(self, keeping: Keeping) -> None:
         """Make plans for another phase from now on; those of before are not for it."""
         self.keeping = keeping
         self._earlier.clear()
+
+    def agreed(self, scaling: Scaling, groups: Groups) -> Scaling:
+        """Return what a GradScaler says to all processes that take norm and guard together."""
+        found = scaling.found_inf
+        if found is None or not self.keeping.phase.reads_first:
+            return scaling
+        exchange = self._sets(groups).exchange
+        if exchange is None:
+            return scaling
+        found = found if isinstance(found, Tensor) else torch.tensor(float(found))
+        return scaling._replace(found_inf=exchange.largest(found))
+
+    def _sets(self, groups: Groups, *, anew: bool = False) -> distributed.Sets:
+        """Return the sums that parameters are counted in, those of before if they are for these."""
+        parameters = parameters_of(groups)
+        clips, others = clip_groups.of_all(groups, self.keeping.clip_group)
+        before, clips_before, sets = self._summed
+        is_known = (
+            not anew
+            and len(parameters) == len(before)
+            and all(map(operator.is_, parameters, before))
+            and [*clips, *others] == clips_before
+        )
+        if not is_known:
+            sets = distributed.sets_of(parameters, clips, others)
+            self._summed = (parameters, [*clips, *others], sets)
+        return sets
 
     def leave(self, plan: Plan | None) -> None:
         """Let go of a plan, but for what may be asked for again."""
@@ -258,6 +338,8 @@ class Planner:
 
         Raises before anything is touched where a parameter, a gradient or a state is refused.
         """
+        phase = self.keeping.phase
+        sets = self._sets(owned.groups, anew=True) if phase.reads_first else distributed.Sets()
         # Whether an engine that is asked for takes a parameter is known when its state is there.
         with nullcontext() if self._engine is None else _restoring(owned.states):
             members = list(self._members(owned))
@@ -278,7 +360,7 @@ class Planner:
             order = {id(p): i for i, p in enumerate(owned.states)}
             for each in (native, device):
                 chosen[each].sort(key=lambda member: order.get(id(member.parameter), -1))
-            return self._plan(owned, chosen, before)
+            return self._plan(owned, chosen, sets, before)
 
     def refuse_strays(self, groups: Groups, names: Sequence[str], *, is_idle: bool) -> None:
         """Raise RuntimeError where sharding has put others in place of an optimizer's parameters.
@@ -309,29 +391,35 @@ class Planner:
             "is stepped by the fastest that can; routes() says which that is."
         )
 
-    def _plan(self, owned: Owned, chosen: dict[Any, list[Member]], before: Plan | None) -> Plan:
+    def _plan(
+        self,
+        owned: Owned,
+        chosen: dict[Any, list[Member]],
+        sets: distributed.Sets,
+        before: Plan | None,
+    ) -> Plan:
         phase = self.keeping.phase
         parameters = parameters_of(owned.groups)
-        is_several = sum(map(bool, chosen.values())) > 1 or chosen[plain] or chosen[offload]
-        is_spread = any(map(distributed.is_distributed, parameters))
-        apart = phase.reads_first and bool(is_several or is_spread)
-        if apart:
-            phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
         stepped = {id(member.parameter) for members in chosen.values() for member in members}
         idle = [p for p in parameters if id(p) not in stepped]
-        setup = Setup(owned, phase, self.numbers, idle)
+        setup = Setup(owned, phase, self.numbers, idle, sets.rows, sets.row_count, sets.exchange)
+        is_several = sum(map(bool, chosen.values())) > 1 or chosen[plain] or chosen[offload]
+        apart = phase.reads_first and bool(is_several or setup.exchange is not None)
+        if apart:
+            phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
+        own = setup._replace(phase=phase, exchange=None if apart else setup.exchange)
         on_device = chosen[device]
         routes: list[Route] = []
         if chosen[native]:
-            routes.append(Native(chosen[native], setup))
+            routes.append(Native(chosen[native], own))
         if on_device:
             known = None if before is None else before.device
-            routes.append(OnDevice(on_device, setup, self.devices, known))
+            routes.append(OnDevice(on_device, own, self.devices, known))
         if chosen[plain]:
-            routes.append(Plain(chosen[plain], setup))
+            routes.append(Plain(chosen[plain], own))
         if chosen[offload]:
-            routes.append(Offloaded(chosen[offload], setup, self._pipeline))
-        return Plan(routes, self.keeping.phase, parameters, apart=apart)
+            routes.append(Offloaded(chosen[offload], own, self._pipeline))
+        return Plan(routes, self.keeping.phase, setup, sets.parts, apart=apart)
 
     # -- members and their states --------------------------------------------------------------
 

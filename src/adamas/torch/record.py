@@ -15,7 +15,7 @@ from adamas.torch import gradients
 from adamas.torch.grouping import names_of
 from adamas.torch.members import Member
 from adamas.torch.numbers import UNSCALED, Numbers, Scaling
-from adamas.torch.plan import Plan
+from adamas.torch.plan import Nonfinite, Plan
 from adamas.torch.routes import Groups, Made
 
 __all__ = ["Record"]
@@ -70,7 +70,7 @@ class Record:
         if phase.on_nonfinite == "skip" and not is_on_device:
             self.skipped += 1
         if phase.on_nonfinite == "raise":
-            raise _not_finite(plan.members, made, names_of(groups))
+            raise _not_finite(plan.nonfinite(made), names_of(groups))
         return False
 
     def statistics(self, names: Sequence[str]) -> dict[str, Tensor]:
@@ -100,11 +100,10 @@ def _leave_unscaled(plan: Plan, made: Made | None, scaling: Scaling, phase: Phas
     gradients.unscale((m.parameter for m in plan.members), scaling.grad_scale, verdict)
 
 
-def _not_finite(members: Sequence[Member], made: Made, names: Sequence[str]) -> FloatingPointError:
-    assert made.nonfinite is not None
-    found = [
-        f"{names[member.place]} ({count} of {member.parameter.numel()} elements)"
-        for member, count in zip(members, made.nonfinite, strict=True)
-        if count
+def _not_finite(found: Sequence[Nonfinite], names: Sequence[str]) -> FloatingPointError:
+    told = [
+        f"{names[each.place]} ({each.found} of {each.size} elements"
+        f"{'' if each.here else ', in other processes'})"
+        for each in found
     ]
-    return not_finite(found or ["those that only other processes have"])
+    return not_finite(told or ["those that only other processes have"])

@@ -75,7 +75,8 @@ class Stepper:
     def go_by(self, keeping: Keeping) -> None:
         """Go on with another phase, by the plan that there is if it can."""
         if self.keeping != keeping:
-            if self._plan is None or not self._plan.goes_by(keeping.phase):
+            is_alike = self.keeping.clip_group is keeping.clip_group
+            if self._plan is None or not is_alike or not self._plan.goes_by(keeping.phase):
                 self._install(None)
             self._planner.go_by(keeping)
 
@@ -86,6 +87,7 @@ class Stepper:
         self.averages.refuse("no step can be made")  # which no plan looks at
         if self.turn.plan is not None:
             self.turn.close()
+        scaling = self._planner.agreed(scaling, groups)
         if not self._step_again(groups, states, scaling):
             self._step_closely(groups, states, defaults, scaling)
         elif self._plan is not None and self._plan.is_idle:
