@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adamas import digits
 from adamas.coefficients import clip_factor
+from adamas.engines.native import row_of
 from adamas.engines.triton import devices
 from adamas.options import Phase
 from adamas.statistics import Outcome, Statistics
@@ -207,8 +208,8 @@ class Plan:
     def _read(self) -> tuple[digits.Row, tuple[int, ...]]:
         """Return the digits of all gradients, and numbers of non-finite elements of those here."""
         members, setup = self.members, self._setup
-        owns = [operations.row_of(member.local_gradient) for member in members]
-        found = [each.cpu().numpy() for each in owns]
+        owns = [_row_of(member.local_gradient) for member in members]  # nothing waits yet
+        found = [each.cpu().numpy() if isinstance(each, Tensor) else each for each in owns]
         rows = np.zeros((setup.row_count, digits.WIDTH), np.int64)
         for i, (member, own) in enumerate(zip(members, found, strict=True)):
             rows[setup.row(member.place)] += own
@@ -404,7 +405,8 @@ class Planner:
         idle = [p for p in parameters if id(p) not in stepped]
         setup = Setup(owned, phase, self.numbers, idle, sets.rows, sets.row_count, sets.exchange)
         is_several = sum(map(bool, chosen.values())) > 1 or chosen[plain] or chosen[offload]
-        apart = phase.reads_first and bool(is_several or setup.exchange is not None)
+        is_spread = setup.exchange is not None and chosen[device]
+        apart = phase.reads_first and bool(is_several or is_spread)
         if apart:
             phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
         own = setup._replace(phase=phase, exchange=None if apart else setup.exchange)
@@ -493,6 +495,17 @@ class Planner:
         if is_new and member.step is not None and devices.takes(member.parameter.device):
             self.devices.counts.created(member.step)
         return member
+
+
+def _row_of(gradient: Tensor) -> digits.Row | Tensor:
+    """Return the row of digits of a gradient, beside it."""
+    if not gradient.is_cpu:
+        return operations.row_of(gradient)
+    values = gradient.detach().resolve_conj().resolve_neg()
+    values = torch.view_as_real(values) if values.is_complex() else values
+    if values.dtype == torch.bfloat16:
+        return row_of([values.view(torch.int16).numpy().view(np.uint16)])
+    return row_of([values.numpy()])
 
 
 @contextmanager

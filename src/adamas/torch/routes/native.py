@@ -67,11 +67,16 @@ class Native(Route):
             Tensor,
             torch.nn.Parameter,
             setup.owned.groups,
-            [_slot(*each) for each in zip(members, places, strict=True)],
+            [
+                _slot(member, cohort, setup.row(member.place))
+                for member, cohort in zip(members, places, strict=True)
+            ],
             [cohort for _, cohort in cohorts],
             setup.idle,
             setup.phase,
             torch.autograd.graph.increment_version,
+            setup.row_count,
+            setup.exchange,
         )
         phase = setup.phase
         is_silent = not phase.reads_first and not phase.statistics
@@ -138,7 +143,7 @@ def _cohorts(
     return cohorts, places
 
 
-def _slot(member: Member, cohort: int) -> TensorSlot:
+def _slot(member: Member, cohort: int, row: int) -> TensorSlot:
     """Return what the plan has to know of a parameter."""
     return TensorSlot(
         parameter=member.parameter,
@@ -150,4 +155,5 @@ def _slot(member: Member, cohort: int) -> TensorSlot:
         number=member.place,
         copy=member.copy,
         cohort=cohort,
+        row=row,
     )
