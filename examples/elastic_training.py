@@ -23,8 +23,9 @@ What the bits must not depend on, and what sees to it:
 - 8-bit state: a block of 32 elements must belong to one process. Here rows have whole blocks. What
   has one dimension (the scales of norms) is cut anywhere, so its state stays in float32.
 - Matrix products: one thread in each process, on machines of one kind.
-- Checkpoints: torch.distributed.checkpoint gives each process its part of what others have saved.
-  A checkpoint gets its name when it is complete, so a kill never leaves a broken one as the last.
+- Checkpoints: torch.distributed.checkpoint gives each process its part of what others have saved;
+  ``Packed`` saves low-bit state as it is stored. A checkpoint gets its name when it is complete, so
+  a kill never leaves a broken one as the last.
 
 A training of yours needs the first two and the last in any case. Without the others (NCCL's own
 reductions depend on the number of processes, too) gradients differ in their last bits when that
@@ -57,7 +58,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.functional import cross_entropy, scaled_dot_product_attention
 
-from adamas.torch import AdamW, param_groups
+from adamas.torch import AdamW, Packed, param_groups
 
 #: Longer than anything here takes: processes that wait for one another in vain fail.
 LIMIT = timedelta(minutes=10)
@@ -197,7 +198,7 @@ def save(folder, losses, model, optimizer, keep):
         for left in folder.glob("partial-*"):  # by a process that was killed
             shutil.rmtree(left)
     dist.barrier()
-    parameters, state = get_state_dict(model, optimizer)
+    parameters, state = get_state_dict(model, Packed(optimizer))
     dcp.save(
         {"losses": losses, "model": parameters, "optimizer": state}, checkpoint_id=partial
     )  # comes back in all processes when all have written
@@ -209,12 +210,14 @@ def save(folder, losses, model, optimizer, keep):
 
 def load(path, model, optimizer):
     """Take over a checkpoint of any number of processes; return the losses of its steps."""
-    parameters, state = get_state_dict(model, optimizer)  # of the right shapes, to be filled
+    parameters, state = get_state_dict(
+        model, Packed(optimizer)
+    )  # of the right shapes, to be filled
     found = {"losses": [], "model": parameters, "optimizer": state}
     dcp.load(found, checkpoint_id=path)
     set_state_dict(
         model,
-        optimizer,
+        Packed(optimizer),
         model_state_dict=found["model"],
         optim_state_dict=found["optimizer"],
     )

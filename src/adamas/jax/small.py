@@ -73,7 +73,7 @@ def zeros(
     def like(dtype: Any) -> Tree:
         return jax.tree.map(lambda p: jnp.zeros_like(p, dtype=dtype), params)
 
-    def headers(codes: Array) -> Array:  # spread over devices as blocks are
+    def headers(codes: Array) -> Array:  # sharded as blocks are
         codes = everywhere(codes, home_of_cut_blocks(codes))
         header = codecs.blocks(codes).max(axis=-1)
         if isinstance(codes, Tracer) or header.ndim != codes.ndim:
