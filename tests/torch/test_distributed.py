@@ -36,3 +36,10 @@ def test_tensors_cut_in_every_way_have_one_norm_and_the_bits_of_whole_ones(tmp_p
 )
 def test_norms_and_verdicts_are_those_of_all_processes_in_one_small_message(tmp_path, shape, count):
     assert run_together([EXCHANGE], count, tmp_path, shape) == [0] * count
+
+
+@pytest.mark.slow
+def test_devices_take_norm_and_verdict_together(tmp_path):
+    pytest.importorskip("triton")
+    program = str(SUPPORT / "device_exchange_program.py")
+    assert run_together([program], 2, tmp_path, "2") == [0] * 2

@@ -386,6 +386,7 @@ class Exchange:
 
     def __init__(self, groups: Sequence[tuple[Any, ...]], clip_groups: Sequence[Any] = ()) -> None:
         """Take, for each sum, the process groups that its elements are spread over."""
+        self._made_of = (tuple(groups), tuple(clip_groups))
         each_once = dict.fromkeys(group for own in groups for group in own)
         turn = sorted(each_once, key=clip_groups.__contains__)  # clip groups last
         #: All process groups in their turn, each with the sums that are spread over it: those that
@@ -397,6 +398,12 @@ class Exchange:
             complete = [row for row in spread if row not in further]
             self._passes.append((group, sorted(further), complete))
         self._count = sum(math.prod(map(dist.get_world_size, own)) for own in groups)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether the same is added up, so that a plan may be used again."""
+        return isinstance(other, Exchange) and self._made_of == other._made_of
+
+    __hash__ = None  # type: ignore[assignment]
 
     def __call__(self, rows: Any) -> None:
         """Add up rows of digits (``adamas.digits``, carried), an int64 tensor or array.

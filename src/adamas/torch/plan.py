@@ -405,8 +405,7 @@ class Planner:
         idle = [p for p in parameters if id(p) not in stepped]
         setup = Setup(owned, phase, self.numbers, idle, sets.rows, sets.row_count, sets.exchange)
         is_several = sum(map(bool, chosen.values())) > 1 or chosen[plain] or chosen[offload]
-        is_spread = setup.exchange is not None and chosen[device]
-        apart = phase.reads_first and bool(is_several or is_spread)
+        apart = phase.reads_first and bool(is_several)
         if apart:
             phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
         own = setup._replace(phase=phase, exchange=None if apart else setup.exchange)
@@ -414,7 +413,9 @@ class Planner:
         routes: list[Route] = []
         if chosen[native]:
             routes.append(Native(chosen[native], own))
-        if on_device:
+        # Who has no gradient takes part all the same, and waits for no device either.
+        is_idle = setup.exchange is not None and not stepped and bool(idle)
+        if on_device or (is_idle and devices.takes(idle[0].device)):
             known = None if before is None else before.device
             routes.append(OnDevice(on_device, own, self.devices, known))
         if chosen[plain]:

@@ -94,13 +94,17 @@ class OnDevice(Route):
     def __init__(
         self, members: Sequence[Member], setup: Setup, devices: Lasting, before: OnDevice | None
     ) -> None:
-        """Make the tables, or take those of ``before`` where they still fit."""
+        """Make the tables, or take those of ``before`` where they still fit.
+
+        Without members nothing is stepped, but what other processes have is added up.
+        """
         super().__init__(members, setup)
         phase, numbers = setup.phase, setup.numbers
         self._shared = devices
         steps = (member.step for member in members)
         self._last = devices.counts.planned(each for each in steps if each is not None)
-        self._devices = frozenset(member.parameter.device for member in members)
+        present = [member.parameter for member in members] or setup.idle
+        self._devices = frozenset(parameter.device for parameter in present[: len(members) or 1])
         #: Their groups, and of each the learning rate where it is kept on the device.
         self._groups = list({id(m.group): m.group for m in members}.values())
         self._rates = [_rate_on_device(group, members) for group in self._groups]
@@ -126,16 +130,24 @@ class OnDevice(Route):
                     step=step,
                     lr=self._rates[group],
                     group=group,
+                    row=setup.row(member.place),
                     is_given=options[group] is None,
                 )
             )
         #: Those whose numbers are given with each step.
         self._given = [m for m in members if options[index[id(m.group)]] is None]
-        signature = signature_of(self._jobs, options, phase)
+        signature = signature_of(self._jobs, options, phase, setup.exchange)
         if before is not None and before.launches.signature == signature:
             self.launches = before.launches
         else:
-            self.launches = Launches(self._jobs, options, phase)
+            self.launches = Launches(
+                self._jobs,
+                options,
+                phase,
+                rows=setup.row_count,
+                exchange=setup.exchange,
+                device=min(self._devices, key=str),
+            )
         #: Addresses of the gradients.
         self._gradients = np.array([each.data_ptr() for each in self._first], np.int64)
         #: Tells whether the tensors still fit; None where each step has to look closely.

@@ -1,0 +1,79 @@
+"""One process of several that share a norm on devices: ``device_exchange_program.py rank store n``.
+
+Where there is no GPU, Triton's kernels run in its interpreter.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+from datetime import timedelta
+
+os.environ.setdefault("TRITON_INTERPRET", "1")
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+
+import adamas.torch as ours
+from tests.support.torch_routes import standing_in
+
+
+def cut(whole, mesh):
+    return distribute_tensor(whole.clone(), mesh, [Shard(0)], src_data_rank=None)
+
+
+def check(mesh, device):
+    """Sharded tensors have the norm and the parameters of whole ones; some lack gradients."""
+    rank, generator = dist.get_rank(), torch.Generator().manual_seed(0)
+    values, gradients = (
+        [torch.randn(shape, generator=generator).to(device) for shape in ((5, 3), (1, 4), (6,))]
+        for _ in range(2)
+    )
+    whole = [nn.Parameter(each.clone()) for each in values]
+    parts = [nn.Parameter(cut(each, mesh)) for each in values[:2]]
+    parts.append(nn.Parameter(values[2].clone()))  # all processes have it
+    options = {"lr": 0.1, "clip_norm": 1.0, "on_nonfinite": "skip"}
+    optimizers = [ours.AdamW(each, **options) for each in (whole, parts)]
+    for _ in range(3):
+        for p, q, gradient in zip(whole, parts, gradients, strict=True):
+            p.grad = gradient.clone()
+            q.grad = cut(gradient, mesh) if q is not parts[2] else gradient.clone()
+        for optimizer in optimizers:
+            optimizer.step()
+        assert set(optimizers[1].routes().values()) == {"triton"}
+        assert optimizers[0].gradient_norm == optimizers[1].gradient_norm
+    for p, q in zip(whole[:2], parts[:2], strict=True):
+        assert torch.equal(cut(p.detach(), mesh).to_local(), q.detach().to_local())
+    # NaN that the last process has, while the first has no gradient at all.
+    for p, q in zip(whole, parts, strict=True):
+        p.grad = q.grad = None
+    if rank == dist.get_world_size() - 1:
+        parts[0].grad = cut(gradients[0], mesh)
+        parts[0].grad.to_local()[-1, -1] = math.nan
+    optimizers[1].step()
+    assert optimizers[1].skipped == 1
+    assert math.isnan(optimizers[1].gradient_norm)
+
+
+def main():
+    rank, store, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=count,
+        timeout=timedelta(seconds=300),
+    )
+    with standing_in("triton") as device:
+        check(init_device_mesh(device.type, (count,)), device)
+    dist.barrier()
+    os._exit(0)  # gloo's own threads sometimes abort an orderly end
+
+
+if __name__ == "__main__":
+    main()
