@@ -62,19 +62,53 @@ inline std::uint32_t finalised(std::uint32_t x, std::uint32_t k2) {
     return x;
 }
 
-template <int N>
-inline void draw(Key key, std::int64_t first, std::uint32_t* __restrict random) {
+// Draws for `count` elements, below 2³¹, that are consecutive from `first` on in the whole tensor.
+inline void draw_run(Key key, std::int64_t first, std::int64_t count,
+                     std::uint32_t* __restrict random) {
     auto index = static_cast<std::uint64_t>(first);
-    auto low = static_cast<std::uint32_t>(index);
+    auto low = static_cast<std::uint32_t>(index), n = static_cast<std::uint32_t>(count);
     std::uint32_t k1 = key.k1 + static_cast<std::uint32_t>(index >> 32) * 0x9e3779b1u;
-    for (int i = 0; i < N; ++i) {
-        random[i] = finalised(low + k1 + static_cast<std::uint32_t>(i), key.k2);
+    for (std::uint32_t i = 0; i < n; ++i) {
+        random[i] = finalised(low + k1 + i, key.k2);
     }
-    if (low > 0xffffffffu - N) {  // the high word changes on the way
+    if (low > 0xffffffffu - n) {  // the high word changes on the way
         k1 += 0x9e3779b1u;
-        for (auto i = static_cast<int>(0u - low); i < N; ++i) {
-            random[i] = finalised(low + k1 + static_cast<std::uint32_t>(i), key.k2);
+        for (std::uint32_t i = 0u - low; i < n; ++i) {
+            random[i] = finalised(low + k1 + i, key.k2);
         }
+    }
+}
+
+// The same where they stand in runs, and `first` is in the part.
+inline void draw_in_runs(Key key, const Runs* runs, std::int64_t first, std::int64_t count,
+                         std::uint32_t* __restrict random) {
+    std::int64_t end = first + count;
+    while (first < end) {
+        while (first >= runs[1].first) {
+            ++runs;
+        }
+        std::int64_t run = (first - runs->first) / runs->length;
+        std::int64_t within = (first - runs->first) - run * runs->length;
+        std::int64_t place = runs->start + run * runs->pitch + within;
+        std::int64_t last = std::min(end, runs[1].first);
+        for (std::int64_t left = runs->length - within; first < last; left = runs->length) {
+            std::int64_t own = std::min(left, last - first);
+            draw_run(key, place, own, random);
+            random += own;
+            first += own;
+            place += runs->pitch - within;
+            within = 0;
+        }
+    }
+}
+
+// Draws for the N elements of an array from `at` on.
+template <int N>
+inline void draw(Key key, const Arrays& arrays, std::int64_t at, std::uint32_t* random) {
+    if (arrays.runs != nullptr) [[unlikely]] {
+        draw_in_runs(key, arrays.runs, arrays.offset + at, N, random);
+    } else {
+        draw_run(key, arrays.offset + at, N, random);
     }
 }
 

@@ -135,6 +135,24 @@ Phase phase_of(nb::handle given) {
     return phase;
 }
 
+std::vector<Runs> runs_of(nb::handle given, std::int64_t count) {
+    static const struct {
+        Name first{"first"}, start{"start"}, length{"length"}, pitch{"pitch"};
+    } of;
+    std::vector<Runs> runs;
+    std::int64_t least = 0, most = 0;  // of the next first one
+    for (nb::handle each : given) {
+        std::int64_t first = whole_number_of(of.first.of(each), "first", least, most);
+        runs.push_back({first, place_of(of.start.of(each), "start"),
+                        whole_number_of(of.length.of(each), "length", 1,
+                                        std::numeric_limits<std::int64_t>::max()),
+                        place_of(of.pitch.of(each), "pitch")});
+        least = first + 1;
+        most = count - 1;
+    }
+    return runs;
+}
+
 void put_storage(Layout& layout, nb::handle storage, nb::handle top) {
     static const Name mean("mean"), square("square"), rounding_name("rounding");
     layout.mean_form = choice_of<Form>(mean.of(storage), forms);

@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #include "name.h"
 #include "plan.h"
@@ -27,6 +28,10 @@ std::int64_t step_of(nanobind::handle given);
 // An adamas.options.Options (its learning rate comes with each step) and an adamas.options.Phase.
 Options options_of(nanobind::handle given);
 Phase phase_of(nanobind::handle given);
+
+// A sequence of adamas.engines.Runs, of a part of `count` elements. Throws ValueError where they do
+// not begin with its first one, or do not ascend.
+std::vector<Runs> runs_of(nanobind::handle given, std::int64_t count);
 
 // Puts how a tensor is stored into a layout: an adamas.storage.Storage, and what codes of m
 // are counted from: adamas.codecs.mean_top.

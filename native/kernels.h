@@ -24,6 +24,14 @@ struct Numbers {
     T grad_scale, l2, decay, keep1, take1, keep2, take2, from_m, from_g, root, inner, eps, step;
 };
 
+// Elements of a part of a tensor that stand in runs of one length in the whole tensor; both are
+// flattened. They reach to the first of the next Runs.
+struct Runs {
+    std::int64_t first, start;  // the first element, in the part and in the whole tensor
+    std::int64_t length;
+    std::int64_t pitch;  // from one run to the next in the whole tensor
+};
+
 // The arrays of one tensor, all of one length; null where the tensor has none. Parameter and
 // gradient have its dtype; w, the average, and m and v but in a small form the dtype of arithmetic.
 struct Arrays {
@@ -37,7 +45,8 @@ struct Arrays {
     DType copy_type;
     void* header;         // one for each block, where a form of m or v has them
     void* remainder;      // where rounding keeps it
-    std::int64_t offset;  // of the first element, in the whole tensor
+    std::int64_t offset;  // of the first element, in the whole tensor; with runs, in the part
+    const Runs* runs;     // where elements are not consecutive in the whole tensor, else null
 
     template <class T>
     static T* at(void* array, std::int64_t element) {

@@ -52,6 +52,18 @@ Key key_of(std::uint64_t seed, std::uint64_t step, std::uint64_t tensor) {
     return {static_cast<std::uint32_t>(z), static_cast<std::uint32_t>(z >> 32)};
 }
 
+void Tensor::put(std::vector<Runs> given) {
+    if (given.size() == 1 && given.front().length >= count) {
+        arrays.offset = given.front().start;
+    } else if (!given.empty()) {
+        // Strips are of whole blocks, and may draw for more elements than there are.
+        given.push_back({count, 0, block_size, 0});
+        given.push_back({count + block_size, 0, 0, 0});
+        runs = std::move(given);
+        arrays.runs = runs.data();
+    }
+}
+
 Plan::Plan(std::vector<Tensor> tensors, Phase phase, std::size_t rows)
     : tensors_(std::move(tensors)), phase_(phase), rows_(rows * row_width) {
     for (Tensor& tensor : tensors_) {

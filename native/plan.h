@@ -32,6 +32,10 @@ struct Tensor {
     std::uint64_t number = 0;  // of the tensor among all, for random bits
     std::size_t row = 0;       // of the sum that its gradient is counted in
     bool is_present = true;    // whether it has a gradient; see Plan::cut
+    std::vector<Runs> runs{};  // what `arrays` has the address of; empty where it has none
+
+    // Says where the elements of a part stand in the whole tensor; nowhere else where empty.
+    void put(std::vector<Runs> given);
 };
 
 // adamas.codecs.key_of.

@@ -172,7 +172,7 @@ inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, 
     float* w = Largest ? arrays.at<float>(arrays.w, at) : nullptr;
     step_elements<float, Mean, Square, Largest>(work.c, p, g, m, v, w, record, N);
     if (layout.draws()) {
-        draw<N>(work.key, arrays.offset + at, scratch.random);
+        draw<N>(work.key, arrays, at, scratch.random);
     }
     if (layout.is_small()) {
         encode_means<N>(layout, arrays, at, scratch);

@@ -89,8 +89,9 @@ public:
     // stepping, with an int64 array of them, and adds in place what is not there.
     TensorPlan(nb::type_object tensor_type, nb::type_object parameter_type, nb::list groups,
                nb::sequence slots, nb::sequence cohorts, nb::sequence idle, nb::object phase,
-               nb::object increment_version, nb::object rows, nb::object exchange)
-        : watch_(tensor_type, parameter_type, std::move(groups), std::move(idle)),
+               nb::object increment_version, nb::object rows, nb::object exchange,
+               nb::object distributed)
+        : watch_(tensor_type, parameter_type, std::move(groups), std::move(idle), distributed),
           increment_version_(std::move(increment_version)),
           row_count_(static_cast<std::size_t>(whole_number_of(rows, "rows", 1, most_rows))),
           exchange_(std::move(exchange), row_count_) {
@@ -187,7 +188,7 @@ private:
         static const struct {
             Name parameter{"parameter"}, state{"state"}, step{"step"}, names{"names"},
                 storage{"storage"}, top{"top"}, number{"number"}, copy{"copy"}, cohort{"cohort"},
-                row{"row"};
+                row{"row"}, runs{"runs"};
         } of;
         auto state = nb::cast<nb::dict>(of.state.of(slot));
         nb::object names = of.names.of(slot);
@@ -221,6 +222,7 @@ private:
         tensor.numbers = member.cohort;
         tensor.number = static_cast<std::uint64_t>(place_of(of.number.of(slot), "number"));
         tensor.row = index_of(of.row.of(slot), "row", row_count_);
+        tensor.put(runs_of(of.runs.of(slot), tensor.count));
         members_.push_back(member);
         return tensor;
     }
@@ -366,7 +368,9 @@ private:
                 members_[i].steps.add_one();
             }
         }
-        increment_version_(changed_);
+        if (!watch_.bump(changed_)) {
+            increment_version_(changed_);
+        }
     }
 
     TensorWatch watch_;
@@ -389,10 +393,11 @@ void bind_tensor_plan(nb::module_& module) {
     nb::class_<TensorPlan>(module, "TensorPlan", nb::type_slots(collected<TensorPlan>),
                            "A step over the parameters of a torch.optim.Optimizer.")
         .def(nb::init<nb::type_object, nb::type_object, nb::list, nb::sequence, nb::sequence,
-                      nb::sequence, nb::object, nb::object, nb::object, nb::object>(),
+                      nb::sequence, nb::object, nb::object, nb::object, nb::object, nb::object>(),
              nb::arg("tensor_type"), nb::arg("parameter_type"), nb::arg("groups"), nb::arg("slots"),
              nb::arg("cohorts"), nb::arg("idle"), nb::arg("phase"), nb::arg("increment_version"),
-             nb::arg("rows") = 1, nb::arg("exchange") = nb::none())
+             nb::arg("rows") = 1, nb::arg("exchange") = nb::none(),
+             nb::arg("distributed") = nb::none())
         .def("step", &TensorPlan::step, nb::arg("groups"), nb::arg("state"),
              nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0, nb::arg("numbers") = nb::none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")

@@ -98,10 +98,25 @@ const Shim* Shim::find() {
         take(shim.device_index, "aoti_torch_get_device_index");
         take(shim.data, "aoti_torch_get_data_ptr");
         shim.data = all ? shim.data : nullptr;
+        take(shim.bump, "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE");
         return shim;
     }();
     return found.data == nullptr ? nullptr : &found;
 #endif
+}
+
+bool Reader::bump(nb::list tensors) {
+    if (handle_ == 0 || shim_->bump == nullptr) {
+        return false;
+    }
+    try {
+        for (nb::handle tensor : tensors) {
+            shim_->bump(reinterpret_cast<const char*>(tensor.ptr()) + handle_);
+        }
+    } catch (...) {
+        return false;  // and Python says why
+    }
+    return true;
 }
 
 bool Reader::read_attributes(PyObject* object, View& view) {

@@ -62,6 +62,10 @@ struct Shim {
     std::int32_t (*device_type)(void* tensor, std::int32_t* out) = nullptr;
     std::int32_t (*device_index)(void* tensor, std::int32_t* out) = nullptr;
 
+    // Tells autograd that a tensor has changed: of the C++ API, and null where it has another name
+    // by now. It throws for tensors that torch lets nobody change.
+    void (*bump)(const void* tensor) = nullptr;
+
     // The functions of this process; null where one of them is missing.
     static const Shim* find();
 };
@@ -82,6 +86,10 @@ public:
 
     // Whether such a tensor is at an address.
     bool is_at(PyObject* tensor, const void* data);
+
+    // Tells autograd that tensors, some of which were read, have changed. False where that is to be
+    // done in Python, of all of them: in a fifth of the time of a small step.
+    bool bump(nanobind::list tensors);
 
 private:
     // A dtype, and what a View says of it.

@@ -49,8 +49,9 @@ const Names& names() {
 // -- what is watched -----------------------------------------------------------------------------
 
 TensorWatch::TensorWatch(nb::handle tensor_type, nb::handle parameter_type, nb::list groups,
-                         nb::sequence idle)
+                         nb::sequence idle, nb::handle distributed)
     : reader_(tensor_type),
+      distributed_(distributed),
       tensor_type_(nb::borrow<nb::object>(tensor_type)),
       parameter_type_(nb::borrow<nb::object>(parameter_type)) {
     for (nb::handle each : groups) {
@@ -67,14 +68,17 @@ TensorWatch::TensorWatch(nb::handle tensor_type, nb::handle parameter_type, nb::
 }
 
 TensorWatch::TensorWatch(nb::type_object tensor_type, nb::type_object parameter_type,
-                         nb::list groups, nb::sequence members, nb::sequence idle)
+                         nb::list groups, nb::sequence members, nb::sequence idle,
+                         nb::object distributed)
     : TensorWatch(nb::handle(tensor_type), nb::handle(parameter_type), std::move(groups),
-                  std::move(idle)) {
+                  std::move(idle), distributed) {
     for (nb::handle member : members) {
         add(member[0], nb::cast<nb::dict>(member[1]));
         for (auto& [key, value] : members_.back().items) {
             View view;
-            if (is_plain(value.ptr()) && reader_.read(value.ptr(), view)) {
+            if (distributed_.has(value.ptr())) {
+                keep(value, read(value));
+            } else if (is_plain(value.ptr()) && reader_.read(value.ptr(), view)) {
                 keep(value, view);
             }
         }
@@ -91,8 +95,18 @@ View TensorWatch::add(nb::object parameter, nb::dict state, bool is_always_read)
     if (!items.empty()) {
         stateful_.push_back(members_.size());
     }
-    members_.push_back(
-        {std::move(parameter), view, std::move(state), std::move(items), {}, is_always_read});
+    nb::object spec;
+    if (distributed_.has(parameter.ptr())) {
+        nb::object held;
+        spec = nb::borrow(distributed_.spec(parameter.ptr(), held));
+    }
+    members_.push_back({std::move(parameter),
+                        view,
+                        std::move(spec),
+                        std::move(state),
+                        std::move(items),
+                        {},
+                        is_always_read});
     gradients_.emplace_back();
     return view;
 }
@@ -110,7 +124,15 @@ void TensorWatch::keep(nb::handle tensor, const View& view) {
 
 View TensorWatch::read(nb::handle tensor) {
     View view;
-    if (!reader_.read(tensor.ptr(), view)) {
+    bool is_read;
+    if (distributed_.has(tensor.ptr())) {
+        nb::object held;
+        PyObject* part = distributed_.part(tensor.ptr(), held);
+        is_read = is_plain(part) && reader_.read(part, view);
+    } else {
+        is_read = reader_.read(tensor.ptr(), view);
+    }
+    if (!is_read) {
         throw std::invalid_argument("A plan needs plain tensors.");
     }
     return view;
@@ -141,6 +163,7 @@ int TensorWatch::traverse(visitproc visit, void* arg) const {
     }
     for (const Member& member : members_) {
         see(member.parameter);
+        see(member.spec);
         see(member.state);
         see_items(member.items);
         for (const Entry& entry : member.entries) {
@@ -149,13 +172,14 @@ int TensorWatch::traverse(visitproc visit, void* arg) const {
     }
     for (const Gradient& gradient : gradients_) {
         see(gradient.tensor);
+        see(gradient.spec);
     }
     for (auto* parameters : {&parameters_, &idle_}) {
         for (const nb::object& parameter : *parameters) {
             see(parameter);
         }
     }
-    return stop;
+    return stop == 0 ? distributed_.traverse(visit, arg) : stop;
 }
 
 void TensorWatch::clear() {
@@ -166,6 +190,7 @@ void TensorWatch::clear() {
     auto idle = std::move(idle_);
     auto gradients = std::move(gradients_);
     stateful_.clear();
+    distributed_.clear();
 }
 
 // -- whether it is as it was ---------------------------------------------------------------------
@@ -222,21 +247,66 @@ bool TensorWatch::same_state(nb::handle state) const {
 
 inline bool TensorWatch::same_member(const Member& member) {
     View view;
-    if (!is_plain(member.parameter.ptr()) || !reader_.look(member.parameter.ptr(), view) ||
-        view.data != member.view.data || !view.is_like(member.view) ||
+    PyObject* parameter = member.parameter.ptr();
+    bool is_read =
+        is_plain(parameter) ? reader_.look(parameter, view) : same_distributed(member, view);
+    if (!is_read || view.data != member.view.data || !view.is_like(member.view) ||
         !same_items(member.items, member.state.ptr())) {
         return false;
     }
     for (const Entry& entry : member.entries) {
-        if (!is_plain(entry.tensor.ptr()) || !reader_.is_at(entry.tensor.ptr(), entry.data)) {
+        PyObject* tensor = entry.tensor.ptr();
+        if (is_plain(tensor) ? !reader_.is_at(tensor, entry.data) : !same_entry(entry)) {
             return false;
         }
     }
     return true;
 }
 
+// Looks at the part of a parameter that was distributed when the plan was made.
+bool TensorWatch::same_distributed(const Member& member, View& view) {
+    PyObject* tensor = member.parameter.ptr();
+    nb::object held, held_part;
+    if (!distributed_.has(tensor) || distributed_.spec(tensor, held) != member.spec.ptr()) {
+        return false;
+    }
+    PyObject* part = distributed_.part(tensor, held_part);
+    return is_plain(part) && reader_.look(part, view);
+}
+
+bool TensorWatch::same_entry(const Entry& entry) {
+    if (!distributed_.has(entry.tensor.ptr())) {
+        return false;
+    }
+    nb::object held;
+    PyObject* part = distributed_.part(entry.tensor.ptr(), held);
+    return is_plain(part) && reader_.is_at(part, entry.data);
+}
+
+// Puts its part in place of a distributed gradient; false where that is not the part of its
+// parameter.
+bool TensorWatch::take_part(const Member& member, Gradient& gradient) const {
+    PyObject* tensor = gradient.tensor.ptr();
+    if (!member.spec.is_valid() || !distributed_.has(tensor)) {
+        return false;
+    }
+    nb::object held;
+    PyObject* spec = distributed_.spec(tensor, held);
+    if (spec != member.spec.ptr() && spec != gradient.spec.ptr()) {
+        nb::object kept = nb::borrow(spec);
+        if (!distributed_.are_alike(member.spec, kept)) {
+            return false;
+        }
+        gradient.spec = std::move(kept);
+    }
+    nb::object held_part;
+    gradient.tensor = nb::borrow(distributed_.part(tensor, held_part));
+    return is_plain(gradient.tensor.ptr());
+}
+
 bool TensorWatch::same_tensors() {
     const Name& grad = names().grad;
+    Distributed::Unasked unasked(distributed_);
     for (const nb::object& parameter : idle_) {
         if (!grad.of(parameter).is_none()) {
             return false;
@@ -256,10 +326,11 @@ bool TensorWatch::same_tensors() {
         if (is_absent) {
             continue;
         }
+        bool is_part =
+            is_plain(gradient.tensor.ptr()) ? !member.spec.is_valid() : take_part(member, gradient);
         View view;
-        if (!is_plain(gradient.tensor.ptr()) || !reader_.look(gradient.tensor.ptr(), view) ||
-            !view.is_like(member.view) || !written_.is_apart(view.span(), gradient.free) ||
-            !has_values(gradient.tensor, view)) {
+        if (!is_part || !reader_.look(gradient.tensor.ptr(), view) || !view.is_like(member.view) ||
+            !written_.is_apart(view.span(), gradient.free) || !has_values(gradient.tensor, view)) {
             return false;
         }
         gradient.data = view.data;
@@ -307,9 +378,10 @@ void bind_tensor_watch(nb::module_& module) {
     nb::class_<TensorWatch>(
         module, "TensorWatch", nb::type_slots(collected<TensorWatch>),
         "Whether the tensors of a torch.optim.Optimizer are those a plan was made for.")
-        .def(nb::init<nb::type_object, nb::type_object, nb::list, nb::sequence, nb::sequence>(),
+        .def(nb::init<nb::type_object, nb::type_object, nb::list, nb::sequence, nb::sequence,
+                      nb::object>(),
              nb::arg("tensor_type"), nb::arg("parameter_type"), nb::arg("groups"),
-             nb::arg("members"), nb::arg("idle"))
+             nb::arg("members"), nb::arg("idle"), nb::arg("distributed") = nb::none())
         .def("gradients", &TensorWatch::gradients, nb::arg("groups"), nb::arg("state"),
              nb::arg("addresses"),
              "Whether all is as it was; writes the addresses of the gradients.")

@@ -6,6 +6,7 @@
 // stands there, the front-end looks closely and makes another plan.
 //
 // No tensor's values are read, so tensors of all devices are watched alike, and none is waited for.
+// Of a distributed tensor, this process's part is looked at, and how it is laid out.
 //
 // Nothing that is watched is held by more than its Python object: torch.utils.swap_tensors, and
 // with it module.to() where it swaps, refuse tensors that others hold a use count of.
@@ -17,6 +18,7 @@
 #include <utility>
 #include <vector>
 
+#include "distributed.h"
 #include "tensor_reader.h"
 #include "turn.h"
 #include "written.h"
@@ -30,12 +32,13 @@ class TensorWatch {
 public:
     // `groups` are the optimizer's own dicts, `idle` parameters that must not have a gradient.
     TensorWatch(nanobind::handle tensor_type, nanobind::handle parameter_type,
-                nanobind::list groups, nanobind::sequence idle);
+                nanobind::list groups, nanobind::sequence idle, nanobind::handle distributed);
 
-    // With `members`: tuples (parameter, its state dict, further tensors that must stay). Plain
-    // tensors in a state dict must stay where they are, too.
+    // With `members`: tuples (parameter, its state dict, further tensors that must stay). Tensors
+    // in a state dict, plain or distributed, must stay where they are, too.
     TensorWatch(nanobind::type_object tensor_type, nanobind::type_object parameter_type,
-                nanobind::list groups, nanobind::sequence members, nanobind::sequence idle);
+                nanobind::list groups, nanobind::sequence members, nanobind::sequence idle,
+                nanobind::object distributed);
 
     // -- what is watched ---------------------------------------------------------------------
 
@@ -47,10 +50,14 @@ public:
     // Adds a tensor that must stay where it is, of the member added last.
     View keep(nanobind::object tensor);
 
-    // Throws std::invalid_argument where the object is no plain tensor.
+    // Of a plain tensor, or the part of a distributed one. Throws std::invalid_argument where the
+    // object is neither.
     View read(nanobind::handle tensor);
 
     bool is_fast() const { return reader_.is_fast(); }
+
+    // Tells autograd that members have changed; false where Python has to.
+    bool bump(nanobind::list members) { return reader_.bump(std::move(members)); }
 
     Turns& turns() { return turns_; }
 
@@ -97,7 +104,8 @@ private:
 
     struct Member {
         nanobind::object parameter;
-        View view;  // of the parameter
+        View view;              // of the parameter
+        nanobind::object spec;  // of a distributed one, else null
         nanobind::dict state;
         Items items;  // of `state`
         std::vector<Entry> entries;
@@ -106,6 +114,7 @@ private:
 
     struct Gradient {
         nanobind::object tensor;  // null but during a step, and where there is none
+        nanobind::object spec;    // another than the parameter's that it has had, laid out alike
         void* data = nullptr;
         Span free;  // where it was, or might have been, without meeting what is written
     };
@@ -113,9 +122,13 @@ private:
     bool is_plain(PyObject* object) const;
     void keep(nanobind::handle tensor, const View& view);
     bool same_member(const Member& member);
+    bool same_entry(const Entry& entry);
+    bool same_distributed(const Member& member, View& view);
+    bool take_part(const Member& member, Gradient& gradient) const;
     bool has_values(nanobind::handle gradient, const View& view) const;
 
     Reader reader_;
+    Distributed distributed_;
     nanobind::object tensor_type_, parameter_type_;
     std::vector<Group> groups_;
     std::vector<nanobind::object> parameters_;  // of all groups, in order

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from adamas.coefficients import StepNumbers
 from adamas.engines import Group
-from adamas.engines.native import Cohort, TensorSlot
+from adamas.engines.native import Cohort, Distributed, TensorSlot
 from adamas.options import Options, Phase
 
 class Plan:
@@ -48,6 +48,7 @@ class TensorPlan:
         increment_version: Callable[[list[Any]], None],
         rows: int = 1,
         exchange: Callable[[NDArray[np.int64]], None] | None = None,
+        distributed: Distributed | None = None,
     ) -> None:
         """Gradients are summed up in ``rows`` rows of ``adamas.digits``, as each slot says.
 
@@ -90,7 +91,8 @@ class TensorWatch:
 
     ``groups`` are the optimizer's own. ``members`` are parameters with a gradient, in the order of
     the optimizer's state, each with its state and further tensors whose addresses must stay.
-    ``idle`` are parameters without a gradient. Tensors of all devices; no value is read.
+    ``idle`` are parameters without a gradient. Tensors of all devices; no value is read. Of a
+    distributed tensor this process's part is looked at.
     """
 
     def __init__(
@@ -100,6 +102,7 @@ class TensorWatch:
         groups: list[dict[str, Any]],
         members: Sequence[tuple[Any, dict[str, Any], Sequence[Any]]],
         idle: Sequence[Any],
+        distributed: Distributed | None = None,
     ) -> None: ...
     def gradients(
         self, groups: list[dict[str, Any]], state: Any, addresses: NDArray[np.int64]

@@ -29,6 +29,7 @@ from torch.distributed.tensor.placement_types import _StridedShard
 
 import adamas.torch as ours
 from adamas.torch import distributed
+from adamas.torch.parts import runs
 from tests.support.copied import left_by_steps
 
 #: Longer than all of it takes: where processes wait for one another in vain, they fail.
@@ -36,7 +37,7 @@ LIMIT = timedelta(seconds=300)
 ROWS = (Shard(0), Replicate(), _StridedShard(0, split_factor=2))
 ALL = (*ROWS, Shard(1))
 #: Even, uneven, fewer rows than processes, empty; one, two and three dimensions.
-SHAPES = ((8, 6), (5, 3), (1, 4), (16,), (7,), (2,), (0, 3), (3, 4, 2))
+SHAPES = ((8, 6), (5, 3), (1, 4), (16,), (7,), (2,), (0, 3), (3, 4, 2), ())
 #: However rows are cut, parts are of whole blocks of "8bit".
 WIDE_SHAPES = ((8, 64), (5, 32), (1, 96))
 
@@ -45,8 +46,13 @@ def cases(mesh, shapes=SHAPES, placements=ALL):
     """Return shapes with all ways to cut them along their first two dimensions over ``mesh``."""
     for shape in shapes if mesh.ndim < 3 else shapes[1:2]:
         for each in itertools.product(placements, repeat=mesh.ndim):
-            if len(shape) > 1 or Shard(1) not in each:
+            along = {placement.dim for placement in each if not is_replicate(placement)}
+            if all(dimension < len(shape) for dimension in along):
                 yield shape, each
+
+
+def is_replicate(placement):
+    return placement.is_replicate()
 
 
 def drawn(shape, seed, dtype=torch.float32):
@@ -80,6 +86,19 @@ def check_indices(mesh):
             assert first == expected[0], (shape, placements)
         elif expected:
             assert first is None, (shape, placements)
+        assert of_runs(runs(tensor), len(expected)) == expected, (shape, placements)
+
+
+def of_runs(found, count):
+    """Return where elements of a part stand in the whole tensor, by what ``runs`` says."""
+    if not found:
+        return list(range(count))
+    ends = [each.first for each in found[1:]] + [count]
+    return [
+        each.start + (i - each.first) // each.length * each.pitch + (i - each.first) % each.length
+        for each, end in zip(found, ends, strict=True)
+        for i in range(each.first, end)
+    ]
 
 
 def check_steps(mesh, dtype, chosen, **options):
@@ -96,6 +115,7 @@ def check_steps(mesh, dtype, chosen, **options):
             other.grad = spread(one.grad, other, (i + step) % 3)
         for optimizer in optimizers:
             optimizer.step()
+        assert {*optimizers[1].routes().values()} == {"native"}
         assert optimizers[0].gradient_norm == optimizers[1].gradient_norm
         for one, other in zip(whole, parts, strict=True):
             about = (tuple(one.shape), other.placements, dtype, options, step)
@@ -190,10 +210,6 @@ def check_other_mesh(mesh):
     with pytest.raises(ValueError, match=r"^The gradient of 0\.1 is sharded over .* same mesh"):
         ours.AdamW(parts).step()
     assert torch.equal(here(parts[0]), drawn((8,), 0))
-
-
-def is_replicate(placement):
-    return placement.is_replicate()
 
 
 class Block(nn.Module):

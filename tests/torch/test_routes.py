@@ -163,7 +163,7 @@ def test_of_parameters_that_share_memory_the_first_alone_is_native():
     assert optimizer.routes() == {"0.0": "native", "0.1": "torch", "0.2": "native"}
 
 
-def test_a_distributed_tensor_is_stepped_by_torchs_operations():
+def test_a_distributed_tensor_is_stepped_natively_beside_a_plain_one():
     dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
     try:
         mesh = init_device_mesh("cpu", (1,))
@@ -171,11 +171,12 @@ def test_a_distributed_tensor_is_stepped_by_torchs_operations():
         def cut(value):
             return distribute_tensor(value, mesh, [Shard(0)])
 
-        p, q = nn.Parameter(cut(torch.ones(4, 3))), nn.Parameter(torch.ones(3))
-        optimizer = ours.AdamW([p, q])
-        p.grad, q.grad = cut(torch.ones(4, 3)), torch.ones(3)
-        optimizer.step()
-        assert optimizer.routes() == {"0.0": "torch", "0.1": "native"}
+        for engine in (None, "native"):
+            p, q = nn.Parameter(cut(torch.ones(4, 3))), nn.Parameter(torch.ones(3))
+            optimizer = ours.AdamW([p, q], engine=engine)
+            p.grad, q.grad = cut(torch.ones(4, 3)), torch.ones(3)
+            optimizer.step()
+            assert optimizer.routes() == {"0.0": "native", "0.1": "native"}
     finally:
         dist.destroy_process_group()
 
@@ -336,9 +337,7 @@ NOT_NATIVE = {
 
 
 TAKEN = {
-    "native": (
-        "real, contiguous tensors on the CPU (no DTensors), as their gradients, state and copies"
-    ),
+    "native": ("real, contiguous tensors on the CPU, as their gradients, state and copies"),
     "triton": "real tensors on CUDA devices, beside their gradients and copies, by Triton",
 }
 

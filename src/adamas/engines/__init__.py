@@ -41,7 +41,17 @@ from adamas.options import Options
 from adamas.state import State
 from adamas.statistics import Outcome
 
-__all__ = ["OUTCOME", "SKIPPED", "STEPS", "Group", "Slot", "check_rates", "noted", "readable"]
+__all__ = [
+    "OUTCOME",
+    "SKIPPED",
+    "STEPS",
+    "Group",
+    "Runs",
+    "Slot",
+    "check_rates",
+    "noted",
+    "readable",
+]
 
 #: Where the record of a run has its steps, its steps left out and its last outcome.
 STEPS, SKIPPED, OUTCOME = range(3)
@@ -64,6 +74,20 @@ class Slot(NamedTuple):
     first: int = 0
     #: The array that ``parameter`` shows the bits of, where that is not the parameter itself.
     array: NDArray[Any] | None = None
+
+
+class Runs(NamedTuple):
+    """Elements of a part of a tensor that stand in runs of one length in the whole tensor.
+
+    Both are flattened. These reach to the first of the next ``Runs``, or to the end of the part.
+    """
+
+    #: The first of them, in the part and in the whole tensor.
+    first: int
+    start: int
+    #: How long runs are, and how far it is from one to the next in the whole tensor.
+    length: int
+    pitch: int
 
 
 class Group(NamedTuple):

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from adamas.checks import whole_number
 from adamas.coefficients import StepNumbers
 from adamas.digits import WIDTH, Row
-from adamas.engines import Group
+from adamas.engines import Group, Runs
 from adamas.options import Options, Phase
 from adamas.processors import usable
 from adamas.state import Entries
@@ -45,6 +45,7 @@ except ImportError as error:
 
 __all__ = [
     "Cohort",
+    "Distributed",
     "Plan",
     "TensorPlan",
     "TensorSlot",
@@ -67,9 +68,10 @@ TensorWatch = _native.TensorWatch
 
 
 class TensorSlot(NamedTuple):
-    """One parameter of a ``TensorPlan``, a plain CPU tensor, with what belongs to it.
+    """One parameter of a ``TensorPlan``, a CPU tensor, with what belongs to it.
 
-    It is stepped where it has a gradient, and left as it is where it has none.
+    It is stepped where it has a gradient, and left as it is where it has none. Of a distributed
+    tensor, and of what belongs to it, this process's part is stepped.
     """
 
     parameter: Any
@@ -89,6 +91,9 @@ class TensorSlot(NamedTuple):
     cohort: int
     #: Which of the plan's rows its gradient is counted in.
     row: int = 0
+    #: Where the elements of a part stand in the whole tensor, where random bits are drawn; empty
+    #: for those of a whole one.
+    runs: Sequence[Runs] = ()
 
 
 class Cohort(NamedTuple):
@@ -98,6 +103,17 @@ class Cohort(NamedTuple):
     group: int
     #: Where the numbers come from; None where each step is given them (``StepNumbers``).
     options: Options | None
+
+
+class Distributed(NamedTuple):
+    """How plans tell tensors that are spread over processes, and what they may ask of them."""
+
+    #: Their class, torch's DTensor.
+    kind: type
+    #: Whether what has one ``_spec`` is spread as what has the other.
+    are_alike: Callable[[Any, Any], bool]
+    #: Makes a context in which torch asks no type for its ``__torch_function__``, or None.
+    unasked: Callable[[], Any] | None
 
 
 class Plan:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adamas.engines.triton import devices
-from adamas.torch import distributed
+from adamas.torch import distributed, parts
 from adamas.torch.memory import Memory, meeting
 
 __all__ = [
@@ -18,6 +18,7 @@ __all__ = [
     "is_lazy",
     "is_sealed",
     "kept_apart",
+    "laid_out",
     "refuse",
     "refuse_expanded",
     "refuse_freed",
@@ -102,16 +103,43 @@ def kept_apart(parameters: Sequence[Tensor], written: Iterable[Tensor]) -> Gener
         [distributed.local(_gradient(p)) for p in usual], map(distributed.local, written)
     )
     shared = [p for p, meets in zip(usual, found, strict=True) if meets or is_lazy(_gradient(p))]
-    originals = [_gradient(p) for p in shared]
-    copies = [each.detach().clone() for each in originals]
-    for p, each in zip(shared, copies, strict=True):
+    with _replaced([(p, _gradient(p).detach().clone()) for p in shared]):
+        yield
+
+
+@contextmanager
+def laid_out(parameters: Sequence[Tensor]) -> Generator[list[Tensor]]:
+    """Put gradients laid out over processes as their parameters in place of those that are not.
+
+    Sums that are not made yet are made, and what is still on its way is waited for: all processes
+    call this together. Gives the parameters concerned; see ``kept_apart`` for what is left after.
+    """
+    found = [p for p in parameters if _can_be_copied(p) and _is_laid_otherwise(p)]
+    anew = [parts.settled(distributed.laid_out_as(p, _gradient(p).detach())) for p in found]
+    with _replaced(list(zip(found, anew, strict=True))):
+        yield found
+
+
+def _is_laid_otherwise(parameter: Tensor) -> bool:
+    gradient = _gradient(parameter)
+    mesh = getattr(parameter, "device_mesh", None)
+    if mesh is None or getattr(gradient, "device_mesh", None) != mesh:
+        return False
+    return not parts.is_alike(parameter, gradient) or parts.is_awaited(gradient)
+
+
+@contextmanager
+def _replaced(gradients: Sequence[tuple[Tensor, Tensor]]) -> Generator[None]:
+    """Put gradients in place of those that parameters have; see ``kept_apart``."""
+    originals = [_gradient(p) for p, _ in gradients]
+    for p, each in gradients:
         p.grad = each
-    versions = [each._version for each in copies]
+    versions = [parts.local(each)._version for _, each in gradients]
     try:
         yield
     finally:
-        for p, original, each, version in zip(shared, originals, copies, versions, strict=True):
-            if p.grad is each and each._version == version:
+        for (p, each), original, version in zip(gradients, originals, versions, strict=True):
+            if p.grad is each and parts.local(each)._version == version:
                 p.grad = original
 
 
@@ -203,8 +231,8 @@ def unscale(parameters: Iterable[Tensor], grad_scale: Any, is_made: Tensor | Non
             alone.setdefault(part.device, []).append(part)
         else:
             replaced.append((p, gradient / _divisor(grad_scale, part.device, is_made)))
-    for device, parts in alone.items():
-        cast(Any, torch)._foreach_div_(parts, _divisor(grad_scale, device, is_made))
+    for device, own in alone.items():
+        cast(Any, torch)._foreach_div_(own, _divisor(grad_scale, device, is_made))
     for p, gradient in replaced:
         p.grad = gradient
 

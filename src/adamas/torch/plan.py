@@ -54,9 +54,7 @@ ROUTES = (device, offload, native, plain)
 _OF_ENGINES = {"native": (offload, native), "triton": (device,), "torch": (plain,)}
 #: What is said of them.
 _TAKEN = {
-    native: (
-        "real, contiguous tensors on the CPU (no DTensors), as their gradients, state and copies"
-    ),
+    native: "real, contiguous tensors on the CPU, as their gradients, state and copies",
     device: "real tensors on CUDA devices, beside their gradients and copies, by Triton",
 }
 #: Those that step all of theirs at once.

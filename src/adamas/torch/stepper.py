@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -45,6 +45,8 @@ class Stepper:
             before._planner.leave(before._plan)
             self._planner.devices = before._planner.devices
             self.record.skipped = before.record.skipped
+        #: Parameters whose gradients were laid out over processes otherwise than they are.
+        self._laid_otherwise: list[Tensor] = []
         #: The native step where it is all there is to do, and reports nothing; else None.
         self.direct: Callable[[Groups, States], Any] | None = None
         self.resume()
@@ -88,12 +90,20 @@ class Stepper:
         if self.turn.plan is not None:
             self.turn.close()
         scaling = self._planner.agreed(scaling, groups)
-        if not self._step_again(groups, states, scaling):
-            self._step_closely(groups, states, defaults, scaling)
-        elif self._plan is not None and self._plan.is_idle:
-            self._planner.refuse_strays(groups, names_of(groups), is_idle=True)
+        with self._laid_out() if self._laid_otherwise else nullcontext():
+            if not self._step_again(groups, states, scaling):
+                self._step_closely(groups, states, defaults, scaling)
+            elif self._plan is not None and self._plan.is_idle:
+                self._planner.refuse_strays(groups, names_of(groups), is_idle=True)
         if self._copies.tensors:
             self._renew_copies(groups, states)
+
+    @contextmanager
+    def _laid_out(self) -> Generator[None]:
+        """Lay gradients out that had to be in the last step, which all processes do at once."""
+        with torch.no_grad(), gradients.laid_out(self._laid_otherwise) as found:
+            self._laid_otherwise = found
+            yield
 
     def _step_again(self, groups: Groups, states: States, scaling: Scaling) -> bool:
         """Make one step by the last plan, or one before it; False where none of them fits."""
@@ -131,7 +141,9 @@ class Stepper:
         planner = self._planner
         is_for_state = not states and distributed.is_asked_for_state()
         owned = Owned(groups, states, names, self._copies.tensors)
-        with gradients.kept_apart(*planner.read_and_written(owned)):
+        read, written = planner.read_and_written(owned)
+        with gradients.laid_out(read) as found, gradients.kept_apart(read, written):
+            self._laid_otherwise = [*self._laid_otherwise, *found]
             plan = planner.planned(owned, self._plan)
             self._install(plan)
             planner.forget(states)

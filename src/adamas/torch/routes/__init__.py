@@ -1,7 +1,7 @@
 """Four ways to step, behind one seam; each takes what it can, and ``adamas.torch.plan`` chooses.
 
 ======= ==========================================================================================
-native  plain tensors on the CPU: one call of the native engine for all of them
+native  tensors on the CPU, and parts of DTensors: one call of the native engine for all of them
 device  tensors on devices that Triton serves: a few launches
 offload tensors on a card whose state is in host memory, by the native engine
 plain   whatever is left, one by one, by torch's own operations

@@ -1,4 +1,4 @@
-"""Plain tensors on the CPU: one call of the native engine steps all of them.
+"""Tensors on the CPU, plain or this process's parts: one native call steps all of them.
 
 A plan that was made once says what is read and written (``native/tensor_plan.cpp``). Each step sees
 whether all of it is as it was, and takes the gradients that are there.
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adamas.coefficients import StepNumbers
 from adamas.engines.native import Cohort, TensorPlan, TensorSlot, outcome_of
-from adamas.torch import gradients, small
+from adamas.torch import gradients, parts, small
 from adamas.torch.members import WIDE, Member
 from adamas.torch.numbers import UNSCALED, Scaling
 from adamas.torch.routes import PLAIN_TYPES, Groups, Made, Route, Setup, States
@@ -26,7 +26,7 @@ _WRONG = (LookupError, AttributeError, TypeError, ValueError, ArithmeticError, R
 
 
 def takes(member: Member) -> bool:
-    """Whether the native engine can step a parameter: plain, on the CPU, contiguous."""
+    """Whether the native engine can step a parameter: on the CPU, contiguous, laid out alike."""
     stored = member.with_dtypes()
     p, step, form = member.parameter, member.step, member.form
     if stored is None or not all(is_plain(x, (dtype,)) for x, dtype in stored):
@@ -35,19 +35,27 @@ def takes(member: Member) -> bool:
         return False
     if step is not None and not (type(step) is Tensor and step.is_cpu and step.dtype in WIDE):
         return False
-    has_copy = member.copy is None or is_plain(member.copy, small.HALF)
-    return has_copy and all(x.shape == p.shape for x, _ in stored)
+    written = [x for x, _ in stored]
+    if member.copy is not None:
+        if not is_plain(member.copy, small.HALF):
+            return False
+        written.append(member.copy)
+    shape = parts.local(p).shape
+    if not all(parts.is_alike(p, x) and parts.local(x).shape == shape for x in written):
+        return False
+    return not member.draws or parts.runs(p) is not None
 
 
 def is_plain(tensor: Any, dtypes: tuple[torch.dtype, ...]) -> bool:
-    """Whether an array can stand for a tensor: contiguous, on the CPU, with its values there."""
+    """Whether an array can stand for a tensor, or its part here: contiguous, with its values."""
+    part = parts.local(tensor)
     return (
-        type(tensor) in PLAIN_TYPES
-        and tensor.dtype in dtypes
-        and tensor.is_cpu
-        and tensor.layout == torch.strided
-        and tensor.is_contiguous()
-        and not gradients.is_lazy(tensor)
+        type(part) in PLAIN_TYPES
+        and part.dtype in dtypes
+        and part.is_cpu
+        and part.layout == torch.strided
+        and part.is_contiguous()
+        and not gradients.is_lazy(part)
     )
 
 
@@ -77,6 +85,7 @@ class Native(Route):
             torch.autograd.graph.increment_version,
             setup.row_count,
             setup.exchange,
+            distributed=parts.seen_in(member.parameter for member in members),
         )
         phase = setup.phase
         is_silent = not phase.reads_first and not phase.statistics
@@ -156,4 +165,5 @@ def _slot(member: Member, cohort: int, row: int) -> TensorSlot:
         copy=member.copy,
         cohort=cohort,
         row=row,
+        runs=(parts.runs(member.parameter) or ()) if member.draws else (),
     )

@@ -1,6 +1,6 @@
 """Whatever the engines do not take, one parameter after another, by torch's own operations.
 
-Complex, strided and distributed tensors, other devices, parameters that share memory, and groups
+Complex and strided tensors, other devices, parameters that share memory, and groups
 that follow another rule. Codes are read and written by ``adamas.codecs``.
 """
 
