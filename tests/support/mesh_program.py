@@ -281,6 +281,7 @@ def main():
     check_indices(mesh)
     if mesh.ndim < 3:
         check_steps(mesh, torch.float32, cases(mesh))
+        check_steps(mesh, torch.bfloat16, cases(mesh, SHAPES[:3]))
         check_steps(mesh, torch.bfloat16, cases(mesh), rounding="remainder", copy_to=torch.float16)
         rows = cases(mesh, WIDE_SHAPES, ROWS)
         check_steps(mesh, torch.bfloat16, rows, state="8bit", rounding="stochastic")

@@ -86,10 +86,6 @@ class Keeping(NamedTuple):
                 parameter.dtype != torch.bfloat16
                 or names.largest_square is not None
                 or self.method.own_step(group) is not None
-                or (
-                    distributed.is_distributed(parameter)
-                    and storage.parameter_rounding == "nearest"
-                )
             ):
                 return None
             mean, square = (
