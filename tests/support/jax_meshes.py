@@ -1,7 +1,10 @@
-"""Steps of arrays that are sharded over meshes of 4 devices: ``jax_meshes.py resumed|laid_out``.
+"""Steps of arrays that are sharded over meshes of 4 devices.
+
+    jax_meshes.py resumed|laid_out
+    jax_meshes.py of_two_processes RANK PORT
 
 Gradients are a function of the step and of the place in the whole array, so all that may differ
-between meshes is the step itself. Everything is compared byte by byte.
+between meshes is the step itself. All is compared byte by byte.
 """
 
 from __future__ import annotations
@@ -103,6 +106,7 @@ def resumed():
 
 
 def laid_out():
+    mapped()
     for name, make in OPTIMIZERS.items():
         for kind in (AxisType.Auto, AxisType.Explicit):
             check(name, make(), kind)
@@ -152,7 +156,60 @@ def stay(name, optimizer, kind):
             assert leaf.sharding.is_equivalent_to(home, 2), (name, kind, shape)
 
 
-if __name__ == "__main__":
+def mapped():
+    """Within ``shard_map`` parts whose blocks are whole, rounded to nearest, have the same bits."""
+    optimizer = ours.adamw(0.01, state="8bit", rounding="nearest")
+    mesh = mesh_of((4,))
+    whole = {"whole": drawn(0)["whole"]}
+    ends = []
+    for sharded in (False, True):
+        params = jax.device_put(whole, NamedSharding(mesh, P("a") if sharded else P()))
+        state, step = optimizer.init(params), stepper(optimizer)
+        if sharded:
+            specs = jax.tree.map(lambda each: each.sharding.spec, (params, state))
+            step = jax.shard_map(step, mesh=mesh, in_specs=(*specs, specs[0]), out_specs=specs)
+        step = jax.jit(step)
+        for _ in range(3):
+            params, state = step(params, state, jax.device_put(whole, params["whole"].sharding))
+        ends.append(bytes_of((params, state)))
+    assert ends[0] == ends[1]
+
+
+def of_two_processes(rank, port):
+    """Two processes with two devices each: the same bits, by one program."""
+    jax.config.update("jax_cpu_collectives_implementation", "gloo")
+    jax.distributed.initialize(f"localhost:{port}", num_processes=2, process_id=int(rank))
     assert len(jax.devices()) == 4
-    {"resumed": resumed, "laid_out": laid_out}[sys.argv[1]]()
+    optimizer = OPTIMIZERS["adamw 8bit"]()
+    alone = jax.sharding.Mesh(jax.local_devices()[:1], ("a",), axis_types=(AxisType.Auto,))
+    ends = []
+    for mesh in (mesh_of((4,)), alone):
+        homes = layout(mesh)
+        params = put(drawn(0), homes)
+        state = optimizer.init(params)
+        step = pinned_step(optimizer, params, state)
+        for i in range(3):
+            params, state = step(params, state, put(drawn(1 + i), homes))
+        assert step._cache_size() == 1
+        ends.append(jax.tree_util.tree_leaves_with_path((params, state)))
+    for (path, sharded), (_, whole) in zip(*ends, strict=True):
+        for shard in sharded.addressable_shards:
+            own = np.asarray(whole)[shard.index]
+            same = np.asarray(shard.data).tobytes() == own.tobytes()
+            assert same, (jax.tree_util.keystr(path), shard.index)
+    jax.distributed.shutdown()
+
+
+def put(arrays, homes):
+    """Return arrays that all processes have, as sharded ones."""
+    return {
+        name: jax.make_array_from_callback(each.shape, homes[name], each.__getitem__)
+        for name, each in arrays.items()
+    }
+
+
+if __name__ == "__main__":
+    {"resumed": resumed, "laid_out": laid_out, "of_two_processes": of_two_processes}[sys.argv[1]](
+        *sys.argv[2:]
+    )
     sys.stdout.write("same\n")
