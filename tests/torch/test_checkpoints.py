@@ -218,3 +218,26 @@ def test_replicas_take_a_state_of_plain_tensors(mesh):
     wrong["state"][0]["exp_avg"] = torch.zeros(8, 64)
     with pytest.raises(ValueError, match="has a plain tensor as exp_avg, but the parameter is a"):
         parted.load_state_dict(wrong)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_16_bits_of_sharded_parameters_are_saved_in_32_which_can_be_gathered(mesh, packed):
+    value = torch.linspace(-1, 1, 512).view(8, 64).to(torch.bfloat16)
+    p = nn.Parameter(distribute_tensor(value, mesh, [Shard(0)], src_data_rank=None))
+    optimizer = ours.AdamW([("weight", p)], lr=0.1, state="8bit", rounding="remainder")
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    key = "packed_state" if packed else "state"
+    before = {name: optimizer.state[p][name] for name in ("header", "remainder")}
+    saved = optimizer.state_dict(packed=packed)
+    dtypes = {each.dtype for each in saved[key][0].values() if isinstance(each, DTensor)}
+    assert torch.int16 not in dtypes
+    assert torch.int32 in dtypes
+    optimizer.load_state_dict(saved)
+    assert optimizer.state[p]["remainder"].dtype == torch.int16
+    assert optimizer.state[p]["header"].dtype == torch.int16
+    for name in ("header", "remainder") if packed else ("remainder",):
+        assert torch.equal(optimizer.state[p][name].to_local(), before[name].to_local())
+    saved[key][0]["remainder"].to_local().fill_(40_000)
+    with pytest.raises(ValueError, match="has remainder with elements beyond 16 bits"):
+        optimizer.load_state_dict(saved)

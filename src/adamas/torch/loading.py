@@ -43,9 +43,11 @@ Group = dict[str, Any]
 def saved(state_dict: State, groups: Sequence[Group], method: Method, *, packed: bool) -> State:
     """Return what torch's state_dict() gives with codes as numbers, or packed: as they are.
 
-    Of distributed parameters, counts are copies: torch.distributed.checkpoint copies or gathers all
-    but them, so that they would be of a later step. Raises ValueError where what is packed could
-    not be put together again.
+    Counts of what is cut, and all that distributed tensors have without dimensions, are copies:
+    torch.distributed.checkpoint gathers or copies all but them, and they would be of a later step.
+    What is int16 in distributed tensors is given as int32, since neither
+    gloo nor NCCL gathers the former. Raises ValueError where what is packed could not be put
+    together again.
     """
     saved_groups = clip_groups.left_out(state_dict["param_groups"])
     state_dict = {**state_dict, "param_groups": saved_groups}
@@ -61,16 +63,22 @@ def saved(state_dict: State, groups: Sequence[Group], method: Method, *, packed:
             elif "state" in own or "top" in states[i]:
                 states[i] = small.dense(states[i], roles)
             if distributed.is_distributed(parameter):
-                states[i] = _with_own_counts(states[i], method.kept(own).numbers)
+                is_gathered = distributed.is_cut(parameter) or parameter.ndim == 0
+                states[i] = _to_be_gathered(states[i], are_copied=is_gathered)
     if not packed:
         return {**state_dict, "state": states}
     others = {name: value for name, value in state_dict.items() if name != "state"}
     return {PACKED: states, **others, "format": FORMAT}
 
 
-def _with_own_counts(state: State, names: Sequence[str]) -> State:
-    counts = {name: state[name] for name in names if isinstance(state.get(name), Tensor)}
-    return {**state, **{name: count.detach().clone() for name, count in counts.items()}}
+def _to_be_gathered(state: State, *, are_copied: bool) -> State:
+    found = dict(state)
+    for name, value in state.items():
+        if isinstance(value, Tensor) and value.dtype == torch.int16:
+            found[name] = value.detach().to(torch.int32)
+        elif isinstance(value, Tensor) and value.ndim == 0 and are_copied:
+            found[name] = value.detach().clone()
+    return found
 
 
 def _refuse_cut_blocks(name: str, parameter: Tensor, state: State) -> None:
@@ -286,7 +294,8 @@ def _owned(
         device = torch.device("cpu") if is_offloaded else parameter.device
         if value.is_sparse:  # as torch's SGD keeps what sparse gradients add up to
             value = value.to_dense()
-        owned = value.detach().to(device=device, copy=True)
+        dtype = torch.int16 if value.dtype == torch.int32 else value.dtype
+        owned = value.detach().to(device=device, dtype=dtype, copy=True)
         if entry in (*kept.tensors, "ema", "remainder"):  # a header is laid out where it is fitted
             return distributed.spread_as(parameter, owned)
         return owned

@@ -104,6 +104,8 @@ def check(
     _check_codes(name, state, parameter, kept.entries, values=loading)
     for entry in _SQUARES.intersection(state) if loading else ():
         _check_square(name, entry, distributed.local(state[entry].detach()))
+    for entry in ("header", "remainder") if loading else ():
+        _check_width(name, entry, state.get(entry))
 
 
 def check_kind(name: str, state: Any) -> None:
@@ -216,7 +218,7 @@ def _check_tensor(name: str, entry: str, value: Any, parameter: Tensor, *, loadi
             f"{tuple(distributed.local(parameter).shape)} are here. Load it with "
             "torch.distributed.checkpoint.state_dict.set_optimizer_state_dict."
         )
-    dtypes = _dtypes_of(entry, parameter)
+    dtypes = _dtypes_of(entry, parameter, loading=loading)
     if value.dtype not in dtypes:
         possible = ", ".join(map(str, dtypes))
         raise TypeError(
@@ -225,10 +227,10 @@ def _check_tensor(name: str, entry: str, value: Any, parameter: Tensor, *, loadi
         )
 
 
-def _dtypes_of(entry: str, parameter: Tensor) -> tuple[torch.dtype, ...]:
-    """Return what an entry may be stored in."""
+def _dtypes_of(entry: str, parameter: Tensor, *, loading: bool) -> tuple[torch.dtype, ...]:
+    """Return what an entry may be stored in, or saved in."""
     if entry == "remainder":
-        return tuple(small.REMAINDERS.values())
+        return (*small.REMAINDERS.values(), *((torch.int32,) if loading else ()))
     if parameter.is_complex():
         return _COMPLEX
     if entry == "exp_avg":
@@ -253,7 +255,7 @@ def _check_codes(
     if not codes_of_square and (not codes_of_mean or mean is None or mean.dtype != torch.int8):
         return
     header: Any = state.get("header")
-    _check_header(name, header, parameter)
+    _check_header(name, header, parameter, loading=values)
     if values and bool(((distributed.local(header) & 1023) > codecs.HIGHEST_IN_HEADER).any()):
         raise ValueError(
             f"The state of {name} has a header that no step leaves: its lowest 10 bits are beyond "
@@ -261,12 +263,13 @@ def _check_codes(
         )
 
 
-def _check_header(name: str, header: Any, parameter: Tensor) -> None:
+def _check_header(name: str, header: Any, parameter: Tensor, *, loading: bool) -> None:
     """Raise where a header is not in the shape that it is kept in, nor flat as it was before."""
     blocks = small.blocks_of(parameter)
     shape = distributed.shape_by_runs(parameter, codecs.BLOCK)
     is_parted = distributed.is_distributed(parameter)
-    if isinstance(header, Tensor) and header.dtype == torch.int16:
+    dtypes = (torch.int16, torch.int32) if loading else (torch.int16,)
+    if isinstance(header, Tensor) and header.dtype in dtypes:
         here, is_strided = distributed.local(header), header.layout == torch.strided
         if distributed.is_distributed(header):
             fits = is_parted and header.shape == shape and here.numel() == blocks
@@ -310,6 +313,18 @@ def _check_square(name: str, entry: str, value: Tensor) -> None:
         raise ValueError(
             f"The state of {name} has {entry} with negative elements, but a second moment is at "
             "least 0. The state was damaged; load another."
+        )
+
+
+def _check_width(name: str, entry: str, value: Any) -> None:
+    """Raise where 16 bits that are saved in 32, to be gathered, need more than 16."""
+    if not isinstance(value, Tensor) or value.dtype != torch.int32:
+        return
+    here = distributed.local(value.detach())
+    if bool((here.to(torch.int16) != here).any()):
+        raise ValueError(
+            f"The state of {name} has {entry} with elements beyond 16 bits, which it is kept in. "
+            "The state was damaged; load another."
         )
 
 
