@@ -28,7 +28,7 @@ namespace {
 // A plan over arrays of Python objects, and the memory they lend it.
 class ArrayPlan {
 public:
-    ArrayPlan(nb::sequence groups, nb::object phase) {
+    ArrayPlan(nb::sequence groups, nb::object phase, bool keep_sums) {
         std::vector<Tensor> tensors;
         nb::object ndarray = nb::module_::import_("numpy").attr("ndarray");
         for (nb::handle group : groups) {
@@ -40,6 +40,9 @@ public:
             options_.push_back(own);
         }
         plan_ = Plan(std::move(tensors), phase_of(phase));
+        if (keep_sums) {
+            plan_.keep_sums();
+        }
     }
 
     // Returns None, the parts of an Outcome, or NotImplemented where a gradient cannot be read
@@ -296,7 +299,8 @@ private:
 void bind_array_plan(nb::module_& module) {
     nb::class_<ArrayPlan>(module, "Plan", nb::type_slots(collected<ArrayPlan>),
                           "A step over fixed arrays: see adamas.engines.")
-        .def(nb::init<nb::sequence, nb::object>(), nb::arg("groups"), nb::arg("phase"))
+        .def(nb::init<nb::sequence, nb::object, bool>(), nb::arg("groups"), nb::arg("phase"),
+             nb::arg("keep_sums") = false)
         .def("step", &ArrayPlan::step, nb::arg("gradients"), nb::arg("step").none(),
              nb::arg("rates"), nb::arg("record") = nb::none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")

@@ -250,7 +250,11 @@ nb::object parts_of(const Outcome& outcome, const Phase& phase) {
         }
         statistics = all;
     }
-    return nb::make_tuple(outcome.applied, norm, nonfinite, statistics);
+    if (outcome.sums.empty()) {
+        return nb::make_tuple(outcome.applied, norm, nonfinite, statistics);
+    }
+    nb::bytes sums(outcome.sums.data(), outcome.sums.size() * sizeof(std::int64_t));
+    return nb::make_tuple(outcome.applied, norm, nonfinite, statistics, sums);
 }
 
 }  // namespace adamas

@@ -145,7 +145,7 @@ Outcome Plan::step(std::vector<StepNumbers>& numbers, double loss_scale, double 
         each.rule.grad_scale = each.rule.grad_scale / loss_scale * factor;
     }
     if (phase_.statistics) {
-        outcome.statistics = sweep_described(numbers);
+        sweep_described(numbers, outcome);
     } else {
         sweep(numbers, nullptr);
     }
@@ -193,19 +193,27 @@ void Plan::sweep(const std::vector<StepNumbers>& numbers, Report* reports) {
     });
 }
 
-std::vector<TensorStatistics> Plan::sweep_described(const std::vector<StepNumbers>& numbers) {
+void Plan::sweep_described(const std::vector<StepNumbers>& numbers, Outcome& outcome) {
     // All memory is taken before the step: it must not fail after it.
     std::vector<Report> reports(present_);
-    std::vector<TensorStatistics> result;
-    result.reserve(present_);
+    outcome.statistics.reserve(present_);
+    outcome.sums.resize(keeps_sums_ ? present_ * 3 * row_width : 0);
     sweep(numbers, reports.data());
     Report* own = reports.data();
+    std::int64_t* sums = outcome.sums.data();
     for (const Tensor& tensor : tensors_) {
-        if (tensor.is_present) {
-            result.push_back(described(*own++, tensor.count));
+        if (!tensor.is_present) {
+            continue;
         }
+        outcome.statistics.push_back(described(*own, tensor.count));
+        for (Squares* each : {&own->gradient, &own->parameter, &own->update}) {
+            if (keeps_sums_) {
+                carry(*each);
+                sums = std::copy_n(each->row, row_width, sums);
+            }
+        }
+        ++own;
     }
-    return result;
 }
 
 }  // namespace adamas

@@ -52,6 +52,8 @@ struct Outcome {
     double norm = 0;                           // where the phase reads first
     std::vector<std::int64_t> nonfinite;       // the same
     std::vector<TensorStatistics> statistics;  // where asked for and applied
+    // The sums that these are of, three rows of src/adamas/digits.py each, where they are kept.
+    std::vector<std::int64_t> sums;
 };
 
 // Adds the squares of all elements to a row of src/adamas/digits.py, and carries its digits.
@@ -78,6 +80,9 @@ public:
 
     const Phase& phase() const { return phase_; }
     void set_phase(const Phase& phase) { phase_ = phase; }
+
+    // Reports the sums of statistics, too: of tensors that other processes have parts of.
+    void keep_sums() { keeps_sums_ = true; }
 
     // Whether a step is long enough that others should run meanwhile.
     bool is_long() const { return elements_ >= 16 * tile_size; }
@@ -109,10 +114,11 @@ private:
     // Steps all chunks; `reports` are of all tensors that are present, or null where nothing is
     // recorded.
     void sweep(const std::vector<StepNumbers>& numbers, Report* reports);
-    std::vector<TensorStatistics> sweep_described(const std::vector<StepNumbers>& numbers);
+    void sweep_described(const std::vector<StepNumbers>& numbers, Outcome& outcome);
 
     std::vector<Tensor> tensors_;
     Phase phase_;
+    bool keeps_sums_ = false;
     std::int64_t elements_ = 0;
     std::size_t present_ = 0;  // how many tensors are present
     std::vector<Chunk> chunks_;

@@ -86,11 +86,12 @@ public:
     // `groups` are the optimizer's own dicts, `slots` and `cohorts` the TensorSlot and Cohort of
     // adamas.engines.native. `idle` are parameters that must not have a gradient. Gradients are
     // summed up in `rows` sums; exchange(array), where there is one, is called between reading and
-    // stepping, with an int64 array of them, and adds in place what is not there.
+    // stepping, with an int64 array of them, and adds in place what is not there. With `keep_sums`
+    // an outcome has the sums of its statistics, too.
     TensorPlan(nb::type_object tensor_type, nb::type_object parameter_type, nb::list groups,
                nb::sequence slots, nb::sequence cohorts, nb::sequence idle, nb::object phase,
                nb::object increment_version, nb::object rows, nb::object exchange,
-               nb::object distributed)
+               nb::object distributed, bool keep_sums)
         : watch_(tensor_type, parameter_type, std::move(groups), std::move(idle), distributed),
           increment_version_(std::move(increment_version)),
           row_count_(static_cast<std::size_t>(whole_number_of(rows, "rows", 1, most_rows))),
@@ -108,6 +109,9 @@ public:
             tensors.push_back(joined(slot));
         }
         plan_ = Plan(std::move(tensors), phase_of(phase), row_count_);
+        if (keep_sums) {
+            plan_.keep_sums();
+        }
         list_changed();
     }
 
@@ -393,11 +397,12 @@ void bind_tensor_plan(nb::module_& module) {
     nb::class_<TensorPlan>(module, "TensorPlan", nb::type_slots(collected<TensorPlan>),
                            "A step over the parameters of a torch.optim.Optimizer.")
         .def(nb::init<nb::type_object, nb::type_object, nb::list, nb::sequence, nb::sequence,
-                      nb::sequence, nb::object, nb::object, nb::object, nb::object, nb::object>(),
+                      nb::sequence, nb::object, nb::object, nb::object, nb::object, nb::object,
+                      bool>(),
              nb::arg("tensor_type"), nb::arg("parameter_type"), nb::arg("groups"), nb::arg("slots"),
              nb::arg("cohorts"), nb::arg("idle"), nb::arg("phase"), nb::arg("increment_version"),
              nb::arg("rows") = 1, nb::arg("exchange") = nb::none(),
-             nb::arg("distributed") = nb::none())
+             nb::arg("distributed") = nb::none(), nb::arg("keep_sums") = false)
         .def("step", &TensorPlan::step, nb::arg("groups"), nb::arg("state"),
              nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0, nb::arg("numbers") = nb::none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")

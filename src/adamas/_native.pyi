@@ -14,7 +14,7 @@ from adamas.options import Options, Phase
 class Plan:
     """A step over fixed arrays."""
 
-    def __init__(self, groups: Sequence[Group], phase: Phase) -> None: ...
+    def __init__(self, groups: Sequence[Group], phase: Phase, keep_sums: bool = False) -> None: ...
     def step(
         self,
         gradients: Sequence[Any],
@@ -49,11 +49,14 @@ class TensorPlan:
         rows: int = 1,
         exchange: Callable[[NDArray[np.int64]], None] | None = None,
         distributed: Distributed | None = None,
+        keep_sums: bool = False,
     ) -> None:
         """Gradients are summed up in ``rows`` rows of ``adamas.digits``, as each slot says.
 
         Where the phase reads gradients before a step, ``exchange`` is called after that with all
-        rows, int64[rows, WIDTH], and adds to them in place what other processes have.
+        rows, int64[rows, WIDTH], and adds to them in place what other processes have. With
+        ``keep_sums`` a fifth part of an outcome has the rows of its statistics, three of each
+        tensor, as bytes.
         """
     def step(
         self,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ __all__ = [
     "NONE_LEFT",
     "NOT_TAKEN",
     "TILE",
+    "OfPart",
     "Outcome",
     "Statistics",
     "norm",
@@ -103,6 +104,19 @@ def norm_from(sum_at: Callable[[float], float]) -> float:
         return math.sqrt(total)
     scale = SHRINK if total == math.inf else ENLARGE
     return math.sqrt(sum_at(scale)) / scale
+
+
+@dataclass(frozen=True)
+class OfPart(Statistics):
+    """The statistics of a part of a tensor, with what is needed to make those of the whole."""
+
+    #: Of gradient, parameter and update, rows of digits: int64[3, WIDTH].
+    sums: Any = field(compare=False, repr=False)
+
+    @property
+    def alone(self) -> Statistics:
+        """The statistics of this part."""
+        return Statistics(*(getattr(self, each.name) for each in fields(Statistics)))
 
 
 @dataclass(frozen=True)

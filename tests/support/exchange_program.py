@@ -101,6 +101,38 @@ def check_uneven(mesh):
             assert torch.equal(here(other), here(cut(one.detach(), mesh, *other.placements)))
 
 
+def check_statistics(mesh):
+    """Statistics of a tensor that is cut are those of all of it, whoever lacks a gradient."""
+    shapes = [shape for shape in UNEVEN if shape]
+    values = [drawn(shape, i).bfloat16() for i, shape in enumerate(shapes)]
+    whole = [(f"{i}", nn.Parameter(each.clone())) for i, each in enumerate(values)]
+    parts = [(f"{i}", nn.Parameter(cut(each, mesh, Shard(0)))) for i, each in enumerate(values)]
+    options = {"lr": 1e-3, "statistics": True, "rounding": "stochastic"}
+    optimizers = [ours.AdamW(each, **options) for each in (whole, parts)]
+    for step in range(2):
+        for i, ((_, one), (_, other)) in enumerate(zip(whole, parts, strict=True)):
+            one.grad = drawn(one.shape, 60 + i, 10.0 ** (3 * step)).bfloat16()
+            if i == 3:
+                one.grad[-1, -1] = math.nan
+            other.grad = cut(one.grad, mesh, Shard(0))
+        for optimizer in optimizers:
+            optimizer.step()
+        one, other = (optimizer.statistics() for optimizer in optimizers)
+        assert one.keys() == other.keys()
+        for name, value in one.items():
+            assert torch.equal(value.nan_to_num(-1), other[name].nan_to_num(-1)), name
+    _, first = parts[0]
+    rank = dist.get_rank()
+    for _, each in parts:
+        each.grad = None
+    first.grad = cut(torch.ones_like(values[0]), mesh, Shard(0)) if rank == 0 else None
+    optimizers[1].step()
+    found = optimizers[1].statistics()
+    assert len(found) == (6 if rank == 0 else 0)
+    if rank == 0:
+        assert found["0/gradient_norm"] == math.sqrt(5)
+
+
 def check_size_of_messages(mesh):
     """A norm costs no more than 1 KB for each process and set of groups, whatever is stepped."""
     plain = nn.Parameter(drawn((3,), 0))
@@ -376,6 +408,7 @@ def main():
     else:
         checks = [
             check_uneven,
+            check_statistics,
             check_size_of_messages,
             check_absent_from_the_first_step,
             check_one_nan,

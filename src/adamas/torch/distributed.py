@@ -434,15 +434,16 @@ class Exchange:
             for i in complete[1:]:
                 tensor[i].zero_()
 
-    def each(self, values: Tensor, operation: Any = dist.ReduceOp.SUM) -> None:
+    def each(self, values: Tensor, operation: Any = None) -> None:
         """Reduce values of each sum over the processes that it is spread over, in place.
 
-        ``values`` has an entry, or a row, for each sum.
+        ``values`` has an entry, or a row, for each sum; they are added up where no ``operation`` is
+        given.
         """
         for group, apart, complete in self._passes:
             where = torch.tensor(sorted((*apart, *complete)), device=values.device)
             stacked = values[where]
-            _all_reduce(stacked, operation, group)
+            _all_reduce(stacked, dist.ReduceOp.SUM if operation is None else operation, group)
             values[where] = stacked
 
     def largest(self, value: Tensor) -> Tensor:

@@ -23,7 +23,7 @@ from adamas.coefficients import Coefficients
 from adamas.digits import BITS, DIGITS, INFINITE, NAN, WIDTH
 from adamas.rule import Result, flush, ratio, rule, smooth
 from adamas.state import Entries
-from adamas.statistics import LANES, TILE, Statistics
+from adamas.statistics import LANES, TILE, OfPart
 
 __all__ = [
     "SLAB",
@@ -69,7 +69,7 @@ def step_tensor(
     ema_weights: tuple[float, float],
     *,
     recorded: bool,
-) -> Statistics | None:
+) -> OfPart | None:
     """Make one step in place; return what it did where that is to be ``recorded``.
 
     bfloat16 and float16 are computed in float32 and rounded once, on storing: to nearest, or as
@@ -283,17 +283,17 @@ def count_nonfinite(x: Tensor) -> int:
     return sum(int((~torch.isfinite(slab)).sum().item()) for slab in flat.split(SLAB))
 
 
-def _describe(gradient: Tensor, before: Tensor, after: Tensor, result: Result) -> Statistics:
+def _describe(gradient: Tensor, before: Tensor, after: Tensor, result: Result) -> OfPart:
     """Return what one step did to one tensor; ``after`` is what the parameter became."""
     size = before.numel()
     moved = int((after != before).sum().item())
-    return Statistics(
-        gradient_norm=norm_of(gradient),
-        parameter_norm=norm_of(before),
-        update_norm=norm_of(result.change),
+    sums = torch.stack([*map(row_of, (gradient, before, result.change))]).cpu().numpy()
+    return OfPart(
+        *map(digits.norm, sums),
         largest_update=float(result.u.abs().max().item()) if size else 0.0,
-        nonfinite=count_nonfinite(gradient),
+        nonfinite=digits.nonfinite(sums[0]),
         unmoved=(size - moved) / size if size else 0.0,
+        sums=sums,
     )
 
 

@@ -20,9 +20,10 @@ from adamas import digits
 from adamas.coefficients import clip_factor
 from adamas.engines.native import row_of
 from adamas.engines.triton import devices
+from adamas.engines.triton.launches import DeviceOutcome
 from adamas.options import Phase
 from adamas.statistics import Outcome, Statistics
-from adamas.torch import clip_groups, distributed, operations, sharding, storage
+from adamas.torch import clip_groups, distributed, operations, sharding, statistics, storage
 from adamas.torch.arguments import Engine
 from adamas.torch.grouping import parameters_of, places_of
 from adamas.torch.keeping import Group, Keeping, State
@@ -175,8 +176,22 @@ class Plan:
                 scale = scaling.grad_scale
                 scaling = UNSCALED if scale is None else Scaling(scale)
         if self._whole is not None:
-            return self._whole.step(scaling)
-        return self._step_apart(Scaling(scaling.loss_scale))
+            made = self._whole.step(scaling)
+        else:
+            made = self._step_apart(Scaling(scaling.loss_scale))
+        if self._parts is None or not self._phase.statistics or made is NotImplemented:
+            return made
+        return self._of_wholes(made)
+
+    def _of_wholes(self, made: Made | None) -> Made | None:
+        """Return what a step reports, with the statistics of whole tensors."""
+        if made is None or self._parts is None or not made.applied:
+            return made
+        records = made.recorded if isinstance(made, DeviceOutcome) else made.statistics or ()
+        parameters = parameters_of(self._setup.owned.groups)
+        own = {m.place: part for m, part in zip(self.members, records, strict=True)}
+        wholes = statistics.of_wholes(parameters, own, self._parts)
+        return Outcome(True, made.norm, made.nonfinite, tuple(wholes))
 
     def _step_apart(self, scaling: Scaling) -> Outcome | None:
         """Make one step of tensors of several kinds: norm and guard first, then kind by kind."""
@@ -266,10 +281,11 @@ class Planner:
 
     def agreed(self, scaling: Scaling, groups: Groups) -> Scaling:
         """Return what a GradScaler says to all processes that take norm and guard together."""
-        found = scaling.found_inf
-        if found is None or not self.keeping.phase.reads_first:
+        found, phase = scaling.found_inf, self.keeping.phase
+        if found is None or not (phase.reads_first or phase.statistics):
             return scaling
-        exchange = self._sets(groups).exchange
+        sets = self._sets(groups)
+        exchange = sets.exchange if phase.reads_first else sets.parts
         if exchange is None:
             return scaling
         found = found if isinstance(found, Tensor) else torch.tensor(float(found))
@@ -338,7 +354,8 @@ class Planner:
         Raises before anything is touched where a parameter, a gradient or a state is refused.
         """
         phase = self.keeping.phase
-        sets = self._sets(owned.groups, anew=True) if phase.reads_first else distributed.Sets()
+        is_shared = phase.reads_first or phase.statistics
+        sets = self._sets(owned.groups, anew=True) if is_shared else distributed.Sets()
         # Whether an engine that is asked for takes a parameter is known when its state is there.
         with nullcontext() if self._engine is None else _restoring(owned.states):
             members = list(self._members(owned))
@@ -401,7 +418,9 @@ class Planner:
         parameters = parameters_of(owned.groups)
         stepped = {id(member.parameter) for members in chosen.values() for member in members}
         idle = [p for p in parameters if id(p) not in stepped]
-        setup = Setup(owned, phase, self.numbers, idle, sets.rows, sets.row_count, sets.exchange)
+        exchange = sets.exchange if phase.reads_first else None
+        setup = Setup(owned, phase, self.numbers, idle, sets.rows, sets.row_count, exchange)
+        setup = setup._replace(keeps_sums=phase.statistics and sets.parts is not None)
         is_several = sum(map(bool, chosen.values())) > 1 or chosen[plain] or chosen[offload]
         apart = phase.reads_first and bool(is_several)
         if apart:

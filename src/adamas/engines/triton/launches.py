@@ -24,7 +24,7 @@ from torch import Tensor
 from adamas.engines.triton import devices
 from adamas.engines.triton.jobs import Inputs, Job, signature_of
 from adamas.options import Options, Phase
-from adamas.statistics import Outcome, Statistics
+from adamas.statistics import OfPart, Outcome, Statistics
 
 __all__ = ["DeviceOutcome", "Launches"]
 
@@ -69,6 +69,13 @@ class DeviceOutcome:
         if not launches.phase.statistics or not self.applied:
             return None
         return launches.of_jobs(part.statistics() for part in launches.parts)
+
+    @property
+    def recorded(self) -> tuple[OfPart, ...]:
+        """The same of parts of tensors, with their sums."""
+        from adamas.engines.triton.parts import recorded
+
+        return self._launches.of_jobs(map(recorded, self._launches.parts))
 
     def fetched(self) -> Outcome:
         """Return all of it, as it is now: the next step leaves another."""

@@ -21,9 +21,9 @@ from adamas.engines.triton.jobs import Inputs, Int64, Job, Stored
 from adamas.engines.triton.live import Live
 from adamas.engines.triton.rule import OPTIONS
 from adamas.options import Options, Phase
-from adamas.statistics import Statistics
+from adamas.statistics import OfPart, Statistics
 
-__all__ = ["Part"]
+__all__ = ["Part", "recorded"]
 
 #: Where rows of sums are taken, a program takes a piece: so many chunks of a tensor, at most, that
 #: its digits have room, and so few where there are few that all of a device has work.
@@ -371,3 +371,13 @@ class Part:
 def _untyped(kernel: object) -> Any:
     """Return a kernel as it is: Triton's are not typed."""
     return kernel
+
+
+def recorded(part: Part) -> list[OfPart]:
+    """Return what a step has done to each tensor, with the sums that this follows from."""
+    total = part._recorded.total  # pyright: ignore[reportPrivateUsage]
+    rows = total[:, :, : digits.WIDTH].cpu().numpy()
+    return [
+        OfPart(**vars(each), sums=np.stack([*map(digits.carried, own)]))
+        for each, own in zip(part.statistics(), rows, strict=True)
+    ]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from adamas.engines.triton.launches import DeviceOutcome
 from adamas.options import Phase
-from adamas.statistics import Outcome, Statistics
+from adamas.statistics import OfPart, Outcome, Statistics
 from adamas.torch.members import Member
 from adamas.torch.numbers import Numbers, Scaling
 
@@ -62,6 +62,8 @@ class Setup(NamedTuple):
     #: Adds up, in place, what all processes have in these: int64[row_count, digits.WIDTH], a tensor
     #: on any device or an array. None where this process has all there is.
     exchange: Callable[[Any], None] | None = None
+    #: Whether statistics are to be ``OfPart``, since other processes have parts of tensors.
+    keeps_sums: bool = False
 
     def row(self, place: int) -> int:
         """Return the sum that the parameter at a place is counted in."""
@@ -78,6 +80,7 @@ class Route:
         self._all = tuple(members)
         self._phase = setup.phase
         self._numbers = setup.numbers
+        self._keeps_sums = setup.keeps_sums
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -108,5 +111,7 @@ class Route:
     def _reported(self, records: Sequence[Statistics | None]) -> Outcome:
         """Return the outcome of a step that was made, with the records of those that have one."""
         taken = tuple(each for each in records if each is not None)
+        if not self._keeps_sums:
+            taken = tuple(each.alone if isinstance(each, OfPart) else each for each in taken)
         recorded = taken if self._phase.statistics else None
         return Outcome(applied=True, norm=None, nonfinite=None, statistics=recorded)

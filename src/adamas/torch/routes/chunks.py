@@ -263,6 +263,7 @@ def bound(
             for (_, options), members in groups.items()
         ],
         phase,
+        keep_sums=phase.statistics,
     )
     members = list(itertools.chain.from_iterable(groups.values()))
     return Chunk(

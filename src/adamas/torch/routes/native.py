@@ -86,6 +86,7 @@ class Native(Route):
             setup.row_count,
             setup.exchange,
             distributed=parts.seen_in(member.parameter for member in members),
+            keep_sums=setup.keeps_sums,
         )
         phase = setup.phase
         is_silent = not phase.reads_first and not phase.statistics
