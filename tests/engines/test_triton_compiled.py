@@ -82,6 +82,7 @@ def test_every_value_of_every_constant_is_among_what_is_compiled(found):
         ("sweep", "COPY_TO"): {None, "bfloat16", "float16"},
         ("sweep", "ROUNDING"): set(get_args(Rounding)),
         ("sweep", "BY_CHANCE"): flags,
+        ("sweep", "SPREAD"): flags,
         ("sweep", "GUARDED"): flags,
         ("sweep", "RECORDED"): flags,
         ("sweep", "ALIGNED"): flags,
@@ -191,7 +192,7 @@ def test_plain_adam_on_float32_moves_no_more_than_it_must_where_chunks_are_whole
     (each, *_) = (
         x for x in sweeps(found)
         if [x["constants"][name] for name in STORED]
-        == ["float32", "own", "own", False, False, None, "nearest", False]
+        == ["float32", "own", "own", False, False, None, "nearest", False, False]
         and x["constants"]["ALIGNED"] and not x["constants"]["RECORDED"]
     )  # fmt: skip
     # p, g, m, v are read, p, m, v written: with 4 warps each thread has 4 of 512 elements.

@@ -22,7 +22,7 @@ from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
 from adamas import state as states
-from adamas.engines import Group, Slot
+from adamas.engines import Group, Runs, Slot
 from adamas.engines.triton import plan as plans
 from adamas.engines.triton.jobs import Job
 from adamas.engines.triton.rule import OPTIONS, rule
@@ -57,13 +57,15 @@ class Variant(NamedTuple):
     is_scaled: bool = False
     #: With the sums of other processes.
     is_exchanged: bool = False
+    #: A part of a tensor that is cut along a later dimension.
+    is_spread: bool = False
 
 
 #: Compiled for all capabilities: each dtype, form and rounding, and each flag.
 SHARED = (
     Variant(),
     Variant("float64", amsgrad=True),
-    Variant("bfloat16", state="8bit", rounding="stochastic", copy="float16"),
+    Variant("bfloat16", state="8bit", rounding="stochastic", copy="float16", is_spread=True),
     Variant("bfloat16", state="compact", rounding="remainder8", phase=EVERYTHING),
     Variant("float16", state="bfloat16", is_aligned=False, phase=Phase(clip_norm=1.0)),
     Variant("bfloat16", rounding="remainder", phase=Phase(ema=0.9), copy="bfloat16"),
@@ -150,6 +152,8 @@ def launched(variant: Variant) -> None:
 
     def changed(job: Job) -> Job:
         p = job.parameter if variant.is_aligned else shifted(job.parameter)
+        if variant.is_spread:
+            job = job._replace(runs=(Runs(0, 5, 16, 24),))
         if variant.copy is None:
             return job._replace(parameter=p)
         return job._replace(parameter=p, copy=p.to(getattr(torch, variant.copy)))

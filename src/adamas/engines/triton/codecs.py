@@ -28,6 +28,7 @@ __all__ = [
     "encode_squares_compact",
     "key_of",
     "random_bits",
+    "random_bits_at",
     "random_bits_of_parameter",
     "relative_mean",
     "root_scale",
@@ -106,6 +107,18 @@ def random_bits(key, first, offset):
     start = first.to(tl.uint32)
     low = start + offset.to(tl.uint32)
     high = (first >> 32).to(tl.uint32) + (low < start).to(tl.uint32)
+    return bits_of_index(key, low, high)
+
+
+@triton.jit
+def random_bits_at(key, index):
+    """Return the bits of the elements with these numbers (64 bits, a block)."""
+    return bits_of_index(key, index.to(tl.uint32), (index >> 32).to(tl.uint32))
+
+
+@triton.jit
+def bits_of_index(key, low, high):
+    """Return the bits of elements whose numbers have these halves."""
     x = low + (key.to(tl.uint32) + high * word(0x9E37, 0x79B1))
     x = x ^ (x >> 16)
     x = x * word(0x21F0, 0xAAAD)

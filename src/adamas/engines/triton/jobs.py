@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adamas.coefficients import StepNumbers
+from adamas.engines import Runs
 from adamas.options import Options, Phase
 from adamas.state import Entries
 from adamas.storage import Storage
@@ -39,6 +40,7 @@ class Stored(NamedTuple):
     COPY_TO: str | None
     ROUNDING: str
     BY_CHANCE: bool
+    SPREAD: bool
 
 
 class Job(NamedTuple):
@@ -58,6 +60,8 @@ class Job(NamedTuple):
     #: The number of the tensor, and where its elements begin in the whole tensor, for random bits.
     place: int = 0
     first: int = 0
+    #: Where they stand, where they are not consecutive there.
+    runs: tuple[Runs, ...] = ()
     #: Of the parameters' group, among the groups of the plan.
     group: int = 0
     #: The sum that its gradient is counted in.
@@ -87,6 +91,7 @@ class Job(NamedTuple):
             COPY_TO=None if self.copy is None else DTYPES[self.copy.dtype],
             ROUNDING=self.storage.parameter_rounding if is_half else "nearest",
             BY_CHANCE=self.storage.means_by_chance,
+            SPREAD=bool(self.runs),
         )
 
 

@@ -29,6 +29,7 @@ from adamas.engines.triton.codecs import (
     encode_squares_compact,
     float_of,
     random_bits,
+    random_bits_at,
     random_bits_of_parameter,
     relative_mean,
     root_scale,
@@ -141,8 +142,8 @@ def piece_of(pieces, table, chunks_each):
 def sweep(
     chunks, table, gradients, numbers, keys, verdict, rows, chunks_each,
     P: tl.constexpr, M: tl.constexpr, V: tl.constexpr, W: tl.constexpr, HAS_EMA: tl.constexpr,
-    COPY_TO: tl.constexpr, ROUNDING: tl.constexpr, BY_CHANCE: tl.constexpr, GUARDED: tl.constexpr,
-    RECORDED: tl.constexpr, ALIGNED: tl.constexpr,
+    COPY_TO: tl.constexpr, ROUNDING: tl.constexpr, BY_CHANCE: tl.constexpr, SPREAD: tl.constexpr,
+    GUARDED: tl.constexpr, RECORDED: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Step the elements of one chunk: decode, the rule, encode, average, copy, record.
 
@@ -185,7 +186,7 @@ def sweep(
             stepped = step_block(
                 c, keep, take, key, first, top, arrays, at + start, offsets, blocks,
                 mask, blocks * _RUN < left - start,
-                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, ALIGNED,
+                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, SPREAD, ALIGNED,
             )  # fmt: skip
             gradient += squares(stepped.g, 0)
             parameter += squares(stepped.before, 0)
@@ -204,14 +205,14 @@ def sweep(
         for start in range(0, CHUNK, _BLOCK):
             step_block(
                 c, keep, take, key, first, top, arrays, at + start, offsets, blocks, None, None,
-                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, ALIGNED,
+                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, SPREAD, ALIGNED,
             )  # fmt: skip
     else:
         for start in range(0, left, _BLOCK):
             step_block(
                 c, keep, take, key, first, top, arrays, at + start, offsets, blocks,
                 offsets + start < left, blocks * _RUN + start < left,
-                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, ALIGNED,
+                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, SPREAD, ALIGNED,
             )  # fmt: skip
 
 
@@ -219,12 +220,14 @@ def sweep(
 def step_block(
     c, keep, take, key, first, top, arrays, at, offsets, blocks, mask, block_mask,
     P: tl.constexpr, M: tl.constexpr, V: tl.constexpr, W: tl.constexpr, HAS_EMA: tl.constexpr,
-    COPY_TO: tl.constexpr, ROUNDING: tl.constexpr, BY_CHANCE: tl.constexpr, ALIGNED: tl.constexpr,
+    COPY_TO: tl.constexpr, ROUNDING: tl.constexpr, BY_CHANCE: tl.constexpr, SPREAD: tl.constexpr,
+    ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Step the elements ``at + offsets`` of a tensor, of which each 32 are a block of the codec.
 
-    ``blocks`` are the numbers of those blocks, counted from ``at``. Elements outside of ``mask``
-    are as zeros, and are not written.
+    ``first`` is where the first one stands in the whole tensor; with ``SPREAD`` the address of runs
+    that say where all of them do. ``blocks`` are the numbers of those blocks, counted from ``at``.
+    Elements outside of ``mask`` are as zeros, and are not written.
     """
     p_code = load(arrays.p, at, offsets, mask, P, ALIGNED)
     remainder = None
@@ -263,7 +266,10 @@ def step_block(
     result = rule(c, p, g, m, v, w)
     r = None
     if BY_CHANCE or (ROUNDING == "stochastic" or ROUNDING == "remainder8"):
-        r = random_bits(key, first + at, offsets)
+        if SPREAD:
+            r = random_bits_at(key, place_in_whole(first, at, offsets))
+        else:
+            r = random_bits(key, first + at, offsets)
     after = put_parameter(arrays, result.p, r, at, offsets, mask, P, ROUNDING, ALIGNED)
     put_means(
         arrays, result.m, result.v, r if BY_CHANCE else None, top,
@@ -281,6 +287,27 @@ def step_block(
         code = encode_float16(after.to(tl.float32), None)
         put(arrays.copy, at, offsets, mask, code, "bfloat16", ALIGNED)
     return Stepped(g, p, after, result.u, result.change)
+
+
+@triton.jit
+def place_in_whole(address, at, offsets):
+    """Return where the elements ``at + offsets`` of a part stand in the whole tensor.
+
+    At the address is how many runs there are, then four numbers of each: see ``Runs``.
+    """
+    runs = address.to(tl.pointer_type(tl.int64))
+    element = at + offsets
+    place = element * 0
+    count = tl.load(runs)
+    for i in range(count):
+        first, start = tl.load(runs + 1 + 4 * i), tl.load(runs + 2 + 4 * i)
+        length, pitch = tl.load(runs + 3 + 4 * i), tl.load(runs + 4 + 4 * i)
+        following = tl.load(runs + 5 + 4 * i)
+        if (first < at + offsets.shape[0]) & (following > at):
+            number = (element - first) // length
+            own = start + number * pitch + (element - first) - number * length
+            place = tl.where(element >= first, own, place)
+    return place
 
 
 @triton.jit

@@ -7,6 +7,7 @@ all tensors that are stored alike.
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -80,6 +81,11 @@ class Part:
         counts = np.array([job.parameter.numel() for job in jobs], np.int64)
         self._jobs = len(jobs)
         table = tables.table_of(jobs)
+        #: Where elements stand in whole tensors, of those that are spread there.
+        self._runs = [self._sent(_runs_of(job)) if job.runs else None for job in jobs]
+        for row, runs in zip(table, self._runs, strict=True):
+            if runs is not None:
+                row[tables.FIRST.value] = runs.data_ptr()
         #: Where the kernels find all of it, and what each launch covers.
         self.table = self._sent(table)
         self.chunks_each, self.chunks, owners = self._chunked(jobs, table, counts)
@@ -366,6 +372,11 @@ class Part:
             source = source.pin_memory()
             self._kept.append(source)
         return source.to(self.device, non_blocking=True)
+
+
+def _runs_of(job: Job) -> Int64:
+    """Return the runs of a job as kernels read them: how many, all of them, and the end."""
+    return np.array([len(job.runs), *itertools.chain(*job.runs), job.parameter.numel()], np.int64)
 
 
 def _untyped(kernel: object) -> Any:
