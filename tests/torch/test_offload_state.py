@@ -8,10 +8,13 @@ import pickle
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import adamas.torch as ours
-from adamas.torch import host_memory
+from adamas.torch import distributed, host_memory
 from tests.support.offloading import (
     BFLOAT16,
     FLOAT16,
@@ -19,6 +22,7 @@ from tests.support.offloading import (
     assert_same,
     both,
     device_of_queues,
+    give_gradients,
     parameters,
     same,
     tensors_of,
@@ -246,21 +250,54 @@ def test_sparse_gradients_are_refused_as_ever(device):
         optimizer.step()
 
 
-def test_distributed_parameters_are_refused_with_a_way_out(device, tmp_path):
-    from torch import distributed as dist
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.tensor import Shard, distribute_tensor
-
+@pytest.fixture
+def group(tmp_path):
+    """A process group of this process alone."""
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/meet", rank=0, world_size=1)
-    try:
-        mesh = init_device_mesh("cpu", (1,))
-        spread = nn.Parameter(distribute_tensor(torch.zeros(8), mesh, [Shard(0)]))
-        with pytest.raises(TypeError) as error:
-            ours.AdamW([spread], offload=True)
-    finally:
-        dist.destroy_process_group()
-    assert str(error.value) == (
-        "offload is True, but a parameter is a DTensor, and plain tensors alone are offloaded. "
-        "FSDP2 offloads by itself, with fully_shard(model, offload_policy=CPUOffloadPolicy()); "
-        "else leave offload out."
-    )
+    yield
+    dist.destroy_process_group()
+
+
+def test_distributed_parameters_have_their_parts_of_the_state_in_host_memory(device, group, pins):
+    shapes, mesh = [(5, 64), (1100,), ()], init_device_mesh("cpu", (1,))
+    one, other = parameters(BFLOAT16, shapes), parameters(BFLOAT16, shapes)
+    spread = [
+        nn.Parameter(distribute_tensor(p.detach(), mesh, [Shard(0) if p.ndim else Replicate()]))
+        for p in one
+    ]
+    optimizers = [ours.AdamW(params, offload=True, seed=2, **ALL) for params in (spread, other)]
+    for step in range(3):
+        give_gradients(other, step)
+        for p, whole in zip(spread, other, strict=True):
+            p.grad = distribute_tensor(whole.grad.clone(), mesh, p.placements)
+        for optimizer in optimizers:
+            optimizer.step()
+    assert same([p.to_local() for p in spread], other)
+    states = [list(each.state.values()) for each in optimizers]
+    for p, state, judge in zip(spread, *states, strict=True):
+        for name, value in judge.items():
+            if name in ("step", "top"):
+                continue
+            found = distributed.local(state[name])
+            assert same([found], [value.view(found.shape)])
+            assert found.is_pinned() or found.numel() == 1
+            if name != "header":
+                assert (type(state[name]), state[name].placements) == (DTensor, p.placements)
+
+
+def test_parts_in_host_memory_stay_there_though_their_mesh_is_of_cards(group):
+    """As FSDP2's CPUOffloadPolicy has them."""
+    mesh = DeviceMesh("cuda", torch.arange(1), _init_backend=False)
+    meta = torch.zeros(4, 64, device="meta")
+    spec = DTensor.from_local(meta, mesh, [Shard(0)], run_check=False)._spec
+    like = DTensor(torch.ones(4, 64), spec, requires_grad=False)
+    header = distributed.by_runs(like, torch.arange(8, dtype=torch.int16), 32)
+    for found in (
+        header,
+        distributed.with_part(like, torch.zeros(4, 64)),
+        host_memory.in_host(like),
+    ):
+        assert (type(found), found.device_mesh, found.placements) == (DTensor, mesh, (Shard(0),))
+        assert found.to_local().is_cpu
+    assert (header.shape, header.dtype) == ((4, 2), torch.int16)
+    assert header.to_local().flatten().tolist() == list(range(8))

@@ -40,6 +40,7 @@ __all__ = [
     "shape_by_runs",
     "shard_groups",
     "spread_as",
+    "with_part",
 ]
 
 _STATE_DICTS = "torch.distributed.checkpoint.state_dict"
@@ -64,15 +65,29 @@ def spread_as(like: Tensor, tensor: Tensor) -> Tensor:
     return _spread(like, tensor, tensor.shape, tensor.stride())
 
 
+def with_part(like: Tensor, part: Tensor) -> Tensor:
+    """Return this process's part of a contiguous tensor that is cut as ``like`` is."""
+    return _spread(like, part, like.shape, torch.empty(like.shape, device="meta").stride())
+
+
 def _spread(like: Tensor, part: Tensor, shape: torch.Size, stride: tuple[int, ...]) -> Tensor:
     """Return this process's part of a tensor that is cut as ``like`` is; itself if that is not."""
     mesh = getattr(like, "device_mesh", None)
     if mesh is None:
         return part
+    kind: Any = type(like)
     placements = like.placements  # type: ignore[attr-defined]
-    return type(like).from_local(  # type: ignore[attr-defined]
-        part, mesh, placements, run_check=False, shape=shape, stride=stride
+    # from_local would bring a part in host memory to the devices of the mesh.
+    is_there = part.device.type == mesh.device_type
+    spread = kind.from_local(
+        part if is_there else part.to("meta"),
+        mesh,
+        placements,
+        run_check=False,
+        shape=shape,
+        stride=stride,
     )
+    return spread if is_there else kind(part, spread._spec, requires_grad=False)
 
 
 def is_distributed(tensor: Tensor) -> bool:

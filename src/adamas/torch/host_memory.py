@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamas.torch import small
+from adamas.torch import distributed, small
 
 __all__ = ["host_like", "in_host", "is_offloaded", "pins", "refuse", "settle"]
 
@@ -24,28 +24,35 @@ def is_offloaded(parameter: Tensor) -> bool:
 
 def in_host(tensor: Tensor, dtype: torch.dtype | None = None) -> Tensor:
     """Return a contiguous copy in host memory: pinned, where there is a card to pin it for."""
-    wanted = _empty(tensor.shape, dtype or tensor.dtype)
-    return wanted.copy_(tensor.detach())
+    wanted = _empty_like(tensor, dtype, pinned=True)
+    distributed.local(wanted).copy_(distributed.local(tensor.detach()))
+    return wanted
 
 
 def host_like(parameter: Tensor) -> Tensor:
     """Return a tensor as a parameter is, but in host memory, with no values."""
-    return torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+    return _empty_like(parameter, None, pinned=False)
 
 
 def settle(state: dict[str, Any], *, pinned: bool = False) -> None:
     """Bring the tensors of a state into host memory, contiguous; with ``pinned``, pin them too."""
     for name, value in state.items():
-        if isinstance(value, Tensor) and not (
-            value.is_cpu
-            and value.is_contiguous()
-            and (not pinned or not pins(value.shape) or value.is_pinned())
-        ):
+        if isinstance(value, Tensor) and not _is_settled(distributed.local(value), pinned):
             state[name] = in_host(value)
 
 
-def _empty(shape: torch.Size, dtype: torch.dtype) -> Tensor:
-    return torch.empty(shape, dtype=dtype, device="cpu", pin_memory=pins(shape))
+def _is_settled(part: Tensor, pinned: bool) -> bool:
+    is_here = part.is_cpu and part.is_contiguous()
+    return is_here and (not pinned or not pins(part.shape) or part.is_pinned())
+
+
+def _empty_like(tensor: Tensor, dtype: torch.dtype | None, *, pinned: bool) -> Tensor:
+    """Return a contiguous tensor in host memory; of a distributed one, this process's part is."""
+    shape = distributed.local(tensor.detach()).shape
+    part = torch.empty(
+        shape, dtype=dtype or tensor.dtype, device="cpu", pin_memory=pinned and pins(shape)
+    )
+    return distributed.with_part(tensor, part)
 
 
 def pins(shape: torch.Size) -> bool:
@@ -55,11 +62,10 @@ def pins(shape: torch.Size) -> bool:
 
 def refuse(parameter: Tensor, is_special: bool, gradient: Tensor | None = None) -> None:
     """Raise TypeError or ValueError for a parameter whose state cannot stay in host memory."""
-    if hasattr(parameter, "__tensor_flatten__"):
+    if hasattr(parameter, "__tensor_flatten__") and not distributed.is_distributed(parameter):
         raise TypeError(
             f"offload is True, but a parameter is a {type(parameter).__name__}, and plain tensors "
-            "alone are offloaded. FSDP2 offloads by itself, with "
-            "fully_shard(model, offload_policy=CPUOffloadPolicy()); else leave offload out."
+            "and DTensors alone are offloaded. Give it an optimizer of its own, without offload."
         )
     if parameter.dtype not in _DTYPES or parameter.layout != torch.strided:
         raise TypeError(

@@ -22,7 +22,7 @@ from adamas.options import Options, Phase
 from adamas.state import Entries, State
 from adamas.statistics import TILE
 from adamas.storage import Storage
-from adamas.torch import small
+from adamas.torch import distributed, small
 from adamas.torch.host_memory import pins
 from adamas.torch.members import Member
 from adamas.torch.memory import Memory
@@ -46,23 +46,37 @@ _ALIGNMENT = 64
 
 
 class Item(NamedTuple):
-    """One parameter with its gradient, on a card, and its state, in host memory."""
+    """One parameter with its gradient, on a card, and its state, in host memory.
+
+    Of distributed tensors it has this process's parts.
+    """
 
     member: Member
+    parameter: Tensor
     gradient: Tensor
     entries: Entries
+    #: Of the new parameter, in lower precision.
+    lower: Tensor | None
     #: Of its numbers among those of the step.
     cohort: int
 
-    @property
-    def parameter(self) -> Tensor:
-        """The parameter."""
-        return self.member.parameter
+    @classmethod
+    def of(cls, member: Member, cohort: int) -> Item:
+        """Return what is stepped of a member."""
+        lower = None if member.copy is None else distributed.local(member.copy)
+        return cls(
+            member=member,
+            parameter=distributed.local(member.parameter).detach(),
+            gradient=member.local_gradient,
+            entries=member.entries.map(distributed.local),
+            lower=lower,
+            cohort=cohort,
+        )
 
     @property
     def copy(self) -> Tensor | None:
         """The copy of the new parameter, where it is of more than what the card will have."""
-        return self.member.copy if self.entries.remainder is not None else None
+        return self.lower if self.entries.remainder is not None else None
 
     @property
     def memory(self) -> tuple[Hashable, ...]:
@@ -73,8 +87,13 @@ class Item(NamedTuple):
     def form(self) -> tuple[Hashable, ...]:
         """What its chunks depend on besides."""
         member = self.member
-        copied = None if member.copy is None else member.copy.dtype
-        return (copied, member.storage, member.top, member.place, self.cohort)
+        copied = None if self.lower is None else self.lower.dtype
+        return (copied, member.storage, member.top, member.place, self.first, self.cohort)
+
+    @property
+    def first(self) -> int:
+        """Where its elements begin in the whole tensor."""
+        return distributed.first_element(self.member.parameter) or 0
 
     @property
     def narrow(self) -> tuple[str, ...]:
@@ -248,7 +267,8 @@ def bound(
         widened += [(getattr(parts, role), each) for role, each in own.items()]
         arrays = parts._replace(**own).map(_array)
         state = State(*arrays, forms=item.member.storage.forms, top=item.member.top)
-        slot = Slot(_array(parameter), state, item.member.place, piece.first)
+        first = item.first + piece.first
+        slot = Slot(_array(parameter), state, item.member.place, first)
         options = _options(
             item.member.storage,
             has_mean=parts.mean is not None,

@@ -251,7 +251,7 @@ class Offloaded(Route):
             if key not in cohorts:
                 cohorts[key] = len(cohorts)
                 self._given.append(numbers.of(member, options[id(member.group)]))
-            self._items.append(Item(member, member.gradient, member.entries, cohorts[key]))
+            self._items.append(Item.of(member, cohorts[key]))
         self._pipeline.prepare(self._items)
 
     def step(self, scaling: Scaling, factor: float = 1.0) -> Made | None:
@@ -296,11 +296,11 @@ class _Flat:
         }
         self._copies: dict[int, Tensor] = {}
         for i in indices:
-            item, copy = items[i], items[i].member.copy
+            item = items[i]
             if item.copy is not None:
                 self._copies[i] = self._written(item.copy, item.parameter.device)
-            elif copy is not None:
-                self._put_back.append((copy, item.parameter.detach()))
+            elif item.lower is not None:
+                self._put_back.append((item.lower, item.parameter))
 
     def sources(self, chunk: Chunk) -> list[tuple[Tensor, Tensor]]:
         """Return what comes down."""
