@@ -186,6 +186,7 @@ private:
                                    : hold(array, element, count, is_number ? &view : nullptr);
         });
         tensor.arrays.offset = place_of(nb::object(given.attr("first")), "first");
+        tensor.put(runs_of(nb::object(given.attr("runs")), tensor.arrays.offset + tensor.count));
         tensor.numbers = options_.size();
         tensor.number = number.is_none() ? slots_.size() - 1 : place_of(number, "number");
         return tensor;

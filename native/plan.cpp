@@ -53,12 +53,13 @@ Key key_of(std::uint64_t seed, std::uint64_t step, std::uint64_t tensor) {
 }
 
 void Tensor::put(std::vector<Runs> given) {
-    if (given.size() == 1 && given.front().length >= count) {
-        arrays.offset = given.front().start;
+    std::int64_t end = arrays.offset + count;
+    if (given.size() == 1 && given.front().length >= end) {
+        arrays.offset += given.front().start;
     } else if (!given.empty()) {
         // Strips are of whole blocks, and may draw for more elements than there are.
-        given.push_back({count, 0, block_size, 0});
-        given.push_back({count + block_size, 0, 0, 0});
+        given.push_back({end, 0, block_size, 0});
+        given.push_back({end + block_size, 0, 0, 0});
         runs = std::move(given);
         arrays.runs = runs.data();
     }

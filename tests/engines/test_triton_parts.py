@@ -6,18 +6,11 @@ import numpy as np
 import pytest
 
 from adamas import state as states
-from adamas.engines import Group, Runs, Slot, reference
+from adamas.engines import Group, Runs, Slot, native, reference, triton
 from adamas.options import Options, Phase
+from tests.support import triton_plans  # noqa: F401  (the interpreter at more speed)
 from tests.support.cases import ordinary
 from tests.support.triton_cases import BFLOAT16, CHUNK, as_stored, same
-from tests.support.triton_plans import plan_with
-
-
-def stepped(engine_plan, p, gradients, options):
-    for number, gradient in enumerate(gradients, 1):
-        engine_plan.step([gradient], number, [options.lr])
-    return p
-
 
 #: A whole tensor's shape, and of a part its indices along each dimension, with its runs.
 PARTS = {
@@ -41,38 +34,50 @@ PARTS = {
 }
 
 
-@pytest.mark.quick_cases(3)
+ENGINES = {"reference": reference, "native": native, "triton": triton}
+
+
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize(
     ("dtype", "options"),
     [
         (BFLOAT16, Options(lr=0.1, rounding="stochastic")),
         (np.dtype(np.float32), Options(lr=0.1, state="compact", rounding="stochastic")),
     ],
+    ids=["parameters", "state"],
 )
-def test_a_part_has_the_bits_of_the_whole_tensor(name, dtype, options):
+def test_a_part_has_the_bits_of_the_whole_tensor(name, engine, dtype, options):
+    """Also where the part is stepped in two slices."""
     shape, alongs, runs = PARTS[name]
     random, cut = np.random.default_rng(0), np.ix_(*alongs)
     size = int(np.prod(shape))
     whole, *gradients = (
         as_stored(ordinary(random, size, np.float32), dtype).reshape(shape) for _ in range(3)
     )
-    part = whole[cut].copy()
+    part = whole[cut].copy().ravel()
+    own = [np.ascontiguousarray(g[cut]).ravel() for g in gradients]
     slot = Slot(whole, states.create(whole, options), number=3)
     plan = reference.Plan([Group(options, (slot,))], Phase(seed=7))
-    expected = stepped(plan, whole, gradients, options)[cut]
-    slot = Slot(part, states.create(part, options), number=3)
-    plan = plan_with(
-        [Group(options, (slot,))],
-        Phase(seed=7),
-        lambda job: job._replace(runs=tuple(runs)),
+    for number, gradient in enumerate(gradients, 1):
+        plan.step([gradient], number, [0.1])
+    assert part.size > 256
+    slots = tuple(
+        Slot(p, states.create(p, options), number=3, first=first, runs=own_runs)
+        for first, p, own_runs in (
+            (0, part[:224], [run for run in runs if run.first < 224]),
+            (224, part[224:], runs),
+        )
     )
-    found = stepped(plan, part, [np.ascontiguousarray(g[cut]) for g in gradients], options)
-    assert same(found, expected)
-    assert found.size > 0
+    plan = ENGINES[engine].Plan([Group(options, slots)], Phase(seed=7))
+    for number, gradient in enumerate(own, 1):
+        plan.step([gradient[:224], gradient[224:]], number, [0.1])
+    assert same(part, whole[cut].ravel())
+    assert not same(part, np.zeros_like(part))
 
 
-def test_runs_reach_over_chunks():
+def test_runs_reach_over_the_chunks_of_a_kernel():
     shape, options = (3 * CHUNK // 16, 24), Options(lr=0.1, rounding="stochastic")
     random = np.random.default_rng(1)
     whole, gradient = (
@@ -81,9 +86,7 @@ def test_runs_reach_over_chunks():
     )
     part = whole[:, 5:21].copy()
     slot = Slot(whole, states.create(whole, options))
-    plan = reference.Plan([Group(options, (slot,))], Phase())
-    expected = stepped(plan, whole, [gradient], options)[:, 5:21]
-    slot = Slot(part, states.create(part, options))
-    runs = (Runs(0, 5, 16, 24),)
-    plan = plan_with([Group(options, (slot,))], Phase(), lambda job: job._replace(runs=runs))
-    assert same(stepped(plan, part, [gradient[:, 5:21].copy()], options), expected)
+    reference.Plan([Group(options, (slot,))], Phase()).step([gradient], 1, [0.1])
+    slot = Slot(part, states.create(part, options), runs=[Runs(0, 5, 16, 24)])
+    triton.Plan([Group(options, (slot,))], Phase()).step([gradient[:, 5:21].copy()], 1, [0.1])
+    assert same(part, np.ascontiguousarray(whole[:, 5:21]))

@@ -50,30 +50,12 @@ __all__ = [
     "Slot",
     "check_rates",
     "noted",
+    "places",
     "readable",
 ]
 
 #: Where the record of a run has its steps, its steps left out and its last outcome.
 STEPS, SKIPPED, OUTCOME = range(3)
-
-
-class Slot(NamedTuple):
-    """One parameter with its state, of one shape; the state is C-contiguous.
-
-    The parameter is float32, float64 or float16, or uint16 for the bits of bfloat16, and so is
-    its gradient.
-
-    Random bits belong to the elements of a whole tensor: a slot may be a slice
-    of one (flattened, from the element ``first`` on; a multiple of 32 for the form 8bit).
-    """
-
-    parameter: NDArray[Any]
-    state: State
-    #: The number of the tensor among all; None stands for the place of the slot in the plan.
-    number: int | None = None
-    first: int = 0
-    #: The array that ``parameter`` shows the bits of, where that is not the parameter itself.
-    array: NDArray[Any] | None = None
 
 
 class Runs(NamedTuple):
@@ -88,6 +70,37 @@ class Runs(NamedTuple):
     #: How long runs are, and how far it is from one to the next in the whole tensor.
     length: int
     pitch: int
+
+
+class Slot(NamedTuple):
+    """One parameter with its state, of one shape; the state is C-contiguous.
+
+    The parameter is float32, float64 or float16, or uint16 for the bits of bfloat16, and so is
+    its gradient.
+
+    Random bits belong to the elements of a whole tensor: a slot may be a slice
+    of one (flattened, from the element ``first`` on; a multiple of 32 for the form 8bit), or of a
+    part whose elements stand in ``runs`` there.
+    """
+
+    parameter: NDArray[Any]
+    state: State
+    #: The number of the tensor among all; None stands for the place of the slot in the plan.
+    number: int | None = None
+    first: int = 0
+    #: The array that ``parameter`` shows the bits of, where that is not the parameter itself.
+    array: NDArray[Any] | None = None
+    runs: Sequence[Runs] = ()
+
+
+def places(slot: Slot, count: int) -> NDArray[np.uint64]:
+    """Return where the ``count`` elements of a slot stand in the whole tensor, flattened."""
+    element = np.arange(slot.first, slot.first + count)
+    place = element
+    for run in slot.runs:
+        number, within = np.divmod(element - run.first, run.length)
+        place = np.where(element < run.first, place, run.start + number * run.pitch + within)
+    return place.astype(np.uint64)
 
 
 class Group(NamedTuple):

@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from adamas.assignments import Assignment, all_at_once, values
-from adamas.codecs import decode_parameter, encode_parameter, key_of, random_bits
+from adamas.codecs import decode_parameter, encode_parameter, key_of, random_bits_at
 from adamas.coefficients import at_step, check_step, clip_factor, ema_weights
-from adamas.engines import Group, Slot, check_rates, noted, readable
+from adamas.engines import Group, Slot, check_rates, noted, places, readable
 from adamas.options import Options, Phase
 from adamas.rule import Result, rule, smooth
 from adamas.statistics import Outcome, Statistics, norm
@@ -77,7 +77,8 @@ class Plan:
             for slot in group.slots:
                 place, gradient = next(remaining)
                 number = place if slot.number is None else slot.number
-                random = random_bits(key_of(phase.seed, step, number), slot.first, gradient.size)
+                key = key_of(phase.seed, step, number)
+                random = random_bits_at(key, places(slot, gradient.size))
                 before = _value(slot)
                 result = rule(
                     numbers.rounded(before.dtype),

@@ -57,10 +57,10 @@ class Job(NamedTuple):
     lr: Tensor | None = None
     #: ``adamas.codecs.mean_top``.
     top: int = 0
-    #: The number of the tensor, and where its elements begin in the whole tensor, for random bits.
+    #: The number of the tensor, and where its elements begin in the whole tensor, for random bits;
+    #: in the part, where that stands in ``runs`` there.
     place: int = 0
     first: int = 0
-    #: Where they stand, where they are not consecutive there.
     runs: tuple[Runs, ...] = ()
     #: Of the parameters' group, among the groups of the plan.
     group: int = 0

@@ -293,17 +293,20 @@ def step_block(
 def place_in_whole(address, at, offsets):
     """Return where the elements ``at + offsets`` of a part stand in the whole tensor.
 
-    At the address is how many runs there are, then four numbers of each: see ``Runs``.
+    At the address is how many runs there are, where the first element is in the part that they are
+    of, and four numbers of each run: see ``Runs``.
     """
     runs = address.to(tl.pointer_type(tl.int64))
+    count = tl.load(runs)
+    at += tl.load(runs + 1)
+    runs += 2
     element = at + offsets
     place = element * 0
-    count = tl.load(runs)
-    for i in range(count):
-        first, start = tl.load(runs + 1 + 4 * i), tl.load(runs + 2 + 4 * i)
-        length, pitch = tl.load(runs + 3 + 4 * i), tl.load(runs + 4 + 4 * i)
-        following = tl.load(runs + 5 + 4 * i)
-        if (first < at + offsets.shape[0]) & (following > at):
+    for _ in range(count):
+        first, start = tl.load(runs), tl.load(runs + 1)
+        length, pitch = tl.load(runs + 2), tl.load(runs + 3)
+        runs += 4
+        if (first < at + offsets.shape[0]) & (tl.load(runs) > at):
             number = (element - first) // length
             own = start + number * pitch + (element - first) - number * length
             place = tl.where(element >= first, own, place)

@@ -375,8 +375,12 @@ class Part:
 
 
 def _runs_of(job: Job) -> Int64:
-    """Return the runs of a job as kernels read them: how many, all of them, and the end."""
-    return np.array([len(job.runs), *itertools.chain(*job.runs), job.parameter.numel()], np.int64)
+    """Return the runs of a job as kernels read them.
+
+    How many, where the job begins in the part that they are of, all of them, and the end.
+    """
+    end = job.first + job.parameter.numel()
+    return np.array([len(job.runs), job.first, *itertools.chain(*job.runs), end], np.int64)
 
 
 def _untyped(kernel: object) -> Any:

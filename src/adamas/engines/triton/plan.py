@@ -110,6 +110,7 @@ class Plan:
             top=state.top,
             place=place if slot.number is None else slot.number,
             first=slot.first,
+            runs=tuple(slot.runs),
             group=owner,
         )
 

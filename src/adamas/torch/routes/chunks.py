@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from adamas.codecs import BLOCK
-from adamas.engines import Group, Slot, native
+from adamas.engines import Group, Runs, Slot, native
 from adamas.options import Options, Phase
 from adamas.state import Entries, State
 from adamas.statistics import TILE
 from adamas.storage import Storage
-from adamas.torch import distributed, small
+from adamas.torch import parts, small
 from adamas.torch.host_memory import pins
 from adamas.torch.members import Member
 from adamas.torch.memory import Memory
@@ -59,18 +59,21 @@ class Item(NamedTuple):
     lower: Tensor | None
     #: Of its numbers among those of the step.
     cohort: int
+    #: Where the elements of a part stand in the whole tensor, where random bits are drawn.
+    runs: tuple[Runs, ...]
 
     @classmethod
     def of(cls, member: Member, cohort: int) -> Item:
         """Return what is stepped of a member."""
-        lower = None if member.copy is None else distributed.local(member.copy)
+        lower = None if member.copy is None else parts.local(member.copy)
         return cls(
             member=member,
-            parameter=distributed.local(member.parameter).detach(),
+            parameter=parts.local(member.parameter).detach(),
             gradient=member.local_gradient,
-            entries=member.entries.map(distributed.local),
+            entries=member.entries.map(parts.local),
             lower=lower,
             cohort=cohort,
+            runs=_runs(member) if member.draws else (),
         )
 
     @property
@@ -88,12 +91,11 @@ class Item(NamedTuple):
         """What its chunks depend on besides."""
         member = self.member
         copied = None if self.lower is None else self.lower.dtype
-        return (copied, member.storage, member.top, member.place, self.first, self.cohort)
+        return (copied, member.storage, member.top, member.place, self.runs, self.cohort)
 
-    @property
-    def first(self) -> int:
-        """Where its elements begin in the whole tensor."""
-        return distributed.first_element(self.member.parameter) or 0
+    def runs_until(self, last: int) -> tuple[Runs, ...]:
+        """Return where the elements before ``last`` stand in the whole tensor, for random bits."""
+        return tuple(run for run in self.runs if run.first < last)
 
     @property
     def narrow(self) -> tuple[str, ...]:
@@ -115,10 +117,10 @@ class Item(NamedTuple):
             return entry.detach().view(-1)[first:last]
 
         entries, header = self.entries._replace(header=None), self.entries.header
-        parts = entries.map(lambda entry: cut(entry, piece.first, piece.last))
+        sliced = entries.map(lambda entry: cut(entry, piece.first, piece.last))
         if header is not None:  # an entry for each block
             header = cut(header, piece.first // BLOCK, -(-piece.last // BLOCK))
-        return parts._replace(header=header)
+        return sliced._replace(header=header)
 
 
 class Piece(NamedTuple):
@@ -156,6 +158,21 @@ class Chunk(NamedTuple):
     cohorts: list[int]
     #: State in half precision, and where it is while it is stepped.
     widened: tuple[tuple[Tensor, Tensor], ...]
+
+
+def _runs(member: Member) -> tuple[Runs, ...]:
+    """Return where the elements of a part stand in the whole tensor.
+
+    Raises ValueError where they stand too irregularly.
+    """
+    found = parts.runs(member.parameter)
+    if found is None:
+        raise ValueError(
+            f"offload is True, but this process's part of a parameter of shape "
+            f"{tuple(member.parameter.shape)} stands too irregularly in the whole tensor to draw "
+            'the bits that it is rounded with. Use rounding="nearest", or leave offload out.'
+        )
+    return found
 
 
 def _place(tensor: Tensor | None) -> Hashable:
@@ -261,19 +278,24 @@ def bound(
         copy = None
         if item.copy is not None:
             copy = room.take(count, item.copy.dtype)
-        parts = item.part(piece)
-        staged.append(Staged(piece, parameter, gradient, copy, parts.remainder))
+        sliced = item.part(piece)
+        staged.append(Staged(piece, parameter, gradient, copy, sliced.remainder))
         own = {role: wide.take(count, torch.float32) for role in item.narrow}
-        widened += [(getattr(parts, role), each) for role, each in own.items()]
-        arrays = parts._replace(**own).map(_array)
+        widened += [(getattr(sliced, role), each) for role, each in own.items()]
+        arrays = sliced._replace(**own).map(_array)
         state = State(*arrays, forms=item.member.storage.forms, top=item.member.top)
-        first = item.first + piece.first
-        slot = Slot(_array(parameter), state, item.member.place, first)
+        slot = Slot(
+            _array(parameter),
+            state,
+            item.member.place,
+            piece.first,
+            runs=item.runs_until(piece.last),
+        )
         options = _options(
             item.member.storage,
-            has_mean=parts.mean is not None,
-            has_square=parts.square is not None,
-            amsgrad=parts.largest_square is not None,
+            has_mean=sliced.mean is not None,
+            has_square=sliced.square is not None,
+            amsgrad=sliced.largest_square is not None,
         )
         group = groups.setdefault((item.cohort, options), [])
         group.append((slot, _array(gradient), piece.item))
