@@ -19,7 +19,7 @@ from adamas.engines.triton import devices as triton
 from adamas.engines.triton.jobs import Inputs, Job, signature_of
 from adamas.engines.triton.launches import Launches
 from adamas.state import Entries
-from adamas.torch import arguments, distributed, gradients, small
+from adamas.torch import arguments, gradients, parts, small
 from adamas.torch.counting import DeviceCounts
 from adamas.torch.members import WIDE, Member, scalar
 from adamas.torch.numbers import Scaling
@@ -31,8 +31,8 @@ __all__ = ["Lasting", "OnDevice", "takes"]
 def takes(member: Member) -> bool:
     """Whether Triton can step a parameter: on one of its devices, with all that belongs to it.
 
-    Of a distributed tensor it steps this process's part, where the bits to round with are those
-    of consecutive elements.
+    Of a distributed tensor it steps this process's part, unless the bits to round with are those of
+    elements that stand too irregularly in the whole one.
     """
     p = member.parameter
     if not triton.takes(p.device):
@@ -40,7 +40,7 @@ def takes(member: Member) -> bool:
     stored = member.with_dtypes()
     if stored is None:
         return False
-    local = [(distributed.local(x), dtype) for x, dtype in stored]
+    local = [(parts.local(x), dtype) for x, dtype in stored]
     part = local[0][0]
     fits = all(
         x.device == part.device
@@ -50,12 +50,16 @@ def takes(member: Member) -> bool:
         and not gradients.is_lazy(x)
         for x, dtype in local
     )
+    kept = [x for x, _ in stored if x is not p.grad]  # a gradient can be laid out anew
+    if member.copy is not None:
+        kept.append(member.copy)
+    fits = fits and all(parts.is_alike(p, x) for x in kept)
     form, copy = member.form, member.copy
     return (
         fits
         and (form is None or form.is_read_on(part.device, member.state))
         and (copy is None or (copy.dtype in small.HALF and copy.device == part.device))
-        and (not member.draws or distributed.first_element(p) is not None)
+        and (not member.draws or parts.runs(p) is not None)
     )
 
 
@@ -152,10 +156,15 @@ class OnDevice(Route):
         self._gradients = np.array([each.data_ptr() for each in self._first], np.int64)
         #: Tells whether the tensors still fit; None where each step has to look closely.
         self._watch: Any = None
-        if not self._replaced and all(type(m.parameter) in PLAIN_TYPES for m in members):
+        if not self._replaced and all(map(_is_watched, members)):
             watched = [(m.parameter, m.state, [] if m.copy is None else [m.copy]) for m in members]
             self._watch = TensorWatch(
-                Tensor, torch.nn.Parameter, setup.owned.groups, watched, setup.idle
+                Tensor,
+                torch.nn.Parameter,
+                setup.owned.groups,
+                watched,
+                setup.idle,
+                parts.seen_in(member.parameter for member in members),
             )
 
     def fits(self, groups: Groups, states: States) -> bool:
@@ -175,7 +184,7 @@ class OnDevice(Route):
         for member, job in zip(self.members, self._jobs, strict=True):
             kept, names = states.get(member.parameter, {}), member.names
             pairs = ((names.mean, job.entries.mean), (names.square, job.entries.square))
-            if any(name is not None and kept.get(name) is not entry for name, entry in pairs):
+            if any(name and parts.local(kept.get(name)) is not entry for name, entry in pairs):
                 return False
         return True
 
@@ -230,9 +239,10 @@ def _job(member: Member, replaced: list[tuple[Tensor, Tensor]]) -> tuple[Job, Te
     Adds to ``replaced``.
     """
     entries = member.entries
+    part = parts.local(member.parameter).detach()
     written = [
-        None if each is None else distributed.local(each)
-        for each in (member.parameter.detach(), *entries._replace(header=None), member.copy)
+        None if each is None else parts.local(each)
+        for each in (part, *entries._replace(header=None), member.copy)
     ]
     is_ordered = member.draws or bool(member.storage.codes.header)
     g, *laid = triton.laid_out([member.local_gradient, *written], is_ordered=is_ordered)
@@ -242,7 +252,7 @@ def _job(member: Member, replaced: list[tuple[Tensor, Tensor]]) -> tuple[Job, Te
         if target is not None and source is not None and source is not target
     )
     p, *kept, copied = laid
-    header = None if entries.header is None else distributed.local(entries.header)
+    header = None if entries.header is None else parts.local(entries.header)
     assert p is not None
     assert g is not None
     job = Job(
@@ -252,9 +262,15 @@ def _job(member: Member, replaced: list[tuple[Tensor, Tensor]]) -> tuple[Job, Te
         storage=member.storage,
         top=member.top,
         place=member.place,
-        first=distributed.first_element(member.parameter) or 0,
+        runs=(parts.runs(member.parameter) or ()) if member.draws else (),
     )
     return job, g
+
+
+def _is_watched(member: Member) -> bool:
+    """Return whether a look tells that a parameter and its gradient are as they were."""
+    p = member.parameter
+    return type(parts.local(p)) in PLAIN_TYPES and parts.is_alike(p, member.gradient)
 
 
 def _rate_on_device(group: dict[str, Any], members: Sequence[Member]) -> Tensor | None:
