@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 
 import adamas
 from adamas.engines import native
 from adamas.engines.triton import devices
 from adamas.extras import require
 from adamas.torch import SGD, AdamW, param_groups
+from tests.support.sharded import WAYS, alone
 from tests.support.troubleshooting import QUOTES, quoted
 
 #: Said where adamas cannot be imported: tests/engines/test_build.py.
@@ -133,6 +136,38 @@ def float16_scaled(_):
     optimizer, scaler = adamw(model), torch.amp.GradScaler("cpu")
     scaler.scale(model(torch.ones(2, 4).half()).sum()).backward()
     scaler.unscale_(optimizer)
+
+
+def sharded_afterwards(_):
+    with alone():
+        model = linear()
+        optimizer = AdamW(model.named_parameters())
+        WAYS["fully_shard"][0](nn.Sequential(model))
+        optimizer.step()
+
+
+def parallelized_afterwards(_):
+    with alone():
+        model = nn.Sequential(linear(), nn.Tanh(), linear(4))
+        optimizer = AdamW(model.named_parameters())
+        WAYS["parallelize_module"][0](model)
+        optimizer.step()
+
+
+def made_of_gathered_parameters(_):
+    with alone():
+        model = fully_shard(linear(), mesh=init_device_mesh("cpu", (1,)))
+        with torch.no_grad():
+            model(torch.ones(2, 4))
+        optimizer = AdamW(model.named_parameters())
+        model.reshard()
+        optimizer.step()
+
+
+def flat_part(_):
+    part = nn.Parameter(torch.ones(3))
+    part._fsdp_flattened = True  # as FullyShardedDataParallel marks it
+    stepped(AdamW([part], clip_norm=1.0))
 
 
 def no_triton(_):
@@ -272,6 +307,10 @@ MADE = [
     small_state_of_float64,
     remainder_of_float32,
     float16_scaled,
+    sharded_afterwards,
+    parallelized_afterwards,
+    made_of_gathered_parameters,
+    flat_part,
     no_triton,
     whole_numbers,
     other_dtype,

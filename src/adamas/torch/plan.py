@@ -356,6 +356,9 @@ class Planner:
         phase = self.keeping.phase
         is_shared = phase.reads_first or phase.statistics
         sets = self._sets(owned.groups, anew=True) if is_shared else distributed.Sets()
+        if phase.reads_first:
+            clips, _ = clip_groups.of_all(owned.groups, self.keeping.clip_group)
+            sharding.refuse_flat_parts(parameters_of(owned.groups), owned.names, clips)
         # Whether an engine that is asked for takes a parameter is known when its state is there.
         with nullcontext() if self._engine is None else _restoring(owned.states):
             members = list(self._members(owned))

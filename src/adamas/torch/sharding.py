@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from adamas.torch import distributed, gradients
 
-__all__ = ["gather_anew", "refuse_strays"]
+__all__ = ["gather_anew", "refuse_flat_parts", "refuse_strays"]
 
 _WAY_OUT = "Shard the model first, then make the optimizer from model.parameters()."
 #: Where FSDP2 has the class of its modules, in newer and older releases.
@@ -103,6 +103,27 @@ def _refuse_unknown(parameters: Sequence[Tensor]) -> None:
             "module: sharding (parallelize_module, fully_shard, FullyShardedDataParallel) puts "
             f"others in their place. {_WAY_OUT}"
         )
+
+
+def refuse_flat_parts(
+    parameters: Sequence[Tensor], names: Sequence[str], clip_groups: Sequence[Any]
+) -> None:
+    """Raise ValueError for parts of FSDP1's flat parameters of which nobody says who has others.
+
+    They are plain tensors, and a norm of them would be of this process alone. ``clip_groups`` has
+    what is said of each, or None.
+    """
+    flat = {i: p for i, p in enumerate(parameters) if hasattr(p, "_fsdp_flattened")}
+    if any(p.ndim > 1 for p in flat.values()):
+        return  # parts have one axis; where nothing is sharded, parameters have their own
+    for place, p in flat.items():
+        is_whole = getattr(p, "_unpadded_unsharded_size", None) == p.shape
+        if not is_whole and clip_groups[place] is None:
+            raise ValueError(
+                f"{names[place]} is a part of a flat parameter of FullyShardedDataParallel. The "
+                "other processes have others, so clip_norm and on_nonfinite need to know them: "
+                "give the optimizer clip_group=model.process_group."
+            )
 
 
 def _shapes(parameter: Tensor) -> Iterable[tuple[int, ...]]:
