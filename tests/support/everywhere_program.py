@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from tests.support import everywhere_shards, everywhere_training
+from tests.support import everywhere_pipelines, everywhere_shards, everywhere_training
 from tests.support.together import main
 
-CASES = {case.__name__: case for case in (*everywhere_shards.CASES, *everywhere_training.CASES)}
+PARTS = (everywhere_shards, everywhere_training, everywhere_pipelines)
+CASES = {case.__name__: case for part in PARTS for case in part.CASES}
 
 if __name__ == "__main__":
     main(CASES)
