@@ -16,6 +16,7 @@ import adamas
 from adamas.scipy import Settings
 from tests.house.test_rules import PYPROJECT
 from tests.support.cases import ROOT
+from tests.support.everywhere_program import CASES
 
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CODE = re.compile(
@@ -195,6 +196,18 @@ def test_docstrings_are_written_in_markdown():
     sources = [*(ROOT / "src").rglob("*.py"), *(ROOT / "tests").rglob("*.py")]
     assert len(sources) > 200
     assert [named(path) for path in sources if role.search(path.read_text("utf-8"))] == []
+
+
+def test_every_row_of_what_works_where_names_tests_that_exist():
+    page = (ROOT / "docs" / "guides" / "distributed.md").read_text("utf-8")
+    _, _, table = page.partition("## What works where")
+    rows = re.findall(r"^\| .* \| (.*) \|$", table.partition("\n## ")[0], re.MULTILINE)[1:]
+    tests = "\n".join(path.read_text("utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    known = {*re.findall(r"^ *def (test_\w+)\(", tests, re.MULTILINE), *CASES}
+    named = [re.findall(r"`(\w+)`", row) for row in rows]
+    assert len(named) > 20
+    assert all(named)
+    assert [name for each in named for name in each if name not in known] == []
 
 
 #: How code tells one storage form from the others, in Python and C++.
