@@ -20,7 +20,7 @@ from torch.distributed.tensor.parallel import (
 from torch.distributed.tensor.placement_types import _StridedShard
 
 import adamas.torch as ours
-from tests.support.twins import Language, Twins, assert_same, here, whole, whole_numbers
+from tests.support.twins import Language, Twins, assert_same, here, whole_numbers
 
 #: Options that look at all processes, and that keep something beside each parameter.
 PHASE = {"clip_norm": 5.0, "on_nonfinite": "skip", "ema": 0.75, "copy_to": torch.bfloat16}
@@ -203,19 +203,20 @@ def one_group_takes_two_meshes_and_plain_tensors():
     two_meshes_and_plain_tensors(groups=1)
 
 
-def statistics_are_of_the_own_part():
-    mesh = mesh_of(4)
-    net = fully_shard(nn.Linear(3, 8, bias=False), mesh=mesh)
-    with torch.no_grad():
-        net.weight.copy_(distribute_tensor(torch.ones(8, 3), mesh, [Shard(0)]))
-    optimizer = ours.AdamW(net.named_parameters(), lr=0.5, weight_decay=0.0, statistics=True)
-    gradient = torch.arange(24.0).view(8, 3)
-    net.weight.grad = distribute_tensor(gradient, mesh, [Shard(0)])
-    optimizer.step()
-    own = gradient.chunk(4)[dist.get_rank()]
-    told = optimizer.statistics()
-    assert told["weight/gradient_norm"].item() == math.sqrt(own.double().square().sum().item())
-    assert whole(net.weight).shape == (8, 3)
+def statistics_are_of_whole_tensors():
+    mesh = mesh_of(2, 2)
+    spread = parallel(Language(), mesh["tp"])
+    for part in (spread.up, spread):
+        fully_shard(part, mesh=mesh["dp"])
+    share = (mesh["dp"].get_local_rank(), 2)
+    twins = Twins(Language(), spread, share=share, statistics=True, **PHASE)
+    for step in range(2):
+        twins.set_weights(step)
+        twins.backward(step)
+        twins.step()
+        one, other = (optimizer.statistics() for optimizer in twins.optimizers)
+        assert one == other, step
+        assert len(one) >= 6 * 7
 
 
 def fsdp1(net, **options):
@@ -283,7 +284,7 @@ CASES = (
     hsdp_replicas_are_equal_after_fifty_stochastic_steps,
     one_optimizer_takes_two_meshes_and_plain_tensors,
     one_group_takes_two_meshes_and_plain_tensors,
-    statistics_are_of_the_own_part,
+    statistics_are_of_whole_tensors,
     fsdp1_is_clipped_as_one_model_by_its_process_group,
     fsdp1_without_shards_needs_no_group,
 )
