@@ -13,6 +13,7 @@ from benchmarks import (
     dialects,
     jax,
     memory,
+    messages,
     rates,
     small,
     tensors,
@@ -68,6 +69,11 @@ TABLES: tuple[Table, ...] = (
         "memory",
         "bytes of state for each parameter, and what a step needs besides",
         memory.rows(),
+    ),
+    messages.Messages(
+        "messages",
+        "bytes sent for a norm, per process and step, of sharded PyTorch parameters",
+        messages.rows(),
     ),
     checkpoints.Checkpoints(
         "checkpoints",

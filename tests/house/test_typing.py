@@ -97,6 +97,7 @@ def test_keywords_of_torch_are_what_its_optimizers_take():
     from adamas.torch.arguments import PhaseArguments
 
     usual = {
+        "clip_group": None,
         "clip_norm": None,
         "copy_to": None,
         "ema": None,

@@ -315,6 +315,19 @@ def check_replicas(mesh):
     assert torch.equal(here(parameter), before)
 
 
+def check_two_dimensions(mesh):
+    """Sums of several sets of process groups take a message for each group, and no more."""
+    ways = ((Shard(0), Replicate()), (Shard(0), Shard(1)), (Shard(0), Shard(0)))
+    wholes = [drawn((5, 6), i) for i in range(len(ways))]
+    parts = [nn.Parameter(cut(each, mesh, *way)) for each, way in zip(wholes, ways, strict=True)]
+    optimizer = ours.SGD(parts, lr=0.1, clip_norm=1.0)
+    set_gradients(parts, [cut(each, mesh, *way) for each, way in zip(wholes, ways, strict=True)])
+    with sent() as messages:
+        optimizer.step()
+    assert messages == [728, 728]
+    assert optimizer.gradient_norm == norm_of(wholes)
+
+
 def check_experts(mesh):
     """Experts that some processes hold are counted by all, beside parameters that all have."""
     rank, count = dist.get_rank(), dist.get_world_size()
@@ -404,7 +417,7 @@ def main():
     names = ("dp", "tp")[: len(shape)]
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     if mesh.ndim == 2:
-        checks = [check_stages, check_replicas]
+        checks = [check_stages, check_replicas, check_two_dimensions]
     else:
         checks = [
             check_uneven,

@@ -106,7 +106,7 @@ class Cohort(NamedTuple):
 
 
 class Distributed(NamedTuple):
-    """How plans tell tensors that are spread over processes, and what they may ask of them."""
+    """How plans tell tensors that are sharded over processes, and what they may ask of them."""
 
     #: Their class, torch's DTensor.
     kind: type

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
     from torch.distributed.device_mesh import DeviceMesh
 
+    #: The processes over which parameters are distinct.
     ClipGroup: TypeAlias = ProcessGroup | DeviceMesh
 else:  # some builds of PyTorch have neither
     ClipGroup = Any

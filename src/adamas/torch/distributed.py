@@ -395,15 +395,17 @@ class Exchange:
     """Adds up sums of all processes, in place: one all-reduce for each process group.
 
     The order of groups follows from all parameters, so it is the same in all processes that have
-    the same ones. Those of a ``clip_group`` need not have: such groups come last, and where one is
-    the last that a sum is spread over, all these sums are sent as one.
+    the same ones. Those of a ``clip_group`` need not have: such groups come last. Where a group is
+    the last that sums are spread over, all these sums are sent as one.
     """
 
     def __init__(self, groups: Sequence[tuple[Any, ...]], clip_groups: Sequence[Any] = ()) -> None:
         """Take, for each sum, the process groups that its elements are spread over."""
         self._made_of = (tuple(groups), tuple(clip_groups))
         each_once = dict.fromkeys(group for own in groups for group in own)
-        turn = sorted(each_once, key=clip_groups.__contains__)  # clip groups last
+        uses = {group: sum(group in own for own in groups) for group in each_once}
+        # Those that most sums are spread over come last, so that as many as can be are sent as one.
+        turn = sorted(each_once, key=lambda each: math.inf if each in clip_groups else uses[each])
         #: All process groups in their turn, each with the sums that are spread over it: those that
         #: further groups have a part in, and those that are complete then.
         self._passes: list[tuple[Any, list[int], list[int]]] = []
