@@ -8,8 +8,7 @@ layout or cuts of tensors. ``adamas.digits`` has the form in which such sums are
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -20,7 +19,6 @@ from adamas.digits import WIDTH, Row, carried, of_squares
 from adamas.digits import norm as norm_of_row
 
 __all__ = [
-    "LANES",
     "NONE_LEFT",
     "NOT_TAKEN",
     "TILE",
@@ -28,18 +26,11 @@ __all__ = [
     "Outcome",
     "Statistics",
     "norm",
-    "norm_from",
     "row_of",
-    "tile_sums",
 ]
 
+#: Elements that the native engine steps together.
 TILE = 1024
-LANES = 16
-#: Exact factors that bring squares back into the range of float64.
-SHRINK, ENLARGE = 2.0**-600, 2.0**600
-#: Below this a sum of squares may have lost digits to underflow.
-SMALLEST_SUM = 2.0**-900
-
 
 #: What who asks for statistics is told, where none were asked for, and where a step left none.
 NOT_TAKEN = "No statistics were taken. Create the optimizer with statistics=True."
@@ -75,35 +66,6 @@ def row_of(arrays: Iterable[NDArray[Any]]) -> Row:
 def norm(arrays: Iterable[NDArray[Any]]) -> float:
     """Return the Euclidean norm of all elements of all arrays, taken as one vector."""
     return norm_of_row(row_of(arrays))
-
-
-def tile_sums(array: NDArray[Any], scale: float = 1.0) -> NDArray[np.float64]:
-    """Return the sum of squares of each tile of the flattened array times ``scale``."""
-    flat = np.ascontiguousarray(array).reshape(-1).astype(np.float64)
-    tiles = -(-flat.size // TILE)
-    padded = np.zeros(tiles * TILE)
-    padded[: flat.size] = flat
-    rows = padded.reshape(tiles, TILE // LANES, LANES) * scale
-    lanes = np.zeros((tiles, LANES))
-    for row in range(TILE // LANES):
-        lanes = lanes + rows[:, row] * rows[:, row]
-    while lanes.shape[1] > 1:
-        half = lanes.shape[1] // 2
-        lanes = lanes[:, :half] + lanes[:, half:]
-    return lanes[:, 0]
-
-
-def norm_from(sum_at: Callable[[float], float]) -> float:
-    """Return the root of the sum of squares that ``sum_at(scale)`` takes of scaled elements.
-
-    Where the plain sum overflows or may have lost digits to underflow (float64 only: squares of
-    float32 always fit), it is taken again at another scale.
-    """
-    total = sum_at(1.0)
-    if math.isnan(total) or SMALLEST_SUM <= total < math.inf:
-        return math.sqrt(total)
-    scale = SHRINK if total == math.inf else ENLARGE
-    return math.sqrt(sum_at(scale)) / scale
 
 
 @dataclass(frozen=True)

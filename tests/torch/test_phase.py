@@ -8,7 +8,6 @@ import torch
 from torch import nn
 
 import adamas.torch as ours
-from adamas.torch import operations
 from tests.support.copied import left_by_steps
 from tests.support.small_model import backward, model, same, train, values
 
@@ -136,18 +135,6 @@ def test_param_groups_keep_named_parameters_in_float32():
         ValueError, match=r"float32 has 'tail\.\*', but no parameter .* body\.weight, "
     ):
         ours.param_groups(net, weight_decay=0.1, float32="tail.*")
-
-
-def test_norms_of_large_tensors_are_taken_slab_by_slab_with_the_same_bits(monkeypatch):
-    x = torch.linspace(-3, 5, 10_000)
-    x[7], x[9_999] = torch.inf, torch.nan
-    found = []
-    for slab in (operations.SLAB, 2048):
-        monkeypatch.setattr(operations, "SLAB", slab)
-        found.append((operations.tile_sums(x[8:9999]), operations.count_nonfinite(x)))
-    assert found[0] == found[1]
-    assert found[0][1] == 2
-    assert len(found[0][0]) == 10
 
 
 def test_complex_gradients_that_are_finite_are_not_skipped():
