@@ -85,7 +85,7 @@ inline Outcome step_released(Plan& plan, std::vector<StepNumbers>& numbers, doub
     plan.read();
     if (plan.phase().reads_first() && !exchange.is_none()) {
         others_run.reset();
-        exchange(plan.rows());
+        plan.exchange(exchange);
         release();
     }
     return plan.step(numbers, loss_scale, factor);

@@ -35,6 +35,15 @@ inline void carry(Squares& sum) {
     sum.additions = 0;
 }
 
+inline void reset(Squares& sum) {
+    for (int i = sum.first; i < sum.end; ++i) {
+        sum.row[i] = 0;
+    }
+    sum.row[infinite_entry] = sum.row[nan_entry] = 0;
+    sum.first = digit_count;
+    sum.end = sum.additions = 0;
+}
+
 inline void count_addition(Squares& sum, int first, int end) {
     sum.first = std::min(sum.first, first);
     sum.end = std::max(sum.end, end);

@@ -15,6 +15,7 @@ namespace adamas {
 namespace {
 
 constexpr std::int64_t chunk_size = 64 * tile_size;
+constexpr std::int64_t group_size = 16 * tile_size;
 
 // Below this a second thread takes longer to wake than it saves.
 constexpr std::int64_t least_threaded = 96 * tile_size;
@@ -66,7 +67,7 @@ void Tensor::put(std::vector<Runs> given) {
 }
 
 Plan::Plan(std::vector<Tensor> tensors, Phase phase, std::size_t rows)
-    : tensors_(std::move(tensors)), phase_(phase), rows_(rows * row_width) {
+    : tensors_(std::move(tensors)), phase_(phase), sums_(rows) {
     for (Tensor& tensor : tensors_) {
         if (!phase_.averages) {
             tensor.arrays.ema = nullptr;  // what is there stays as it is
@@ -79,6 +80,7 @@ void Plan::cut() {
     elements_ = 0;
     present_ = 0;
     chunks_.clear();
+    groups_.clear();
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
         if (!tensors_[i].is_present) {
             continue;
@@ -86,16 +88,22 @@ void Plan::cut() {
         std::int64_t count = tensors_[i].count;
         elements_ += count;
         for (std::int64_t first = 0; first < count; first += chunk_size) {
-            chunks_.push_back({i, first, std::min(first + chunk_size, count), present_});
+            std::int64_t last = std::min(first + chunk_size, count);
+            if (groups_.empty() || groups_.back().room < last - first) {
+                groups_.push_back({chunks_.size(), chunks_.size(), group_size});
+            }
+            chunks_.push_back({i, first, last, present_});
+            ++groups_.back().last;
+            groups_.back().room -= last - first;
         }
         ++present_;
     }
 }
 
 template <class Body>
-void Plan::for_each_chunk(Body body) const {
-    auto at = [&](std::int64_t i) { body(chunks_[i], tensors_[chunks_[i].tensor]); };
-    for_each(static_cast<std::int64_t>(chunks_.size()), elements_ >= least_threaded, at);
+void Plan::for_each_group(Body body) const {
+    auto at = [&](std::int64_t i) { body(groups_[i]); };
+    for_each(static_cast<std::int64_t>(groups_.size()), elements_ >= least_threaded, at);
 }
 
 void Plan::read() {
@@ -103,27 +111,35 @@ void Plan::read() {
         return;
     }
     const Kernels& kernels = *target().kernels;
-    std::vector<Squares> sums(rows_.size() / row_width);
+    for (Squares& sum : sums_) {
+        reset(sum);
+    }
     nonfinite_.assign(present_, 0);
     std::mutex guard;
-    for_each_chunk([&](const Chunk& chunk, const Tensor& tensor) {
+    for_each_group([&](const Group& group) {
         Squares own;
-        kernels.add_squares(tensor.layout.dtype, tensor.arrays.g, chunk.first, chunk.last, own);
-        std::lock_guard<std::mutex> lock(guard);
-        add(sums[tensor.row], own);
-        nonfinite_[chunk.place] += nonfinite_of(own);
+        for (std::size_t i = group.first; i < group.last; ++i) {
+            const Chunk& chunk = chunks_[i];
+            const Tensor& tensor = tensors_[chunk.tensor];
+            std::int64_t before = nonfinite_of(own);
+            kernels.add_squares(tensor.layout.dtype, tensor.arrays.g, chunk.first, chunk.last, own);
+            std::int64_t found = nonfinite_of(own) - before;
+            bool is_last = i + 1 == group.last || tensors_[chunks_[i + 1].tensor].row != tensor.row;
+            if (is_last || found > 0) {
+                std::lock_guard<std::mutex> lock(guard);
+                nonfinite_[chunk.place] += found;
+                add(sums_[tensor.row], own);
+                reset(own);
+            }
+        }
     });
-    for (std::size_t i = 0; i < sums.size(); ++i) {
-        carry(sums[i]);
-        std::copy_n(sums[i].row, row_width, rows_.data() + i * row_width);
-    }
 }
 
-Outcome Plan::read_outcome(double loss_scale) const {
-    Squares total;
-    for (std::size_t at = 0; at < rows_.size(); at += row_width) {
-        add_row(total, rows_.data() + at);
+Outcome Plan::read_outcome(double loss_scale) {
+    for (std::size_t i = 1; i < sums_.size(); ++i) {
+        add(sums_[0], sums_[i]);
     }
+    Squares& total = sums_[0];
     Outcome outcome;
     outcome.norm = norm_of(total) / loss_scale;
     outcome.nonfinite = nonfinite_;
@@ -180,17 +196,22 @@ StepNumbers numbers_at(const Options& options, const Phase& phase, std::int64_t 
 void Plan::sweep(const std::vector<StepNumbers>& numbers, Report* reports) {
     const Kernels& kernels = *target().kernels;
     std::mutex guard;
-    for_each_chunk([&](const Chunk& chunk, const Tensor& tensor) {
-        const StepNumbers& own = numbers[tensor.numbers];
-        Key key = key_of(phase_.seed, own.number, tensor.number);
-        if (reports == nullptr) {
-            kernels.sweep(tensor.layout, tensor.arrays, own, key, chunk.first, chunk.last, nullptr);
-            return;
+    for_each_group([&](const Group& group) {
+        for (std::size_t i = group.first; i < group.last; ++i) {
+            const Chunk& chunk = chunks_[i];
+            const Tensor& tensor = tensors_[chunk.tensor];
+            const StepNumbers& own = numbers[tensor.numbers];
+            Key key = key_of(phase_.seed, own.number, tensor.number);
+            if (reports == nullptr) {
+                kernels.sweep(tensor.layout, tensor.arrays, own, key, chunk.first, chunk.last,
+                              nullptr);
+                continue;
+            }
+            Report report;
+            kernels.sweep(tensor.layout, tensor.arrays, own, key, chunk.first, chunk.last, &report);
+            std::lock_guard<std::mutex> lock(guard);
+            add(reports[chunk.place], report);
         }
-        Report report;
-        kernels.sweep(tensor.layout, tensor.arrays, own, key, chunk.first, chunk.last, &report);
-        std::lock_guard<std::mutex> lock(guard);
-        add(reports[chunk.place], report);
     });
 }
 

@@ -6,6 +6,7 @@
 
 #include "coefficients.h"
 #include "dispatch.h"
+#include "exact_sum.h"
 
 namespace adamas {
 
@@ -91,9 +92,21 @@ public:
     // tensor must be set.
     void read();
 
-    // What was read: rows of src/adamas/digits.py, one after the other. Where there is more to the
-    // norm than these tensors, it may be added up there before the step.
-    std::vector<std::int64_t>& rows() { return rows_; }
+    // Lets exchange(rows) add to what was read; `rows` are those of src/adamas/digits.py, one after
+    // the other.
+    template <class Exchange>
+    void exchange(const Exchange& exchange) {
+        std::vector<std::int64_t> rows;
+        for (Squares& sum : sums_) {
+            carry(sum);
+            rows.insert(rows.end(), sum.row, sum.row + row_width);
+        }
+        exchange(rows);
+        for (std::size_t i = 0; i < sums_.size(); ++i) {
+            sums_[i] = {};
+            add_row(sums_[i], rows.data() + i * row_width);
+        }
+    }
 
     // Makes one step, of gradients that were read. They are `loss_scale` times what they stand for.
     // What undoes this, the clip factor and `factor` are put into `numbers`.
@@ -107,10 +120,17 @@ private:
         std::size_t place;  // of its tensor among those that are present
     };
 
+    // Some chunks that one thread takes at once: many small tensors, or one chunk of a large one.
+    struct Group {
+        std::size_t first, last;
+        std::int64_t room;  // for more elements
+    };
+
+    // Calls body(group), on several threads where that pays.
     template <class Body>
-    void for_each_chunk(Body body) const;
+    void for_each_group(Body body) const;
     // Concludes from what was read.
-    Outcome read_outcome(double loss_scale) const;
+    Outcome read_outcome(double loss_scale);
     // Steps all chunks; `reports` are of all tensors that are present, or null where nothing is
     // recorded.
     void sweep(const std::vector<StepNumbers>& numbers, Report* reports);
@@ -122,7 +142,8 @@ private:
     std::int64_t elements_ = 0;
     std::size_t present_ = 0;  // how many tensors are present
     std::vector<Chunk> chunks_;
-    std::vector<std::int64_t> rows_;
+    std::vector<Group> groups_;
+    std::vector<Squares> sums_;            // of the gradients, as they were read
     std::vector<std::int64_t> nonfinite_;  // of each present tensor, as it was read
 };
 

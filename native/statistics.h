@@ -108,8 +108,13 @@ inline Extremes<T> extremes(const T* x, std::int64_t count, Bits<T> ceiling) {
         largest[lane] = std::max(largest[lane], own);
         smallest[lane] = std::min(smallest[lane], static_cast<Bits<T>>(own - 1));
     });
-    return {*std::max_element(largest, largest + lane_count),
-            *std::min_element(smallest, smallest + lane_count)};
+    for (int half = lane_count / 2; half > 0; half /= 2) {
+        for (int lane = 0; lane < half; ++lane) {
+            largest[lane] = std::max(largest[lane], largest[lane + half]);
+            smallest[lane] = std::min(smallest[lane], smallest[lane + half]);
+        }
+    }
+    return {largest[0], smallest[0]};
 }
 
 // -- squares -------------------------------------------------------------------------------------
