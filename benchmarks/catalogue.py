@@ -11,6 +11,7 @@ from benchmarks import (
     convergence,
     cuda,
     dialects,
+    dtensors,
     jax,
     memory,
     messages,
@@ -35,6 +36,11 @@ TABLES: tuple[Table, ...] = (
         "torch_heads",
         "steps of PyTorch parameters of two heads that have gradients alternately",
         tuple(tensors.head_rows()),
+    ),
+    Ratios(
+        "dtensors",
+        "steps of DTensors on the CPU, beside plain tensors and torch's own",
+        tuple(dtensors.rows()),
     ),
     Ratios(
         "torch_phase",

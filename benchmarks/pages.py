@@ -29,6 +29,7 @@ PAGES = tuple(
 TOGETHER = {
     "arrays": ("step",),
     "tensors": ("torch_step", "torch_heads"),
+    "dtensors": ("dtensors",),
     "phase": ("torch_phase",),
     "jax": ("jax_step",),
     "cuda": ("cuda_step", "cuda_phase"),
