@@ -110,7 +110,7 @@ class Distributed(NamedTuple):
 
     #: Their class, torch's DTensor.
     kind: type
-    #: Whether what has one ``_spec`` is spread as what has the other.
+    #: Whether what has one ``_spec`` is sharded as what has the other.
     are_alike: Callable[[Any, Any], bool]
     #: Makes a context in which torch asks no type for its ``__torch_function__``, or None.
     unasked: Callable[[], Any] | None
