@@ -17,7 +17,7 @@ from adamas import state as states
 from adamas import storage as storages
 from adamas.codecs import BLOCK, Codes
 from adamas.coefficients import StepNumbers, at_step
-from adamas.engines import Group, Slot, native
+from adamas.engines import Group, Runs, Slot, native
 from adamas.options import Options, Phase
 from adamas.state import Entries
 from adamas.storage import STORED_AS, Storage, bits_of
@@ -209,6 +209,9 @@ def tensor_plan(slot: dict[str, Any], cohort: dict[str, Any], phase: Phase) -> A
         ({"number": -1}, {}, "number is -1, but it must be from 0 to 9223372036854775807."),
         ({"cohort": 1}, {}, "cohort is 1, but it must be from 0 to 0."),
         ({"cohort": -1}, {}, "cohort is -1, but it must be from 0 to 0."),
+        ({"runs": [Runs(1, 0, 4, 8)]}, {}, "first is 1, but it must be from 0 to 0."),
+        ({"runs": [Runs(0, 0, 0, 8)]}, {}, f"length is 0, but it must be from 1 to {2**63 - 1}."),
+        ({"runs": [Runs(0, 0, 4, 8)] * 2}, {}, "first is 0, but it must be from 1 to 39."),
         ({}, {"group": 1}, "group is 1, but it must be from 0 to 0."),
         ({}, {"group": 2**70}, f"group is {2**70}, but it must be from 0 to 0."),
     ],
