@@ -57,14 +57,12 @@ def test_many_equal_elements_carry_into_every_digit_above(dtype, name):
 
 
 def test_a_carry_runs_through_digits_that_are_full():
-    row = torch.zeros(digits.WIDTH, dtype=torch.int64)
-    row[2:7] = (1 << 48) - 1
-    row[2] += 1
-    row[9] = (1 << 61) + 5
-    row[10] = (1 << 48) - 1
-    carried = operations._carried(row).numpy()
-    np.testing.assert_array_equal(carried, digits.carried(row.numpy()))
-    assert carried[7] == 1
+    """Three squares of each power of four have all bits set, and one more unit carries them all."""
+    full = torch.tensor([2.0**k for k in range(120) for _ in range(3)], dtype=torch.float64)
+    x = torch.cat([full, torch.ones(1, dtype=torch.float64)])
+    assert np.count_nonzero(row_of(full) == 2**48 - 1) >= 4
+    assert digits.total(row_of(x)) == 2 ** (240 + 2148)
+    assert np.count_nonzero(row_of(x)) == 1
 
 
 def test_strides_slabs_and_shapes_leave_the_row_as_it_is(monkeypatch):
