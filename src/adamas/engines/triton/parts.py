@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,7 +88,7 @@ class Part:
                 row[tables.FIRST.value] = runs.data_ptr()
         #: Where the kernels find all of it, and what each launch covers.
         self.table = self._sent(table)
-        self.chunks_each, self.chunks, owners = self._chunked(jobs, table, counts)
+        self.chunks_each, self.chunks, owners = _chunked(jobs, table, counts, self._sent)
         #: The tensor of each piece.
         self._owners = owners
         recipes = [tables.recipe(each, phase) for each in options]
@@ -135,34 +135,6 @@ class Part:
         """Return pointers that are not followed."""
         some = self.verdict
         return _Sums(some, [some] * len(self.chunks), some, some, some)
-
-    def _chunked(
-        self, jobs: Sequence[Job], table: Int64, counts: Int64
-    ) -> tuple[int, list[_Chunks], Int64]:
-        """Return how many chunks a piece has, what each launch covers, and pieces' tensors."""
-        alike: dict[tuple[Stored, bool], list[int]] = {}
-        for i, job in enumerate(jobs):
-            is_aligned = not (table[i, tables.ALIGNABLE] % _ALIGNMENT).any()
-            alike.setdefault((job.stored, is_aligned), []).append(i)
-        chunk_counts = -(-counts // tables.CHUNK.value)
-        each = min(max(1, -(-int(chunk_counts.sum()) // _PIECES)), _MOST_CHUNKS)
-        launches: list[_Chunks] = []
-        owners: list[Int64] = [np.zeros(0, np.int64)]
-        first_row = 0
-        for (stored, is_aligned), rows in alike.items():
-            own = np.repeat(rows, chunk_counts[rows])
-            if not len(own):
-                continue
-            numbers = np.concatenate([np.arange(chunk_counts[i]) for i in rows])
-            chunks = (own << tables.CHUNK_BITS.value) + numbers
-            starts = numbers % each == 0
-            owners.append(own[starts])
-            sent = [self._sent(each) for each in (chunks, chunks[starts])]
-            launches.append(
-                _Chunks(sent[0], np.array(rows), stored, is_aligned, sent[1], first_row)
-            )
-            first_row += len(owners[-1])
-        return each, launches, np.concatenate(owners)
 
     # -- one step --------------------------------------------------------------------------------
 
@@ -372,6 +344,38 @@ class Part:
             source = source.pin_memory()
             self._kept.append(source)
         return source.to(self.device, non_blocking=True)
+
+
+def _chunked(
+    jobs: Sequence[Job],
+    table: Int64,
+    counts: Int64,
+    sent: Callable[[NDArray[Any]], Tensor],
+) -> tuple[int, list[_Chunks], Int64]:
+    """Return how many chunks a piece has, what each launch covers, and pieces' tensors."""
+    alike: dict[tuple[Stored, bool], list[int]] = {}
+    for i, job in enumerate(jobs):
+        is_aligned = not (table[i, tables.ALIGNABLE] % _ALIGNMENT).any()
+        alike.setdefault((job.stored, is_aligned), []).append(i)
+    chunk_counts = -(-counts // tables.CHUNK.value)
+    each = min(max(1, -(-int(chunk_counts.sum()) // _PIECES)), _MOST_CHUNKS)
+    launches: list[_Chunks] = []
+    owners: list[Int64] = [np.zeros(0, np.int64)]
+    first_row = 0
+    for (stored, is_aligned), rows in alike.items():
+        own = np.repeat(rows, chunk_counts[rows])
+        if not len(own):
+            continue
+        numbers = np.concatenate([np.arange(chunk_counts[i]) for i in rows])
+        chunks = (own << tables.CHUNK_BITS.value) + numbers
+        starts = numbers % each == 0
+        owners.append(own[starts])
+        on_device = [sent(each) for each in (chunks, chunks[starts])]
+        launches.append(
+            _Chunks(on_device[0], np.array(rows), stored, is_aligned, on_device[1], first_row)
+        )
+        first_row += len(owners[-1])
+    return each, launches, np.concatenate(owners)
 
 
 def _runs_of(job: Job) -> Int64:
