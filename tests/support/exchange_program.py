@@ -20,6 +20,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.optim import ZeroRedundancyOptimizer
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 
 import adamas.torch as ours
@@ -357,6 +358,25 @@ def check_experts(mesh):
     assert optimizer.gradient_norm == norm_of([shared.grad, owns[0]])
 
 
+def check_zero(mesh):
+    """ZeRO, where each process steps parameters of its own, clips by the norm of all of them."""
+    shapes = ((7, 5), (5,), (4, 5), (3,))
+    nets = [[nn.Parameter(drawn(shape, i)) for i, shape in enumerate(shapes)] for _ in range(2)]
+    options = {"lr": 0.1, "clip_norm": 0.5}
+    zero = ZeroRedundancyOptimizer(
+        nets[0], optimizer_class=ours.AdamW, clip_group=mesh.get_group(), **options
+    )
+    whole = ours.AdamW(nets[1], **options)
+    for step in range(2):
+        gradients = [drawn(shape, 10 * step + i) for i, shape in enumerate(shapes)]
+        for net in nets:
+            set_gradients(net, [each.clone() for each in gradients])
+        zero.step()
+        whole.step()
+        assert zero.optim.gradient_norm == whole.gradient_norm
+    assert all(map(torch.equal, *nets))
+
+
 def check_option(mesh):
     """A process group is readable, settable, and no part of what is saved."""
     group, name = mesh.get_group(), "clip_group"
@@ -427,6 +447,7 @@ def main():
             check_one_nan,
             check_scaler,
             check_experts,
+            check_zero,
             check_option,
         ]
     for check in checks:
