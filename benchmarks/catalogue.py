@@ -15,6 +15,7 @@ from benchmarks import (
     jax,
     memory,
     messages,
+    norm,
     rates,
     small,
     tensors,
@@ -47,6 +48,7 @@ TABLES: tuple[Table, ...] = (
         "gradient clipping, step, EMA and low-precision copy together",
         tuple(tensors.phase_rows()),
     ),
+    Ratios("norm", "norms on one core, exact, beside sums by tiles and lanes", tuple(norm.rows())),
     Ratios(
         "small_states",
         "steps with small states and bfloat16 parameters, beside torch's float32 and the 8-bit of"

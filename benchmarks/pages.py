@@ -31,6 +31,7 @@ TOGETHER = {
     "tensors": ("torch_step", "torch_heads"),
     "dtensors": ("dtensors",),
     "phase": ("torch_phase",),
+    "norm": ("norm",),
     "jax": ("jax_step",),
     "cuda": ("cuda_step", "cuda_phase"),
     "speed": ("small_states",),
