@@ -414,7 +414,11 @@ class Training:
         if self.scaler is not None:
             put("norms", self.scaler.get_scale())
         for packed in (False, True):
-            saved = optimizer.state_dict(packed=packed)
+            try:
+                saved = optimizer.state_dict(packed=packed)
+            except ValueError as error:  # of blocks that are cut
+                put("keys", said(error))
+                continue
             put("keys", list(saved), saved.get("format"))
             for i, entries in saved["packed_state" if packed else "state"].items():
                 put("keys", i, [f"{name}: {form_of(each)}" for name, each in entries.items()])
