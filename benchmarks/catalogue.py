@@ -16,6 +16,7 @@ from benchmarks import (
     memory,
     messages,
     norm,
+    ranks,
     rates,
     small,
     tensors,
@@ -66,6 +67,11 @@ TABLES: tuple[Table, ...] = (
         "cuda_phase",
         "gradient clipping, step, EMA and low-precision copy together, of CUDA tensors",
         tuple(cuda.phase_rows(_ON_DEVICE)),
+    ),
+    Ratios(
+        "ranks",
+        "steps of eight processes with a thread each, beside one process with all the work",
+        tuple(ranks.rows()),
     ),
     versions.Versions(
         "torch_versions",
