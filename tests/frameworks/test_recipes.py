@@ -63,7 +63,8 @@ def test_every_recipe_of_the_page_is_run_here():
     sections = re.findall(r"^## (.+)\n", PAGE, re.MULTILINE)
     with_code = {section for section in sections if recipe(section) or recipe(section, "yaml")}
     assert with_code == {
-        "DeepSpeed", "Hugging Face Trainer", "Hydra", "LightningCLI", "timm", "torchtitan",
+        "DeepSpeed", "Hugging Face Trainer", "Hydra", "LightningCLI",
+        "ZeroRedundancyOptimizer", "timm", "torchtitan",
     }  # fmt: skip
 
 
@@ -270,6 +271,23 @@ def test_torchtitan_makes_steps_saves_and_loads_it(monkeypatch):
     assert step(twin, again)
     for a, b in zip(model.parameters(), twin.parameters(), strict=True):
         assert torch.equal(a, b)
+
+
+# ── ZeroRedundancyOptimizer ────────────────────────────────────────────────────────────────────
+
+
+def test_zero_redundancy_has_a_group_for_its_norm(tmp_path):
+    (code,) = recipe("ZeroRedundancyOptimizer")
+    where = f"file://{tmp_path / 'store'}"
+    torch.distributed.init_process_group("gloo", init_method=where, rank=0, world_size=1)
+    try:
+        model = network()
+        made = run(code, model=model, torch=torch)
+        assert step(model, made.optimizer)
+        assert made.optimizer.optim.clip_group is torch.distributed.group.WORLD
+        assert made.optimizer.optim.gradient_norm > 0
+    finally:
+        torch.distributed.destroy_process_group()
 
 
 # ── DeepSpeed ──────────────────────────────────────────────────────────────────────────────────

@@ -40,10 +40,10 @@ def step_twin(twin, optimizer, step, rank):
     optimizer.step()
 
 
-def check(stage, rank, folder):
+def check(stage, rank, folder, phase, of_all):
     deepspeed: Any = importlib.import_module("deepspeed")
     model, twin = network(), network()
-    options = {"lr": 0.01, "weight_decay": 0.1, "ema": 0.9}
+    options = {"lr": 0.01, "weight_decay": 0.1, **phase}
     config = {
         "train_batch_size": 4,
         "train_micro_batch_size_per_gpu": 2,
@@ -53,7 +53,7 @@ def check(stage, rank, folder):
     }
 
     def made():
-        optimizer = ours.AdamW(model.parameters(), **options)
+        optimizer = ours.AdamW(model.parameters(), **options, **of_all)
         engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
         return engine
 
@@ -95,7 +95,10 @@ def main():
     # Sums in shared memory are a module that would be compiled for minutes.
     sys.modules["deepspeed.comm.torch"].build_shm_op = lambda: None  # type: ignore[attr-defined]
     for stage in range(4):
-        check(stage, rank, f"{folder}/{stage}")
+        check(stage, rank, f"{folder}/{stage}", {"ema": 0.9}, {})
+        if stage:  # each process has a flat piece of the parameters
+            of_all = {"clip_group": dist.group.WORLD}
+            check(stage, rank, f"{folder}/{stage} clipped", {"clip_norm": 0.05}, of_all)
     dist.barrier()
     os._exit(0)  # gloo's own threads sometimes abort an orderly end
 

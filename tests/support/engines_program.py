@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import os
 import sys
+import time
 from datetime import timedelta
 
 import pytest
@@ -73,6 +74,39 @@ def check_same_state(optimizer, net, other, twin):
 
 
 # ── ZeRO ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def check_one_norm(rank, phase):
+    """With ``clip_group`` the norm is that of all parameters; what one process has, all skip."""
+    net, twin = network(), network()
+    parallel = DistributedDataParallel(net)
+    options = {"lr": 0.01, "clip_norm": 0.05, "on_nonfinite": "skip", **phase}
+    optimizer, other = zero(net, ours.AdamW, options), plain(twin, ours.AdamW, options)
+    # Set so, since ZeRO saves its arguments, and no process group can be pickled.
+    optimizer.optim.clip_group = dist.group.WORLD
+
+    def step(number):
+        for each in (optimizer, other):
+            each.zero_grad()
+        backward(parallel, number, rank)
+        if number == 2:  # of a parameter that one process steps
+            net[0].weight.grad[0, 0] = math.nan
+        give_gradients(twin, net)
+        for each in (optimizer, other):
+            each.step()
+        check_same(net, twin, (options, number))
+        if number != 2:
+            assert optimizer.optim.gradient_norm == other.gradient_norm > 0.05
+
+    for number in range(4):
+        step(number)
+    assert optimizer.optim.skipped == other.skipped == 1
+    saved = consolidated(optimizer, rank)
+    optimizer = zero(net, ours.AdamW, options)
+    optimizer.optim.clip_group = dist.group.WORLD
+    optimizer.load_state_dict(saved)
+    for number in range(4, 6):
+        step(number)
 
 
 def zero(net, kind, options, **engine):
@@ -216,6 +250,24 @@ def check_state_that_moves(rank, mesh, options):
             net.to("cpu")
         check_same(net, nn.ParameterList(map(whole, twin.parameters())), (options, step))
         check_same_state(optimizer, net, other, twin)
+
+
+def check_waiting(rank, mesh):
+    """Processes that wait for the norm of another sleep, and leave it the processors."""
+    net = network()
+    fully_shard(net, mesh=mesh)
+    optimizer = ours.AdamW(net.parameters(), lr=0.01, clip_norm=1.0)
+    for step in range(2):
+        backward(net, step, rank)
+        dist.barrier()
+        used, passed = time.process_time(), time.monotonic()
+        if rank == 0 and step == 1:
+            time.sleep(2.0)
+        optimizer.step()
+    # Who asked again and again would have used all of the time, or half of it beside three others.
+    used, passed = time.process_time() - used, time.monotonic() - passed
+    assert passed > 1.5
+    assert used / passed < 0.25, (used, passed)
 
 
 # ── accelerate ─────────────────────────────────────────────────────────────────────────────────
@@ -435,11 +487,14 @@ def main():
     # Stochastic rounding goes by a parameter's place in the optimizer that steps it.
     check_zero(rank, ours.AdamW, {"lr": 0.01, "state": "8bit"}, judge=zero)
     check_zero(rank, ours.SGD, {"lr": 0.01, "momentum": 0.9})
+    check_one_norm(rank, {})
+    check_one_norm(rank, {"ema": 0.9, "statistics": True})
     check_overlap_is_refused()
     check_ddp(rank)
     check_steps_after_accumulation(rank, mesh)
     check_state_that_moves(rank, mesh, PHASE)
     check_state_that_moves(rank, mesh, {"state": "8bit"})
+    check_waiting(rank, mesh)
     check_functions(mesh)
     check_functions_refuse(mesh)
     check_accelerate(rank)
