@@ -56,6 +56,11 @@ TABLES: tuple[Table, ...] = (
         " bitsandbytes and torchao",
         tuple(small.rows()),
     ),
+    Ratios(
+        "ranks",
+        "steps of eight processes with a thread each, beside one process with all the work",
+        tuple(ranks.rows()),
+    ),
     Ratios("jax_step", "steps of JAX arrays under jit", tuple(jax.rows())),
     Ratios(
         "cuda_step",
@@ -67,11 +72,6 @@ TABLES: tuple[Table, ...] = (
         "cuda_phase",
         "gradient clipping, step, EMA and low-precision copy together, of CUDA tensors",
         tuple(cuda.phase_rows(_ON_DEVICE)),
-    ),
-    Ratios(
-        "ranks",
-        "steps of eight processes with a thread each, beside one process with all the work",
-        tuple(ranks.rows()),
     ),
     versions.Versions(
         "torch_versions",

@@ -21,6 +21,8 @@ ROWS = [
     for row in table.rows
     if not OTHERS & set(row.needs) and row.cuda_memory is None
 ]
+#: Rows of several processes, which take seconds to start.
+OF_PROCESSES = catalogue.table("ranks").rows
 QUICK = Run(quick=True)
 
 
@@ -44,8 +46,20 @@ def measured(*rows, run=QUICK):
 
 
 @pytest.mark.quick_cases(8)
-@pytest.mark.parametrize("row", ROWS, ids=lambda row: row.name)
+@pytest.mark.parametrize(
+    "row", [row for row in ROWS if row not in OF_PROCESSES], ids=lambda row: row.name
+)
 def test_every_row_makes_contenders_that_agree(row):
+    check_contenders(row)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("row", OF_PROCESSES, ids=lambda row: row.name)
+def test_every_row_of_processes_makes_contenders_that_agree(row):
+    check_contenders(row)
+
+
+def check_contenders(row):
     if missing := row.missing(QUICK):
         pytest.skip(f"needs {', '.join(missing)}")
     pair = row.make(True)
