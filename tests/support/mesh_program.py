@@ -140,26 +140,31 @@ def spread(whole, parameter, way):
 
 
 def check_headers(mesh):
-    """Headers are those of the parameter's blocks, cut as torch cuts a tensor of their shape."""
-    ways = {}
-    for shape, placements in cases(mesh, ((8, 256), (3, 256), (5, 32), (1, 96), (4, 2, 128))):
+    """Headers are those of the parameter's blocks, cut as torch cuts a tensor of their shape.
+
+    They are DTensors where all processes have whole blocks only.
+    """
+    ways, uncut = {}, {}
+    for shape, placements in cases(mesh, ((8, 256), (3, 128), (5, 32), (1, 96), (4, 2, 128))):
         p = nn.Parameter(cut(drawn(shape, 0).float(), mesh, placements))
         p.grad = cut(drawn(shape, 1).float(), mesh, placements)
         optimizer = ours.AdamW([p], state="8bit")
         optimizer.step()
         header = optimizer.state[p]["header"]
+        blocks = cut(torch.arange(p.numel()).view(shape) // 32, mesh, placements).to_local()
         ways[shape, placements] = isinstance(header, DTensor)
+        uncut[shape, placements] = {*blocks.flatten().bincount().tolist()} <= {0, 32}
         if isinstance(header, DTensor):
             whole = torch.arange(p.numel() // 32).view(*shape[:-1], -1)
             own = cut(whole, mesh, placements).to_local()
             assert header.shape == whole.shape, (shape, placements)
             assert header.to_local().shape == own.shape, (shape, placements)
-            blocks = cut(torch.arange(p.numel()).view(shape) // 32, mesh, placements).to_local()
             assert blocks.flatten()[::32].tolist() == own.flatten().tolist(), (shape, placements)
-    assert {*ways.values()} == {False, True}
     everywhere = [None] * mesh.size()
-    dist.all_gather_object(everywhere, ways)
-    assert all(each == ways for each in everywhere)
+    dist.all_gather_object(everywhere, (ways, uncut))
+    for each, _ in everywhere:
+        assert each == {case: all(own[case] for _, own in everywhere) for case in ways}
+    assert {*ways.values()} == {False, True}  # or else it does not test what it says
 
 
 def check_missing_gradients(mesh):
