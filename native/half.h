@@ -101,13 +101,17 @@ inline void decode_half(DType dtype, const std::uint16_t* __restrict code, float
     }
 }
 
+// A remainder of another number, over which 0 or infinity was assigned, counts as 0 where both
+// together would be NaN.
 template <class Remainder>
 inline void join_remainder(const std::uint16_t* __restrict code, const Remainder* __restrict rest,
                            float* __restrict x, std::int64_t count) {
     constexpr std::uint32_t unit = sizeof(Remainder) == 2 ? 1 : 256;
     for (std::int64_t i = 0; i < count; ++i) {
         auto low = static_cast<std::uint32_t>(static_cast<std::int32_t>(rest[i])) * unit;
-        x[i] = float_of((static_cast<std::uint32_t>(code[i]) << 16) + low);
+        std::uint32_t alone = static_cast<std::uint32_t>(code[i]) << 16;
+        std::uint32_t both = alone + low;
+        x[i] = float_of((both & 0x7fffffffu) > 0x7f800000u ? alone : both);
     }
 }
 

@@ -324,10 +324,16 @@ def encode_remainder8(p: Float32, r: Bits) -> tuple[NDArray[np.uint16], NDArray[
 
 
 def decode_remainder(high: NDArray[np.uint16], low: NDArray[Any]) -> Float32:
-    """Return the float32 that ``encode_remainder`` or ``encode_remainder8`` took apart."""
+    """Return the float32 that ``encode_remainder`` or ``encode_remainder8`` took apart.
+
+    Where 0 or infinity was assigned to a parameter, its remainder is of another number and both
+    together may be none: then the remainder is 0.
+    """
     unit = np.uint32(1 if low.dtype == np.int16 else 256)
-    small = low.astype(np.int32).view(np.uint32) * unit
-    return _float((high.astype(np.uint32) << np.uint32(16)) + small).reshape(high.shape)
+    alone = high.astype(np.uint32) << np.uint32(16)
+    both = alone + low.astype(np.int32).view(np.uint32) * unit
+    is_nan = both & np.uint32(0x7FFFFFFF) > np.uint32(0x7F800000)
+    return _float(np.where(is_nan, alone, both)).reshape(high.shape)
 
 
 # ── m and v together ───────────────────────────────────────────────────────────────────────────

@@ -153,6 +153,22 @@ def test_bfloat16_and_remainder_are_exactly_float32():
     assert np.isnan(codecs.decode_bfloat16(high[nan])).all()
 
 
+@pytest.mark.parametrize("dtype", [np.int16, np.int8])
+def test_no_remainder_of_another_number_makes_a_number_nan(dtype):
+    """Whatever is assigned to a parameter, its remainder stays what it was."""
+    code = np.arange(2**16, dtype=np.uint16)
+    values = codecs.decode_bfloat16(code)
+    limits = np.iinfo(dtype)
+    for remainder in (limits.min, -1, 1, limits.max):
+        found = codecs.decode_remainder(code, np.full(code.size, remainder, dtype))
+        np.testing.assert_array_equal(np.isnan(found), np.isnan(values))
+        is_zero = values == 0
+        if remainder < 0:
+            np.testing.assert_array_equal(bits(found[is_zero]), bits(values[is_zero]))
+        else:
+            np.testing.assert_array_equal(found[np.isinf(values)], values[np.isinf(values)])
+
+
 # ── compact ────────────────────────────────────────────────────────────────────────────────────
 
 

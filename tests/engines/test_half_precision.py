@@ -208,6 +208,27 @@ def test_with_a_remainder_bfloat16_trains_as_float32_bit_for_bit(state):
     assert (np.abs(half.astype(np.float32) - full) <= np.abs(full) * 2.0**-8).all()
 
 
+@pytest.mark.parametrize("rounding", ["remainder", "remainder8"])
+def test_remainders_of_other_numbers_give_the_bits_of_the_reference(rounding):
+    """Every bfloat16, as if it had been assigned, over the remainders farthest from 0."""
+    options, code = Options(lr=0.1, rounding=rounding), every_half(BFLOAT16)
+    limits = np.iinfo(np.int16 if rounding == "remainder" else np.int8)
+    starts = [
+        {"mean": 0, "square": 0, "remainder": each} for each in (limits.min, -1, 1, limits.max)
+    ]
+    gradients = [[np.full(code.size, 0x3F80, np.uint16)] * 4] * 2
+    for target in each_machine():
+        found = [
+            run(engine, options, Phase(), [code] * 4, gradients, starts=starts)
+            for engine in (reference, native)
+        ]
+        assert differences(*found) == [], target
+    zeros = (code & 0x7FFF) == 0
+    for i in range(4):
+        stepped = found[1].arrays[f"{i}"][zeros].view(BFLOAT16).astype(np.float32)
+        assert (np.abs(stepped + 0.2) < 0.002).all()
+
+
 @pytest.mark.parametrize("rounding", ["stochastic", "remainder", "remainder8"])
 def test_steps_that_nearest_loses_add_up(rounding):
     """A step of lr = 1e-4 is far below half a unit of bfloat16 at 1, 2^-8."""

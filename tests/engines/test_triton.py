@@ -111,6 +111,19 @@ def test_whole_chunks_of_half_precision_give_the_bits_of_the_reference(dtype, ro
     agrees(Options(lr=0.1, rounding=rounding, amsgrad=True), Phase(ema=0.5), *drawn(dtype, kinds))
 
 
+@pytest.mark.parametrize("rounding", ["remainder", "remainder8"])
+def test_remainders_of_other_numbers_give_the_bits_of_the_reference(rounding):
+    """Zeros and infinities among others, assigned over the remainders farthest from 0."""
+    code = np.array([0, 0x8000, 1, 0x8001, 0x3F80, 0x7F7F, 0x7F80, 0xFF80, 0x7FC0], np.uint16)
+    limits = np.iinfo(np.int16 if rounding == "remainder" else np.int8)
+    starts = [
+        {"mean": 0, "square": 0, "remainder": each} for each in (limits.min, -1, 1, limits.max)
+    ]
+    gradients = [[np.full(code.size, 0x3F80, np.uint16)] * 4] * 2
+    options = Options(lr=0.1, rounding=rounding)
+    agrees(options, Phase(), [code] * 4, gradients, starts=starts)
+
+
 @pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_steps_half_precision_with_the_bits_of_the_reference(method):

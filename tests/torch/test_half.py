@@ -14,6 +14,7 @@ from torch import nn
 import adamas
 import adamas.torch as ours
 from tests.support.copied import left_by_steps
+from tests.support.torch_routes import standing_in
 
 BFLOAT16, FLOAT16 = torch.bfloat16, torch.float16
 NUMPY = {BFLOAT16: np.dtype(ml_dtypes.bfloat16), FLOAT16: np.dtype(np.float16)}
@@ -254,6 +255,38 @@ def test_small_updates_are_kept_by_chance_and_by_remainders_only():
         p.grad = torch.ones_like(p)
         optimizer.step()
     assert p.item() == 1 - 2**-8  # the sum of 400 updates, 0.996, on the grid of 2^-8 below 1
+
+
+@pytest.mark.parametrize("route", ["native", "plain", "offload late", "triton"])
+@pytest.mark.parametrize("rounding", ["remainder", "remainder8"])
+def test_weights_that_are_assigned_zero_go_on_from_zero(rounding, route):
+    """A mask of pruning leaves remainders of the weights that it takes away."""
+    if route == "triton":
+        pytest.importorskip("triton")
+    options = {"offload": route == "offload late"}
+    options["engine"] = "torch" if route == "plain" else None
+    found = []
+    with standing_in(route) as device:
+        for remainder in ("old", "cleared"):
+            start = torch.linspace(-2.0, 2.0, 201).to(device, BFLOAT16)
+            p = nn.Parameter(start.clone())
+            optimizer = ours.Adam([p], lr=0.01, rounding=rounding, seed=1, **options)
+            for scale in (1.0, 0.7, 1.3, -0.2):
+                p.grad = (start + 0.5) * scale
+                optimizer.step()
+            low = optimizer.state[p]["remainder"]
+            assert (low < 0).any()
+            assert (low > 0).any()
+            with torch.no_grad():
+                p.mul_(torch.arange(201, device=device) % 3 > 0)
+            if remainder == "cleared":
+                low[::3] = 0
+            for _ in range(2):
+                p.grad = start + 0.5
+                optimizer.step()
+            found.append([p.detach().cpu(), low.cpu()])
+    assert found[0][0].isfinite().all()
+    assert same(*found)
 
 
 def test_random_bits_of_sgd_are_new_at_each_step():

@@ -218,10 +218,14 @@ def encode_remainder8(p, r):
 
 @triton.jit
 def decode_remainder(high, low):
-    """Return the float32 that either of the two took apart; the width of ``low`` says which."""
+    """Return the float32 that either of the two took apart; the width of ``low`` says which.
+
+    ``high`` alone where a remainder of another number would make it NaN.
+    """
     unit: tl.constexpr = 1 if low.dtype == tl.int16 else 256
-    small = (low.to(tl.int32) * unit).to(tl.uint32, bitcast=True)
-    return float_of((high.to(tl.uint32) << 16) + small)
+    alone = high.to(tl.uint32) << 16
+    both = alone + (low.to(tl.int32) * unit).to(tl.uint32, bitcast=True)
+    return float_of(tl.where((both & 0x7FFFFFFF) > 0x7F800000, alone, both))
 
 
 # ── compact ────────────────────────────────────────────────────────────────────────────────────
