@@ -81,11 +81,6 @@ def check_indices(mesh):
         tensor = cut(whole, mesh, placements)
         expected = tensor.to_local().flatten().tolist()
         assert distributed.element_indices(tensor).tolist() == expected, (shape, placements)
-        first = distributed.first_element(tensor)
-        if expected and expected == list(range(expected[0], expected[0] + len(expected))):
-            assert first == expected[0], (shape, placements)
-        elif expected:
-            assert first is None, (shape, placements)
         assert of_runs(runs(tensor), len(expected)) == expected, (shape, placements)
 
 

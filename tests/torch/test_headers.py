@@ -18,6 +18,8 @@ from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
 import adamas.torch as ours
+from adamas.torch.distributed import shape_by_runs
+from adamas.torch.parts import runs
 
 #: Of a parameter, and of its header.
 SHAPES = [
@@ -124,6 +126,19 @@ def test_a_header_that_is_not_contiguous_is_not_read_as_if_it_were():
     one.step()
     other.step()
     assert torch.equal(first[0], second[0])
+
+
+def test_where_a_tensor_is_cut_is_found_out_without_memory_of_its_size(processes):
+    length = 2**45
+    assert shape_by_runs(torch.empty(3, length, device="meta"), 32) == (3, length // 32)
+    mesh = processes((4,))
+    cut_in_four = DTensor.from_local(
+        torch.empty(length // 4, device="meta"), mesh, [Shard(0)], run_check=False
+    )
+    assert shape_by_runs(cut_in_four, 32) == (length // 32,)
+    assert [(each.start, each.length) for each in runs(cut_in_four)] == [
+        (length // 4 * 3, length // 4)  # of the last process
+    ]
 
 
 #: Placements on meshes, and the shapes of those parameters below whose headers are laid out so.

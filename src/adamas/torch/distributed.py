@@ -10,7 +10,7 @@ import functools
 import inspect
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,12 +28,12 @@ __all__ = [
     "by_runs",
     "cuts",
     "element_indices",
-    "first_element",
     "is_asked_for_state",
     "is_cut",
     "is_distributed",
     "joined",
     "laid_out_as",
+    "listed",
     "local",
     "part",
     "sets_of",
@@ -194,24 +194,38 @@ def _cuts_between(length: int, run: int, along: tuple[tuple[int, int], ...]) -> 
 
     All processes find the same, since each looks at the parts of all.
     """
-    places = itertools.product(*(range(count) for _, count in along))
+    elements, runs = [range(length)], [range(length // run)]
     return all(
-        torch.equal(
-            _kept(torch.arange(length), along, own),
-            (
-                _kept(torch.arange(length // run), along, own)[:, None] * run + torch.arange(run)
-            ).flatten(),
-        )
-        for own in places
+        [range(each.start * run, each.stop * run) for each in _kept(runs, along, own)]
+        == _kept(elements, along, own)
+        for own in itertools.product(*(range(count) for _, count in along))
     )
 
 
-def _kept(indices: Tensor, along: Sequence[tuple[int, int]], own: Sequence[int]) -> Tensor:
+def _kept(
+    indices: list[range], along: Iterable[tuple[int, int]], own: Iterable[int]
+) -> list[range]:
     """Return which indices of a dimension the process in a place of the mesh has."""
     for (blocks, count), place in zip(along, own, strict=True):
-        pieces = [block.chunk(count)[place : place + 1] for block in indices.chunk(blocks)]
-        indices = torch.cat([indices[:0], *sum(pieces, ())])
-    return indices
+        pieces = (_chunk(_chunk(indices, blocks, i), count, place) for i in range(blocks))
+        indices = [each for piece in pieces for each in piece]
+    joined: list[range] = []
+    for each in indices:
+        is_next = joined and joined[-1].stop == each.start
+        joined.append(range(joined.pop().start if is_next else each.start, each.stop))
+    return joined
+
+
+def _chunk(indices: Iterable[range], count: int, place: int) -> list[range]:
+    """Return one of the ``count`` parts that ``torch.chunk`` would make of indices."""
+    indices = list(indices)
+    size = -(-sum(map(len, indices)) // count)
+    first = place * size
+    found: list[range] = []
+    for each in indices:
+        found.append(each[max(first, 0) : max(first + size, 0)])
+        first -= len(each)
+    return [each for each in found if each]
 
 
 def element_indices(parameter: Tensor) -> NDArray[np.uint64]:
@@ -220,44 +234,32 @@ def element_indices(parameter: Tensor) -> NDArray[np.uint64]:
         return np.arange(parameter.numel(), dtype=np.uint64)
     indices = np.zeros((), np.uint64)
     for whole, along in zip(parameter.shape, part(parameter), strict=True):
-        indices = indices[..., None] * np.uint64(whole) + along.numpy().astype(np.uint64)
+        indices = indices[..., None] * np.uint64(whole) + listed(along).astype(np.uint64)
     return indices.ravel()
 
 
-def first_element(parameter: Tensor) -> int | None:
-    """Return where this process's part begins in the whole tensor, flattened.
-
-    None where its elements are not consecutive there.
-    """
-    if not is_distributed(parameter):
-        return 0
-    alongs = part(parameter)
-    count = math.prod(map(len, alongs))
-    if count == 0:
-        return 0
-    first = last = 0
-    for whole, along in zip(parameter.shape, alongs, strict=True):
-        first = first * whole + int(along[0])
-        last = last * whole + int(along[-1])
-    return first if last - first + 1 == count else None
-
-
-def part(parameter: Tensor) -> list[Tensor]:
+def part(parameter: Tensor) -> list[list[range]]:
     """Return which indices along each dimension this process has of a distributed tensor.
 
     They ascend, and are not always consecutive: where FSDP2 cuts what is cut along the same
     dimension already, a process has several blocks.
     """
     mesh = parameter.device_mesh  # type: ignore[attr-defined]
-    alongs = [torch.arange(length) for length in parameter.shape]
+    alongs = [[range(length)] for length in parameter.shape]
     coordinate = mesh.get_coordinate()
     if coordinate is None:  # this process is not of the mesh, and has nothing
-        return [along[:0] for along in alongs]
+        return [[] for _ in alongs]
     for cut, length, own in zip(cuts(parameter), mesh.shape, coordinate, strict=True):
         if cut is not None:
             along = alongs[cut.dimension]
             alongs[cut.dimension] = _kept(along, [(cut.blocks, length)], [own])
     return alongs
+
+
+def listed(blocks: Iterable[range]) -> NDArray[np.int64]:
+    """Return the indices that blocks have, one by one."""
+    found = (np.arange(each.start, each.stop, dtype=np.int64) for each in blocks)
+    return np.concatenate([np.zeros(0, np.int64), *found])
 
 
 def laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
@@ -272,7 +274,7 @@ def laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
         return gradient.redistribute(placements=placements)  # type: ignore[attr-defined]
     own = gradient.full_tensor()  # type: ignore[attr-defined]
     for dimension, along in enumerate(part(parameter)):
-        own = own.index_select(dimension, along.to(own.device))
+        own = own.index_select(dimension, torch.from_numpy(listed(along)).to(own.device))
     return joined(parameter, own)
 
 

@@ -94,18 +94,19 @@ def runs(parameter: Tensor) -> tuple[Runs, ...] | None:
     if not distributed.is_distributed(parameter):
         return ()
     shape = parameter.shape
-    alongs = [each.numpy() for each in distributed.part(parameter)]
-    is_cut = [len(along) != whole for along, whole in zip(alongs, shape, strict=True)]
-    if not any(is_cut) or not all(map(len, alongs)):
+    alongs = distributed.part(parameter)
+    counts = [sum(map(len, along)) for along in alongs]
+    is_cut = [count != whole for count, whole in zip(counts, shape, strict=True)]
+    if not any(is_cut) or not all(counts):
         return ()
     last = max(dimension for dimension, cut in enumerate(is_cut) if cut)
     inner = math.prod(shape[last + 1 :])
-    begins = np.flatnonzero(np.diff(alongs[last], prepend=-2) != 1)
-    lengths = np.diff(begins, append=len(alongs[last])) * inner
+    begins = np.array([block.start for block in alongs[last]])
+    lengths = np.array([len(block) for block in alongs[last]]) * inner
     outer = np.zeros(1, np.int64)
     for whole, along in zip(shape[:last], alongs, strict=False):
-        outer = (outer[:, None] * whole + along).ravel()
-    starts = ((outer[:, None] * shape[last] + alongs[last][begins]) * inner).ravel()
+        outer = (outer[:, None] * whole + distributed.listed(along)).ravel()
+    starts = ((outer[:, None] * shape[last] + begins) * inner).ravel()
     return _joined(starts, np.tile(lengths, len(outer)))
 
 
