@@ -233,6 +233,7 @@ def test_a_shallow_copy_that_takes_further_parameters_leaves_the_copies_of_the_f
     one, other = (nn.Parameter(torch.ones(3)) for _ in range(2))
     first = ours.AdamW([one], copy_to=torch.bfloat16)
     second = copy.copy(first)
+    assert second.param_groups is first.param_groups  # as in torch
     second.load_state_dict(second.state_dict())  # whose groups are its own from now on
     second.add_param_group({"params": [other]})
     assert (len(first.copies), len(second.copies)) == (1, 2)

@@ -138,10 +138,12 @@ class _Away:
 
 def put_away(state: dict[str, Any]) -> dict[str, Any]:
     """Return an optimizer's attributes such that they can be copied and pickled."""
-    groups = [
-        {**group, KEY: _Away(group[KEY])} if group.get(KEY) is not None else group
-        for group in cast("list[dict[str, Any]]", state["param_groups"])
-    ]
+    groups = cast("list[dict[str, Any]]", state["param_groups"])
+    if any(group.get(KEY) is not None for group in groups):  # else a shallow copy shares the list
+        groups = [
+            group if group.get(KEY) is None else {**group, KEY: _Away(group[KEY])}
+            for group in groups
+        ]
     return {**state, "param_groups": groups, _OWN: _Away(state.get(_OWN))}
 
 
