@@ -288,6 +288,13 @@ def check_stages(mesh):
     found = [None] * 4
     dist.all_gather_object(found, full)
     assert optimizer.gradient_norm == norm_of(found[0] + found[2])
+    if stage == 1:  # the order of groups does not matter
+        optimizer.param_groups.reverse()
+        optimizer.step()
+        optimizer.param_groups.reverse()
+    else:
+        optimizer.step()
+    assert optimizer.gradient_norm == norm_of(found[0] + found[2])
     optimizer.param_groups[0]["clip_group"] = None  # from the next step on
     optimizer.param_groups[1]["clip_group"] = None
     optimizer.step()
@@ -327,6 +334,27 @@ def check_two_dimensions(mesh):
         optimizer.step()
     assert messages == [728, 728]
     assert optimizer.gradient_norm == norm_of(wholes)
+
+
+def check_device_of_messages(mesh):
+    """Sums are sent from the device of the parameters, wherever those with gradients are."""
+    elsewhere = nn.Parameter(torch.ones(2, device="meta"))
+    part = nn.Parameter(cut(torch.ones(8), mesh, Shard(0)))
+    if dist.get_rank() == 0:
+        part.grad = cut(torch.ones(8), mesh, Shard(0))
+    optimizer = ours.SGD([part, elsewhere], lr=0.1, clip_norm=1.0)
+    devices = []
+
+    def seen(tensor, **_options):
+        devices.append(tensor.device.type)
+        raise InterruptedError
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(dist, "get_backend_config", lambda _: "cpu:gloo,meta:gloo")
+        patched.setattr(dist, "all_reduce", seen)
+        with pytest.raises(InterruptedError):
+            optimizer.step()
+    assert devices == ["meta"]
 
 
 def check_experts(mesh):
@@ -446,6 +474,7 @@ def main():
             check_absent_from_the_first_step,
             check_one_nan,
             check_scaler,
+            check_device_of_messages,
             check_experts,
             check_zero,
             check_option,

@@ -346,8 +346,25 @@ def sets_of(
         sums.setdefault(alike(_of_several({_ranks(clip): clip})), len(sums))
     clips = [_ranks(each) for each in dict.fromkeys((*clip_groups, *others)) if each is not None]
     late = [first[each] for each in clips if each in first]
-    exchange = Exchange(list(sums), late) if any(sums) else None
-    return Sets(tuple(rows), len(sums), exchange, Exchange(parts) if any(parts) else None)
+    device = _device_of(parameters)
+    return Sets(
+        tuple(rows),
+        len(sums),
+        Exchange(list(sums), late, device) if any(sums) else None,
+        Exchange(parts, (), device) if any(parts) else None,
+    )
+
+
+def _device_of(parameters: Sequence[Tensor]) -> torch.device:
+    """Return the device on which sums are sent: the same kind in all processes.
+
+    A process may have gradients on the CPU alone, and a group with a backend for each kind of
+    device (``cpu:gloo,cuda:nccl``) would send them by another one than those of other processes.
+    """
+    if not parameters:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    devices = [parameter.device for parameter in parameters]
+    return next((each for each in devices if each.type != "cpu"), devices[0])
 
 
 def _spread_over(parameter: Tensor, shards: dict[_Ranks, Any], clip: Any) -> dict[_Ranks, Any]:
@@ -397,17 +414,30 @@ class Exchange:
     """Adds up sums of all processes, in place: one all-reduce for each process group.
 
     The order of groups follows from all parameters, so it is the same in all processes that have
-    the same ones. Those of a ``clip_group`` need not have: such groups come last. Where a group is
-    the last that sums are spread over, all these sums are sent as one.
+    the same ones. Those of a ``clip_group`` need not have: such groups come last, in the order of
+    their processes. Where a group is the last that sums are spread over, all these sums are sent as
+    one.
     """
 
-    def __init__(self, groups: Sequence[tuple[Any, ...]], clip_groups: Sequence[Any] = ()) -> None:
-        """Take, for each sum, the process groups that its elements are spread over."""
-        self._made_of = (tuple(groups), tuple(clip_groups))
+    def __init__(
+        self,
+        groups: Sequence[tuple[Any, ...]],
+        clip_groups: Sequence[Any],
+        device: torch.device,
+    ) -> None:
+        """Take, for each sum, the process groups that its elements are spread over.
+
+        What is sent is sent from ``device``, if a group has a backend for it.
+        """
+        self._made_of = (tuple(groups), tuple(clip_groups), device)
+        self._device = device
         each_once = dict.fromkeys(group for own in groups for group in own)
         uses = {group: sum(group in own for own in groups) for group in each_once}
         # Those that most sums are spread over come last, so that as many as can be are sent as one.
-        turn = sorted(each_once, key=lambda each: math.inf if each in clip_groups else uses[each])
+        turn = sorted(
+            each_once,
+            key=lambda each: (math.inf, _ranks(each)) if each in clip_groups else (uses[each], ()),
+        )
         #: All process groups in their turn, each with the sums that are spread over it: those that
         #: further groups have a part in, and those that are complete then.
         self._passes: list[tuple[Any, list[int], list[int]]] = []
@@ -447,7 +477,7 @@ class Exchange:
             stacked = torch.stack(sent)
             if len(tensor) > len(apart) + len(complete):
                 stacked[0, digits.INFINITE :] = tensor[:, digits.INFINITE :].sum(0)
-            _all_reduce(stacked, dist.ReduceOp.SUM, group)
+            self._reduce(stacked, dist.ReduceOp.SUM, group)
             for i, values in zip([*apart, *complete[:1]], stacked, strict=True):
                 tensor[i].copy_(values)
             for i in complete[1:]:
@@ -462,23 +492,22 @@ class Exchange:
         for group, apart, complete in self._passes:
             where = torch.tensor(sorted((*apart, *complete)), device=values.device)
             stacked = values[where]
-            _all_reduce(stacked, dist.ReduceOp.SUM if operation is None else operation, group)
+            self._reduce(stacked, dist.ReduceOp.SUM if operation is None else operation, group)
             values[where] = stacked
 
     def largest(self, value: Tensor) -> Tensor:
         """Return the largest that a number is in all processes of all groups."""
         found = value.detach().reshape(1).clone()
         for group, _, _ in self._passes:
-            _all_reduce(found, dist.ReduceOp.MAX, group)
+            self._reduce(found, dist.ReduceOp.MAX, group)
         return found.reshape(value.shape)
 
-
-def _all_reduce(tensor: Tensor, operation: Any, group: Any) -> None:
-    """Reduce a tensor in place, on a device that the group's backend takes."""
-    taken = [each.partition(":")[0] for each in dist.get_backend_config(group).split(",")]
-    if tensor.device.type in taken or not taken[0]:
-        dist.all_reduce(tensor, op=operation, group=group)
-        return
-    there = tensor.to(torch.device(taken[0]))
-    dist.all_reduce(there, op=operation, group=group)
-    tensor.copy_(there)
+    def _reduce(self, tensor: Tensor, operation: Any, group: Any) -> None:
+        """Reduce a tensor in place, from a device that the group's backend takes."""
+        taken = [each.partition(":")[0] for each in dist.get_backend_config(group).split(",")]
+        is_taken = self._device.type in taken or not taken[0]
+        device = self._device if is_taken else torch.device(taken[0])
+        sent = tensor if tensor.device.type == device.type else tensor.to(device)
+        dist.all_reduce(sent, op=operation, group=group)
+        if sent is not tensor:
+            tensor.copy_(sent)
