@@ -301,3 +301,55 @@ def test_parts_in_host_memory_stay_there_though_their_mesh_is_of_cards(group):
         assert found.to_local().is_cpu
     assert (header.shape, header.dtype) == ((4, 2), torch.int16)
     assert header.to_local().flatten().tolist() == list(range(8))
+
+
+def scattered(dtype):
+    """A parameter of which the first of four processes has elements in a hundred kinds of runs."""
+    mesh = DeviceMesh("cpu", torch.arange(4).view(2, 2), _init_backend=False)
+    spread = DTensor.from_local(
+        torch.ones(100, 2, 3, dtype=dtype),
+        mesh,
+        [Shard(1), Shard(2)],
+        run_check=False,
+        shape=torch.Size([100, 4, 6]),
+        stride=(24, 6, 1),
+    )
+    return nn.Parameter(spread)
+
+
+SCATTERED = (
+    "offload is True, but a parameter has shape (100, 4, 6) and placements (S(1), S(2)), and this "
+    "process's elements stand in more than 64 kinds of runs in the whole tensor: random bits to "
+    'round with are not drawn for so many. Use rounding="nearest", or leave offload out.'
+)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "options"),
+    [
+        (BFLOAT16, {"rounding": "stochastic"}),
+        (BFLOAT16, {"rounding": "remainder8"}),
+        (torch.float32, {"state": "compact", "rounding": "stochastic"}),
+    ],
+)
+def test_parts_in_too_many_runs_to_draw_random_bits_are_refused(device, group, dtype, options):
+    optimizer = ours.AdamW([nn.Parameter(torch.ones(2, dtype=dtype))], offload=True, **options)
+    with pytest.raises(ValueError, match="kinds of runs") as error:
+        optimizer.add_param_group({"params": [scattered(dtype)]})
+    assert str(error.value) == SCATTERED
+    assert len(optimizer.param_groups) == 1
+
+
+def test_parts_in_many_runs_are_stepped_until_random_bits_are_asked_for(device, group):
+    p, plain = scattered(BFLOAT16), nn.Parameter(torch.ones(600, dtype=BFLOAT16))
+    optimizers = [ours.AdamW([each], offload=True) for each in (p, plain)]
+    for each, optimizer in zip((p, plain), optimizers, strict=True):
+        each.grad = torch.full_like(each, 0.5)
+        optimizer.step()
+    assert same([p.to_local().flatten()], [plain])
+    optimizers[0].param_groups[0]["rounding"] = "stochastic"
+    with pytest.raises(ValueError, match="kinds of runs") as error:
+        optimizers[0].step()
+    assert str(error.value) == SCATTERED
+    assert same([p.to_local().flatten()], [plain])
+    assert optimizers[0].state[p]["step"] == 1

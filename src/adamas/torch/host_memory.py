@@ -10,9 +10,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamas.torch import distributed, small
+from adamas.torch import distributed, parts, small
 
-__all__ = ["host_like", "in_host", "is_offloaded", "pins", "refuse", "settle"]
+__all__ = [
+    "host_like",
+    "in_host",
+    "is_offloaded",
+    "pins",
+    "refuse",
+    "refuse_scattered",
+    "settle",
+]
 
 _DTYPES = (torch.float32, torch.float64, *small.HALF)
 
@@ -82,4 +90,16 @@ def refuse(parameter: Tensor, is_special: bool, gradient: Tensor | None = None) 
         raise TypeError(
             f"offload is True, but a gradient has dtype {gradient.dtype} and its parameter "
             f"{parameter.dtype}. Convert the gradient."
+        )
+
+
+def refuse_scattered(parameter: Tensor) -> None:
+    """Raise ValueError for a part whose elements stand so that no random bits are drawn for it."""
+    if parts.runs(parameter) is None:
+        placements = ", ".join(map(str, parameter.placements))  # type: ignore[attr-defined]
+        raise ValueError(
+            f"offload is True, but a parameter has shape {tuple(parameter.shape)} and placements "
+            f"({placements}), and this process's elements stand in more than {parts.MOST_RUNS} "
+            "kinds of runs in the whole tensor: random bits to round with are not drawn for so "
+            'many. Use rounding="nearest", or leave offload out.'
         )

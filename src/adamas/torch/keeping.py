@@ -222,6 +222,8 @@ class Keeping(NamedTuple):
             distributed.cuts(parameter)
             if self.is_offloaded(parameter):
                 host_memory.refuse(parameter, self.method.own_step(group) is not None)
+                if self.member(group, parameter, 0, {}, None).draws:
+                    host_memory.refuse_scattered(parameter)
 
     def refuse_loaded(self, group: Group) -> None:
         """Raise TypeError or ValueError where ``group`` could not be stepped once it is loaded."""
@@ -253,6 +255,8 @@ class Keeping(NamedTuple):
         if member.is_offloaded:
             is_special = member.own_step is not None
             host_memory.refuse(member.parameter, is_special, member.gradient)
+            if member.draws:
+                host_memory.refuse_scattered(member.parameter)
 
     def refuse_parameter(self, member: Member, name: str) -> None:
         """Raise where a parameter cannot be stepped, whatever its gradient will be."""

@@ -19,12 +19,21 @@ from adamas.engines import Runs
 from adamas.engines.native import Distributed
 from adamas.torch import distributed
 
-__all__ = ["are_alike", "is_alike", "is_awaited", "local", "runs", "seen_in", "settled"]
+__all__ = [
+    "MOST_RUNS",
+    "are_alike",
+    "is_alike",
+    "is_awaited",
+    "local",
+    "runs",
+    "seen_in",
+    "settled",
+]
 
 #: Where torch has had its DTensor, the newest place first.
 _MODULES = ("torch.distributed.tensor", "torch.distributed._tensor")
 #: Runs of more kinds are left to torch's own operations.
-_MOST_RUNS = 64
+MOST_RUNS = 64
 
 
 def _kind() -> Any:
@@ -117,7 +126,7 @@ def _joined(starts: Any, lengths: Any) -> tuple[Runs, ...] | None:
     found: list[Runs] = []
     at = 0
     while at < len(starts):
-        if len(found) == _MOST_RUNS:
+        if len(found) == MOST_RUNS:
             return None
         pitch = int(pitches[at]) if at < len(pitches) else 0
         goes_on = (pitches[at:] == pitch) & (lengths[at + 1 :] == lengths[at])

@@ -73,7 +73,7 @@ class Item(NamedTuple):
             entries=member.entries.map(parts.local),
             lower=lower,
             cohort=cohort,
-            runs=_runs(member) if member.draws else (),
+            runs=(parts.runs(member.parameter) or ()) if member.draws else (),
         )
 
     @property
@@ -158,21 +158,6 @@ class Chunk(NamedTuple):
     cohorts: list[int]
     #: State in half precision, and where it is while it is stepped.
     widened: tuple[tuple[Tensor, Tensor], ...]
-
-
-def _runs(member: Member) -> tuple[Runs, ...]:
-    """Return where the elements of a part stand in the whole tensor.
-
-    Raises ValueError where they stand too irregularly.
-    """
-    found = parts.runs(member.parameter)
-    if found is None:
-        raise ValueError(
-            f"offload is True, but this process's part of a parameter of shape "
-            f"{tuple(member.parameter.shape)} stands too irregularly in the whole tensor to draw "
-            'the bits that it is rounded with. Use rounding="nearest", or leave offload out.'
-        )
-    return found
 
 
 def _place(tensor: Tensor | None) -> Hashable:
