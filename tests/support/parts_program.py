@@ -18,7 +18,8 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.placement_types import _StridedShard
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import adamas.torch as ours
@@ -36,6 +37,8 @@ KINDS = {
     "blocks": (torch.float32, {"state": "8bit", "rounding": "stochastic"}),
     "copied": (torch.bfloat16, {"rounding": "remainder", "copy_to": torch.bfloat16}),
 }
+#: As FSDP2 cuts rows that are cut already: each process has several blocks of them.
+STRIDED = _StridedShard(0, split_factor=2)
 #: What kernels step, which takes long in the interpreter.
 ON_DEVICE = (
     (Shard(0), "all"),
@@ -44,12 +47,15 @@ ON_DEVICE = (
     (Shard(1), "bits"),
     (Shard(1), "remainder"),
     (Replicate(), "copied"),
+    (STRIDED, "bits"),
 )
 OFFLOADED = tuple(
     each
     for each in itertools.product((Shard(0), Shard(1), Replicate()), KINDS)
     if each != (Shard(1), "blocks")
-)
+) + tuple((STRIDED, kind) for kind in ("all", "bits", "remainder"))
+#: Those whose gradients are laid out otherwise than they are.
+LAID_OTHERWISE = ((Shard(0), "all"), (STRIDED, "bits"))
 
 
 class Operations(TorchDispatchMode):
@@ -67,6 +73,15 @@ class Operations(TorchDispatchMode):
 
 def drawn(shape, seed, dtype):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+
+
+def spread(whole, parameter, way):
+    """Return a gradient: laid out as its parameter is, with replicas, or as a sum to be made."""
+    mesh, (placement,) = parameter.device_mesh, parameter.placements
+    if way < 2:
+        return cut(whole.clone(), mesh, placement if way == 0 else Replicate())
+    share = whole.clone() if dist.get_rank() == 0 else torch.zeros_like(whole)
+    return DTensor.from_local(share, mesh, [Partial()], run_check=False)
 
 
 def cut(whole, mesh, placement):
@@ -89,8 +104,11 @@ def own_part(whole, like):
     ).to_local()
 
 
-def check(mesh, placement, dtype, options, *, offload):
-    """Step parts and whole tensors alike; everything has the same bits."""
+def check(mesh, placement, dtype, options, *, offload, otherwise=False):
+    """Step parts and whole tensors alike; everything has the same bits.
+
+    ``otherwise``: gradients are laid out in other ways than their parameters, too.
+    """
     shapes = IN_BLOCKS if options.get("state") == "8bit" else SHAPES
     wholes = [nn.Parameter(drawn(shape, i, dtype)) for i, shape in enumerate(shapes)]
     parts = [nn.Parameter(cut(p.detach().clone(), mesh, placement)) for p in wholes]
@@ -99,10 +117,10 @@ def check(mesh, placement, dtype, options, *, offload):
     for step in range(3):
         for i, (p, whole) in enumerate(zip(parts, wholes, strict=True)):
             gradient = drawn(whole.shape, 100 * step + i, dtype)
-            whole.grad, p.grad = gradient, cut(gradient.clone(), mesh, placement)
+            whole.grad, p.grad = gradient, spread(gradient, p, (i + step) % 3 if otherwise else 0)
         with Operations() as counted:
             one.step()
-        if step > 0:
+        if step > 0 and not otherwise:
             assert not counted.found, (counted.found, offload, options)
         on_host(other.step)
         if "clip_norm" in options:
@@ -147,6 +165,13 @@ def main():
         with pytest.MonkeyPatch.context() as patch:
             device_of_queues("late", patch)
             check(mesh, placement, *KINDS[kind], offload=True)
+    for placement, kind in LAID_OTHERWISE:
+        with pytest.MonkeyPatch.context() as patch:
+            device_of_queues("late", patch)
+            check(mesh, placement, *KINDS[kind], offload=True, otherwise=True)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(devices, "DEVICE_TYPES", ("cpu",))
+            check(mesh, placement, *KINDS[kind], offload=False, otherwise=True)
     dist.barrier()
     os._exit(0)  # gloo's own threads sometimes abort an orderly end
 
