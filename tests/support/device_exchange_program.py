@@ -5,6 +5,7 @@ Where there is no GPU, Triton's kernels run in its interpreter.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import sys
@@ -19,7 +20,11 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Shard, distribute_tensor
 
 import adamas.torch as ours
+from tests.support.growth_program import objects
 from tests.support.torch_routes import standing_in
+
+#: Steps between two counts of objects: the interpreter takes long for each.
+STEPS = 6
 
 
 def cut(whole, mesh):
@@ -59,6 +64,26 @@ def check(mesh, device):
     assert math.isnan(optimizers[1].gradient_norm)
 
 
+def check_growth(mesh, device):
+    """Steps leave nothing behind, neither along the gradients of before nor along new ones."""
+    parts = [nn.Parameter(cut(torch.ones(4, 3, device=device), mesh)) for _ in range(2)]
+    optimizer = ours.AdamW(parts, lr=0.1, clip_norm=1.0, on_nonfinite="skip", ema=0.9)
+    for renews in (False, True):
+        found = []
+        for _ in range(5):
+            for step in range(STEPS):
+                for p in parts:
+                    if renews or p.grad is None:
+                        p.grad = cut(torch.full((4, 3), 1.0 + step, device=device), mesh)
+                optimizer.step()
+            found.append(objects())
+        assert set(optimizer.routes().values()) == {"triton"}
+        # What is left behind grows each time; what is made once, as caches are, does not.
+        counts = [after - before for before, after in itertools.pairwise(found)]
+        lasting = {kind: min(each[kind] for each in counts) for kind in counts[0]}
+        assert max(lasting.values(), default=0) < STEPS, (renews, lasting)
+
+
 def main():
     rank, store, count = int(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     torch.set_num_threads(1)
@@ -70,7 +95,9 @@ def main():
         timeout=timedelta(seconds=300),
     )
     with standing_in("triton") as device:
-        check(init_device_mesh(device.type, (count,)), device)
+        mesh = init_device_mesh(device.type, (count,))
+        check(mesh, device)
+        check_growth(mesh, device)
     dist.barrier()
     os._exit(0)  # gloo's own threads sometimes abort an orderly end
 
