@@ -35,7 +35,7 @@ __all__ = [
     "laid_out_as",
     "listed",
     "local",
-    "part",
+    "own_blocks",
     "sets_of",
     "shape_by_runs",
     "shard_groups",
@@ -233,12 +233,12 @@ def element_indices(parameter: Tensor) -> NDArray[np.uint64]:
     if not is_distributed(parameter):
         return np.arange(parameter.numel(), dtype=np.uint64)
     indices = np.zeros((), np.uint64)
-    for whole, along in zip(parameter.shape, part(parameter), strict=True):
+    for whole, along in zip(parameter.shape, own_blocks(parameter), strict=True):
         indices = indices[..., None] * np.uint64(whole) + listed(along).astype(np.uint64)
     return indices.ravel()
 
 
-def part(parameter: Tensor) -> list[list[range]]:
+def own_blocks(parameter: Tensor) -> list[list[range]]:
     """Return which indices along each dimension this process has of a distributed tensor.
 
     They ascend, and are not always consecutive: where FSDP2 cuts what is cut along the same
@@ -273,7 +273,7 @@ def laid_out_as(parameter: Tensor, gradient: Tensor) -> Tensor:
     if all(cut is None or cut.blocks == 1 for cut in cuts(parameter)):
         return gradient.redistribute(placements=placements)  # type: ignore[attr-defined]
     own = gradient.full_tensor()  # type: ignore[attr-defined]
-    for dimension, along in enumerate(part(parameter)):
+    for dimension, along in enumerate(own_blocks(parameter)):
         own = own.index_select(dimension, torch.from_numpy(listed(along)).to(own.device))
     return joined(parameter, own)
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from adamas.checks import is_listed, kind
 from adamas.coefficients import is_count
-from adamas.torch import arguments, distributed, gradients, storage
+from adamas.torch import arguments, distributed, gradients, parts, storage
 from adamas.torch.keeping import NOT_DIFFERENTIABLE
 from adamas.torch.methods import Method
 from adamas.torch.routes import PLAIN_TYPES
@@ -63,7 +63,8 @@ class Given(NamedTuple):
 def is_sharded(given: Given) -> bool:
     """Whether anything that is given is a distributed tensor."""
     lists = (given.parameters, given.gradients.tensors, *(x.tensors for x in given.kept.values()))
-    return any(hasattr(x, "_spec") for tensors in lists if is_listed(tensors) for x in tensors)
+    listed = (tensors for tensors in lists if is_listed(tensors))
+    return any(distributed.is_distributed(x) for tensors in listed for x in tensors)
 
 
 def parts_of(given: Given) -> Given | None:
@@ -75,9 +76,9 @@ def parts_of(given: Given) -> Given | None:
     lists = (given.parameters, given.gradients.tensors, *(x.tensors for x in given.kept.values()))
     if not all(map(is_listed, lists)) or len(set(map(len, lists))) > 1:
         return None
-    if not all(map(_is_alike, given.parameters, given.gradients.tensors)):
+    if not all(map(parts.is_alike, given.parameters, given.gradients.tensors)):
         return None
-    own, gradients_here, *kept = ([_part(x) for x in tensors] for tensors in lists)
+    own, gradients_here, *kept = ([parts.here(x) for x in tensors] for tensors in lists)
     return given._replace(
         parameters=own,
         gradients=given.gradients._replace(tensors=gradients_here),
@@ -93,22 +94,6 @@ def laid_out(given: Given) -> Given:
     pairs = zip(given.parameters, given.gradients.tensors, strict=True)
     here = [distributed.laid_out_as(p, gradient) for p, gradient in pairs]
     return given._replace(gradients=given.gradients._replace(tensors=here))
-
-
-def _part(tensor: Any) -> Any:
-    """Return the local tensor of a DTensor, the same one each time; others as they are."""
-    part = getattr(tensor, "_local_tensor", tensor)
-    return part.wait() if hasattr(part, "wait") else part  # an operation that is in flight
-
-
-def _is_alike(parameter: Any, gradient: Any) -> bool:
-    """Whether a gradient is laid out over processes as its parameter is."""
-    spec, own = getattr(parameter, "_spec", None), getattr(gradient, "_spec", None)
-    if spec is own:
-        return True
-    if spec is None or own is None:
-        return False
-    return spec.placements == own.placements and spec.mesh == own.mesh
 
 
 # ── what is refused ────────────────────────────────────────────────────────────────────────────
@@ -255,7 +240,7 @@ def _check_entry(called: str, entry: Tensor, p: Tensor, parameter: str) -> None:
             f"{called} is a {type(entry).__name__}, but {parameter} is a {type(p).__name__}. "
             "Distribute both or neither."
         )
-    if entry.shape == p.shape and not _is_alike(p, entry):
+    if entry.shape == p.shape and not parts.is_alike(p, entry):
         raise ValueError(
             f"{called} is laid out as {_layout(entry)}, but {parameter} as {_layout(p)}. State has "
             "the mesh and the placements of its parameter: redistribute the one or the other."

@@ -22,6 +22,7 @@ from adamas.torch import distributed
 __all__ = [
     "MOST_RUNS",
     "are_alike",
+    "here",
     "is_alike",
     "is_awaited",
     "local",
@@ -56,11 +57,10 @@ def _is_kind(tensor: Any) -> bool:
 
 def are_alike(spec: Any, other: Any) -> bool:
     """Return whether what has one spec is laid out over processes as what has the other."""
-    orders = (getattr(each, "shard_order", None) for each in (spec, other))
     return (
         spec.placements == other.placements
         and spec.mesh == other.mesh
-        and next(orders) == next(orders)
+        and getattr(spec, "shard_order", None) == getattr(other, "shard_order", None)
     )
 
 
@@ -72,17 +72,19 @@ def is_alike(tensor: Tensor, other: Tensor) -> bool:
     return spec is others or are_alike(spec, others)
 
 
-def is_awaited(tensor: Tensor) -> bool:
+def is_awaited(tensor: Any) -> bool:
     """Return whether a part is the result of an operation between processes, not waited for yet."""
     return hasattr(local(tensor), "trigger_wait")
 
 
+def here(tensor: Any) -> Any:
+    """Return the local tensor of a DTensor once it is here; anything else as it is."""
+    return local(tensor).trigger_wait() if is_awaited(tensor) else local(tensor)
+
+
 def settled(tensor: Tensor) -> Tensor:
     """Return a distributed tensor whose part is here, and contiguous: itself, or another."""
-    part = local(tensor)
-    if is_awaited(tensor):
-        part = part.trigger_wait()
-    part = part.contiguous()
+    part = here(tensor).contiguous()
     return tensor if part is local(tensor) else distributed.joined(tensor, part)
 
 
@@ -103,7 +105,7 @@ def runs(parameter: Tensor) -> tuple[Runs, ...] | None:
     if not distributed.is_distributed(parameter):
         return ()
     shape = parameter.shape
-    alongs = distributed.part(parameter)
+    alongs = distributed.own_blocks(parameter)
     counts = [sum(map(len, along)) for along in alongs]
     is_cut = [count != whole for count, whole in zip(counts, shape, strict=True)]
     if not any(is_cut) or not all(counts):
