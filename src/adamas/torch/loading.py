@@ -86,7 +86,7 @@ def _refuse_cut_blocks(name: str, parameter: Tensor, state: State) -> None:
     header = state.get("header")
     if not isinstance(header, Tensor) or distributed.is_distributed(header):
         return
-    if distributed.is_distributed(parameter) and distributed.is_cut(parameter):
+    if distributed.is_cut(parameter):
         raise ValueError(
             f"The state of {name} cannot be saved packed: it is stored in 8 bits, in blocks of "
             f"{codecs.BLOCK} elements, and the parameter of shape {tuple(parameter.shape)} is "
