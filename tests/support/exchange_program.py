@@ -431,6 +431,9 @@ def check_option(mesh):
     assert twin.param_groups[1][name] is mesh
     other = pickle.loads(pickle.dumps(optimizer))
     assert other.clip_group is other.param_groups[1][name] is None
+    optimizer.clip_group = gone = dist.new_group()
+    dist.destroy_process_group(gone)
+    assert "clip_group: a process group that was destroyed" in repr(optimizer)
     optimizer.clip_group = None
     assert optimizer.clip_group is None
     assert "clip_group: processes" not in repr(optimizer)

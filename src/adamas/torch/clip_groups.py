@@ -116,8 +116,12 @@ def told(clip_group: Any) -> dict[str, str]:
     """Return what an optimizer's text says of it; nothing where there is none."""
     if clip_group is None:
         return {}
-    group = clip_group.get_group() if _is_mesh(clip_group) else clip_group
-    return {KEY: f"processes {', '.join(map(str, dist.get_process_group_ranks(group)))}"}
+    try:
+        group = clip_group.get_group() if _is_mesh(clip_group) else clip_group
+        ranks = dist.get_process_group_ranks(group)
+    except (KeyError, RuntimeError, ValueError):  # by torch's release
+        return {KEY: "a process group that was destroyed"}
+    return {KEY: f"processes {', '.join(map(str, ranks))}"}
 
 
 # ── copies ─────────────────────────────────────────────────────────────────────────────────────
