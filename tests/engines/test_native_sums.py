@@ -60,6 +60,14 @@ KINDS = [
 ]
 
 
+def just_below_powers_of_2(rng, size, low, high):
+    """Return two magnitudes whose squares need all their bits, as far apart as rounds reach."""
+    apart = int(rng.choice([22, 23, 24, 38, 39, 40, 45, 46, 47]))
+    below = 1 - 2.0 ** -(24 if high < 1000 else 53)
+    small = np.ldexp(below, int(rng.integers(low + 53, max(low + 54, high - apart))))
+    return np.where(rng.uniform(size=size) < rng.choice([0.01, 0.5]), np.ldexp(small, apart), small)
+
+
 def spread(rng, size, low, high):
     """Return numbers whose exponents lie so far apart, at a place of their own."""
     width = rng.integers(0, min(high - low, 90))
@@ -111,6 +119,31 @@ def test_sums_of_blocks_of_any_spread_are_exact(dtype):
         x = drawn(spread, rng, int(rng.integers(1, 300)), dtype)
         for _ in each_machine():
             assert_exact(x)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_of_full_blocks_at_the_ends_of_a_round_are_exact(dtype):
+    rng = np.random.default_rng(10)
+    for _ in range(30):
+        x = drawn(just_below_powers_of_2, rng, 1024, dtype)
+        wanted = exact_total(x)
+        for _ in each_machine():
+            assert digits.total(row_of([x])) == wanted
+
+
+def test_sums_of_subnormal_numbers_do_not_depend_on_the_mode_of_the_thread():
+    torch = pytest.importorskip("torch")
+    rng = np.random.default_rng(11)
+    given = [drawn(subnormal, rng, 1000, dtype) for dtype in LIMITS]
+    given.append(drawn(subnormal, rng, LARGE, np.float32))
+    wanted = [digits.of_squares(x) for x in given]
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor has no mode that flushes subnormal numbers")
+    try:
+        for _ in each_machine():
+            assert all(map(np.array_equal, [row_of([x]) for x in given], wanted))
+    finally:
+        torch.set_flush_denormal(False)
 
 
 @pytest.mark.slow
