@@ -276,3 +276,31 @@ def test_gradients_are_not_written_and_autograd_learns_of_the_change():
         assert same(gradients, [p.grad for p in net.parameters()])
         assert all(p._version > v for p, v in zip(net.parameters(), versions, strict=True))
         assert [p.data_ptr() for p in net.parameters()] == addresses
+
+
+@pytest.mark.parametrize("way", ["of C++", "of Python"])
+def test_a_native_step_raises_the_version_of_each_parameter_by_one(way, monkeypatch):
+    if way == "of Python":  # as with an older PyTorch
+        monkeypatch.delattr(torch.Tensor, "__dlpack_c_exchange_api__")
+    net = model()
+    optimizer = ours.AdamW(net.parameters())
+    for step in range(3):
+        backward(net, step)
+        versions = [p._version + 1 for p in net.parameters()]
+        optimizer.step()
+        assert [p._version for p in net.parameters()] == versions
+    assert {*optimizer.routes().values()} == {"native"}
+
+
+def test_a_step_of_parameters_made_in_inference_mode_counts_the_changes_of_the_others():
+    with torch.inference_mode():
+        frozen = nn.Parameter(torch.ones(3))
+    trained = nn.Parameter(torch.ones(3))
+    optimizer = ours.AdamW([trained, frozen])
+    for _ in range(3):
+        for p in (trained, frozen):
+            p.grad = torch.ones(3)
+        version = trained._version
+        optimizer.step()
+        assert trained._version > version
+        assert same([trained], [frozen])
