@@ -29,7 +29,6 @@ from adamas.statistics import OfPart
 __all__ = [
     "SLAB",
     "Tensors",
-    "norm_of",
     "row_by_operations",
     "row_of",
     "step_rmsprop",
@@ -248,11 +247,6 @@ def _carried(row: Tensor) -> Tensor:
     own = own & _MASK
     own[1:] += carry[:-1]
     return torch.cat([own & _MASK, row[DIGITS:]])
-
-
-def norm_of(tensor: Tensor) -> float:
-    """Return the Euclidean norm of all elements of a tensor."""
-    return digits.norm(row_of(tensor).cpu().numpy())
 
 
 def _describe(gradient: Tensor, before: Tensor, after: Tensor, result: Result) -> OfPart:

@@ -73,9 +73,8 @@ class DeviceOutcome:
     @property
     def recorded(self) -> tuple[OfPart, ...]:
         """The same of parts of tensors, with their sums."""
-        from adamas.engines.triton.parts import recorded
-
-        return self._launches.of_jobs(map(recorded, self._launches.parts))
+        launches = self._launches
+        return launches.of_jobs(part.recorded() for part in launches.parts)
 
     def fetched(self) -> Outcome:
         """Return all of it, as it is now: the next step leaves another."""

@@ -24,7 +24,7 @@ from adamas.engines.triton.rule import OPTIONS
 from adamas.options import Options, Phase
 from adamas.statistics import OfPart, Statistics
 
-__all__ = ["Part", "recorded"]
+__all__ = ["Part"]
 
 #: Where rows of sums are taken, a program takes a piece: so many chunks of a tensor, at most, that
 #: its digits have room, and so few where there are few that all of a device has work.
@@ -328,6 +328,14 @@ class Part:
         rows = (dict(zip(tables.STATISTICS, row, strict=True)) for row in self._statistics.tolist())
         return [Statistics(**{**row, "nonfinite": int(row["nonfinite"])}) for row in rows]
 
+    def recorded(self) -> list[OfPart]:
+        """Return the same with the sums that it follows from."""
+        rows = self._recorded.total[:, :, : digits.WIDTH].cpu().numpy()
+        return [
+            OfPart(**vars(each), sums=np.stack([*map(digits.carried, own)]))
+            for each, own in zip(self.statistics(), rows, strict=True)
+        ]
+
     # -- inside ------------------------------------------------------------------------------------
 
     def _here(self) -> Any:
@@ -390,13 +398,3 @@ def _runs_of(job: Job) -> Int64:
 def _untyped(kernel: object) -> Any:
     """Return a kernel as it is: Triton's are not typed."""
     return kernel
-
-
-def recorded(part: Part) -> list[OfPart]:
-    """Return what a step has done to each tensor, with the sums that this follows from."""
-    total = part._recorded.total  # pyright: ignore[reportPrivateUsage]
-    rows = total[:, :, : digits.WIDTH].cpu().numpy()
-    return [
-        OfPart(**vars(each), sums=np.stack([*map(digits.carried, own)]))
-        for each, own in zip(part.statistics(), rows, strict=True)
-    ]
