@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, ShardingStrategy, fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import (
@@ -203,6 +203,36 @@ def one_group_takes_two_meshes_and_plain_tensors():
     two_meshes_and_plain_tensors(groups=1)
 
 
+def a_mesh_of_some_processes_is_clipped_with_a_clip_group():
+    some, flat = DeviceMesh("cpu", [0, 1]), mesh_of(4)
+    values, gradients = whole_numbers((6, 4), 0), whole_numbers((6, 4), 1)
+    whole = [nn.Parameter(values.clone()) for _ in range(2)]
+
+    def on(mesh, tensor):
+        return distribute_tensor(tensor.clone(), mesh, [Shard(0)])
+
+    parts = [nn.Parameter(on(mesh, values)) for mesh in (some, flat)]
+    for a, b in zip(whole, parts, strict=True):
+        a.grad, b.grad = gradients.clone(), on(b.device_mesh, gradients)
+    if dist.get_rank() > 1:
+        optimizer = ours.AdamW(parts, lr=0.25, **PHASE)
+        with pytest.raises(ValueError, match=r"0\.0 lies on the processes \[0, 1\], not on"):
+            optimizer.step()
+        assert not optimizer.state
+    groups = [{"params": parts[:1], "clip_group": dist.group.WORLD}, {"params": parts[1:]}]
+    optimizers = [ours.AdamW(each, lr=0.25, **PHASE) for each in (whole, groups)]
+    for _ in range(2):
+        for each in optimizers:
+            each.step()
+        assert optimizers[0].gradient_norm == optimizers[1].gradient_norm
+    assert_same(whole[1], parts[1], "the mesh of all")
+    if dist.get_rank() < 2:
+        assert_same(whole[0], parts[0], "the mesh of some")
+    parts[0].grad.to_local()[:1] = math.nan  # of no element where this process has none
+    optimizers[1].step()
+    assert optimizers[1].skipped == 1
+
+
 def statistics_are_of_whole_tensors():
     mesh = mesh_of(2, 2)
     spread = parallel(Language(), mesh["tp"])
@@ -284,6 +314,7 @@ CASES = (
     hsdp_replicas_are_equal_after_fifty_stochastic_steps,
     one_optimizer_takes_two_meshes_and_plain_tensors,
     one_group_takes_two_meshes_and_plain_tensors,
+    a_mesh_of_some_processes_is_clipped_with_a_clip_group,
     statistics_are_of_whole_tensors,
     fsdp1_is_clipped_as_one_model_by_its_process_group,
     fsdp1_without_shards_needs_no_group,

@@ -358,7 +358,8 @@ class Planner:
         sets = self._sets(owned.groups, anew=True) if is_shared else distributed.Sets()
         if phase.reads_first:
             clips, _ = clip_groups.of_all(owned.groups, self.keeping.clip_group)
-            sharding.refuse_flat_parts(parameters_of(owned.groups), owned.names, clips)
+            for refuse in (sharding.refuse_flat_parts, sharding.refuse_absent_parts):
+                refuse(parameters_of(owned.groups), owned.names, clips)
         # Whether an engine that is asked for takes a parameter is known when its state is there.
         with nullcontext() if self._engine is None else _restoring(owned.states):
             members = list(self._members(owned))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from adamas.torch import distributed, gradients
 
-__all__ = ["gather_anew", "refuse_flat_parts", "refuse_strays"]
+__all__ = ["gather_anew", "refuse_absent_parts", "refuse_flat_parts", "refuse_strays"]
 
 _WAY_OUT = "Shard the model first, then make the optimizer from model.parameters()."
 #: Where FSDP2 has the class of its modules, in newer and older releases.
@@ -124,6 +124,31 @@ def refuse_flat_parts(
                 "other processes have others, so clip_norm and on_nonfinite need to know them: "
                 "give the optimizer clip_group=model.process_group."
             )
+
+
+def refuse_absent_parts(
+    parameters: Sequence[Tensor], names: Sequence[str], clip_groups: Sequence[Any]
+) -> None:
+    """Raise ValueError for parameters on meshes without this process, beside others that it has.
+
+    A norm would lack them here alone, and clip the others otherwise than in the processes that
+    have them. ``clip_groups`` has what is said of each, or None.
+    """
+    absent = [i for i, p in enumerate(parameters) if not _is_here(p)]
+    unknown = [i for i in absent if clip_groups[i] is None]
+    if unknown and len(absent) < len(parameters):
+        mesh: Any = parameters[unknown[0]].device_mesh  # type: ignore[attr-defined]
+        raise ValueError(
+            f"{names[unknown[0]]} lies on the processes {sorted(mesh.mesh.flatten().tolist())}, "
+            f"not on this one ({dist.get_rank()}), so a norm taken here would lack it, and "
+            "clip_norm and on_nonfinite would differ between processes. Put it into a group of its "
+            "own with a clip_group of all processes of the optimizer, such as dist.group.WORLD."
+        )
+
+
+def _is_here(parameter: Tensor) -> bool:
+    mesh = getattr(parameter, "device_mesh", None)
+    return mesh is None or mesh.get_coordinate() is not None
 
 
 def _shapes(parameter: Tensor) -> Iterable[tuple[int, ...]]:
