@@ -41,7 +41,7 @@ def check(mesh, device):
     whole = [nn.Parameter(each.clone()) for each in values]
     parts = [nn.Parameter(cut(each, mesh)) for each in values[:2]]
     parts.append(nn.Parameter(values[2].clone()))  # all processes have it
-    options = {"lr": 0.1, "clip_norm": 1.0, "on_nonfinite": "skip"}
+    options = {"lr": 0.1, "clip_norm": 1.0, "on_nonfinite": "skip", "statistics": True}
     optimizers = [ours.AdamW(each, **options) for each in (whole, parts)]
     for _ in range(3):
         for p, q, gradient in zip(whole, parts, gradients, strict=True):
@@ -51,6 +51,10 @@ def check(mesh, device):
             optimizer.step()
         assert set(optimizers[1].routes().values()) == {"triton"}
         assert optimizers[0].gradient_norm == optimizers[1].gradient_norm
+        taken, of_parts = (optimizer.statistics() for optimizer in optimizers)
+        assert taken
+        assert taken.keys() == of_parts.keys()
+        assert all(torch.equal(taken[name], of_parts[name]) for name in taken)
     for p, q in zip(whole[:2], parts[:2], strict=True):
         assert torch.equal(cut(p.detach(), mesh).to_local(), q.detach().to_local())
     # NaN that the last process has, while the first has no gradient at all.
