@@ -165,6 +165,22 @@ def test_rows_of_pieces_are_added_by_what_they_belong_to():
             assert one[sums.LARGEST.value] == own[:, sums.LARGEST.value].max(initial=0)
 
 
+@pytest.mark.slow
+def test_more_rows_than_digits_have_room_for_are_added():
+    """As of tensors with more than 2^34 elements."""
+    count = 2**15 + 2
+    one = np.zeros(sums.ROW.value, np.int64)
+    one[:15] = 2**48 - 1
+    order = torch.zeros(count, dtype=torch.int32, device=DEVICE)
+    ranges = torch.tensor([0, count], dtype=torch.int32, device=DEVICE)
+    into = torch.zeros((1, 1, sums.ROW.value), dtype=torch.int64, device=DEVICE)
+    row = torch.from_numpy(one).to(DEVICE)
+    sums.collect[(1, 1, 1)](row, order, ranges, into, SIZE=16, BLOCK=64, **OPTIONS)
+    found = into.cpu().numpy().ravel()
+    assert count * int(one[0]) > 2**63
+    assert digits.total(found) == count * digits.total(one)
+
+
 def test_sets_of_several_parts_are_carried_to_rows_that_can_be_exchanged():
     random = np.random.default_rng(2)
     rows = np.zeros((3, 2, sums.ROW.value), np.int64)

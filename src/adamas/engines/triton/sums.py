@@ -207,9 +207,12 @@ def collect(rows, order, ranges, into, SIZE: tl.constexpr, BLOCK: tl.constexpr):
         row = tl.load(order + place, mask=place < last, other=0).to(tl.int64)
         at = rows + ((row * sums + which) * ROW)[:, None] + index[None, :]
         own = tl.load(at, mask=is_there, other=0)
-        # What is above a digit goes to the next, so that the sums of many have room.
+        # What is above a digit goes to the next, before rows are added and after: each time a
+        # digit grows by no more than 2^49, so that there is room for 2^14 times.
         below = tl.load(at - 1, mask=is_there & is_carried[None, :], other=0)
-        total += tl.sum(tl.where(is_digit[None, :], own & _MASK, own) + (below >> _BITS), 0)
+        some = tl.sum(tl.where(is_digit[None, :], own & _MASK, own), 0)
+        total += tl.where(is_digit, some & _MASK, some)
+        total += (tl.sum(below & _MASK, 0) >> _BITS) + tl.sum(below >> _BITS, 0)
         largest = tl.maximum(largest, tl.max(own, 0))
     total = tl.where(index == LARGEST, largest, total)
     tl.store(into + (group * sums + which).to(tl.int64) * ROW + index, total)
