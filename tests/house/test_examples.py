@@ -11,6 +11,7 @@ from importlib.util import find_spec
 import pytest
 
 from tests.support.cases import PATIENCE, ROOT
+from tests.support.processes import run_alone
 
 #: Lightning 2.6 itself calls what PyTorch 2.13 deprecates.
 WARNS = {"lightning_training.py"}
@@ -46,14 +47,7 @@ def test_the_example_runs_without_warnings_and_its_checks_hold(path, tmp_path):
     if path.name in NEEDS and not find_spec(NEEDS[path.name]):
         pytest.skip(f"needs {NEEDS[path.name]}")
     warnings = "default" if path.name in WARNS else "error"
-    done = subprocess.run(
-        [sys.executable, "-W", warnings, path],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE,
-    )
+    done = run_alone("-W", warnings, path, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip(), "an example shows something"
     assert "assert " in path.read_text("utf-8"), "an example checks itself"

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
-from tests.support.cases import ROOT
+from tests.support.cases import PATIENCE, ROOT
 
 TWO_PROCESSES = """
 import os
@@ -100,6 +103,33 @@ for dtype, rounding in ((torch.float32, None), (torch.bfloat16, "stochastic"),
 dist.barrier()
 os._exit(0)  # gloo's own threads sometimes abort an orderly end
 """
+
+
+def run_alone(
+    *program: str | Path, limit: float = PATIENCE, **options: Any
+) -> subprocess.CompletedProcess[str]:
+    """Run a Python program; return what it wrote, and its exit code.
+
+    One that has not ended after ``limit`` seconds is interrupted first, since it may have started
+    others, which it alone knows to end; then it is killed.
+    """
+    with subprocess.Popen(
+        [sys.executable, *program],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[1:])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    ) as process:
+        try:
+            output, errors = process.communicate(timeout=limit)
+        except BaseException:
+            process.send_signal(signal.SIGINT)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=30)
+            process.kill()
+            raise
+    return subprocess.CompletedProcess(process.args, process.returncode, output, errors)
 
 
 def run_in_two(code: str, folder: Path) -> list[int]:
