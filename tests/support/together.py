@@ -8,6 +8,7 @@ one set of processes serves all cases as long as none fails.
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 import time
 import traceback
@@ -54,19 +55,28 @@ def main(cases: Mapping[str, Callable[[], None]]) -> None:
 def outcomes(
     program: str, count: int, cases: Sequence[str], folder: Path, limit: float = 600
 ) -> dict[str, list[str]]:
-    """Return what each process said of each case: `PASSED`, or how it failed."""
+    """Return what each process said of each case: `PASSED`, or how it failed.
+
+    A case that hangs is the last that is run.
+    """
     said: dict[str, list[str]] = {}
     left = list(cases)
     for attempt in range(len(cases)):
         place = folder / str(attempt)
         place.mkdir()
-        run_together([program], count, place, str(count), str(place), *left, limit=limit)
+        has_hung = False
+        try:
+            run_together([program], count, place, str(count), str(place), *left, limit=limit)
+        except subprocess.TimeoutExpired:
+            has_hung = True
         for name in left:
             said[name] = [_said(place / f"{name} {rank}") for rank in range(count)]
             if said[name] != [PASSED] * count:
                 break
         left = left[left.index(name) + 1 :]
-        if not left:
+        if has_hung:
+            said |= {name: ["was not run, since one before it hung"] * count for name in left}
+        if has_hung or not left:
             break
     return said
 
