@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 from benchmarks.shapes import TRANSFORMER, Shapes
@@ -21,7 +22,7 @@ from benchmarks.tables import Row, Run, Stored, Table, machine_note, markdown, w
 
 ROOT = Path(__file__).parents[1]
 HEADER = ("model", "processes", "sets of process groups", "all-reduces", "bytes", "goal")
-#: Title: shapes of the sharded parameters, the mesh, and whether TP cuts some and a norm is whole.
+#: Title: shapes of the sharded parameters, and the mesh.
 SUBJECTS: dict[str, tuple[Shapes, tuple[int, ...]]] = {
     "one vector of 1,000": (((1000,),), (2,)),
     "transformer of 4.7 M, FSDP2": (TRANSFORMER, (2,)),
@@ -30,6 +31,7 @@ SUBJECTS: dict[str, tuple[Shapes, tuple[int, ...]]] = {
 }
 #: Bytes, for each set of process groups.
 GOAL = 1024
+LIMIT = timedelta(seconds=300)
 
 
 def rows() -> tuple[Row, ...]:
@@ -74,7 +76,11 @@ def _in_processes(title: str, quick: bool) -> Stored:
             subprocess.Popen([*command, str(rank)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
             for rank in range(count)
         ]
-        said = [each.communicate(timeout=600)[0] for each in started]
+        try:
+            said = [each.communicate(timeout=2 * LIMIT.total_seconds())[0] for each in started]
+        finally:
+            for each in started:
+                each.kill()
     if any(each.returncode for each in started):
         raise RuntimeError("A process has failed.")
     figures = [json.loads(each.splitlines()[-1]) for each in said]
@@ -98,7 +104,9 @@ def counted(title: str, store: str, rank: int) -> Stored:
     shapes, mesh_shape = SUBJECTS[title]
     torch.set_num_threads(1)
     count = functools.reduce(int.__mul__, mesh_shape)
-    dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=count)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{store}", rank=rank, world_size=count, timeout=LIMIT
+    )
     mesh = init_device_mesh("cpu", mesh_shape)
     sets = set()
     parameters = [torch.nn.Parameter(torch.ones(1))]  # all processes have it
