@@ -140,6 +140,87 @@ def test_packed_states_are_saved_and_loaded_by_name(tmp_path, is_flat, is_named)
     assert same(model, twin)
 
 
+FORMS = ["float32", "bfloat16", "compact", "8bit", ("compact", "float32"), ("bfloat16", "8bit")]
+
+
+@pytest.mark.filterwarnings("ignore:torch.distributed is disabled")
+@pytest.mark.parametrize("kept", FORMS, ids=str)
+def test_packed_states_are_not_found_by_an_optimizer_that_stores_another_form(tmp_path, kept):
+    model = net()
+    optimizer = ours.AdamW(model.parameters(), state=kept)
+    run(model, optimizer, range(2))
+    state = get_optimizer_state_dict(model, ours.Packed(optimizer))
+    dcp.save({"optimizer": state}, checkpoint_id=tmp_path, no_dist=True)
+    for other in FORMS:
+        twin = net()
+        again = ours.Packed(ours.AdamW(twin.parameters(), state=other))
+        found = {"optimizer": get_optimizer_state_dict(twin, again)}
+        if other == kept:
+            dcp.load(found, checkpoint_id=tmp_path, no_dist=True)
+            continue
+        name = other if isinstance(other, str) else "_".join(other)
+        message = rf"Missing key in checkpoint .*\.packed_state_{name}\."
+        with pytest.raises(dcp.api.CheckpointException, match=message):
+            dcp.load(found, checkpoint_id=tmp_path, no_dist=True)
+
+
+@pytest.mark.parametrize("kept", ["remainder", "remainder8"])
+@pytest.mark.parametrize("wanted", ["remainder", "remainder8"])
+def test_remainders_of_sharded_parameters_are_converted_and_their_names_tell_the_width(
+    mesh, kept, wanted
+):
+    made = []
+    for rounding in (kept, wanted):
+        whole = torch.linspace(1, 2, 8 * 64).view(8, 64).to(torch.bfloat16)
+        p = nn.Parameter(distribute_tensor(whole, mesh, [Shard(0)], src_data_rank=None))
+        p.grad = torch.ones_like(p)
+        optimizer = ours.AdamW([p], lr=0.1, rounding=rounding)
+        optimizer.step()
+        made.append((optimizer, p))
+    (optimizer, p), (other, q) = made
+    other.load_state_dict(optimizer.state_dict())
+    value = optimizer.state[p]["remainder"].to_local().int()
+    value = value * (256 if kept == "remainder8" else 1) >> (8 if wanted == "remainder8" else 0)
+    assert value.any()
+    assert torch.equal(other.state[q]["remainder"].to_local().int(), value)
+    names = [[*ours.Packed(each).state_dict()["state"][0]] for each, _ in made]
+    assert (names[0] == names[1]) is (kept == wanted)
+
+
+@pytest.mark.parametrize("form", ["full_state_dict", "flatten_optimizer_state_dict"])
+def test_packed_states_of_another_form_are_refused_and_change_nothing(form):
+    options = StateDictOptions(**{form: True})
+    is_full = form == "full_state_dict"  # torch's own error then
+    message = "packed_state_8bit" if is_full else "has an empty packed_state_compact, but it must"
+    model, twin = net(), net()
+    optimizer = ours.AdamW(model.parameters(), state="8bit")
+    run(model, optimizer, range(2))
+    saved = get_optimizer_state_dict(model, ours.Packed(optimizer), options=options)
+    other = ours.AdamW(twin.parameters(), state="compact")
+    run(twin, other, range(1))
+    before = copy.deepcopy(other.state_dict(packed=True))
+    with pytest.raises((KeyError, ValueError), match=message):
+        set_optimizer_state_dict(twin, ours.Packed(other), optim_state_dict=saved, options=options)
+    after = other.state_dict(packed=True)
+    torch.testing.assert_close(after["packed_state"], before["packed_state"], rtol=0, atol=0)
+
+
+def test_a_packed_state_that_was_loaded_is_brought_into_another_form():
+    model, twin = net(), net()
+    optimizer = ours.AdamW(model.parameters(), state="8bit")
+    run(model, optimizer, range(2))
+    saved = get_optimizer_state_dict(model, ours.Packed(optimizer))
+    other = ours.AdamW(twin.parameters(), state="8bit")
+    set_optimizer_state_dict(twin, ours.Packed(other), optim_state_dict=saved)
+    for each in (optimizer, other):
+        each.param_groups[0]["state"] = "compact"
+    twin.load_state_dict(model.state_dict())
+    run(model, optimizer, range(2, 4))
+    run(twin, other, range(2, 4))
+    assert same(model, twin)
+    assert all(state["exp_avg"].dtype == torch.uint8 for state in other.state.values())
+
+
 def test_packed_takes_optimizers_of_adamas_alone_and_has_nothing_of_its_own():
     model = net()
     with pytest.raises(

@@ -1,8 +1,8 @@
 """An optimizer for torch.distributed.checkpoint, with its state as it is stored.
 
 ``get_optimizer_state_dict`` and its kin ask an optimizer for its groups, its state and its
-state_dict. ``Packed`` answers with codes in place of numbers, under a name of their own: no file of
-codes is loaded as if it had numbers, nor the other way round.
+state_dict. ``Packed`` answers with codes in place of numbers, under a name that tells their form:
+no file of codes is loaded as if it had numbers or codes of another form, nor the other way round.
 """
 
 from __future__ import annotations
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from adamas.checks import kind
-from adamas.torch.loading import PACKED
+from adamas.state import Entries
+from adamas.torch.loading import PACKED, folded
 from adamas.torch.optimizer import Optimizer
 
 __all__ = ["Packed"]
@@ -50,12 +51,18 @@ class Packed(torch.optim.Optimizer):
     @property
     def state(self) -> Mapping[Any, Any]:  # type: ignore[override]
         """The state in the form of ``state_dict``, to be looked at."""
-        return _Shown(self._optimizer.state)
+        return _Shown(self._optimizer)
 
     def state_dict(self) -> dict[str, Any]:  # type: ignore[override]
-        """Return groups and state, with the entries of each parameter under "packed_state"."""
+        """Return groups and state, the latter under names such as "packed_state_8bit"."""
         saved = self._optimizer.state_dict(packed=True)
-        return {"state": {key: {PACKED: each} for key, each in saved.pop(PACKED).items()}, **saved}
+        states = saved.pop(PACKED)
+        for group, own in zip(saved["param_groups"], self.param_groups, strict=True):
+            entries = _entries(self._optimizer, own)
+            for i in group["params"]:
+                if i in states:
+                    states[i] = folded(states[i], entries)
+        return {"state": states, **saved}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load what this or the optimizer itself has returned."""
@@ -74,14 +81,24 @@ class Packed(torch.optim.Optimizer):
         return f"Packed({self._optimizer!r})"
 
 
-class _Shown(Mapping[Tensor, dict[str, Any]]):
-    """The state of an optimizer, each parameter's under the name that says that it has codes."""
+def _entries(optimizer: Optimizer, group: dict[str, Any]) -> Entries:
+    return optimizer._method.names(group)[1]  # pyright: ignore[reportPrivateUsage]
 
-    def __init__(self, state: Mapping[Tensor, Any]) -> None:
-        self._state = state
+
+class _Shown(Mapping[Tensor, dict[str, Any]]):
+    """The state of an optimizer, each parameter's under the name that tells its form."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._state = optimizer.state
+        self._optimizer = optimizer
 
     def __getitem__(self, parameter: Tensor) -> dict[str, Any]:
-        return {PACKED: self._state[parameter]}
+        group = next(
+            group
+            for group in self._optimizer.param_groups
+            if any(p is parameter for p in group["params"])
+        )
+        return folded(self._state[parameter], _entries(self._optimizer, group))
 
     def __iter__(self) -> Iterator[Tensor]:
         return iter(self._state)

@@ -41,6 +41,7 @@ __all__ = [
     "shard_groups",
     "spread_as",
     "with_part",
+    "with_values",
 ]
 
 _STATE_DICTS = "torch.distributed.checkpoint.state_dict"
@@ -63,6 +64,11 @@ def spread_as(like: Tensor, tensor: Tensor) -> Tensor:
     if not is_distributed(like) or is_distributed(tensor):
         return tensor
     return _spread(like, tensor, tensor.shape, tensor.stride())
+
+
+def with_values(like: Tensor, part: Tensor) -> Tensor:
+    """Return this process's part of a tensor that is laid out as ``like`` is, strides and all."""
+    return _spread(like, part, like.shape, like.stride())
 
 
 def with_part(like: Tensor, part: Tensor) -> Tensor:

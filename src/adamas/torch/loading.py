@@ -17,13 +17,14 @@ import torch
 from torch import Tensor
 
 from adamas import checks, codecs, settings
+from adamas.state import Entries
 from adamas.torch import arguments, clip_groups, counting, distributed, small, storage
 from adamas.torch.grouping import check_parameters, names_of
 from adamas.torch.keeping import Keeping
 from adamas.torch.methods import Method
 from adamas.torch.storage import Kept
 
-__all__ = ["FORMAT", "PACKED", "complete", "saved", "take_over"]
+__all__ = ["FORMAT", "PACKED", "complete", "folded", "saved", "take_over"]
 
 #: Where a packed state stands: not under "state", where torch's classes would take codes for
 #: numbers.
@@ -206,7 +207,7 @@ def _parts(given: Any) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
     states, groups = given[key], given["param_groups"]
     if not isinstance(states, Mapping):
         raise TypeError(f"{key!r} is {checks.kind(states)}, but it must be a dict. {advice}")
-    states = {number: _unfolded(state) for number, state in states.items()}
+    states = {number: _unfolded(number, state) for number, state in states.items()}
     if not isinstance(groups, (list, tuple)):
         raise TypeError(
             f"'param_groups' is {checks.kind(groups)}, but it must be a list of dicts. {advice}"
@@ -220,10 +221,37 @@ def _parts(given: Any) -> tuple[Mapping[Any, Any], list[Mapping[str, Any]]]:
     return states, list(groups)
 
 
-def _unfolded(state: Any) -> Any:
-    """Return the state of a parameter without the name that ``Packed`` gives to all of it."""
-    is_folded = isinstance(state, Mapping) and list(state) == [PACKED]
-    return state[PACKED] if is_folded else state
+def folded(state: State, entries: Entries) -> State:
+    """Return the state of a parameter under one name, which tells how it is stored.
+
+    torch.distributed.checkpoint reads codes into tensors of any dtype, as numbers. By the name it
+    misses what is stored in another form. No state stays none.
+    """
+    if not state:
+        return state
+    m, v = small.means_in(state, entries)
+    pairs = zip((m, v), small.forms_in(state, entries), strict=True)
+    forms = list(dict.fromkeys(form for entry, form in pairs if entry is not None))
+    remainder = getattr(state.get("remainder"), "dtype", None)
+    narrow = ["remainder8"] if remainder == torch.int8 else []
+    return {"_".join((PACKED, *forms, *narrow)): state}
+
+
+def _unfolded(number: Any, state: Any) -> Any:
+    """Return the state of a parameter without the name that ``folded`` gives to all of it."""
+    names = [str(name) for name in state] if isinstance(state, Mapping) else []
+    folds = [name for name in names if name.startswith(PACKED)]
+    if not folds:
+        return state
+    if len(names) > 1 or not state[folds[0]]:
+        found = ", ".join(names) if len(names) > 1 else f"an empty {folds[0]}"
+        raise ValueError(
+            f"The state of {number} to load has {found}, but it must have one packed state alone: "
+            "it was saved in another form than this optimizer stores. Load it into an optimizer "
+            "with the state= and rounding= of the one that saved it, and with Packed if that was "
+            'used there. Afterwards set param_groups[i]["state"], which converts it.'
+        )
+    return state[folds[0]]
 
 
 def _check_counts(owns: Sequence[Group], saved: Sequence[Mapping[str, Any]]) -> None:

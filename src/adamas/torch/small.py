@@ -238,7 +238,9 @@ def converted_remainder(remainder: Tensor, dtype: torch.dtype) -> Tensor:
     """Return a remainder in 16 or 8 bits; going to 8, the lower 8 bits are lost."""
     if remainder.dtype == dtype:
         return remainder
-    return remainder.to(dtype) * 256 if dtype == torch.int16 else (remainder >> 8).to(dtype)
+    here = distributed.local(remainder)  # a DTensor's `>>` gives back what was to be shifted
+    here = here.to(dtype) * 256 if dtype == torch.int16 else (here >> 8).to(dtype)
+    return distributed.with_values(remainder, here)
 
 
 def refuse(parameter: Tensor, form: Form | None, rounding: str | None, is_special: bool) -> None:
