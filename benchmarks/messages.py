@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 from benchmarks.shapes import TRANSFORMER, Shapes
 from benchmarks.tables import Row, Run, Stored, Table, machine_note, markdown, why_not
@@ -122,7 +123,7 @@ def counted(title: str, store: str, rank: int) -> Stored:
     sent: list[int] = []
     reduce = dist.all_reduce
 
-    def all_reduce(tensor: torch.Tensor, *arguments: object, **options: object) -> object:
+    def all_reduce(tensor: torch.Tensor, *arguments: Any, **options: Any) -> object:
         sent.append(tensor.numel() * tensor.element_size())
         return reduce(tensor, *arguments, **options)
 
