@@ -12,7 +12,7 @@ pytest.importorskip("torch")
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.placement_types import _StridedShard
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -222,3 +222,15 @@ def test_a_header_of_the_whole_tensor_is_none_of_a_part(processes, shape, header
     with pytest.raises(ValueError, match=message):
         optimizer.load_state_dict(saved)
     assert all(a is b for a, b in itertools.zip_longest(before, headers(optimizer)))
+
+
+def test_copies_that_have_other_elements_in_the_same_shape_are_refused(processes):
+    mesh = processes((4,))
+    turned = DeviceMesh("cpu", [3, 2, 1, 0])
+    p = nn.Parameter(cut(torch.ones(8, 4), mesh, [Shard(0)]))
+    like = torch.zeros(8, 4, dtype=torch.bfloat16)
+    ours.AdamW([p], copy_to=[cut(like, mesh, [Shard(0)])])
+    with pytest.raises(ValueError, match=r"copy_to\[0\] has placements .* other elements of them"):
+        ours.AdamW([p], copy_to=[cut(like, turned, [Shard(0)])])
+    with pytest.raises(ValueError, match=r"has placements None, but the parameter has \(Shard"):
+        ours.AdamW([p], copy_to=[like])

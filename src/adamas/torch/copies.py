@@ -144,10 +144,16 @@ def made(copy_to: CopyTo, parameters: Sequence[Tensor], first: int = 0) -> list[
             "Give one for each, in the same order."
         )
     for i, (copy, p) in enumerate(zip(copies, parameters, strict=True), first):
-        if not _is_like(copy, p) or not copy.is_floating_point():
+        if copy.shape != p.shape or not copy.is_floating_point():
             raise ValueError(
                 f"copy_to[{i}] has shape {tuple(copy.shape)} and dtype {copy.dtype}, but "
                 f"the parameter has shape {tuple(p.shape)}. Give a floating tensor like it."
+            )
+        if not _is_same_part(copy, p):
+            raise ValueError(
+                f"copy_to[{i}] has placements {getattr(copy, 'placements', None)}, but the "
+                f"parameter has {getattr(p, 'placements', None)}, so this process has other "
+                "elements of them. Lay it out as the parameter is."
             )
     return copies
 
@@ -166,3 +172,16 @@ def _is_like(copy: Tensor, parameter: Tensor) -> bool:
         copy.shape == parameter.shape
         and distributed.local(copy).shape == distributed.local(parameter).shape
     )
+
+
+def _is_same_part(copy: Tensor, parameter: Tensor) -> bool:
+    """Return whether this process has the same elements of both; of a plain tensor, all."""
+    if not _is_like(copy, parameter):
+        return False
+    if not (distributed.is_distributed(copy) and distributed.is_distributed(parameter)):
+        return True
+    own, other = (
+        [distributed.listed(blocks).tolist() for blocks in distributed.own_blocks(each)]
+        for each in (copy, parameter)
+    )
+    return own == other
