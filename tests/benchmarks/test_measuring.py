@@ -7,7 +7,7 @@ import types
 import numpy as np
 import pytest
 
-from benchmarks import arrays, catalogue, ratios
+from benchmarks import arrays, catalogue, dtensors, ratios
 from benchmarks.bandwidth import compiler, read_modify_write
 from benchmarks.ratios import Pair, Ratios
 from benchmarks.tables import C_COMPILER, TWO_VERSIONS, Row, Run
@@ -36,6 +36,16 @@ class Clock:
 
     def go(self, seconds):
         self.gone.append(seconds)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _process_group_of_rows():
+    """Destroy the process group that rows of DTensors make: other tests make their own."""
+    yield
+    dist = pytest.importorskip("torch.distributed")
+    if dist.is_initialized():
+        dist.destroy_process_group()
+        dtensors._mesh.cache_clear()
 
 
 def measured(*rows, run=QUICK):
