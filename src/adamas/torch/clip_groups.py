@@ -39,6 +39,7 @@ __all__ = [
 #: In groups and among the options of whole steps.
 KEY = "clip_group"
 _OWN = "_clip_group"
+_NO_GROUP = object()
 
 
 def checked(value: Any, what: str = KEY) -> Any:
@@ -80,8 +81,11 @@ def _is_group(value: Any) -> bool:
 
 
 def given_in(groups: Sequence[Mapping[str, Any]]) -> list[Any]:
-    """Return what groups of parameters say themselves, as it is: those that say nothing, False."""
-    return [group.get(KEY, False) for group in groups]
+    """Return what groups of parameters say themselves, as it is.
+
+    Those that say nothing have False, and what is no group has a value that no group has.
+    """
+    return [group.get(KEY, False) if isinstance(group, dict) else _NO_GROUP for group in groups]
 
 
 def of_all(groups: Sequence[Mapping[str, Any]], of_optimizer: Any) -> tuple[list[Any], list[Any]]:
