@@ -42,16 +42,35 @@ constexpr int lane_count = 32;
 #else
 constexpr int lane_count = 16;
 #endif
-constexpr int block_elements = 1024;
+
+// A block is read twice: the second time from the first-level cache.
+template <class T>
+constexpr int block_elements = 16384 / sizeof(T);
 
 // Of the number of elements that one lane has in a block.
-constexpr int lane_bits = std::bit_width(static_cast<unsigned>(block_elements / lane_count)) - 1;
+template <class T>
+constexpr int lane_bits = std::bit_width(static_cast<unsigned>(block_elements<T> / lane_count)) - 1;
+
+// Has the processor fetch what comes a block later, wherever that is.
+template <class T>
+inline void prefetch_next_block(const T* x) {
+#if defined(__GNUC__)
+    constexpr std::uintptr_t line = 64;
+    auto next = reinterpret_cast<std::uintptr_t>(x) + block_elements<T> * sizeof(T);
+    for (std::uintptr_t at = 0; at < lane_count * sizeof(T); at += line) {
+        __builtin_prefetch(reinterpret_cast<const void*>(next + at));
+    }
+#endif
+}
 
 // Calls body(group, lane) for all elements, the last group filled up with zeros.
-template <class T, class Body>
+template <bool Prefetches = false, class T, class Body>
 inline void for_each_lane(const T* x, std::int64_t count, Body body) {
     std::int64_t at = 0;
     for (; at + lane_count <= count; at += lane_count) {
+        if constexpr (Prefetches) {
+            prefetch_next_block(x + at);
+        }
         for (int lane = 0; lane < lane_count; ++lane) {
             body(x[at + lane], lane);
         }
@@ -148,7 +167,7 @@ constexpr int terms = std::is_same_v<T, float> ? 1 : 2;  // a square of float64 
 
 template <class T>
 constexpr int unit_of(int level) {
-    return lane_bits - 52 + level * (lane_bits + terms<T> - 1 - 52);
+    return lane_bits<T> - 52 + level * (lane_bits<T> + terms<T> - 1 - 52);
 }
 
 template <class T, int Levels>
@@ -195,7 +214,7 @@ inline void add_block(const T* x, std::int64_t count, int field, Bits<T> floor, 
         start[level] = power_of_2(units[level] + 52) * (level == 0 ? 1.0 : 1.5);
         std::fill_n(sums.at[level], lane_count, start[level]);
     }
-    for_each_lane(x, count, [&](T each, int lane) {
+    for_each_lane<true>(x, count, [&](T each, int lane) {
         if constexpr (Bounded) {
             Bits<T> own = magnitude(each);
             each = (own >= floor) & (own <= ceiling) ? each : T(0);
@@ -245,8 +264,8 @@ void add_mixed_block(const T* x, std::int64_t count, Squares& sum) {
 template <class T>
 inline void add_blocks(const T* x, std::int64_t count, Squares& sum) {
     constexpr int few = terms<T> + 1, many = few + 1;
-    for (; count > 0; x += block_elements, count -= block_elements) {
-        std::int64_t own = std::min<std::int64_t>(block_elements, count);
+    for (; count > 0; x += block_elements<T>, count -= block_elements<T>) {
+        std::int64_t own = std::min<std::int64_t>(block_elements<T>, count);
         Extremes<T> found = extremes<false, T>(x, own, 0);
         if (found.is_zero()) {
             continue;
