@@ -31,6 +31,7 @@ __all__ = [
     "is_asked_for_state",
     "is_cut",
     "is_distributed",
+    "is_initialized",
     "joined",
     "laid_out_as",
     "listed",
@@ -94,6 +95,11 @@ def _spread(like: Tensor, part: Tensor, shape: torch.Size, stride: tuple[int, ..
         stride=stride,
     )
     return spread if is_there else kind(part, spread._spec, requires_grad=False)
+
+
+def is_initialized() -> bool:
+    """Return whether this process is one of several, or of one, that know each other."""
+    return dist.is_available() and dist.is_initialized()
 
 
 def is_distributed(tensor: Tensor) -> bool:

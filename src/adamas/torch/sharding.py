@@ -77,7 +77,7 @@ def _refuse_replaced(name: str, parameter: Tensor) -> None:
 
 def _refuse_gathered(name: str, parameter: Tensor) -> None:
     """Raise for what FSDP2 has gathered for a forward pass, and freed since."""
-    if _is_initialized() and gradients.is_freed(parameter):
+    if distributed.is_initialized() and gradients.is_freed(parameter):
         raise RuntimeError(
             f"{name} has no gradient, and its memory was freed. model.parameters() gives such "
             "tensors while FSDP2 has a model gathered, after a forward pass without a backward "
@@ -88,7 +88,7 @@ def _refuse_gathered(name: str, parameter: Tensor) -> None:
 def _refuse_unknown(parameters: Sequence[Tensor]) -> None:
     """Raise where models have sharded parameters in place of all of these."""
     shapes = {tuple(p.shape) for p in parameters if p.requires_grad}
-    if not shapes or not _is_initialized():
+    if not shapes or not distributed.is_initialized():
         return
     own = set(map(id, parameters))
     is_replaced = False
@@ -161,7 +161,3 @@ def _shapes(parameter: Tensor) -> Iterable[tuple[int, ...]]:
 def _instances(kinds: tuple[Any, ...]) -> Iterator[Any]:
     """Yield all objects of some classes, whoever holds them."""
     return (each for each in gc.get_objects() if issubclass(type(each), kinds))
-
-
-def _is_initialized() -> bool:
-    return dist.is_available() and dist.is_initialized()
