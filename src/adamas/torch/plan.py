@@ -226,7 +226,7 @@ class Plan:
         rows = np.zeros((setup.row_count, digits.WIDTH), np.int64)
         for i, (member, own) in enumerate(zip(members, found, strict=True)):
             rows[setup.row(member.place)] += own
-            if i % _ADDED == 0 or i == len(members) - 1:
+            if (i + 1) % _ADDED == 0 or i == len(members) - 1:
                 rows = np.stack([*map(digits.carried, rows)])
         counts = tuple(map(digits.nonfinite, found))
         if setup.exchange is not None:
@@ -283,6 +283,8 @@ class Planner:
         """Return what a GradScaler says to all processes that take norm and guard together."""
         found, phase = scaling.found_inf, self.keeping.phase
         if found is None or not (phase.reads_first or phase.statistics):
+            return scaling
+        if not distributed.is_initialized():
             return scaling
         sets = self._sets(groups)
         exchange = sets.exchange if phase.reads_first else sets.parts
