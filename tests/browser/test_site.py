@@ -146,8 +146,13 @@ def test_there_are_formulas_and_pictures(windows, address):
 def test_the_search_finds_words_of_the_field(windows, address):
     window = windows["light"]
     window.goto(address)
-    window.keyboard.press("/")
-    window.keyboard.type("stochastic rounding")
+    field = window.get_by_role("combobox")
+    for _ in range(120):  # the page listens a while after it has loaded
+        window.keyboard.press("/")
+        if field.is_visible():
+            break
+        window.wait_for_timeout(500)
+    field.fill("stochastic rounding")  # typed keys would go elsewhere until it has the focus
     window.locator("a[href*='small-states']").filter(has_text="tochastic").first.wait_for()
 
 
