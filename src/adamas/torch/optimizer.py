@@ -21,8 +21,7 @@ from torch.autograd import profiler
 from adamas import settings
 from adamas.keywords import Unpack
 from adamas.options import OnNonfinite, Phase
-from adamas.settings import Fixed, Setting, fixed_method
-from adamas.statistics import NOT_TAKEN
+from adamas.settings import Fixed, Setting
 from adamas.torch import arguments, clip_groups, loading
 from adamas.torch.arguments import CopyTo, Engine, PhaseArguments
 from adamas.torch.clip_groups import ClipGroupSetting
@@ -31,12 +30,12 @@ from adamas.torch.grouping import (
     check_parameters,
     check_state,
     check_states,
-    names_of,
     parameters_of,
 )
 from adamas.torch.keeping import NOT_DIFFERENTIABLE, Keeping
 from adamas.torch.methods import Method
 from adamas.torch.numbers import Scaling
+from adamas.torch.reports import Reports
 from adamas.torch.stepper import Stepper
 from adamas.torch.turns import Snapshot, Still
 from adamas.turns import would_lose
@@ -47,7 +46,7 @@ __all__ = ["Optimizer", "Params"]
 Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tensor]]
 
 
-class Optimizer(torch.optim.Optimizer):
+class Optimizer(Reports, torch.optim.Optimizer):
     """Base of the optimizers; make an Adam, AdamW, NAdam, RMSprop or SGD."""
 
     clip_norm = Setting[float | None]()
@@ -193,48 +192,6 @@ class Optimizer(torch.optim.Optimizer):
         return loss
 
     _observed_step = torch.optim.Optimizer.profile_hook_step(_step)
-
-    def routes(self) -> dict[str, str]:
-        """Return how the last step stepped each parameter: its name, and that of the route.
-
-        Routes are "native" (the compiled engine), "triton", "offload" (the same, state in host
-        memory) and "torch" (PyTorch's own operations). Parameters without a gradient then are not
-        among them; before the first step, and after loading, none is.
-        """
-        with self._stepper.held():
-            return self._stepper.routes(self.param_groups)
-
-    @fixed_method
-    def statistics(self) -> dict[str, Tensor]:
-        """Return what the last step did: float64 scalars under ``"<parameter>/<statistic>"``.
-
-        The statistics are the fields of ``adamas.Statistics``, and the form is that of
-        TensorBoard's ``add_scalar(tag, value)``. Parameters have the names of
-        ``named_parameters()``, or ``"<group>.<index>"``. Raises RuntimeError without any.
-        """
-        if not self._phase.statistics:
-            raise RuntimeError(NOT_TAKEN)
-        with self._stepper.held():
-            return self._stepper.record.statistics(names_of(self.param_groups))
-
-    @property
-    def skipped(self) -> int:
-        """How many steps were skipped, since a gradient was NaN or infinite."""
-        return self._stepper.skipped
-
-    @property
-    def gradient_norm(self) -> float | None:
-        """Norm of all gradients of the last step, unscaled; None where no option needed it."""
-        return self._stepper.record.norm
-
-    @property
-    def copies(self) -> list[Tensor]:
-        """The low-precision copies of the parameters, in their order; empty without ``copy_to``.
-
-        Reading them brings them up to date with what changed outside of steps. While
-        ``ema_weights()`` is open they are those of the weights in training.
-        """
-        return self._stepper.copies(self.param_groups, self.state)
 
     def ema_weights(self) -> AbstractContextManager[None]:
         """Swap in the EMA of the weights while the context is open.
