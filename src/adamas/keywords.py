@@ -65,6 +65,7 @@ class PhaseArguments(TypedDict, total=False):
     ema: float | None
     statistics: bool
     seed: int
+    track_changes: bool
 
 
 class MinimizeArguments(TypedDict, total=False):

@@ -99,6 +99,7 @@ class Optimizer:
     on_nonfinite = Setting[OnNonfinite]()
     ema = Fixed[float | None](lambda optimizer: optimizer._phase.ema)
     seed = Fixed[int](lambda optimizer: optimizer._phase.seed)
+    track_changes = Fixed[bool](lambda optimizer: optimizer._phase.track_changes)
     engine = Fixed[Engine](lambda optimizer: optimizer._run.engine)
     phase = settings.whole()
     _run: Run
@@ -389,6 +390,7 @@ class Adam(Optimizer):
         state: StateForm | tuple[StateForm, StateForm] = "float32",
         rounding: Rounding | None = None,
         seed: int = 0,
+        track_changes: bool = False,
         engine: Engine = "native",
     ) -> None:
         """Create the state; ``adamas.Options`` and ``adamas.Phase`` tell the options."""
@@ -428,6 +430,7 @@ class Momentum(Optimizer):
         state: StateForm | tuple[StateForm, StateForm] = "float32",
         rounding: Rounding | None = None,
         seed: int = 0,
+        track_changes: bool = False,
         engine: Engine = "native",
     ) -> None:
         """Create the state; ``adamas.Options`` and ``adamas.Phase`` tell the options."""
@@ -466,6 +469,7 @@ class RMSProp(Optimizer):
         state: StateForm | tuple[StateForm, StateForm] = "float32",
         rounding: Rounding | None = None,
         seed: int = 0,
+        track_changes: bool = False,
         engine: Engine = "native",
     ) -> None:
         """Create the state; ``adamas.Options`` and ``adamas.Phase`` tell the options."""

@@ -182,11 +182,14 @@ class Phase:
     statistics: bool = False
     #: Of the random bits that small states are rounded with.
     seed: int = 0
+    #: Whether steps mark the elements of the parameters whose stored bits they change.
+    track_changes: bool = False
 
     def __post_init__(self) -> None:
         """Check every choice."""
         check_choice("on_nonfinite", self.on_nonfinite, get_args(OnNonfinite))
-        object.__setattr__(self, "statistics", check_flag("statistics", self.statistics))
+        for name in ("statistics", "track_changes"):
+            object.__setattr__(self, name, check_flag(name, getattr(self, name)))
         object.__setattr__(self, "seed", check_count("seed", self.seed, most=2**64 - 1))
         if self.clip_norm is not None:
             norm = check_amount("clip_norm", self.clip_norm)

@@ -75,6 +75,7 @@ OWN = {"self", "params", "maximize", "on_nonfinite", "ema", "statistics", "engin
     "state",
     "rounding",
     "seed",
+    "track_changes",
 }
 _GTOL = 1e-5
 

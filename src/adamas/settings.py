@@ -44,6 +44,7 @@ _SAID = {
     "ema": "Decay rate of the exponential moving average (EMA) of the weights; None: there is "
     "none.",
     "seed": "Seed of the random bits of stochastic rounding.",
+    "track_changes": "Whether steps mark which elements of the parameters they change.",
     "clip_group": "Process group over which parameters are distinct, as of pipeline stages: norm "
     "and checks are of all its processes. Groups may have their own. May be set between steps.",
     "copy_to": "Dtype of the low-precision copies, or the tensors that were given for them; "

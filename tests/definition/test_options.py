@@ -107,6 +107,7 @@ PHASES = [
     ),
     ({"ema": 1.0}, ValueError, "ema is 1.0, but a decay rate must be at least 0 and less than 1."),
     ({"statistics": "yes"}, TypeError, "statistics is 'yes', but it must be True or False."),
+    ({"track_changes": 1}, TypeError, "track_changes is 1, but it must be True or False."),
 ]
 
 

@@ -46,7 +46,7 @@ WRONG = [
     ),
     ("on_nonfinite", None, ValueError, "on_nonfinite is None, but it must be one of"),
 ]
-NOT_SET = ("ema", "seed")
+NOT_SET = ("ema", "seed", "track_changes")
 
 
 def names(pairs):
@@ -208,7 +208,7 @@ def test_a_wrong_value_is_refused_as_at_creation_and_changes_nothing(name, value
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("ema", 0.9), ("seed", 1), ("statistics", True)]
+    ("name", "value"), [("ema", 0.9), ("seed", 1), ("statistics", True), ("track_changes", True)]
 )  # fmt: skip
 def test_what_a_run_cannot_change_is_refused_with_a_way_out(name, value):
     for optimizer in every_front_end():
@@ -388,7 +388,7 @@ def test_a_setting_before_the_optimizer_is_made_is_refused_with_a_way_out():
 
 
 def test_help_says_what_each_attribute_of_the_phase_is():
-    shown = {"clip_norm", "on_nonfinite", "ema", "seed", "phase", "engine"}
+    shown = {"clip_norm", "on_nonfinite", "ema", "seed", "track_changes", "phase", "engine"}
     for kind, names_ in ((adamas.Adam, shown), (ours.Adam, shown | {"copy_to", "offload"})):
         said = {name: getattr(kind, name).__doc__ for name in names_}
         assert said["clip_norm"].startswith("Largest global norm of the gradients")

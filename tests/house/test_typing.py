@@ -108,6 +108,7 @@ def test_keywords_of_torch_are_what_its_optimizers_take():
         "seed": 0,
         "state": None,
         "statistics": False,
+        "track_changes": False,
     }
     assert names_and_types(PhaseArguments).keys() == usual.keys()
     assert (

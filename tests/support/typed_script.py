@@ -44,6 +44,7 @@ SGD(weights, copy_to="bfloat16")  # refused
 AdamW(weights, rounding="up")  # refused
 AdamW(weights, seed=0.5)  # refused
 AdamW(weights, statistics=None)  # refused
+AdamW(weights, track_changes="all")  # refused
 AdamW(weights, offload="cpu")  # refused
 AdamW(weights, decoupled_weight_decay=True)  # refused
 
@@ -51,6 +52,7 @@ optimizer = AdamW(weights, clip_norm=1.0)
 reveal_type(optimizer.clip_norm)  # is float | None
 reveal_type(optimizer.ema)  # is float | None
 reveal_type(optimizer.seed)  # is int
+reveal_type(optimizer.track_changes)  # is bool
 reveal_type(optimizer.offload)  # is bool
 reveal_type(optimizer.phase)  # is Phase
 reveal_type(optimizer.statistics())  # is dict[str, Tensor]

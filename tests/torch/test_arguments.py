@@ -155,6 +155,7 @@ TEXTS = [
     ("NAdam", {"lr": torch.ones(2)}, ValueError, "Tensor lr must be 1-element"),
     ("AdamW", {"offload": 1}, TypeError, f"offload is 1, {NOT_BOOL}"),
     ("AdamW", {"statistics": "yes"}, TypeError, f"statistics is 'yes', {NOT_BOOL}"),
+    ("AdamW", {"track_changes": 1}, TypeError, f"track_changes is 1, {NOT_BOOL}"),
     ("AdamW", {"clip_norm": "1.0"}, TypeError,
      "clip_norm is '1.0', but it must be a number. It is text: give float('1.0')."),
     ("AdamW", {"clip_norm": 0}, ValueError,
@@ -187,7 +188,7 @@ TEXTS = [
      "AdamW() has the unknown option 'weigth_decay'. Did you mean 'weight_decay'? "
      "Possible are amsgrad, betas, capturable, clip_group, clip_norm, copy_to, differentiable, "
      "ema, engine, eps, foreach, fused, lr, maximize, offload, on_nonfinite, params, rounding, "
-     "seed, state, statistics, weight_decay."),
+     "seed, state, statistics, track_changes, weight_decay."),
     ("AdamW", {"decoupled_weight_decay": True}, TypeError,
      "AdamW() has the unknown option 'decoupled_weight_decay'."),
     ("SGD", {"learning_rate": 0.1}, TypeError,

@@ -81,6 +81,7 @@ _OF_THE_STEP = (
     "on_nonfinite",
     "seed",
     "statistics",
+    "track_changes",
 )
 #: What they may be where a group repeats them.
 _PLAIN = (bool, int, float, str, torch.dtype, type(None))

@@ -53,6 +53,7 @@ class Optimizer(Reports, torch.optim.Optimizer):
     on_nonfinite = Setting[OnNonfinite]()
     ema = Fixed[float | None](lambda optimizer: optimizer._phase.ema)
     seed = Fixed[int](lambda optimizer: optimizer._phase.seed)
+    track_changes = Fixed[bool](lambda optimizer: optimizer._phase.track_changes)
     copy_to = Fixed[CopyTo | None](lambda optimizer: optimizer._copies.given)
     offload = Fixed[bool](lambda optimizer: optimizer._offloads)
     engine = Fixed[Engine | None](lambda optimizer: optimizer._engine)
