@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from adamas.changes import Change, Changes
 from adamas.engines.native import get_num_threads, set_num_threads, target, targets
 from adamas.numpy import Adam, AdamW, Momentum, Optimizer, RMSProp
 from adamas.options import Options, Phase
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
 __all__ = [
     "Adam",
     "AdamW",
+    "Change",
+    "Changes",
     "Momentum",
     "Optimizer",
     "Options",

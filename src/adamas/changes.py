@@ -1,0 +1,115 @@
+"""What steps have changed: the elements whose stored bits differ, one tensor after the other."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+__all__ = ["Chain", "Change", "Changes"]
+
+
+class Change(NamedTuple):
+    """The elements of one tensor that have changed, with the values that they have now."""
+
+    #: Of the parameter, as ``named_parameters()`` has it.
+    name: str
+    #: Where the elements stand in the whole flattened tensor, ascending: int32, or int64 where the
+    #: tensor has more than 2**31 - 1 elements.
+    indices: Any
+    #: One for each index, in the dtype of the parameter, or of its copy where it has one.
+    values: Any
+    #: Of the whole tensor.
+    shape: tuple[int, ...]
+
+
+class Chain:
+    """Where those stand who have followed an optimizer's changes, as a random word.
+
+    Step numbers alone do not tell: a training that went back to an older checkpoint comes past the
+    same numbers with other weights. So what an optimizer has told has a place of its own.
+    """
+
+    __slots__ = ("place",)
+
+    def __init__(self) -> None:
+        self.place = _drawn()
+
+
+class Changes:
+    """What changed since the last changes were told: an iterable of ``Change``.
+
+    A tensor is looked through when its turn comes; those without changes are left out. Once all
+    have been told the next ``optimizer.changes()`` starts anew; whoever stops before that has lost
+    nothing. A step, a load or an added group meanwhile ends it with RuntimeError.
+    """
+
+    #: Number of the first step that these are the changes of; that of a run is 1.
+    first_step: int
+    #: Number of the last one: ``first_step - 1`` where no step was made.
+    last_step: int
+    #: Whether all elements of all parameters are among them, as after a load.
+    is_whole: bool
+
+    __slots__ = (
+        "_chain", "_clear", "_each", "_is_told", "first_step", "follows", "is_whole", "last_step",
+        "part", "parts", "place",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        each: Callable[[], Iterator[Change]],
+        clear: Callable[[], None] | None,
+        first_step: int,
+        last_step: int,
+        is_whole: bool,
+        *,
+        chain: Chain | None = None,
+        part: int = 0,
+        parts: tuple[int, ...] = (0,),
+    ) -> None:
+        """``clear`` is None where nothing is to be cleared.
+
+        ``part`` is the rank of this process, ``parts`` are those of the processes whose changes
+        are needed beside these for whole tensors.
+        """
+        self._each = each
+        self._clear = clear
+        self._chain = Chain() if chain is None else chain
+        self._is_told = False
+        self.first_step = first_step
+        self.last_step = last_step
+        self.is_whole = is_whole
+        self.part, self.parts = part, parts
+        # What the changes follow on, and what follows on them.
+        self.follows = self._chain.place
+        self.place = self.follows if clear is None else _drawn()
+
+    def __iter__(self) -> Iterator[Change]:
+        yield from self.each()
+        self.clear()
+
+    def each(self) -> Iterator[Change]:
+        """Give the changes and clear nothing."""
+        if self._is_told:
+            raise RuntimeError(
+                "These changes have been told, and what they are of is cleared. Call "
+                "optimizer.changes() again for those since; optimizer.changes(clear=False) gives "
+                "changes that can be gone through more than once."
+            )
+        return self._each()
+
+    def clear(self) -> None:
+        """Start anew, as if all had been told; nothing where ``changes(clear=False)`` gave them."""
+        if self._clear is not None and not self._is_told:
+            self._clear()
+            self._is_told = True
+            self._chain.place = self.place
+
+    def __repr__(self) -> str:
+        what = "everything" if self.is_whole else "what has changed"
+        return f"<Changes: {what} in the steps {self.first_step} to {self.last_step}>"
+
+
+def _drawn() -> str:
+    return os.urandom(8).hex()
