@@ -1,0 +1,154 @@
+"""Records of runs: files of JSON lines, written as a run goes on and read when people look at it.
+
+The file is UTF-8; each line is a JSON object. Infinite numbers and NaN, which JSON has not, are the
+strings "Infinity", "-Infinity" and "NaN". There are two kinds of lines.
+
+A **header** stands first, and again wherever a run was resumed, or its groups or its phase were
+changed: ``"adamas": "record"``, ``"format"`` (1), ``"version"`` (of adamas), ``"method"`` (the name
+of the optimizer's class), ``"every"``, ``"time"`` (seconds since 1970), ``"phase"`` (options of
+whole steps: ``clip_norm``, ``on_nonfinite``, …), ``"groups"`` (of each: ``lr``, ``betas``, ``eps``,
+``weight_decay``, ``state``, ``rounding``, and ``parameters``, their names) and ``"parameters"`` (of
+each by name: ``shape`` and ``dtype``).
+
+A **line of a step** has ``"step"`` (its number, 1 first) and ``"time"``; ``"lr"`` (one for each
+group); ``"gradient_norm"`` (of all tensors, before clipping); ``"clip_factor"`` (where there is a
+``clip_norm``); ``"skipped"`` (steps left out so far: ``nonfinite`` and ``spikes``); ``"clipped"``
+(of the steps since the last line, those whose clip factor was below 1, where that is known);
+``"tensors"`` (by name: the fields of ``adamas.Statistics``, and ``below_eps``, the fraction of
+elements with √v̂ < ε) and ``"notes"`` (numbers that the user gave). Where a step was left out there
+are no ``"tensors"``, and ``"step"`` is the number of the last one that was made.
+
+A line is appended by one write, so a run that is killed leaves at most one line torn, the last one.
+Who goes on writing begins on a new line, and who reads leaves torn lines out.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+__all__ = ["FORMAT", "Opening", "append", "read"]
+
+#: The number of the format that is written.
+FORMAT = 1
+
+_KIND = "record"
+#: How numbers are written that JSON has not.
+_NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+_FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
+
+
+class Opening(NamedTuple):
+    """A header with the lines of steps that follow it, numbers as numbers."""
+
+    header: dict[str, Any]
+    steps: list[dict[str, Any]]
+
+
+def read(path: str | os.PathLike[str]) -> list[Opening]:
+    """Return what a record has, in its order; torn lines are left out.
+
+    Where a run was resumed from an earlier step, the steps after that are there twice, and the
+    later ones count. Raises OSError where the file cannot be read, ValueError where it is no
+    record, or one of a later format.
+    """
+    found: list[Opening] = []
+    for line in _lines(Path(path).read_bytes()):
+        if line.get("adamas") == _KIND:
+            _check_format(path, line.get("format"))
+            found.append(Opening(_with_numbers(line), []))
+        elif found and isinstance(line.get("step"), int):
+            found[-1].steps.append(_with_numbers(line))
+    if not found:
+        raise ValueError(
+            f"{os.fspath(path)} is no record: it has no line with "
+            f'"adamas": "{_KIND}". Give a file that adamas.Recorder has written.'
+        )
+    return found
+
+
+def append(
+    path: str | os.PathLike[str],
+    header: Mapping[str, Any],
+    line: Mapping[str, Any] | None = None,
+    *,
+    is_new: bool,
+) -> None:
+    """Append a line to a file by one write; creates the file.
+
+    The header goes before it where it is new, or where the file is empty. Raises OSError where not
+    all could be written.
+    """
+    file = os.open(path, _FLAGS, 0o666)
+    try:
+        size = os.lseek(file, 0, os.SEEK_END)
+        text = b""
+        if size:
+            os.lseek(file, -1, os.SEEK_END)
+            text = b"" if os.read(file, 1) == b"\n" else b"\n"  # ends a line that is torn
+        if is_new or not size:
+            text += _encoded({"adamas": _KIND, "format": FORMAT, **header})
+        if line is not None:
+            text += _encoded(line)
+        if os.write(file, text) < len(text):
+            raise OSError(errno.ENOSPC, "Only a part of a line was written", os.fspath(path))
+    finally:
+        os.close(file)
+
+
+def _encoded(line: Mapping[str, Any]) -> bytes:
+    try:
+        text = json.dumps(line, allow_nan=False, separators=(",", ":"))
+    except ValueError:  # a number that JSON has not
+        text = json.dumps(_without_numbers(line), allow_nan=False, separators=(",", ":"))
+    return text.encode() + b"\n"
+
+
+def _without_numbers(value: Any) -> Any:
+    """Return a value with words for the numbers that JSON has not."""
+    if isinstance(value, Mapping):
+        return {name: _without_numbers(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_numbers(each) for each in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def _with_numbers(value: Any) -> Any:
+    """Return a value of a line with numbers for words that stand for them; names stay as they are.
+
+    Names are keys, or in the lists ``parameters`` of groups.
+    """
+    if isinstance(value, dict):
+        return {
+            name: each if name == "parameters" and isinstance(each, list) else _with_numbers(each)
+            for name, each in value.items()
+        }
+    if isinstance(value, list):
+        return [_with_numbers(each) for each in value]
+    return _NUMBERS.get(value, value) if isinstance(value, str) else value
+
+
+def _lines(data: bytes) -> Iterator[dict[str, Any]]:
+    """Yield the lines that are whole."""
+    for text in data.split(b"\n"):
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue
+        if isinstance(line, dict):
+            yield line
+
+
+def _check_format(path: str | os.PathLike[str], given: Any) -> None:
+    if not isinstance(given, int) or not 1 <= given <= FORMAT:
+        raise ValueError(
+            f"{os.fspath(path)} is a record of format {given!r}, but this adamas reads format "
+            f"{FORMAT}. Read it with a newer adamas: pip install -U adamas."
+        )
