@@ -20,6 +20,7 @@ from adamas.engines.native import get_num_threads, set_num_threads, target, targ
 from adamas.numpy import Adam, AdamW, Momentum, Optimizer, RMSProp
 from adamas.options import Options, Phase
 from adamas.smoothing import ema
+from adamas.spikes import Skipped
 from adamas.statistics import Statistics
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ __all__ = [
     "Options",
     "Phase",
     "RMSProp",
+    "Skipped",
     "Statistics",
     "check",
     "ema",

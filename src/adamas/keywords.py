@@ -66,6 +66,8 @@ class PhaseArguments(TypedDict, total=False):
     statistics: bool
     seed: int
     track_changes: bool
+    skip_above: float | None
+    skip_window: int
 
 
 class MinimizeArguments(TypedDict, total=False):

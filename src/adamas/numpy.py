@@ -92,7 +92,8 @@ class Optimizer:
     "reference" is the rule itself, "triton" the kernels for GPUs, where all arrays go there and
     back at each step. Without a GPU these run in Triton's interpreter (``TRITON_INTERPRET=1``).
 
-    ``clip_norm`` and ``on_nonfinite`` may be set between steps, and count from the next one on.
+    ``clip_norm``, ``on_nonfinite`` and ``skip_above`` may be set between steps, and count from the
+    next one on.
     """
 
     clip_norm = Setting[float | None]()
@@ -100,6 +101,8 @@ class Optimizer:
     ema = Fixed[float | None](lambda optimizer: optimizer._phase.ema)
     seed = Fixed[int](lambda optimizer: optimizer._phase.seed)
     track_changes = Fixed[bool](lambda optimizer: optimizer._phase.track_changes)
+    skip_above = Setting[float | None]()
+    skip_window = Fixed[int](lambda optimizer: optimizer._phase.skip_window)
     engine = Fixed[Engine](lambda optimizer: optimizer._run.engine)
     phase = settings.whole()
     _run: Run
@@ -197,7 +200,7 @@ class Optimizer:
         With other ``betas`` or ``state`` the moments are stored anew, as loading would do.
         What decides which of them are kept (``amsgrad``, None in ``betas``) cannot change.
         """
-        at_once = "clip_norm and on_nonfinite are set at the optimizer: optimizer.clip_norm = 1.0."
+        at_once = f"{settings.SETTABLE} are set at the optimizer: optimizer.clip_norm = 1.0."
         check_option_names("set_options", changes, at_once)
         self._run = self._run.with_options(group, changes)
 
@@ -260,8 +263,10 @@ class Optimizer:
         ``step`` and ``skipped`` are counts; ``groups`` has the names and options of each group (a
         schedule is stored as None); ``state`` maps the name of each parameter to its arrays
         ``mean``, ``square``, ``largest_square``, ``ema`` and ``remainder``, as far as they are
-        kept. Where ``clip_norm`` or ``on_nonfinite`` was set in the run, ``phase`` has what to.
-        Raises RuntimeError within ``ema_weights()``.
+        kept. Where ``clip_norm``, ``on_nonfinite`` or ``skip_above`` was set in the run, ``phase``
+        has what to. ``spikes`` has the norms that ``skip_above`` judges by, and how many steps it
+        left out; ``skipped`` counts those of ``on_nonfinite``. Raises RuntimeError within
+        ``ema_weights()``.
         """
         return self._run.state_dict(packed=packed, copy=copy)
 
@@ -391,6 +396,8 @@ class Adam(Optimizer):
         rounding: Rounding | None = None,
         seed: int = 0,
         track_changes: bool = False,
+        skip_above: float | None = None,
+        skip_window: int = 128,
         engine: Engine = "native",
     ) -> None:
         """Create the state; ``adamas.Options`` and ``adamas.Phase`` tell the options."""
@@ -431,6 +438,8 @@ class Momentum(Optimizer):
         rounding: Rounding | None = None,
         seed: int = 0,
         track_changes: bool = False,
+        skip_above: float | None = None,
+        skip_window: int = 128,
         engine: Engine = "native",
     ) -> None:
         """Create the state; ``adamas.Options`` and ``adamas.Phase`` tell the options."""
@@ -470,6 +479,8 @@ class RMSProp(Optimizer):
         rounding: Rounding | None = None,
         seed: int = 0,
         track_changes: bool = False,
+        skip_above: float | None = None,
+        skip_window: int = 128,
         engine: Engine = "native",
     ) -> None:
         """Create the state; ``adamas.Options`` and ``adamas.Phase`` tell the options."""

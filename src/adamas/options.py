@@ -23,6 +23,7 @@ from adamas.checks import (
 from adamas.storage import Rounding, StateForm, Storage
 
 __all__ = [
+    "MOST_NORMS",
     "BiasCorrection",
     "Decay",
     "EpsPlace",
@@ -46,6 +47,8 @@ BiasCorrection = Literal["paper", "first-step", "none"]
 EpsPlace = Literal["corrected", "uncorrected", "inside"]
 #: How weights decay: through the gradient, beside it, or apart from the learning rate.
 Decay = Literal["l2", "decoupled", "fully-decoupled"]
+#: How many norms a window of ``skip_above`` may have: kernels hold all of them in registers.
+MOST_NORMS = 4096
 #: What a step does with gradients that are infinite or NaN: steps, leaves out, or raises.
 OnNonfinite = Literal["propagate", "skip", "raise"]
 
@@ -184,6 +187,11 @@ class Phase:
     seed: int = 0
     #: Whether steps mark the elements of the parameters whose stored bits they change.
     track_changes: bool = False
+    #: Leave a step out where the norm of its gradients lies more than so many standard deviations
+    #: above the mean of the last steps' (``adamas.spikes``); None: never. OLMo takes 6.
+    skip_above: float | None = None
+    #: How many steps these are. Nothing is left out before half as many.
+    skip_window: int = 128
 
     def __post_init__(self) -> None:
         """Check every choice."""
@@ -201,11 +209,26 @@ class Phase:
             object.__setattr__(self, "clip_norm", norm)
         if self.ema is not None:
             object.__setattr__(self, "ema", check_rate("ema", self.ema))
+        window = check_count("skip_window", self.skip_window, most=MOST_NORMS, least=4)
+        object.__setattr__(self, "skip_window", window)
+        if self.skip_above is not None:
+            above = check_amount("skip_above", self.skip_above)
+            if above == 0:
+                raise ValueError(
+                    "skip_above is 0, which would leave out every gradient above the mean. Give "
+                    "how many standard deviations above it a norm may lie, such as 6.0, or None "
+                    "to leave out none."
+                )
+            object.__setattr__(self, "skip_above", above)
 
     @property
     def reads_first(self) -> bool:
         """Whether the gradients must be read once before any parameter may change."""
-        return self.clip_norm is not None or self.on_nonfinite != "propagate"
+        return (
+            self.clip_norm is not None
+            or self.on_nonfinite != "propagate"
+            or self.skip_above is not None
+        )
 
 
 def learning_rate_at(lr: LearningRate, step: int) -> float:

@@ -75,6 +75,8 @@ OWN = {"self", "params", "maximize", "on_nonfinite", "ema", "statistics", "engin
     "state",
     "rounding",
     "seed",
+    "skip_above",
+    "skip_window",
     "track_changes",
 }
 _GTOL = 1e-5

@@ -17,6 +17,7 @@ from adamas.options import Phase
 __all__ = [
     "ANEW",
     "KEY",
+    "SETTABLE",
     "Fixed",
     "Setting",
     "fixed_method",
@@ -30,7 +31,9 @@ __all__ = [
 
 #: Where it stands in a state_dict, if anything was set.
 KEY = "phase"
-_SETTABLE = ("clip_norm", "on_nonfinite")
+_SETTABLE = ("clip_norm", "on_nonfinite", "skip_above")
+#: The same in a sentence.
+SETTABLE = f"{', '.join(_SETTABLE[:-1])} and {_SETTABLE[-1]}"
 #: What the options of whole steps are where none is given.
 _USUAL = {**vars(Phase()), "offload": False}
 #: What help() and editors say of them.
@@ -45,6 +48,9 @@ _SAID = {
     "none.",
     "seed": "Seed of the random bits of stochastic rounding.",
     "track_changes": "Whether steps mark which elements of the parameters they change.",
+    "skip_above": "How many standard deviations the norm of the gradients may lie above the mean "
+    "of the last steps'; a step above is left out. None: none is. May be set between steps.",
+    "skip_window": "Of how many steps ``skip_above`` takes mean and standard deviation.",
     "clip_group": "Process group over which parameters are distinct, as of pipeline stages: norm "
     "and checks are of all its processes. Groups may have their own. May be set between steps.",
     "copy_to": "Dtype of the low-precision copies, or the tensors that were given for them; "
@@ -155,7 +161,7 @@ def whole() -> Fixed[Phase]:
     """Return what shows all options of the phase together."""
     return Fixed(
         lambda optimizer: stepping(optimizer)._phase,
-        f"Set its options one by one ({' and '.join(_SETTABLE)}), or create another optimizer.",
+        f"Set its options one by one ({SETTABLE}), or create another optimizer.",
     )
 
 
@@ -181,8 +187,8 @@ def loaded(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     chosen = state_dict.get(KEY, {})
     if not isinstance(chosen, Mapping):
         raise TypeError(
-            f"{KEY!r} to load is {kind(chosen)}, but it must be a dict of {_SETTABLE[0]} and "
-            f"{_SETTABLE[1]}. Give what state_dict() returned."
+            f"{KEY!r} to load is {kind(chosen)}, but it must be a dict of {SETTABLE}. "
+            "Give what state_dict() returned."
         )
     check_names(f"{KEY!r} to load", chosen, _SETTABLE)
     try:

@@ -208,8 +208,9 @@ def test_a_wrong_value_is_refused_as_at_creation_and_changes_nothing(name, value
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), [("ema", 0.9), ("seed", 1), ("statistics", True), ("track_changes", True)]
-)  # fmt: skip
+    ("name", "value"),
+    [("ema", 0.9), ("seed", 1), ("statistics", True), ("track_changes", True), ("skip_window", 64)],
+)
 def test_what_a_run_cannot_change_is_refused_with_a_way_out(name, value):
     for optimizer in every_front_end():
         before = repr(optimizer)
@@ -241,7 +242,8 @@ def test_what_a_run_of_tensors_cannot_change_is_refused_with_a_way_out(name, val
         ),
         (
             "phase",
-            "Set its options one by one (clip_norm and on_nonfinite), or create another optimizer.",
+            "Set its options one by one (clip_norm, on_nonfinite and skip_above), or create "
+            "another optimizer.",
         ),
     ],
 )
@@ -270,8 +272,8 @@ def test_the_phase_as_a_whole_cannot_be_set():
         with pytest.raises(AttributeError) as told:
             optimizer.phase = adamas.Phase(clip_norm=1.0)
         assert str(told.value) == (
-            "phase cannot be set in a run. Set its options one by one (clip_norm and "
-            "on_nonfinite), or create another optimizer."
+            "phase cannot be set in a run. Set its options one by one (clip_norm, "
+            "on_nonfinite and skip_above), or create another optimizer."
         )
 
 
@@ -412,8 +414,8 @@ def test_what_concerns_the_whole_step_is_no_option_of_a_group_of_arrays(option):
     with pytest.raises(TypeError) as told:
         optimizer.set_options(**option)
     assert str(told.value) == (
-        f"set_options has {name}, which concerns the whole step. clip_norm and on_nonfinite are "
-        "set at the optimizer: optimizer.clip_norm = 1.0."
+        f"set_options has {name}, which concerns the whole step. clip_norm, on_nonfinite and "
+        "skip_above are set at the optimizer: optimizer.clip_norm = 1.0."
     )
     with pytest.raises(TypeError) as told:
         adamas.AdamW([{"params": arrays(), **option}])

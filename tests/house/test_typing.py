@@ -106,6 +106,8 @@ def test_keywords_of_torch_are_what_its_optimizers_take():
         "on_nonfinite": "propagate",
         "rounding": None,
         "seed": 0,
+        "skip_above": None,
+        "skip_window": 128,
         "state": None,
         "statistics": False,
         "track_changes": False,

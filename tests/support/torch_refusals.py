@@ -51,7 +51,7 @@ def everything(optimizer: Any) -> dict[str, str]:
             [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
         ),
         "sizes": as_text([len(group["params"]) for group in optimizer.param_groups]),
-        "skipped": as_text(optimizer.skipped),
+        "skipped": as_text(int(optimizer.skipped)),
         "copies": as_text(list(optimizer.copies)),
     }
 

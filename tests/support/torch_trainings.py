@@ -402,7 +402,7 @@ class Training:
             put("state", step, [dict(optimizer.state.get(p, {})) for p in self.params])
         put("copies", step, self.copies)
         put("norms", optimizer.gradient_norm)
-        put("skipped", optimizer.skipped)
+        put("skipped", int(optimizer.skipped))
         if self.options().get("statistics"):
             try:
                 put("statistics", optimizer.statistics())

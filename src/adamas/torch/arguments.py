@@ -80,6 +80,8 @@ _OF_THE_STEP = (
     "offload",
     "on_nonfinite",
     "seed",
+    "skip_above",
+    "skip_window",
     "statistics",
     "track_changes",
 )

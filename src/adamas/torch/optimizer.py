@@ -54,6 +54,8 @@ class Optimizer(Reports, torch.optim.Optimizer):
     ema = Fixed[float | None](lambda optimizer: optimizer._phase.ema)
     seed = Fixed[int](lambda optimizer: optimizer._phase.seed)
     track_changes = Fixed[bool](lambda optimizer: optimizer._phase.track_changes)
+    skip_above = Setting[float | None]()
+    skip_window = Fixed[int](lambda optimizer: optimizer._phase.skip_window)
     copy_to = Fixed[CopyTo | None](lambda optimizer: optimizer._copies.given)
     offload = Fixed[bool](lambda optimizer: optimizer._offloads)
     engine = Fixed[Engine | None](lambda optimizer: optimizer._engine)
@@ -236,7 +238,7 @@ class Optimizer(Reports, torch.optim.Optimizer):
         Moments in a small form are given as float32, which loses nothing and which torch's
         optimizers can load. With ``packed=True`` all is as it is stored, under "packed_state" in
         place of "state": torch's optimizers, which would take codes for numbers, refuse it. Options
-        that were set in the run (``clip_norm``, ``on_nonfinite``) stand under "phase".
+        that were set in the run (``clip_norm`` and on) stand under "phase".
         As in torch, tensors are the optimizer's own and change with the next step; see
         ``snapshot`` where other threads step.
         """
