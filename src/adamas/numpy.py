@@ -49,9 +49,9 @@ from adamas.options import (
     Rounding,
     StateForm,
 )
+from adamas.reports import Reports
 from adamas.runs import Engine, Run, Weights
-from adamas.settings import Fixed, Setting, fixed_method
-from adamas.statistics import NONE_LEFT, NOT_TAKEN, Statistics
+from adamas.settings import Fixed, Setting
 from adamas.trees import Tree
 from adamas.turns import (
     IN_PLACE,
@@ -80,7 +80,7 @@ class Snapshot(NamedTuple):
     state_dict: dict[str, Any]
 
 
-class Optimizer:
+class Optimizer(Reports):
     """What all optimizers of NumPy arrays share; make an Adam, AdamW, Momentum or RMSProp.
 
     Calls from several threads are carried out one after the other. A call within another of the
@@ -105,7 +105,6 @@ class Optimizer:
     skip_window = Fixed[int](lambda optimizer: optimizer._phase.skip_window)
     engine = Fixed[Engine](lambda optimizer: optimizer._run.engine)
     phase = settings.whole()
-    _run: Run
 
     def __init__(
         self, params: Tree, options: Options, phase: Phase, engine: Engine = "native"
@@ -154,34 +153,6 @@ class Optimizer:
         """Options, parameters and states, group by group; ``set_options`` changes them."""
         return self._run.parameters.groups
 
-    @property
-    def steps(self) -> int:
-        """How many steps were made; the next has the number ``steps + 1``."""
-        return self._run.steps
-
-    @property
-    def skipped(self) -> int:
-        """How many steps were skipped, since gradients were NaN or infinite."""
-        return self._run.skipped
-
-    @fixed_method
-    def statistics(self) -> dict[str, Statistics]:
-        """Return what the last step did to each parameter, by name.
-
-        Raises RuntimeError where ``statistics=True`` was not given or no step was made yet.
-        """
-        if not self._phase.statistics:
-            raise RuntimeError(NOT_TAKEN)
-        outcome = self._run.outcome
-        if outcome is None or outcome.statistics is None:
-            raise RuntimeError(NONE_LEFT)
-        return dict(zip(self.named_parameters(), outcome.statistics, strict=True))
-
-    @property
-    def gradient_norm(self) -> float | None:
-        """Norm of all gradients of the last step as given; None where no option needed it."""
-        return getattr(self._run.outcome, "norm", None)
-
     # -- options -----------------------------------------------------------------------------
 
     @property
@@ -203,10 +174,6 @@ class Optimizer:
         at_once = f"{settings.SETTABLE} are set at the optimizer: optimizer.clip_norm = 1.0."
         check_option_names("set_options", changes, at_once)
         self._run = self._run.with_options(group, changes)
-
-    @property
-    def _phase(self) -> Phase:
-        return self._run.phase
 
     @in_turn()
     def _change_phase(self, changes: Mapping[str, Any]) -> None:
@@ -301,10 +268,6 @@ class Optimizer:
         """
         run, put = self._run.loaded(state_dict, parameters)
         all_at_once([*put, attribute(self, "_run", run)])
-
-    def named_parameters(self) -> dict[str, Array]:
-        """Return the parameters by name: the arrays themselves."""
-        return dict(self._run.parameters.named)
 
     def _kept(self) -> dict[str, Any]:
         """Return what a copy needs; parameters are those in the user's containers alone."""
