@@ -83,6 +83,7 @@ def test_every_value_of_every_constant_is_among_what_is_compiled(found):
         ("sweep", "ROUNDING"): set(get_args(Rounding)),
         ("sweep", "BY_CHANCE"): flags,
         ("sweep", "SPREAD"): flags,
+        ("sweep", "HAS_MARKS"): flags,
         ("sweep", "GUARDED"): flags,
         ("sweep", "RECORDED"): flags,
         ("sweep", "ALIGNED"): flags,
@@ -188,16 +189,34 @@ def test_arrays_that_are_not_aligned_are_read_and_written_element_by_element(fou
     assert number >= 5
 
 
+def plain_adam(found, **differing):
+    """The sweep of Adam on float32, aligned, apart from what differs; that of every capability."""
+    names = dict(zip(STORED, ("float32", "own", "own", *[None] * len(STORED)), strict=False))
+    names |= dict.fromkeys(("W", "HAS_EMA", "BY_CHANCE", "SPREAD", "HAS_MARKS"), False)
+    names |= {"ROUNDING": "nearest", "ALIGNED": True, "RECORDED": False, "GUARDED": False}
+    names |= differing
+    return [x for x in sweeps(found) if x["constants"] == names]
+
+
 def test_plain_adam_on_float32_moves_no_more_than_it_must_where_chunks_are_whole(found):
-    (each, *_) = (
-        x for x in sweeps(found)
-        if [x["constants"][name] for name in STORED]
-        == ["float32", "own", "own", False, False, None, "nearest", False, False]
-        and x["constants"]["ALIGNED"] and not x["constants"]["RECORDED"]
-    )  # fmt: skip
+    each, *_ = plain_adam(found)
     # p, g, m, v are read, p, m, v written: with 4 warps each thread has 4 of 512 elements.
     assert counted(each, r"ld\.global\.(v4\.b32|v2\.b64)") == 4
     assert counted(each, r"st\.global\.(v4\.b32|v2\.b64)") == 3
+
+
+def test_marks_take_one_more_read_and_one_more_write_of_words_alone(found):
+    """For each of the two loops, over whole chunks and over the rest; and the address of them."""
+    pairs = list(zip(plain_adam(found), plain_adam(found, HAS_MARKS=True), strict=True))
+    assert len(pairs) == len(CAPABILITIES)
+    for without, tracked in pairs:
+        more = {
+            name: tracked["instructions"].get(name, 0) - without["instructions"].get(name, 0)
+            for name in {*tracked["instructions"], *without["instructions"]}
+            if re.fullmatch(r"(ld|st)\.global\..*", name)
+        }
+        changed = {name: number for name, number in more.items() if number}
+        assert changed == {"ld.global.b64": 1, "ld.global.b32": 2, "st.global.b32": 2}
 
 
 # ── the tests above can fail ───────────────────────────────────────────────────────────────────

@@ -59,6 +59,8 @@ class Variant(NamedTuple):
     is_exchanged: bool = False
     #: A part of a tensor that is cut along a later dimension.
     is_spread: bool = False
+    #: With marks of the elements that change.
+    is_tracked: bool = False
 
 
 #: Compiled for all capabilities: each dtype, form and rounding, and each flag.
@@ -69,6 +71,8 @@ SHARED = (
     Variant("bfloat16", state="compact", rounding="remainder8", phase=EVERYTHING),
     Variant("float16", state="bfloat16", is_aligned=False, phase=Phase(clip_norm=1.0)),
     Variant("bfloat16", rounding="remainder", phase=Phase(ema=0.9), copy="bfloat16"),
+    Variant(is_tracked=True),
+    Variant("bfloat16", rounding="remainder8", state="8bit", is_tracked=True, phase=EVERYTHING),
     Variant("float64", phase=EVERYTHING),
     Variant(betas=(None, None), phase=Phase(clip_norm=1.0), is_scaled=True, is_exchanged=True),
 )
@@ -88,6 +92,10 @@ MORE = (
     Variant("bfloat16", state="8bit", rounding="remainder"),
     Variant("bfloat16", state="compact", rounding="nearest", copy="bfloat16"),
     Variant("float16", betas=(0.9, None)),
+    Variant("float64", copy="bfloat16", is_tracked=True),
+    Variant("float64", is_tracked=True, is_aligned=False),
+    Variant("bfloat16", rounding="stochastic", is_tracked=True, is_spread=True),
+    Variant("float16", copy="float16", is_tracked=True, phase=Phase(on_nonfinite="skip")),
 )
 
 
@@ -154,6 +162,9 @@ def launched(variant: Variant) -> None:
         p = job.parameter if variant.is_aligned else shifted(job.parameter)
         if variant.is_spread:
             job = job._replace(runs=(Runs(0, 5, 16, 24),))
+        if variant.is_tracked:
+            words = -(-p.numel() // 32)
+            job = job._replace(marks=torch.zeros(words, dtype=torch.int32))
         if variant.copy is None:
             return job._replace(parameter=p)
         return job._replace(parameter=p, copy=p.to(getattr(torch, variant.copy)))

@@ -29,6 +29,10 @@ from adamas.statistics import OfPart
 __all__ = [
     "SLAB",
     "Tensors",
+    "mark",
+    "marked",
+    "marked_by_operations",
+    "marks_of",
     "row_by_operations",
     "row_of",
     "step_rmsprop",
@@ -44,6 +48,12 @@ _AT_ONCE = 2048
 _HALF = BITS // 2
 _HALF_MASK = (1 << _HALF) - 1
 _MASK = (1 << BITS) - 1
+#: Bits of a word of marks, and of a byte of it.
+_WORD, _BYTE = 32, 8
+#: What brings eight booleans together: 2^7 + 2^14 + ... + 2^56.
+_GATHERED = sum(1 << 7 * each for each in range(1, 9))
+#: What has the bits of a dtype, by its bytes.
+_BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 @dataclass
@@ -101,13 +111,21 @@ def step_tensor(
     return record
 
 
-def step_rows(parameter: Tensor, gradient: Tensor, numbers: Coefficients) -> None:
-    """Make one step of those elements alone that a sparse gradient has; nothing else is kept."""
+def step_rows(
+    parameter: Tensor, gradient: Tensor, numbers: Coefficients, marks: Tensor | None = None
+) -> None:
+    """Make one step of those elements alone that a sparse gradient has; nothing else is kept.
+
+    Which of them change is marked where there are ``marks``.
+    """
     gradient = gradient.coalesce()
     where = tuple(gradient.indices())
     rows = parameter[where]
+    before = None if marks is None else rows.clone()
     step_tensor(Tensors(rows, gradient.values(), Entries()), numbers, (0.0, 0.0), recorded=False)
     parameter[where] = rows
+    if marks is not None and before is not None:
+        _mark_rows(marks, parameter.shape, where, _differs(before, rows))
 
 
 def step_rmsprop(
@@ -148,6 +166,91 @@ def step_rmsprop(
     _store(state.get("grad_avg"), mean and mean.tensor)
     _store(state.get("momentum_buffer"), buffer and buffer.tensor)
     _store(tensors.copy, tensors.parameter)
+
+
+# ── which elements have changed ────────────────────────────────────────────────────────────────
+
+
+def marks_of(before: Tensor, after: Tensor) -> Tensor:
+    """Return marks of the elements that are stored as other bits: see ``adamas.changes``.
+
+    Of any dtype and strides, on one device, where the marks are too. A complex number is one
+    element. Nothing waits for the device.
+    """
+    count = before.numel()
+    marks = torch.zeros(-(-count // _WORD), dtype=torch.int32, device=before.device)
+    one, other = before.detach().reshape(-1), after.detach().reshape(-1)
+    for start in range(0, count, SLAB):
+        part = slice(start, start + SLAB)
+        differs = _packed(_differs(one[part], other[part]))
+        first = start // _BYTE
+        marks.view(torch.uint8)[first : first + len(differs)] = differs
+    return marks
+
+
+def mark(marks: Tensor, before: Tensor, after: Tensor) -> None:
+    """Mark, besides what is marked, the elements that are stored as other bits."""
+    marks |= marks_of(before, after).to(marks.device)
+
+
+def marked(marks: Tensor, count: int) -> Tensor:
+    """Return the places of the bits that are set in marks of ``count`` elements, ascending.
+
+    They are int32, or int64 where there are more than 2^31 - 1 elements, on the device of the
+    marks. It waits for the device, which has to say how many there are.
+    """
+    return marked_by_operations(marks, count)
+
+
+def marked_by_operations(marks: Tensor, count: int) -> Tensor:
+    """Return them by operations of their device."""
+    dtype = torch.int32 if count <= torch.iinfo(torch.int32).max else torch.int64
+    found = [torch.empty(0, dtype=dtype, device=marks.device)]
+    each = torch.arange(_BYTE, dtype=torch.uint8, device=marks.device)
+    for first, part in enumerate(marks.view(torch.uint8).split(SLAB // _BYTE)):
+        # Most bytes are 0, or most bits are set: in both cases little more is written than found.
+        where = part.nonzero().view(-1)
+        bits = (part[where].unsqueeze(1) >> each) & 1
+        of_those = bits.view(-1).nonzero().view(-1)
+        place = (where[of_those >> 3] << 3) | (of_those & 7)
+        found.append((place + first * SLAB).to(dtype))
+    return torch.cat(found)
+
+
+def _differs(before: Tensor, after: Tensor) -> Tensor:
+    """Return where two tensors of one dtype and shape are stored as other bits."""
+    one, other = (_real(each).view(_BITS[_real(each).itemsize]) for each in (before, after))
+    differs = one != other
+    return differs.any(-1) if before.is_complex() else differs
+
+
+def _packed(flags: Tensor) -> Tensor:
+    """Return booleans as bits, the first the lowest: bytes, of which the last may not be full."""
+    lacking = -len(flags) % _BYTE
+    flags = torch.nn.functional.pad(flags, (0, lacking)) if lacking else flags.contiguous()
+    # Byte i of eight is the bit 8 i. Of the products with 2^7, 2^14, ... 2^56, the one that moves
+    # it to 56 + i is above all others, and no two meet.
+    eight = flags.view(torch.uint8).view(torch.int64)
+    return ((eight * _GATHERED) >> (64 - _BYTE)).to(torch.uint8)
+
+
+def _mark_rows(
+    marks: Tensor, shape: torch.Size, where: tuple[Tensor, ...], differs: Tensor
+) -> None:
+    """Mark what ``differs`` in the rows that stand at ``where``, each there once."""
+    place = torch.zeros_like(where[0])
+    for index, length in zip(where, shape, strict=False):
+        place = place * length + index
+    within = shape[len(where) :].numel()
+    place = place.unsqueeze(1) * within + torch.arange(within, device=place.device)
+    place, differs = place.reshape(-1), differs.reshape(-1)
+    word, bit = place >> 5, (place & 31).to(torch.int32)
+    # Bits that are not set yet: their sums are their unions.
+    is_new = differs & ((marks[word] >> bit) & 1 == 0)
+    marks.index_add_(0, word, is_new.to(torch.int32) << bit)
+
+
+# ── exact sums ─────────────────────────────────────────────────────────────────────────────────
 
 
 def row_of(tensor: Tensor) -> Tensor:

@@ -41,6 +41,7 @@ class Stored(NamedTuple):
     ROUNDING: str
     BY_CHANCE: bool
     SPREAD: bool
+    HAS_MARKS: bool
 
 
 class Job(NamedTuple):
@@ -68,6 +69,9 @@ class Job(NamedTuple):
     row: int = 0
     #: Whether its numbers are given with each step.
     is_given: bool = False
+    #: One bit an element, in int32 words, which is set where the element changes: see
+    #: ``adamas.changes``. Elements are numbered as they lie in memory.
+    marks: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
@@ -92,6 +96,7 @@ class Job(NamedTuple):
             ROUNDING=self.storage.parameter_rounding if is_half else "nearest",
             BY_CHANCE=self.storage.means_by_chance,
             SPREAD=bool(self.runs),
+            HAS_MARKS=self.marks is not None,
         )
 
 

@@ -61,6 +61,7 @@ from adamas.engines.triton.tables import (
     KEEP,
     LARGEST_SQUARE,
     LARGEST_UPDATE,
+    MARKS,
     MEAN,
     NONFINITE_ELEMENTS,
     NORMS,
@@ -79,6 +80,9 @@ __all__ = ["describe", "read", "sweep"]
 
 #: Elements with one header of the 8bit codec.
 _RUN: tl.constexpr = tl.constexpr(BLOCK)
+#: Elements that share a word of marks: as many, so that words and headers are masked alike.
+_WORD: tl.constexpr = tl.constexpr(32)
+assert _WORD.value == BLOCK
 #: Elements that go together: four for each of 128 threads. So float32 is read and
 #: written 16 bytes at a time, arrays of all widths are spread over threads alike, and small forms
 #: need two thirds of the registers that eight would.
@@ -97,6 +101,7 @@ class Arrays(NamedTuple):
     copy: Any
     header: Any
     remainder: Any
+    marks: Any
 
 
 class Stepped(NamedTuple):
@@ -143,16 +148,17 @@ def sweep(
     chunks, table, gradients, numbers, keys, verdict, rows, chunks_each,
     P: tl.constexpr, M: tl.constexpr, V: tl.constexpr, W: tl.constexpr, HAS_EMA: tl.constexpr,
     COPY_TO: tl.constexpr, ROUNDING: tl.constexpr, BY_CHANCE: tl.constexpr, SPREAD: tl.constexpr,
-    GUARDED: tl.constexpr, RECORDED: tl.constexpr, ALIGNED: tl.constexpr,
+    HAS_MARKS: tl.constexpr, GUARDED: tl.constexpr, RECORDED: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Step the elements of one chunk: decode, the rule, encode, average, copy, record.
 
     ``P`` is the dtype of parameter and gradient; ``M`` and ``V`` are the forms of m and v or None,
     "own" for the dtype of the arithmetic. ``COPY_TO`` is the dtype of the copy or None;
     ``ROUNDING`` is for parameters in half precision; small forms are rounded ``BY_CHANCE`` or to
-    nearest. With ``RECORDED`` it is a piece of ``chunks_each`` chunks, or what is left of its
-    tensor, and rows are written for ``sums.collect``: of gradient, parameter, update. All addresses
-    are multiples of 16 where ``ALIGNED``.
+    nearest. With ``HAS_MARKS`` elements that change are marked. With ``RECORDED`` it is a piece of
+    ``chunks_each`` chunks, or what is left of its tensor, and rows are written for
+    ``sums.collect``: of gradient, parameter, update. All addresses are multiples of 16 where
+    ``ALIGNED``; those of marks need not be.
     """
     if GUARDED:
         if tl.load(verdict + APPLIED) == 0.0:
@@ -169,6 +175,7 @@ def sweep(
         tl.load(row + COPY),
         tl.load(row + HEADER),
         tl.load(row + REMAINDER),
+        tl.load(row + MARKS),
     )
     T: tl.constexpr = tl.float64 if P == "float64" else tl.float32
     own = numbers + tensor * NUMBERS
@@ -186,7 +193,8 @@ def sweep(
             stepped = step_block(
                 c, keep, take, key, first, top, arrays, at + start, offsets, blocks,
                 mask, blocks * _RUN < left - start,
-                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, SPREAD, ALIGNED,
+                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, SPREAD, HAS_MARKS,
+                ALIGNED,
             )  # fmt: skip
             gradient += squares(stepped.g, 0)
             parameter += squares(stepped.before, 0)
@@ -205,14 +213,16 @@ def sweep(
         for start in range(0, CHUNK, _BLOCK):
             step_block(
                 c, keep, take, key, first, top, arrays, at + start, offsets, blocks, None, None,
-                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, SPREAD, ALIGNED,
+                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, SPREAD, HAS_MARKS,
+                ALIGNED,
             )  # fmt: skip
     else:
         for start in range(0, left, _BLOCK):
             step_block(
                 c, keep, take, key, first, top, arrays, at + start, offsets, blocks,
                 offsets + start < left, blocks * _RUN + start < left,
-                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, SPREAD, ALIGNED,
+                P, M, V, W, HAS_EMA, COPY_TO, ROUNDING, BY_CHANCE, SPREAD, HAS_MARKS,
+                ALIGNED,
             )  # fmt: skip
 
 
@@ -221,15 +231,20 @@ def step_block(
     c, keep, take, key, first, top, arrays, at, offsets, blocks, mask, block_mask,
     P: tl.constexpr, M: tl.constexpr, V: tl.constexpr, W: tl.constexpr, HAS_EMA: tl.constexpr,
     COPY_TO: tl.constexpr, ROUNDING: tl.constexpr, BY_CHANCE: tl.constexpr, SPREAD: tl.constexpr,
-    ALIGNED: tl.constexpr,
+    HAS_MARKS: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
     """Step the elements ``at + offsets`` of a tensor, of which each 32 are a block of the codec.
 
     ``first`` is where the first one stands in the whole tensor; with ``SPREAD`` the address of runs
-    that say where all of them do. ``blocks`` are the numbers of those blocks, counted from ``at``.
-    Elements outside of ``mask`` are as zeros, and are not written.
+    that say where all of them do. ``blocks`` are the numbers of those blocks, counted from ``at``,
+    and of the words of marks. Elements outside of ``mask`` are as zeros, and are not written.
     """
     p_code = load(arrays.p, at, offsets, mask, P, ALIGNED)
+    before, marks = p_code, None
+    if HAS_MARKS:  # read with all else, not when the rest is over
+        marks = load(arrays.marks, at // _WORD, blocks, block_mask, "int32", False)
+        if COPY_TO is not None:
+            before = load(arrays.copy, at, offsets, mask, COPY_TO, ALIGNED)
     remainder = None
     if ROUNDING == "remainder":
         remainder = load(arrays.remainder, at, offsets, mask, "int16", ALIGNED)
@@ -270,7 +285,7 @@ def step_block(
             r = random_bits_at(key, place_in_whole(first, at, offsets))
         else:
             r = random_bits(key, first + at, offsets)
-    after = put_parameter(arrays, result.p, r, at, offsets, mask, P, ROUNDING, ALIGNED)
+    after, code = put_parameter(arrays, result.p, r, at, offsets, mask, P, ROUNDING, ALIGNED)
     put_means(
         arrays, result.m, result.v, r if BY_CHANCE else None, top,
         at, offsets, blocks, mask, block_mask, M, V, OWN, ALIGNED,
@@ -280,13 +295,39 @@ def step_block(
     if HAS_EMA:
         mean = load(arrays.ema, at, offsets, mask, OWN, ALIGNED)
         put(arrays.ema, at, offsets, mask, smooth(keep, take, mean, after), OWN, ALIGNED)
-    if COPY_TO == "bfloat16":
-        code = encode_bfloat16(after.to(tl.float32), None)
-        put(arrays.copy, at, offsets, mask, code, "bfloat16", ALIGNED)
-    elif COPY_TO == "float16":
-        code = encode_float16(after.to(tl.float32), None)
-        put(arrays.copy, at, offsets, mask, code, "bfloat16", ALIGNED)
+    if COPY_TO is not None:
+        if COPY_TO == "bfloat16":
+            code = encode_bfloat16(after.to(tl.float32), None)
+        else:
+            code = encode_float16(after.to(tl.float32), None)
+        put(arrays.copy, at, offsets, mask, code, COPY_TO, ALIGNED)
+    if marks is not None:
+        marked = marks | words_of(stored_bits(before) != stored_bits(code), mask)
+        differs = marked != marks  # in few words, and no others are written
+        if block_mask is not None:
+            differs = differs & block_mask
+        put(arrays.marks, at // _WORD, blocks, differs, marked, "int32", False)
     return Stepped(g, p, after, result.u, result.change)
+
+
+@triton.jit
+def words_of(is_so, mask):
+    """Return words of a bit for each element; 0 outside of ``mask``."""
+    if mask is not None:
+        is_so = is_so & mask
+    bits = is_so.to(tl.int32).reshape(is_so.shape[0] // _WORD, _WORD)
+    return tl.sum(bits << tl.arange(0, _WORD)[None, :], axis=1)
+
+
+@triton.jit
+def stored_bits(x):
+    """Return the bits of a parameter or copy as it is stored."""
+    if x.dtype == tl.float64:
+        return x.to(tl.uint64, bitcast=True)
+    elif x.dtype == tl.float32:
+        return x.to(tl.uint32, bitcast=True)
+    else:
+        return x
 
 
 @triton.jit
@@ -318,20 +359,20 @@ def put_parameter(
     arrays, p, r, at, offsets, mask,
     P: tl.constexpr, ROUNDING: tl.constexpr, ALIGNED: tl.constexpr,
 ):  # fmt: skip
-    """Store a parameter; return what it became."""
-    after = p
+    """Store a parameter; return what it became, and as what it is stored."""
+    after, code = p, p
     if P == "float32" or P == "float64":
         put(arrays.p, at, offsets, mask, p, P, ALIGNED)
     elif ROUNDING == "remainder":
-        high, low = encode_remainder(p)
-        put(arrays.p, at, offsets, mask, high, "bfloat16", ALIGNED)
+        code, low = encode_remainder(p)
+        put(arrays.p, at, offsets, mask, code, "bfloat16", ALIGNED)
         put(arrays.remainder, at, offsets, mask, low, "int16", ALIGNED)
-        after = decode_remainder(high, low)
+        after = decode_remainder(code, low)
     elif ROUNDING == "remainder8":
-        high, low = encode_remainder8(p, random_bits_of_parameter(r))
-        put(arrays.p, at, offsets, mask, high, "bfloat16", ALIGNED)
+        code, low = encode_remainder8(p, random_bits_of_parameter(r))
+        put(arrays.p, at, offsets, mask, code, "bfloat16", ALIGNED)
         put(arrays.remainder, at, offsets, mask, low, "int8", ALIGNED)
-        after = decode_remainder(high, low)
+        after = decode_remainder(code, low)
     else:
         own = None
         if ROUNDING == "stochastic":
@@ -342,7 +383,7 @@ def put_parameter(
             code = encode_float16(p, own)
         put(arrays.p, at, offsets, mask, code, P, ALIGNED)
         after = value(code, None, P)
-    return after
+    return after, code
 
 
 @triton.jit
@@ -404,6 +445,8 @@ def start_of(address, at, TYPE: tl.constexpr, ALIGNED: tl.constexpr):
         start = address.to(tl.pointer_type(tl.int8))
     elif TYPE == "int16":
         start = address.to(tl.pointer_type(tl.int16))
+    elif TYPE == "int32":
+        start = address.to(tl.pointer_type(tl.int32))
     else:
         start = address.to(tl.pointer_type(tl.uint16))
     if ALIGNED:

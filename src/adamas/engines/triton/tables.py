@@ -68,6 +68,7 @@ RECIPE = constexpr(14)  # row of the recipe
 GIVEN = constexpr(15)  # row of given numbers, or -1
 LR = constexpr(16)  # address of the learning rate, or 0: it is a live value
 LR_IS_DOUBLE = constexpr(17)
+MARKS = constexpr(18)  # one bit an element: which have changed
 TABLE_WIDTH = constexpr(20)
 
 #: Columns of addresses, in the order in which a job's entries follow its parameter.
@@ -157,8 +158,8 @@ def table_of(jobs: Sequence[Job]) -> Int64:
 
 
 def _fill(row: Int64, job: Job, given: int) -> None:
-    arrays = (job.parameter, *job.entries, job.copy)
-    for tensor, column in zip(arrays, ADDRESSES, strict=True):
+    arrays = (job.parameter, *job.entries, job.copy, job.marks)
+    for tensor, column in zip(arrays, (*ADDRESSES, MARKS), strict=True):
         row[column.value] = 0 if tensor is None else tensor.data_ptr()
     for tensor, column, is_double in (
         (job.step, STEP, STEP_IS_DOUBLE),
