@@ -7,7 +7,7 @@ those of parameters that a step leaves out after it.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -15,8 +15,9 @@ from torch import Tensor
 
 from adamas.torch import arguments, distributed, small
 from adamas.torch.arguments import CopyTo
-from adamas.torch.grouping import parameters_of, places_of
+from adamas.torch.grouping import places_of
 from adamas.torch.keeping import Keeping
+from adamas.torch.tracking import Tracking
 
 __all__ = ["Copies", "made"]
 
@@ -106,20 +107,21 @@ class Copies:
         groups: Iterable[dict[str, Any]],
         states: Mapping[Tensor, dict[str, Any]],
         keeping: Keeping,
+        tracking: Tracking,
         *,
-        at_reading: bool = False,
+        at_reading: Container[int] | None = None,
     ) -> None:
-        """Bring copies up to date: at reading all of them, else those that no step writes."""
-        if at_reading:
-            self.fit(parameters_of(groups))
+        """Bring copies up to date: at reading those in these places, else those no step writes."""
         for group, p, place in places_of(groups):
-            if p.grad is not None and not at_reading:
+            if p.grad is not None and at_reading is None:
                 continue
             now = (p._version, distributed.local(p.detach()).data_ptr())
-            if at_reading or self._renewed.get(place) != now:
+            is_due = self._renewed.get(place) != now if at_reading is None else place in at_reading
+            if is_due:
                 keeps = keeping.remainder(group, p) is not None
                 remainder = states.get(p, {}).get("remainder") if keeps else None
-                _renew(self.tensors[place], p, remainder)
+                with tracking.renewing(place):
+                    _renew(self.tensors[place], p, remainder)
                 self._renewed[place] = now
 
 

@@ -40,6 +40,7 @@ __all__ = [
     "sets_of",
     "shape_by_runs",
     "shard_groups",
+    "sharers",
     "spread_as",
     "with_part",
     "with_values",
@@ -300,6 +301,18 @@ def shard_groups(parameter: Tensor) -> tuple[Any, ...]:
         for dimension, cut in enumerate(cuts(parameter))
         if cut is not None
     )
+
+
+def sharers(parameters: Iterable[Tensor]) -> tuple[int, tuple[int, ...]]:
+    """Return the rank of this process, and those that have other elements of any parameter.
+
+    (0, (0,)) where this process has all of all.
+    """
+    cut = [p for p in parameters if is_distributed(p) and is_cut(p)]
+    if not cut:
+        return 0, (0,)
+    ranks = (rank for p in cut for rank in _ranks_of_mesh(p, whole=False))
+    return dist.get_rank(), tuple(sorted({dist.get_rank(), *ranks}))
 
 
 # ── sums over processes ────────────────────────────────────────────────────────────────────────

@@ -104,7 +104,13 @@ class Keeping(NamedTuple):
         return small.REMAINDERS.get(group.get("rounding", "")) if is_kept else None
 
     def member(
-        self, group: Group, parameter: Tensor, place: int, state: State, copy: Tensor | None
+        self,
+        group: Group,
+        parameter: Tensor,
+        place: int,
+        state: State,
+        copy: Tensor | None,
+        marks: Tensor | None = None,
     ) -> Member:
         """Return a parameter with what belongs to it; ``state`` is what is there of it yet."""
         step, names = self.method.names(group)
@@ -125,6 +131,7 @@ class Keeping(NamedTuple):
             is_offloaded=self.is_offloaded(parameter),
             copy=copy,
             own_step=self.method.own_step(group),
+            marks=marks,
         )
 
     def fitted(self, state: State, parameter: Tensor, group: Group) -> State:

@@ -37,6 +37,8 @@ class Member(NamedTuple):
     is_offloaded: bool
     copy: Tensor | None
     own_step: OwnStep | None  # of a group that follows another rule
+    #: Of this process's part, in the order in which it is flattened; None: no changes are tracked.
+    marks: Tensor | None = None
 
     @property
     def has_gradient(self) -> bool:

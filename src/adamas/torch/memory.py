@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from torch import Tensor
 
-__all__ = ["Memory", "meeting"]
+__all__ = ["Memory", "meeting", "sharing"]
 
 
 class Memory:
@@ -47,6 +47,22 @@ def meeting(tensors: Sequence[Tensor], others: Iterable[Tensor]) -> list[bool]:
     for start, end in map(_span, tensors):
         before = bisect.bisect_left(starts, end)
         found.append(before > 0 and reached[before - 1] > start)
+    return found
+
+
+def sharing(tensors: Iterable[Tensor | None]) -> set[int]:
+    """Return the places of tensors whose memory meets that of another; None stands for no memory.
+
+    As in ``Memory``, that of a tensor reaches from its first element to its last.
+    """
+    given = [(*_span(each), i) for i, each in enumerate(tensors) if each is not None]
+    found: set[int] = set()
+    end, last = 0, -1
+    for start, stop, place in sorted(each for each in given if each[0] < each[1]):
+        if start < end:
+            found |= {last, place}
+        if stop > end:
+            end, last = stop, place
     return found
 
 

@@ -37,6 +37,7 @@ from adamas.torch.methods import Method
 from adamas.torch.numbers import Scaling
 from adamas.torch.reports import Reports
 from adamas.torch.stepper import Stepper
+from adamas.torch.tracking import Tracking
 from adamas.torch.turns import Snapshot, Still
 from adamas.turns import would_lose
 
@@ -81,10 +82,13 @@ class Optimizer(Reports, torch.optim.Optimizer):
         self._engine: Engine | None = chosen.engine
         self._clip_group = chosen.clip_group
         self._copies = Copies(chosen.copy_to)
+        self._tracking = Tracking(chosen.phase.track_changes)
         self._begin()
         super().__init__(cast(Any, params), defaults)
         arguments.check_remainder(self.param_groups)
-        self._copies.begin(chosen.copy_to, parameters_of(self.param_groups))
+        parameters = parameters_of(self.param_groups)
+        self._copies.begin(chosen.copy_to, parameters)
+        self._tracking.begin(parameters, self._copies.tensors)
         self._show()
 
     def _check(self, given: dict[str, Any]) -> None:
@@ -95,7 +99,7 @@ class Optimizer(Reports, torch.optim.Optimizer):
         """Begin the steps anew: of a new optimizer, or of one that has loaded."""
         before = self.__dict__.get("_stepper")
         self._method = self._made_method(type(self).__name__)
-        self._stepper = Stepper(self._keeping, self._engine, self._copies, before)
+        self._stepper = Stepper(self._keeping, self._engine, self._copies, self._tracking, before)
 
     def _change_phase(self, changes: Mapping[str, Any]) -> None:
         """Take other options of the phase from the next step on."""
@@ -228,6 +232,7 @@ class Optimizer(Reports, torch.optim.Optimizer):
         try:
             self._keeping.refuse_group(group, self.defaults)
             self._copies.add(given, group)
+            self._stepper.fit(self.param_groups)
         except BaseException:
             del self.param_groups[-1]
             raise
@@ -281,6 +286,7 @@ class Optimizer(Reports, torch.optim.Optimizer):
     def __getstate__(self) -> dict[str, Any]:
         """Return what torch keeps, and the phase; refuse to be pickled with steps between."""
         with self._stepper.held(would_lose("a copy")):
+            self._stepper.settle(self.param_groups, self.state)
             kept = settings.stepping(self)
             own = {name: getattr(kept, name) for name in (*_OWN, "skipped")}
             state = {**super().__getstate__(), **own, _STILL: Still(self, self._stepper.turn)}
@@ -299,6 +305,9 @@ class Optimizer(Reports, torch.optim.Optimizer):
         for name, made in _OWN.items():
             self.__dict__.setdefault(name, made())
         self._copies = copy(self._copies)  # of its own, where copy.copy() shares all else
+        is_load = "_tracking" not in state
+        goes_on = self._tracking.loaded if is_load else self._tracking.of
+        self._tracking = goes_on(parameters_of(self.param_groups), self._copies.tensors, self.state)
         chosen = state.get(settings.KEY, {})
         self._phase = replace(self._phase, **chosen)
         self._phase_set = self._phase_set.union(chosen)
@@ -322,6 +331,7 @@ _OWN: dict[str, Callable[[], Any]] = {
     "_engine": lambda: None,
     "_clip_group": lambda: None,
     "_copies": Copies,
+    "_tracking": Tracking,
 }
 _STILL = "still"
 _NOT_KEPT = (_STILL, "skipped", settings.KEY)

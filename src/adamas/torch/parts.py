@@ -23,6 +23,7 @@ __all__ = [
     "MOST_RUNS",
     "are_alike",
     "here",
+    "in_whole",
     "is_alike",
     "is_awaited",
     "local",
@@ -119,6 +120,40 @@ def runs(parameter: Tensor) -> tuple[Runs, ...] | None:
         outer = (outer[:, None] * whole + distributed.listed(along)).ravel()
     starts = ((outer[:, None] * shape[last] + begins) * inner).ravel()
     return _joined(starts, np.tile(lengths, len(outer)))
+
+
+def in_whole(parameter: Tensor, indices: Tensor) -> Tensor:
+    """Return where elements of this process's part stand in the whole tensor, flattened.
+
+    Of ascending indices they ascend. int32, or int64 where the whole tensor has more elements than
+    that can count.
+    """
+    is_narrow = parameter.numel() <= torch.iinfo(torch.int32).max
+    dtype = torch.int32 if is_narrow else torch.int64
+    if not distributed.is_distributed(parameter) or not len(indices):
+        return indices.to(dtype)
+    rest, found, pitch = indices.to(torch.int64), torch.zeros_like(indices, dtype=torch.int64), 1
+    for length, blocks in reversed(_axes(parameter)):
+        own = sum(map(len, blocks))
+        along = rest % own
+        rest = rest // own
+        if own != length:
+            along = torch.from_numpy(distributed.listed(blocks)).to(along.device)[along]
+        found += along * pitch
+        pitch *= length
+    return found.to(dtype)
+
+
+def _axes(parameter: Tensor) -> list[tuple[int, list[range]]]:
+    """Return lengths of dimensions with what this process has along each; uncut ones as one."""
+    found: list[tuple[int, list[range]]] = []
+    for length, blocks in zip(parameter.shape, distributed.own_blocks(parameter), strict=True):
+        if found and [range(found[-1][0])] == found[-1][1] and [range(length)] == blocks:
+            joint = found.pop()[0] * length
+            found.append((joint, [range(joint)]))
+        else:
+            found.append((length, blocks))
+    return found
 
 
 def _joined(starts: Any, lengths: Any) -> tuple[Runs, ...] | None:

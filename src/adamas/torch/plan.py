@@ -111,6 +111,10 @@ class Plan:
         self.native = None if native is None else native.plan
         #: The native step, where it is all there is to do and reports nothing.
         self.direct = None if native is None else native.direct
+        #: Whether it marks all that it changes, and looks for itself whether others wrote to it.
+        self.tracks = native is not None and native.marks_itself
+        if phase.track_changes and not self.tracks:
+            self.direct = None
         #: What launches steps on devices, all of it or a part, or None.
         self.device = next((each for each in self._routes if isinstance(each, OnDevice)), None)
 
@@ -125,6 +129,12 @@ class Plan:
     def routes(self) -> dict[int, str]:
         """The name of the route of each parameter that was stepped last, by place."""
         return {member.place: route.name for route in self._routes for member in route.stepped}
+
+    @property
+    def unmarked(self) -> list[int]:
+        """Places of the parameters whose routes do not mark what they change."""
+        routes = (route for route in self._routes if not route.marks_itself)
+        return [member.place for route in routes for member in route.members]
 
     @property
     def is_idle(self) -> bool:
@@ -454,9 +464,10 @@ class Planner:
         for group, parameter, place in places_of(owned.groups):
             if (parameter.grad is not None) is present:
                 copy = owned.copies[place] if owned.copies else None
+                marks = owned.marks[place] if owned.marks else None
                 state = owned.states.get(parameter)
                 state = {} if state is None else state
-                yield self.keeping.member(group, parameter, place, state, copy)
+                yield self.keeping.member(group, parameter, place, state, copy, marks)
 
     def _absent(self, owned: Owned) -> Iterator[Member]:
         """Yield parameters without a gradient that could be stepped at once if they had one."""

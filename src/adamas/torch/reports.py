@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from torch import Tensor
 
+from adamas.changes import Change, Changes
+from adamas.checks import check_flag
 from adamas.options import Phase
-from adamas.settings import fixed_method
+from adamas.settings import fixed_method, stepping
 from adamas.statistics import NOT_TAKEN
-from adamas.torch.grouping import names_of
+from adamas.torch import distributed
+from adamas.torch.grouping import names_of, parameters_of
 from adamas.torch.stepper import Stepper
+from adamas.torch.tracking import NOT_TRACKED, Tracking
 
 __all__ = ["Reports"]
 
@@ -20,6 +25,7 @@ class Reports:
 
     _phase: Phase
     _stepper: Stepper
+    _tracking: Tracking
     param_groups: list[dict[str, Any]]
     state: Any
 
@@ -46,6 +52,19 @@ class Reports:
         with self._stepper.held():
             return self._stepper.record.statistics(names_of(self.param_groups))
 
+    def changes(self, *, clear: bool = True) -> Changes:
+        """Return what has changed since the last changes were told: ``Change`` by tensor.
+
+        A change has indices in the whole flattened tensor and values, of the parameter as it is
+        stored, or of its low-precision copy (``copy_to``). Of distributed tensors each process
+        tells its own part. All of a parameter has changed after a load, where its group was added,
+        and where something else than a step wrote to it. (What is written through ``.data`` is not
+        seen.) With ``clear=False`` the next call tells all of it again. Raises RuntimeError without
+        ``track_changes``, and while ``ema_weights()`` is open.
+        """
+        check_flag("clear", clear)
+        return _told(stepping(self), clear)
+
     @property
     def skipped(self) -> int:
         """How many steps were skipped, since a gradient was NaN or infinite."""
@@ -64,3 +83,47 @@ class Reports:
         ``ema_weights()`` is open they are those of the weights in training.
         """
         return self._stepper.copies(self.param_groups, self.state)
+
+
+#: Why nothing is told while the averages are in place.
+_AVERAGED = "what steps have changed cannot be told: it is of the weights in training"
+_WENT_ON = (
+    "A step, a load, an added group or other changes came between the tensors of these changes, so "
+    "they are of no one moment any more. Nothing is lost: call optimizer.changes() again, and go "
+    "through it between steps."
+)
+
+
+def _told(optimizer: Any, clear: bool) -> Changes:
+    """Return the changes of an optimizer as it is now."""
+    if not optimizer._phase.track_changes:
+        raise RuntimeError(NOT_TRACKED)
+    with optimizer._stepper.held(_AVERAGED):
+        names = names_of(optimizer.param_groups)
+        optimizer._stepper.settle(optimizer.param_groups, optimizer.state)
+        tracking: Tracking = optimizer._tracking
+        moment, numbers = tracking.moment, (tracking.first_step, tracking.steps)
+        is_whole = tracking.is_whole
+        own, among = distributed.sharers(parameters_of(optimizer.param_groups))
+
+    def refuse_later() -> None:
+        if optimizer._tracking is not tracking or tracking.moment != moment:
+            raise RuntimeError(_WENT_ON)
+
+    def each() -> Iterator[Change]:
+        for place, name in enumerate(names):
+            with optimizer._stepper.held(_AVERAGED):
+                refuse_later()
+                change = tracking.change(place, name)
+            if change is not None:
+                yield change
+        with optimizer._stepper.held(_AVERAGED):
+            refuse_later()
+
+    def start_anew() -> None:
+        with optimizer._stepper.held(_AVERAGED):
+            refuse_later()
+            tracking.clear()
+
+    clearing = start_anew if clear else None
+    return Changes(each, clearing, *numbers, is_whole, chain=tracking.chain, part=own, parts=among)

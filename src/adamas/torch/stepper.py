@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adamas.engines.triton.launches import DeviceOutcome
 from adamas.torch import arguments, distributed, gradients
 from adamas.torch.arguments import Engine
 from adamas.torch.averages import Averages, Weights
@@ -18,7 +19,8 @@ from adamas.torch.keeping import Group, Keeping
 from adamas.torch.numbers import Scaling
 from adamas.torch.plan import OVERFLOWED, Plan, Planner
 from adamas.torch.record import Record
-from adamas.torch.routes import Groups, Owned, States
+from adamas.torch.routes import Groups, Made, Owned, States
+from adamas.torch.tracking import Tracking
 from adamas.torch.turns import Turn
 from adamas.turns import CHANGED, IN_PLACE, NO_AVERAGE
 
@@ -29,7 +31,12 @@ class Stepper:
     """What goes on from step to step; groups and states are the optimizer's, as they are then."""
 
     def __init__(
-        self, keeping: Keeping, engine: Engine | None, copies: Copies, before: Stepper | None
+        self,
+        keeping: Keeping,
+        engine: Engine | None,
+        copies: Copies,
+        tracking: Tracking,
+        before: Stepper | None,
     ) -> None:
         """Begin without a plan; keep turn and counts of ``before``, where there is one."""
         self.turn = Turn() if before is None else before.turn
@@ -38,6 +45,7 @@ class Stepper:
         self._planner = Planner(keeping, engine)
         self._copies = copies
         copies.doubt()
+        self._tracking = tracking
         self._plan: Plan | None = None
         #: By which the last step was made; the routes by place alone where it was for once.
         self._last: Plan | dict[int, str] = {}
@@ -118,7 +126,7 @@ class Stepper:
 
     def _step_by(self, plan: Plan, groups: Groups, scaling: Scaling) -> bool:
         """Make one step by a plan that is new or fits; False, having done nothing, if it cannot."""
-        made = plan.step(scaling)
+        made = self._tracked(plan, scaling) if self._tracking.is_on else plan.step(scaling)
         if made is NotImplemented:
             return False
         if made is not OVERFLOWED:
@@ -129,18 +137,42 @@ class Stepper:
                 self._install(None)
         return True
 
+    def _tracked(self, plan: Plan, scaling: Scaling) -> Made | None:
+        """Make one step by a plan, and have marked what it changes."""
+        tracking = self._tracking
+        compared = {*plan.unmarked, *tracking.shared}
+        places = [] if plan.tracks else [member.place for member in plan.members]
+        tracking.look(places)
+        with tracking.comparing(sorted(compared)) if compared else nullcontext():
+            made = plan.step(scaling)
+        if made is not NotImplemented and made is not OVERFLOWED:
+            tracking.saw(places)
+            if made is None or isinstance(made, DeviceOutcome) or made.applied:
+                tracking.steps += 1
+        return made
+
+    def fit(self, groups: Groups) -> None:
+        """Let copies and marks be those of the parameters that there are."""
+        parameters = parameters_of(groups)
+        if self._copies.tensors:
+            self._copies.fit(parameters)
+        if self._tracking.fit(parameters, self._copies.tensors):
+            self._install(None)
+            self._planner.go_by(self.keeping)  # plans of before have other marks
+
     @torch.no_grad()
     def _step_closely(
         self, groups: Groups, states: States, defaults: Group, scaling: Scaling
     ) -> None:
         """Make one step after a close look at every parameter, with a plan for the next."""
         names = names_of(groups)
-        if self._copies.tensors:
-            self._copies.fit(parameters_of(groups))
+        self.fit(groups)
         arguments.check_groups(groups, defaults)
         planner = self._planner
         is_for_state = not states and distributed.is_asked_for_state()
-        owned = Owned(groups, states, names, self._copies.tensors)
+        tracking = self._tracking
+        versions = tracking.versions if tracking.is_on else None
+        owned = Owned(groups, states, names, self._copies.tensors, tracking.marks, versions)
         read, written = planner.read_and_written(owned)
         with gradients.laid_out(read) as found, gradients.kept_apart(read, written):
             self._laid_otherwise = [*self._laid_otherwise, *found]
@@ -165,12 +197,32 @@ class Stepper:
         direct = None if self._plan is None else self._plan.direct
         native = None if self._plan is None or direct is None else self._plan.native
         if native is not None and self._copies.tensors:
-            direct = _with_copies(native, self.turn, self.averages, self._copies, self.keeping)
+            direct = _with_copies(
+                native, self.turn, self.averages, self._copies, self.keeping, self._tracking
+            )
+        if direct is not None and self._tracking.is_on:
+            direct = None if self._tracking.shared else _counted(direct, self._tracking)
+        native = None if direct is None else native
         self.direct, self.turn.plan = direct, native
 
     def pause(self) -> None:
         """Let each step ask first whether it may be made."""
         self.direct = self.turn.plan = None
+
+    # -- changes -------------------------------------------------------------------------------
+
+    def settle(self, groups: Groups, states: States) -> None:
+        """Have all that is marked stand in the marks, and what is told of it in the copies."""
+        tracking = self._tracking
+        if not tracking.is_on:
+            return
+        check_parameters(groups)
+        self.fit(groups)
+        tracking.look()
+        stale = frozenset(tracking.stale)
+        if self._copies.tensors and stale:
+            self._copies.renew(groups, states, self.keeping, tracking, at_reading=stale)
+        tracking.stale.clear()
 
     # -- copies and averages -------------------------------------------------------------------
 
@@ -178,7 +230,7 @@ class Stepper:
         """Bring copies up to date that the last step has not written."""
         native = None if self._plan is None else self._plan.native
         if native is None or native.stepped < len(self._copies.tensors):
-            self._copies.renew(groups, states, self.keeping)
+            self._copies.renew(groups, states, self.keeping, self._tracking)
 
     def copies(self, groups: Groups, states: States) -> list[Tensor]:
         """Return copies of the weights in training, up to date."""
@@ -186,9 +238,16 @@ class Stepper:
             return []
         with self.turn.held():
             if not self.averages.are_in_place:
-                check_parameters(groups)
-                self._copies.renew(groups, states, self.keeping, at_reading=True)
+                self._renew_all(groups, states)
             return list(self._copies.tensors)
+
+    def _renew_all(self, groups: Groups, states: States) -> None:
+        """Bring all copies up to date."""
+        check_parameters(groups)
+        self.fit(groups)
+        self._tracking.look()
+        everywhere = range(len(self._copies.tensors))
+        self._copies.renew(groups, states, self.keeping, self._tracking, at_reading=everywhere)
 
     @contextmanager
     def averaged(self, groups: Groups, states: States) -> Generator[None]:
@@ -202,6 +261,8 @@ class Stepper:
                 if self.averages.are_in_place:
                     raise RuntimeError(IN_PLACE)
                 self.copies(groups, states)  # while the weights in training are there
+                self.fit(groups)
+                self._tracking.look()
                 kept = self.averages.kept(states, self.keeping)
                 self.pause()
                 self.averages.put(kept)
@@ -210,11 +271,17 @@ class Stepper:
             if kept is not None:
                 with self.turn.held():
                     self.averages.take_back(kept)
+                    self._tracking.saw_again(parameter for parameter, _, _ in kept)
                     self.resume()
 
 
 def _with_copies(
-    plan: Any, turn: Turn, averages: Averages, copies: Copies, keeping: Keeping
+    plan: Any,
+    turn: Turn,
+    averages: Averages,
+    copies: Copies,
+    keeping: Keeping,
+    tracking: Tracking,
 ) -> Callable[[Groups, States], Any]:
     """Return what makes a native step that is all there is to do, but for copies left out by it.
 
@@ -226,7 +293,21 @@ def _with_copies(
         if outcome is None and plan.stepped < len(copies.tensors):
             with turn.held():
                 if not averages.are_in_place:
-                    copies.renew(groups, states, keeping)
+                    copies.renew(groups, states, keeping, tracking)
+        return outcome
+
+    return step
+
+
+def _counted(
+    direct: Callable[[Groups, States], Any], tracking: Tracking
+) -> Callable[[Groups, States], Any]:
+    """Return what makes a native step that is all there is to do, and counts it."""
+
+    def step(groups: Groups, states: States) -> Any:
+        outcome = direct(groups, states)
+        if outcome is None:
+            tracking.steps += 1
         return outcome
 
     return step

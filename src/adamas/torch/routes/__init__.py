@@ -16,6 +16,8 @@ from __future__ import annotations
 from collections.abc import Callable, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from adamas.engines.triton.launches import DeviceOutcome
@@ -44,6 +46,11 @@ class Owned(NamedTuple):
     names: Sequence[str]
     #: Of all parameters; none where there are none.
     copies: Sequence[Tensor]
+    #: Of all parameters, of this process's parts: what has changed (``adamas.torch.tracking``);
+    #: none where that is not tracked.
+    marks: Sequence[Tensor] = ()
+    #: Of all parameters, their versions after the last step, where changes are tracked.
+    versions: NDArray[np.int64] | None = None
 
 
 class Setup(NamedTuple):
@@ -75,6 +82,8 @@ class Route:
 
     #: What ``adamas.torch.Optimizer.routes`` calls it.
     name: str
+    #: Whether it sets the marks of its members; else parameters are compared with what they were.
+    marks_itself = False
 
     def __init__(self, members: Sequence[Member], setup: Setup) -> None:
         self._all = tuple(members)

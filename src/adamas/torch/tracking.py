@@ -1,0 +1,344 @@
+"""Which elements of the parameters have changed: marks that steps set, one bit an element.
+
+What is compared is the parameter as it is stored, or its low-precision copy where it has one, and
+of a distributed tensor this process's part. A step marks what it changes itself. What else writes
+to a parameter is told by its version, or by other memory: then all of it has changed.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from copy import copy
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn.parameter import is_lazy
+
+from adamas.changes import Chain, Change
+from adamas.torch import memory, parts
+
+__all__ = ["NOT_TRACKED", "WORD", "Tracking"]
+
+#: Elements whose marks stand in one int32; that of element i is bit i % 32 of word i // 32.
+WORD = 32
+#: Elements that are looked at at once where bits are compared.
+_SLAB = 1 << 20
+
+NOT_TRACKED = (
+    "Changes are not tracked. Create the optimizer with track_changes=True, and load the "
+    "state_dict() of this one to go on."
+)
+
+
+class _Seen(NamedTuple):
+    """Where a parameter was, and what of it is compared, when it was last looked at."""
+
+    parameter: int  # addresses
+    compared: int
+    elements: int
+    dtype: torch.dtype
+    device: torch.device  # of the parameter
+
+
+class Tracking:
+    """Marks of all parameters, in their order; of none, where changes are not tracked."""
+
+    def __init__(self, is_on: bool = False) -> None:
+        """Begin without marks, before the parameters are there."""
+        self.is_on = is_on
+        #: Of each parameter, int32, in the order of the flattened part that this process has.
+        self.marks: list[Tensor] = []
+        #: Of each parameter, its version as the last step has left it; the native engine, too,
+        #: reads and writes it.
+        self.versions: NDArray[np.int64] = np.zeros(0, np.int64)
+        #: How many steps were made; those that a device has left out count, since nothing waits.
+        self.steps = 0
+        #: How many there were when marks were last cleared.
+        self._cleared_at = 0
+        #: Places of copies that are to be brought up to date before they are told.
+        self.stale: set[int] = set()
+        #: Where those stand who follow the changes.
+        self.chain = Chain()
+        self._has_begun = False
+        self._forget()
+
+    def _forget(self) -> None:
+        """Know no parameters."""
+        self._parameters: list[Tensor] = []
+        #: What is compared, and versions of copies as they were left.
+        self._compared: list[Tensor] = []
+        self._copied: list[int] = []
+        self._seen: list[_Seen] = []
+        #: Places of those that share memory with others: a step of one may change another.
+        self.shared: frozenset[int] = frozenset()
+        #: How often parameters became others, or marks were cleared.
+        self._turns = 0
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Return marks and counts; parameters belong to the groups, and versions to them."""
+        kept = ("is_on", "marks", "steps", "_cleared_at", "stale", "chain", "_has_begun")
+        return {name: getattr(self, name) for name in kept}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Take marks and counts over; ``of`` brings them to parameters."""
+        self.__dict__.update(state)
+        self.versions = np.zeros(0, np.int64)
+        self._forget()
+
+    # -- whose marks they are ------------------------------------------------------------------
+
+    def begin(self, parameters: Sequence[Tensor], copies: Sequence[Tensor]) -> None:
+        """Begin with parameters of which nothing has changed."""
+        self._has_begun = self.is_on
+        self.fit(parameters, copies)
+        self.clear()
+        self.stale.clear()
+
+    def of(
+        self,
+        parameters: Sequence[Tensor],
+        copies: Sequence[Tensor],
+        states: Mapping[Any, Any],  # noqa: ARG002
+    ) -> Tracking:
+        """Return the same, in memory of its own, for parameters in the places of these."""
+        own = copy(self)
+        own.chain = copy(self.chain)
+        own.fit(parameters, copies)
+        for place, (marks, before) in enumerate(zip(own.marks, self.marks, strict=False)):
+            if marks.shape == before.shape and place not in self.stale:
+                own.stale.discard(place)
+            if marks.shape == before.shape:
+                marks.copy_(before)
+        return own
+
+    def loaded(
+        self, parameters: Sequence[Tensor], copies: Sequence[Tensor], states: Mapping[Any, Any]
+    ) -> Tracking:
+        """Return what goes on after a load: of all parameters everything has changed."""
+        own = copy(self)
+        own.chain = copy(self.chain)
+        if self.is_on:
+            own.steps = own._cleared_at = max(map(int, _steps_in(states)), default=self.steps)
+        own.fit(parameters, copies)
+        return own
+
+    def fit(self, parameters: Sequence[Tensor], copies: Sequence[Tensor]) -> bool:
+        """Let marks be those of these parameters; return whether any are in other memory now.
+
+        Of a parameter that is new, or in other memory than before, everything has changed.
+        """
+        if not self._has_begun:
+            return False
+        compared = copies or parameters
+        seen = [*map(_seen, parameters, compared)]
+        if seen == self._seen and _are(parameters, self._parameters):
+            if copies:
+                self._compared = [*compared]
+            return False
+        before = {id(p): place for place, p in enumerate(self._parameters)}
+        known = [before.get(id(p)) for p in parameters]
+        marks: list[Tensor] = []
+        versions = np.zeros(len(parameters), np.int64)
+        stale: set[int] = set()
+        copied: list[int] = []
+        for place, (now, p, old) in enumerate(zip(seen, parameters, known, strict=True)):
+            words = -(-now.elements // WORD)
+            own = None if old is None else self.marks[old]
+            if own is None or own.numel() != words or own.device != now.device:
+                with torch.inference_mode(False):
+                    own = torch.zeros(words, dtype=torch.int32, device=now.device)
+            if old is None or now != self._seen[old]:
+                _fill(own, now.elements)
+                stale.add(place)
+                versions[place], version = version_of(p), _copy_version(p, compared[place])
+                copied.append(version)
+            else:
+                versions[place] = self.versions[old]
+                copied.append(self._copied[old])
+                if old in self.stale:
+                    stale.add(place)
+            marks.append(own)
+        is_as_before = _are(marks, self.marks)
+        self._parameters, self._compared, self._seen = [*parameters], [*compared], seen
+        self._copied, self.stale = copied, stale
+        self.shared = _shared([*map(parts.local, compared)])
+        self._turns += 1
+        if is_as_before:
+            self.versions[:] = versions  # plans have this array
+        else:
+            self.marks, self.versions = marks, versions
+        return not is_as_before
+
+    # -- what else writes ----------------------------------------------------------------------
+
+    def look(self, places: Iterable[int] | None = None) -> None:
+        """Mark all of the parameters that something else than a step has written to."""
+        for place in range(len(self.marks)) if places is None else places:
+            now = version_of(self._parameters[place])
+            copied = _copy_version(self._parameters[place], self._compared[place])
+            if now != self.versions[place] or copied != self._copied[place]:
+                _fill(self.marks[place], self._seen[place].elements)
+                self.stale.add(place)
+                self.versions[place], self._copied[place] = now, copied
+
+    def saw(self, places: Iterable[int]) -> None:
+        """Take parameters as they are now for what a step has left."""
+        for place in places:
+            self.versions[place] = version_of(self._parameters[place])
+            self._copied[place] = _copy_version(self._parameters[place], self._compared[place])
+
+    def saw_again(self, parameters: Iterable[Tensor]) -> None:
+        """Take parameters for what a step has left: they have the values that they had."""
+        given = {id(p) for p in parameters}
+        self.saw(place for place, p in enumerate(self._parameters) if id(p) in given)
+
+    @contextmanager
+    def comparing(self, places: Collection[int]) -> Generator[None]:
+        """Mark what changes meanwhile at places, by comparing it with what it was before."""
+        before = [_flat_bits(self._compared[place]).clone() for place in places]
+        try:
+            yield
+        finally:
+            for place, old in zip(places, before, strict=True):
+                self.marks[place].bitwise_or_(_marks_of(old, _flat_bits(self._compared[place])))
+
+    @contextmanager
+    def renewing(self, place: int) -> Generator[None]:
+        """Mark what changes meanwhile in a copy that is brought up to date."""
+        if not self._has_begun:
+            yield
+            return
+        with self.comparing([place]):
+            yield
+        self._copied[place] = _copy_version(self._parameters[place], self._compared[place])
+
+    # -- what is told --------------------------------------------------------------------------
+
+    @property
+    def moment(self) -> tuple[int, ...]:
+        """What is another after each step, and after whatever changes marks."""
+        return self.steps, int(self.versions.sum()), self._turns
+
+    @property
+    def first_step(self) -> int:
+        """Number of the first step whose changes are marked."""
+        return min(self._cleared_at, self.steps) + 1
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether all elements of all parameters are marked."""
+        counts = [each.elements for each in self._seen]
+        return any(counts) and all(map(_is_full, self.marks, counts))
+
+    def change(self, place: int, name: str) -> Change | None:
+        """Return what has changed of a parameter; None where nothing has."""
+        p, compared = self._parameters[place], self._compared[place]
+        found = _marked(self.marks[place], self._seen[place].elements)
+        if not len(found):
+            return None
+        part = parts.here(compared).detach()
+        part = part.resolve_conj().resolve_neg().reshape(-1)
+        values = part.index_select(0, found.to(part.device))
+        whole = parts.in_whole(p, found)
+        return Change(name, whole, values, tuple(p.shape))
+
+    def clear(self) -> None:
+        """Start anew: nothing has changed."""
+        for each in self.marks:
+            each.zero_()
+        self._cleared_at = self.steps
+        self._turns += 1
+
+
+def version_of(parameter: Tensor) -> int:
+    """Return what is another after each write that PyTorch sees."""
+    version = 0 if parameter.is_inference() else parameter._version
+    part = parts.local(parameter)
+    if part is not parameter and not part.is_inference():
+        version += part._version
+    return version
+
+
+def _copy_version(parameter: Tensor, compared: Tensor) -> int:
+    """Return the version of a copy; 0 where the parameter itself is compared."""
+    return 0 if compared is parameter else version_of(compared)
+
+
+def _seen(parameter: Tensor, compared: Tensor) -> _Seen:
+    if is_lazy(parameter):  # its first pass gives it memory
+        return _Seen(0, 0, 0, torch.float32, torch.device("cpu"))
+    part, own = parts.local(parameter), parts.local(compared)
+    return _Seen(_address(part), _address(own), own.numel(), own.dtype, part.device)
+
+
+def _address(tensor: Tensor) -> int:
+    return tensor.data_ptr() if tensor.layout == torch.strided else 0
+
+
+def _are(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Return whether both have the same tensors."""
+    return len(tensors) == len(others) and all(map(operator.is_, tensors, others))
+
+
+def _shared(compared: Sequence[Tensor]) -> frozenset[int]:
+    """Return the places of those that share memory with others."""
+    found = memory.sharing(each if _address(each) else None for each in compared)
+    return frozenset(found)
+
+
+def _steps_in(states: Mapping[Any, Any]) -> Iterator[float]:
+    """Yield the numbers of steps that states have."""
+    for state in states.values():
+        step = state.get("step") if isinstance(state, dict) else None
+        if isinstance(step, Tensor):
+            yield float(step.item())
+
+
+# ── bits ───────────────────────────────────────────────────────────────────────────────────────
+
+
+def _fill(marks: Tensor, count: int) -> None:
+    """Mark all elements; bits behind the last one stay 0."""
+    marks.fill_(-1)
+    if count % WORD:
+        marks[-1] = (1 << count % WORD) - 1
+
+
+def _is_full(marks: Tensor, count: int) -> bool:
+    whole = count // WORD
+    last = (1 << count % WORD) - 1
+    is_full = bool((marks[:whole] == -1).all())
+    return is_full and (not last or int(marks[-1].item()) == last)
+
+
+def _flat_bits(tensor: Tensor) -> Tensor:
+    """Return the bits of this process's part of a tensor, a row of bytes for each element."""
+    part = parts.here(tensor).detach().resolve_conj().resolve_neg().reshape(-1)
+    return part.view(torch.uint8).view(len(part), -1) if len(part) else part.new_zeros(0, 1)
+
+
+def _marks_of(before: Tensor, after: Tensor) -> Tensor:
+    """Return the marks of rows of bytes that differ."""
+    words: list[Tensor] = []
+    for old, new in zip(before.split(_SLAB), after.split(_SLAB), strict=True):
+        differs = (old != new).any(1)
+        padded = torch.nn.functional.pad(differs, (0, -len(differs) % WORD)).view(-1, WORD)
+        shifts = torch.arange(WORD, device=differs.device)
+        words.append((padded.to(torch.int64) << shifts).sum(1).to(torch.int32))
+    return torch.cat(words)
+
+
+def _marked(marks: Tensor, count: int) -> Tensor:
+    """Return where marks are set: int32, or int64 where there are more than it can count."""
+    shifts = torch.arange(WORD, device=marks.device, dtype=torch.int32)
+    found = [torch.zeros(0, dtype=torch.int64, device=marks.device)]
+    for i, words in enumerate(marks.split(_SLAB // WORD)):
+        bits = (words[:, None] >> shifts) & 1
+        found.append(bits.view(-1).nonzero().view(-1) + i * _SLAB)
+    where = torch.cat(found)
+    return where if count > torch.iinfo(torch.int32).max else where.to(torch.int32)
