@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from adamas import settings
+from adamas import hooks, settings
 from adamas.assignments import all_at_once, attribute
 from adamas.checks import check_rate, is_listed, with_known_options
 from adamas.dialects import Dialect, with_conventions
@@ -69,7 +69,7 @@ __all__ = ["Adam", "AdamW", "Momentum", "Optimizer", "ParameterGroup", "RMSProp"
 Array = NDArray[Any]
 
 #: What is made anew where an optimizer is copied or pickled, or stored in another form.
-_OWN = ("_averaged", "_busy", "_run", "_turn")
+_OWN = ("_averaged", "_busy", "_hooks", "_observers", "_run", "_turn")
 _STILL = "_still"
 
 
@@ -116,6 +116,8 @@ class Optimizer(Reports):
         self._turn = threading.RLock()
         self._busy = False
         self._averaged = False
+        self._hooks = {}
+        self._observers = set()
         self._run = run
 
     # -- the step ----------------------------------------------------------------------------
@@ -147,6 +149,8 @@ class Optimizer(Reports):
                     run.refuse_nonfinite(outcome)
             finally:
                 self._busy = False
+            if self._hooks:
+                hooks.call(self._hooks, self, gradients)
 
     @property
     def groups(self) -> tuple[ParameterGroup, ...]:

@@ -11,10 +11,11 @@ from numpy.typing import NDArray
 from adamas import assignments, settings
 from adamas.assignments import Assignment
 from adamas.checks import check_count
+from adamas.coefficients import clip_factor
 from adamas.engines import OUTCOME, SKIPPED, STEPS, native, reference, triton
 from adamas.groups import Parameters, check_entries
 from adamas.options import Options, Phase
-from adamas.statistics import Outcome
+from adamas.statistics import OfPart, Outcome
 from adamas.trees import Tree
 from adamas.turns import CHANGED
 
@@ -41,6 +42,10 @@ class Run:
     record: list[Any]
     #: The names of the options of the phase that were set in the run.
     phase_set: frozenset[str] = frozenset()
+    #: Whether steps take statistics, whether or not the phase says so.
+    is_observed: bool = False
+    #: The last outcome and its clip_norm, where another one was set since.
+    clipped: tuple[Any, float | None] = (None, None)
     # What a step asks for.
     tree: Tree = field(init=False)
     plan: Any = field(init=False)
@@ -50,7 +55,8 @@ class Run:
         """Plan the steps."""
         rates = [group.options.lr for group in self.parameters.groups]
         groups = tuple(group.planned() for group in self.parameters.groups)
-        plan = _ENGINES[self.engine].Plan(groups, self.phase)
+        phase = replace(self.phase, statistics=True) if self.is_observed else self.phase
+        plan = _ENGINES[self.engine].Plan(groups, phase, keep_sums=phase.statistics)
         object.__setattr__(self, "tree", self.parameters.tree)
         object.__setattr__(self, "plan", plan)
         object.__setattr__(self, "fixed_rates", None if any(map(callable, rates)) else tuple(rates))
@@ -85,6 +91,35 @@ class Run:
         """What the last step reported, if it was asked for anything."""
         return native.outcome_of(self.record[OUTCOME])
 
+    @property
+    def statistics(self) -> tuple[OfPart, ...] | None:
+        """Those of the last step, of each parameter; None where it took none or was left out."""
+        return getattr(self.outcome, "statistics", None)
+
+    @property
+    def clip_factor(self) -> float | None:
+        """What the gradients of the last step were multiplied by, where it was clipped."""
+        limit, outcome = self._clip_norm, self.outcome
+        if limit is None or outcome is None or outcome.norm is None or not outcome.applied:
+            return None
+        return clip_factor(limit, outcome.norm)
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """The learning rate of each group, in the last step."""
+        return self.fixed_rates or self.parameters.rates_at(max(self.steps, 1))
+
+    @property
+    def _clip_norm(self) -> float | None:
+        """Clip_norm of the last step."""
+        last = self.record[OUTCOME]
+        outcome, limit = self.clipped
+        return limit if last is not None and last is outcome else self.phase.clip_norm
+
+    def observed(self, is_observed: bool) -> Run:
+        """Return the run with steps that take statistics, or take them as the phase says."""
+        return self if is_observed == self.is_observed else replace(self, is_observed=is_observed)
+
     def checked(self) -> Run:
         """Return the run with the parameters where they are by now, which may have moved."""
         if self.parameters.check_unchanged():
@@ -110,7 +145,9 @@ class Run:
     def with_phase(self, changes: Mapping[str, Any]) -> Run:
         """Return the run with options of the phase that are set."""
         phase = replace(self.phase, **changes)
-        return replace(self, phase=phase, phase_set=self.phase_set.union(changes))
+        clipped = (self.record[OUTCOME], self._clip_norm)
+        phase_set = self.phase_set.union(changes)
+        return replace(self, phase=phase, phase_set=phase_set, clipped=clipped)
 
     def with_options(self, group: int | None, changes: Mapping[str, Any]) -> Run:
         """Return the run with other options of one group, or of all."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Set
 from types import MethodType
-from typing import Any, Concatenate, Generic, NoReturn, ParamSpec, TypeVar, overload
+from typing import Any, Generic, NoReturn, TypeVar, cast, overload
 
 from adamas.checks import check_names, kind
 from adamas.options import Phase
@@ -64,8 +64,7 @@ _SAID = {
 ANEW = "Create another optimizer with {name}= and load the state_dict() of this one."
 
 _T = TypeVar("_T")
-_P = ParamSpec("_P")
-_R = TypeVar("_R")
+_Method = TypeVar("_Method", bound=Callable[..., Any])
 
 
 class Fixed(Generic[_T]):
@@ -120,28 +119,23 @@ class Setting(Fixed[_T]):
         return stands
 
 
-class fixed_method(Generic[_P, _R]):  # noqa: N801
-    """A method that has the name of an option, and so refuses to be set as one."""
+def fixed_method(function: _Method) -> _Method:
+    """Decorate a method that has the name of an option, and so refuses to be set as one."""
+    return cast(Any, _FixedMethod(function))
 
-    def __init__(self, function: Callable[Concatenate[Any, _P], _R]) -> None:
-        """Decorate ``function``."""
+
+class _FixedMethod:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self._function = function
         self.__doc__ = function.__doc__
 
-    @overload
-    def __get__(self, optimizer: None, owner: type) -> Callable[Concatenate[Any, _P], _R]: ...
-    @overload
-    def __get__(self, optimizer: object, owner: type | None = None) -> Callable[_P, _R]: ...
     def __get__(self, optimizer: Any, owner: type | None = None) -> Any:
-        """Return the method."""
         return self._function if optimizer is None else MethodType(self._function, optimizer)
 
     def __set__(self, optimizer: Any, value: NoReturn) -> None:
-        """Raise AttributeError."""
         raise _refusal("set", self._function.__name__, ANEW)
 
     def __delete__(self, optimizer: Any) -> None:
-        """Raise AttributeError."""
         raise _refusal("deleted", self._function.__name__, ANEW)
 
 

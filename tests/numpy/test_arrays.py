@@ -422,7 +422,7 @@ def test_an_array_of_other_strides_alone_keeps_its_options_where_memory_is_short
     optimizer = adamas.Adam(p, lr=0.1)
     optimizer.step(np.ones_like(p))
 
-    def short(*_):
+    def short(*_, **__):
         raise MemoryError
 
     monkeypatch.setattr(native, "Plan", short)

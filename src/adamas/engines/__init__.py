@@ -2,8 +2,9 @@
 
 An engine is a module with a class ``Plan``:
 
-``Plan(groups, phase)``
-    takes the groups of slots and the ``Phase`` once, when they are known.
+``Plan(groups, phase, keep_sums=False)``
+    takes the groups of slots and the ``Phase`` once, when they are known. With ``keep_sums``
+    statistics have their sums: they are ``adamas.statistics.OfPart``.
 ``Plan.step(gradients, step, rates, record=None)``
     makes one step in place, given one C-contiguous gradient for each slot, the step number
     (1 first) and the learning rate of each group. It returns an

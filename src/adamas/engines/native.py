@@ -120,10 +120,7 @@ class Plan:
     """A step over fixed groups of arrays, as ``adamas.engines`` describes it."""
 
     def __init__(self, groups: Sequence[Group], phase: Phase, *, keep_sums: bool = False) -> None:
-        """Keep the memory of ``groups``; nothing is copied.
-
-        With ``keep_sums`` statistics are those of parts: ``adamas.statistics.OfPart``.
-        """
+        """Keep the memory of ``groups``; nothing is copied."""
         self._plan = _native.Plan(groups, phase, keep_sums)
         if not phase.reads_first and not phase.statistics:
             # They return None: there is nothing to unpack.

@@ -17,10 +17,11 @@ from numpy.typing import NDArray
 from adamas.assignments import Assignment, all_at_once, values
 from adamas.codecs import decode_parameter, encode_parameter, key_of, random_bits_at
 from adamas.coefficients import at_step, check_step, clip_factor, ema_weights
+from adamas.digits import norm as norm_of_row
 from adamas.engines import Group, Slot, check_rates, noted, places, readable
 from adamas.options import Options, Phase
 from adamas.rule import Result, rule, smooth
-from adamas.statistics import Outcome, Statistics, norm
+from adamas.statistics import OfPart, Outcome, Statistics, norm, row_of
 
 __all__ = ["Plan"]
 
@@ -30,10 +31,11 @@ Array = NDArray[Any]
 class Plan:
     """A step over fixed groups of arrays, as ``adamas.engines`` describes it."""
 
-    def __init__(self, groups: Sequence[Group], phase: Phase) -> None:
+    def __init__(self, groups: Sequence[Group], phase: Phase, *, keep_sums: bool = False) -> None:
         """Keep ``groups`` and ``phase``; nothing is copied."""
         self._groups = tuple(groups)
         self._phase = phase
+        self._keep_sums = keep_sums
 
     def step(
         self, gradients: Any, step: int, rates: Sequence[float], record: list[Any] | None = None
@@ -92,7 +94,8 @@ class Plan:
                 if phase.ema is not None:
                     new_values.append(_averaged(slot, after, phase.ema, step))
                 if phase.statistics:
-                    statistics.append(_describe(gradient, before, after, result))
+                    described = _describe(gradient, before, after, result)
+                    statistics.append(described if self._keep_sums else described.alone)
         if not phase.reads_first and not phase.statistics:
             return None, new_values
         taken = tuple(statistics) if phase.statistics else None
@@ -132,15 +135,15 @@ def _averaged(slot: Slot, parameter: Array, beta: float, step: int) -> Assignmen
     return values(average, smooth(keep, take, average, parameter))
 
 
-def _describe(gradient: Array, before: Array, after: Array, result: Result) -> Statistics:
+def _describe(gradient: Array, before: Array, after: Array, result: Result) -> OfPart:
     moved = int(np.count_nonzero(after != before))
-    return Statistics(
-        gradient_norm=norm([gradient]),
-        parameter_norm=norm([before]),
-        update_norm=norm([result.change]),
+    sums = np.stack([row_of([each]) for each in (gradient, before, result.change)])
+    return OfPart(
+        *map(norm_of_row, sums),
         largest_update=float(np.max(np.abs(result.u), initial=0.0)),
         nonfinite=_count_nonfinite(gradient),
         unmoved=(before.size - moved) / before.size if before.size else 0.0,
+        sums=sums,
     )
 
 

@@ -7,6 +7,7 @@ run in Triton's interpreter.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -47,10 +48,11 @@ def device() -> torch.device:
 class Plan:
     """A step over fixed groups of arrays, as ``adamas.engines`` describes it."""
 
-    def __init__(self, groups: Sequence[Group], phase: Phase) -> None:
+    def __init__(self, groups: Sequence[Group], phase: Phase, *, keep_sums: bool = False) -> None:
         """Make room for the arrays of ``groups`` on the device; they are sent with each step."""
         self._device = device()
         self._phase = phase
+        self._keep_sums = keep_sums
         self._options = [group.options for group in groups]
         self._slots = [slot for group in groups for slot in group.slots]
         self._layouts = [_layout(slot) for slot in self._slots]
@@ -83,6 +85,9 @@ class Plan:
         with np.errstate(all="ignore"):  # the interpreter computes with NumPy
             launched = self.launches.step(inputs, {self._device: skipped})
         outcome = None if launched is None else launched.fetched()
+        if launched is not None and outcome is not None and outcome.statistics is not None:
+            recorded = launched.recorded if self._keep_sums else outcome.statistics
+            outcome = replace(outcome, statistics=recorded)
         changes: list[Assignment] = []
         if outcome is None or outcome.applied:
             changes += [values(array, _back(tensor, array)) for array, tensor in self._pairs()]
