@@ -257,11 +257,11 @@ class Tracking:
 
 def version_of(parameter: Tensor) -> int:
     """Return what is another after each write that PyTorch sees."""
-    version = 0 if parameter.is_inference() else parameter._version
     part = parts.local(parameter)
-    if part is not parameter and not part.is_inference():
-        version += part._version
-    return version
+    try:
+        return parameter._version + (0 if part is parameter else part._version)
+    except RuntimeError:  # tensors of inference mode count no writes
+        return 0
 
 
 def _copy_version(parameter: Tensor, compared: Tensor) -> int:
