@@ -166,7 +166,11 @@ class Tracking:
         is_as_before = _are(marks, self.marks)
         self._parameters, self._compared, self._seen = [*parameters], [*compared], seen
         self._copied, self.stale = copied, stale
-        self.shared = _shared([*map(parts.local, compared)])
+        here = (
+            parts.local(each) if own.compared else None
+            for each, own in zip(compared, seen, strict=True)
+        )
+        self.shared = frozenset(memory.sharing(here))
         self._turns += 1
         if is_as_before:
             self.versions[:] = versions  # plans have this array
@@ -283,12 +287,6 @@ def _address(tensor: Tensor) -> int:
 def _are(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     """Return whether both have the same tensors."""
     return len(tensors) == len(others) and all(map(operator.is_, tensors, others))
-
-
-def _shared(compared: Sequence[Tensor]) -> frozenset[int]:
-    """Return the places of those that share memory with others."""
-    found = memory.sharing(each if _address(each) else None for each in compared)
-    return frozenset(found)
 
 
 def _steps_in(states: Mapping[Any, Any]) -> Iterator[float]:
