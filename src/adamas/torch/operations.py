@@ -38,6 +38,7 @@ __all__ = [
     "step_rmsprop",
     "step_rows",
     "step_tensor",
+    "store",
 ]
 
 #: Elements that are looked at at once: copies of all would be too large.
@@ -69,6 +70,13 @@ class Tensors:
     #: stores another and returns what it became.
     value: Tensor | None = None
     put: Callable[[Tensor], Tensor] | None = None
+    #: Where elements are marked that change: of the copy, where there is one.
+    marks: Tensor | None = None
+
+    @property
+    def own_marks(self) -> Tensor | None:
+        """The marks where they are of the parameter."""
+        return self.marks if self.copy is None else None
 
 
 def step_tensor(
@@ -95,19 +103,22 @@ def step_tensor(
     if tensors.put is None:
         stored = result.p.to(_real(tensors.parameter).dtype).to(p.tensor.dtype)
     else:
+        before = None if tensors.own_marks is None else tensors.parameter.clone()
         stored = tensors.put(result.p)
+        if before is not None and tensors.own_marks is not None:
+            mark(tensors.own_marks, before, tensors.parameter)
     record = _describe(tensors.gradient, p.tensor, stored, result) if recorded else None
     if tensors.put is None:
-        _store(tensors.parameter, stored)
-    _store(entries.mean, result.m)
-    _store(entries.square, result.v)
-    _store(entries.largest_square, result.w)
+        store(tensors.parameter, stored, tensors.own_marks)
+    store(entries.mean, result.m)
+    store(entries.square, result.v)
+    store(entries.largest_square, result.w)
     if entries.ema is not None:
         average = _Operand(_real(entries.ema).to(_arithmetic(entries.ema)))
         now = _Operand(stored.to(average.tensor.dtype))
         keep, take = (_number(weight, average.tensor.dtype) for weight in ema_weights)
-        _store(entries.ema, smooth(keep, take, average, now).tensor)
-    _store(tensors.copy, stored)
+        store(entries.ema, smooth(keep, take, average, now).tensor)
+    store(tensors.copy, stored, tensors.marks)
     return record
 
 
@@ -161,11 +172,11 @@ def step_rmsprop(
     if buffer is not None:
         u = buffer = flush(momentum * buffer + u)
     stored = (p - lr * u).tensor
-    _store(tensors.parameter, stored)
-    _store(tensors.entries.square, v.tensor)
-    _store(state.get("grad_avg"), mean and mean.tensor)
-    _store(state.get("momentum_buffer"), buffer and buffer.tensor)
-    _store(tensors.copy, tensors.parameter)
+    store(tensors.parameter, stored, tensors.own_marks)
+    store(tensors.entries.square, v.tensor)
+    store(state.get("grad_avg"), mean and mean.tensor)
+    store(state.get("momentum_buffer"), buffer and buffer.tensor)
+    store(tensors.copy, tensors.parameter, tensors.marks)
 
 
 # ── which elements have changed ────────────────────────────────────────────────────────────────
@@ -219,9 +230,9 @@ def marked_by_operations(marks: Tensor, count: int) -> Tensor:
 
 def _differs(before: Tensor, after: Tensor) -> Tensor:
     """Return where two tensors of one dtype and shape are stored as other bits."""
-    one, other = (_real(each).view(_BITS[_real(each).itemsize]) for each in (before, after))
-    differs = one != other
-    return differs.any(-1) if before.is_complex() else differs
+    pair = (_real(each.resolve_conj().resolve_neg()) for each in (before, after))
+    one, other = (each.view(_BITS[each.itemsize]) for each in pair)
+    return (one != other).any(-1) if before.is_complex() else one != other
 
 
 def _packed(flags: Tensor) -> Tensor:
@@ -434,9 +445,18 @@ def _arithmetic(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype in (torch.float64, torch.complex128) else torch.float32
 
 
-def _store(target: Tensor | None, value: Tensor | None) -> None:
-    if target is not None and value is not None:
-        _real(target).copy_(value)
+def store(target: Tensor | None, value: Tensor | None, marks: Tensor | None = None) -> None:
+    """Write real values into a tensor; mark those that are stored as other bits than before.
+
+    Nothing where there is no tensor, or no values.
+    """
+    if target is None or value is None:
+        return
+    if marks is not None:
+        value = value.to(_real(target))
+        is_pair = target.is_complex()
+        mark(marks, target, torch.complex(value[..., 0], value[..., 1]) if is_pair else value)
+    _real(target).copy_(value)
 
 
 def _number(value: float, dtype: torch.dtype) -> float:

@@ -20,14 +20,12 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from adamas.changes import Chain, Change
-from adamas.torch import memory, parts
+from adamas.torch import memory, operations, parts
 
 __all__ = ["NOT_TRACKED", "WORD", "Tracking"]
 
 #: Elements whose marks stand in one int32; that of element i is bit i % 32 of word i // 32.
 WORD = 32
-#: Elements that are looked at at once where bits are compared.
-_SLAB = 1 << 20
 
 NOT_TRACKED = (
     "Changes are not tracked. Create the optimizer with track_changes=True, and load the "
@@ -204,12 +202,14 @@ class Tracking:
     @contextmanager
     def comparing(self, places: Collection[int]) -> Generator[None]:
         """Mark what changes meanwhile at places, by comparing it with what it was before."""
-        before = [_flat_bits(self._compared[place]).clone() for place in places]
+        tensors = [parts.here(self._compared[place]).detach() for place in places]
+        before = [each.clone() for each in tensors]
         try:
             yield
         finally:
             for place, old in zip(places, before, strict=True):
-                self.marks[place].bitwise_or_(_marks_of(old, _flat_bits(self._compared[place])))
+                now = parts.here(self._compared[place]).detach()
+                operations.mark(self.marks[place], old, now)
 
     @contextmanager
     def renewing(self, place: int) -> Generator[None]:
@@ -242,7 +242,7 @@ class Tracking:
     def change(self, place: int, name: str) -> Change | None:
         """Return what has changed of a parameter; None where nothing has."""
         p, compared = self._parameters[place], self._compared[place]
-        found = _marked(self.marks[place], self._seen[place].elements)
+        found = operations.marked(self.marks[place], self._seen[place].elements)
         if not len(found):
             return None
         part = parts.here(compared).detach()
@@ -312,31 +312,3 @@ def _is_full(marks: Tensor, count: int) -> bool:
     last = (1 << count % WORD) - 1
     is_full = bool((marks[:whole] == -1).all())
     return is_full and (not last or int(marks[-1].item()) == last)
-
-
-def _flat_bits(tensor: Tensor) -> Tensor:
-    """Return the bits of this process's part of a tensor, a row of bytes for each element."""
-    part = parts.here(tensor).detach().resolve_conj().resolve_neg().reshape(-1)
-    return part.view(torch.uint8).view(len(part), -1) if len(part) else part.new_zeros(0, 1)
-
-
-def _marks_of(before: Tensor, after: Tensor) -> Tensor:
-    """Return the marks of rows of bytes that differ."""
-    words: list[Tensor] = []
-    for old, new in zip(before.split(_SLAB), after.split(_SLAB), strict=True):
-        differs = (old != new).any(1)
-        padded = torch.nn.functional.pad(differs, (0, -len(differs) % WORD)).view(-1, WORD)
-        shifts = torch.arange(WORD, device=differs.device)
-        words.append((padded.to(torch.int64) << shifts).sum(1).to(torch.int32))
-    return torch.cat(words)
-
-
-def _marked(marks: Tensor, count: int) -> Tensor:
-    """Return where marks are set: int32, or int64 where there are more than it can count."""
-    shifts = torch.arange(WORD, device=marks.device, dtype=torch.int32)
-    found = [torch.zeros(0, dtype=torch.int64, device=marks.device)]
-    for i, words in enumerate(marks.split(_SLAB // WORD)):
-        bits = (words[:, None] >> shifts) & 1
-        found.append(bits.view(-1).nonzero().view(-1) + i * _SLAB)
-    where = torch.cat(found)
-    return where if count > torch.iinfo(torch.int32).max else where.to(torch.int32)

@@ -94,6 +94,7 @@ class OnDevice(Route):
     """Launches, and the parameters that they step."""
 
     name = "triton"
+    marks_itself = True
 
     def __init__(
         self, members: Sequence[Member], setup: Setup, devices: Lasting, before: OnDevice | None
@@ -244,7 +245,7 @@ def _job(member: Member, replaced: list[tuple[Tensor, Tensor]]) -> tuple[Job, Te
         None if each is None else parts.local(each)
         for each in (part, *entries._replace(header=None), member.copy)
     ]
-    is_ordered = member.draws or bool(member.storage.codes.header)
+    is_ordered = member.draws or bool(member.storage.codes.header) or member.marks is not None
     g, *laid = triton.laid_out([member.local_gradient, *written], is_ordered=is_ordered)
     replaced.extend(
         (target, source)
@@ -263,6 +264,7 @@ def _job(member: Member, replaced: list[tuple[Tensor, Tensor]]) -> tuple[Job, Te
         top=member.top,
         place=member.place,
         runs=(parts.runs(member.parameter) or ()) if member.draws else (),
+        marks=member.marks,
     )
     return job, g
 

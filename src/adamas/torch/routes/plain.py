@@ -32,6 +32,7 @@ class Plain(Route):
     """Steps parameters one by one."""
 
     name = "torch"
+    marks_itself = True
 
     def __init__(self, members: Sequence[Member], setup: Setup) -> None:
         super().__init__(members, setup)
@@ -57,7 +58,8 @@ class Plain(Route):
         numbers = self._numbers.of(member, self._options[id(member.group)])
         rule = numbers.rule._replace(grad_scale=numbers.rule.grad_scale * factor)
         if member.gradient.is_sparse and self._steps_rows(member):
-            operations.step_rows(member.parameter.detach(), member.gradient, rule)
+            p = member.parameter.detach()
+            operations.step_rows(p, member.gradient, rule, member.marks)
             return None
         tensors = self._tensors(member)
         form, names, state = member.form, member.names, member.state
@@ -84,6 +86,7 @@ class Plain(Route):
             gradient=member.local_gradient,
             entries=member.entries.map(distributed.local),
             copy=None if member.copy is None else distributed.local(member.copy),
+            marks=member.marks,
         )
 
     def _random_bits(self, member: Member, step: int) -> np.ndarray:
