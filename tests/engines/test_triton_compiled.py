@@ -9,7 +9,7 @@ from typing import Any, get_args
 import pytest
 
 from adamas import digits
-from adamas.engines.triton import codecs, kernels, numbers, rule, sums
+from adamas.engines.triton import codecs, kernels, marks, numbers, rule, sums
 from adamas.engines.triton.jobs import DTYPES, Stored
 from adamas.options import Rounding, StateForm
 from tests.support.cases import PATIENCE, python
@@ -45,7 +45,7 @@ def found(everything):
 
 
 def kernel_names():
-    return {*kernels.__all__, *numbers.__all__, "collect", "carry"}
+    return {*kernels.__all__, *numbers.__all__, "collect", "carry", "count", "places"}
 
 
 def sweeps(found):
@@ -67,7 +67,7 @@ def title(each):
 def test_every_kernel_compiles_for_every_capability(found):
     compiled = {(each["kernel"], each["capability"]) for each in found}
     assert compiled == {(name, each) for name in kernel_names() for each in CAPABILITIES}
-    assert len(kernel_names()) == 7
+    assert len(kernel_names()) == 9
 
 
 def test_every_value_of_every_constant_is_among_what_is_compiled(found):
@@ -109,7 +109,7 @@ def test_every_value_of_every_constant_is_among_what_is_compiled(found):
 
 def test_every_function_of_the_engine_is_in_a_kernel_that_is_compiled(found):
     reached = {name for each in found for name in each["functions"]}
-    modules = (codecs, kernels, numbers, rule, sums)
+    modules = (codecs, kernels, marks, numbers, rule, sums)
     functions = {
         f"{module.__name__.rpartition('.')[2]}.{name}"
         for module in modules

@@ -8,6 +8,7 @@ import torch
 
 from adamas import state as states
 from adamas.engines import Group, Slot
+from adamas.engines.triton.marks import marked
 from adamas.options import Options, Phase
 from tests.support.cases import ordinary, special, wide
 from tests.support.triton_cases import BFLOAT16, CHUNK, FEW, HALVES, IDS, copied, drawn, same
@@ -168,3 +169,19 @@ def test_a_zero_of_another_sign_is_marked_and_a_nan_that_stays_is_not():
     (after,) = tracked.stored()
     assert after.tolist() == [0x8000, *code[1:].tolist()]
     assert are_set(tracked.marks[0], 3).tolist() == [True, False, False]
+
+
+# ── where marks are set ────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
+@pytest.mark.parametrize("words", [0, 1, 63, 64, 65, 1023, 1024, 1025, 2500])
+def test_places_of_marks_are_those_of_their_bits(words, share):
+    random = np.random.default_rng(words)
+    bits = random.random(32 * words) < share
+    packed = np.packbits(bits, bitorder="little").view(np.int32)
+    marks = torch.from_numpy(packed).to(DEVICE)
+    for dtype in (torch.int32, torch.int64):
+        places = marked(marks, dtype)
+        assert (places.dtype, places.device) == (dtype, DEVICE)
+        assert np.array_equal(places.cpu().numpy(), bits.nonzero()[0])

@@ -23,6 +23,7 @@ from triton.runtime.jit import JITFunction
 
 from adamas import state as states
 from adamas.engines import Group, Runs, Slot
+from adamas.engines.triton import marks as marking
 from adamas.engines.triton import plan as plans
 from adamas.engines.triton.jobs import Job
 from adamas.engines.triton.rule import OPTIONS, rule
@@ -216,6 +217,10 @@ def main(path: str) -> None:
         no_driver.capability = capability
         for variant in SHARED if capability != 90 else SHARED + MORE:
             launched(variant)
+        marks, counts = torch.zeros(70, dtype=torch.int32), torch.zeros(1, dtype=torch.int64)
+        for dtype in (torch.int32, torch.int64):
+            marking.count[(1,)](marks, 70, counts, **OPTIONS)
+            marking.places[(1,)](marks, 70, counts, counts, counts.to(dtype), **OPTIONS)
     no_driver.capability = 90
     x = torch.zeros(1024)
     plainly_divided[(1,)](x, BLOCK=1024, **OPTIONS)

@@ -22,6 +22,7 @@ from adamas import digits
 from adamas.coefficients import Coefficients
 from adamas.digits import BITS, DIGITS, INFINITE, NAN, WIDTH
 from adamas.engines import native
+from adamas.engines.triton import devices
 from adamas.rule import Result, flush, ratio, rule, smooth
 from adamas.state import Entries
 from adamas.statistics import OfPart
@@ -210,12 +211,16 @@ def marked(marks: Tensor, count: int) -> Tensor:
     They are int32, or int64 where there are more than 2^31 - 1 elements, on the device of the
     marks. It waits for the device, which has to say how many there are.
     """
+    if devices.takes(marks.device):
+        from adamas.engines.triton.marks import marked as marked_by_triton
+
+        return marked_by_triton(marks, _index_dtype(count))
     return marked_by_operations(marks, count)
 
 
 def marked_by_operations(marks: Tensor, count: int) -> Tensor:
     """Return them by operations of their device."""
-    dtype = torch.int32 if count <= torch.iinfo(torch.int32).max else torch.int64
+    dtype = _index_dtype(count)
     found = [torch.empty(0, dtype=dtype, device=marks.device)]
     each = torch.arange(_BYTE, dtype=torch.uint8, device=marks.device)
     for first, part in enumerate(marks.view(torch.uint8).split(SLAB // _BYTE)):
@@ -226,6 +231,10 @@ def marked_by_operations(marks: Tensor, count: int) -> Tensor:
         place = (where[of_those >> 3] << 3) | (of_those & 7)
         found.append((place + first * SLAB).to(dtype))
     return torch.cat(found)
+
+
+def _index_dtype(count: int) -> torch.dtype:
+    return torch.int32 if count <= torch.iinfo(torch.int32).max else torch.int64
 
 
 def _differs(before: Tensor, after: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ parts    what goes to one device: its tables, and the kernels that are launched 
 live     what the host sends at each step
 tables   what kernels find where
 kernels  the kernels that go through memory, and what they share
+marks    where marks of changed elements are set
 numbers  the numbers of a step, taken on the device
 sums     exact sums of squares: the rows of ``adamas.digits``
 codecs   small forms of m, v and parameters

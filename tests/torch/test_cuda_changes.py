@@ -1,0 +1,124 @@
+"""Changes on devices that Triton serves: where they are found, and that no step waits for it.
+
+Without a GPU CPU tensors stand in for CUDA tensors, and the kernels run in Triton's interpreter.
+That the marks are those of a diff is in ``test_marks_by_route``.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from adamas.engines.triton import marks
+from tests.support.device_trainings import (
+    NO_GPU,
+    PHASE,
+    Training,
+    device_switch,
+    on_the_cpu,
+    routes_of,
+)
+from tests.support.triton_plans import DEVICE
+
+
+@pytest.fixture(autouse=True)
+def on_device(monkeypatch):
+    """Let tensors of the device be taken; called with False, those of the CPU go the native way."""
+    before = np.seterr(all="ignore")  # the interpreter computes with NumPy
+    yield device_switch(monkeypatch)
+    np.seterr(**before)
+
+
+def told(training):
+    return {change.name: change for change in training.optimizer.changes()}
+
+
+def test_changes_are_told_on_the_device_and_are_those_of_the_processor(on_device):
+    case = {"kind": "AdamW", "dtype": torch.bfloat16, "lr": 1e-3, "track_changes": True}
+    judge = on_the_cpu(on_device, 3, **case)
+    on_device(False)
+    expected = told(judge)
+    on_device(True)
+    training = Training(**case).step(3)
+    found = told(training)
+    assert routes_of(training.optimizer) == {"triton"}
+    assert found.keys() == expected.keys()
+    for name, change in found.items():
+        assert change.indices.device == change.values.device == DEVICE
+        assert change.indices.dtype == torch.int32
+        assert torch.equal(change.indices.cpu(), expected[name].indices)
+        assert torch.equal(change.values.cpu(), expected[name].values)
+    assert sum(len(each.indices) for each in found.values()) < 1000
+
+
+def test_what_is_marked_on_a_device_is_found_by_its_kernels(monkeypatch):
+    asked = []
+
+    def seen(*given):
+        asked.append(given)
+        return found(*given)
+
+    found = marks.marked
+    monkeypatch.setattr(marks, "marked", seen)
+    training = Training(track_changes=True).step()
+    assert asked == []
+    assert len(told(training)) == 4
+    assert [dtype for _, dtype in asked] == [torch.int32] * 5
+
+
+def test_the_device_decides_whether_anything_is_marked(monkeypatch):
+    training = Training(track_changes=True, fused=True, on_nonfinite="skip").step()
+    list(training.optimizer.changes())
+    training.gradients()
+    training.params[4].grad[1029] = float("nan")
+
+    def refuse(*_):
+        raise AssertionError("this waits for the device")
+
+    with monkeypatch.context() as patched:
+        for name in ("item", "tolist", "__bool__", "__float__", "__int__"):
+            patched.setattr(torch.Tensor, name, refuse)
+        training.optimizer.step()
+    assert told(training) == {}
+    assert len(told(training.step())) == 4
+
+
+@pytest.mark.gpu
+@NO_GPU
+@pytest.mark.parametrize("options", [{}, PHASE], ids=["plain", "phase"])
+def test_no_step_that_is_tracked_synchronizes_with_the_device(options):
+    training = Training(kind="AdamW", fused=True, track_changes=True, **options).step(2)
+    training.gradients()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        training.optimizer.step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert len(told(training)) == 4
+
+
+@pytest.mark.gpu
+@NO_GPU
+def test_each_replay_of_a_graph_marks_what_it_changes():
+    training = Training(
+        kind="AdamW",
+        dtype=torch.bfloat16,
+        lr=torch.tensor(1e-3, device=DEVICE),
+        capturable=True,
+        track_changes=True,
+    ).step(2)
+    graph = torch.cuda.CUDAGraph()
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.graph(graph, stream=stream):
+        training.optimizer.step()
+    list(training.optimizer.changes())
+    for _ in range(3):
+        before = [p.detach().clone().view(-1) for p in training.params]
+        graph.replay()
+        found = told(training)
+        for i, (old, p) in enumerate(zip(before, training.params, strict=True)):
+            where = (old.view(torch.int16) != p.detach().view(-1).view(torch.int16)).nonzero()
+            places = found[f"0.{i}"].indices if f"0.{i}" in found else torch.zeros(0, device=DEVICE)
+            assert torch.equal(places.to(torch.int64), where.view(-1))
