@@ -82,7 +82,7 @@ class Optimizer(Reports, torch.optim.Optimizer):
         self._engine: Engine | None = chosen.engine
         self._clip_group = chosen.clip_group
         self._copies = Copies(chosen.copy_to)
-        self._tracking = Tracking(chosen.phase.track_changes)
+        self._tracking = Tracking(chosen.phase.track_changes, chosen.offload)
         self._begin()
         super().__init__(cast(Any, params), defaults)
         arguments.check_remainder(self.param_groups)

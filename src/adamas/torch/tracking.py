@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.parameter import is_lazy
 
 from adamas.changes import Chain, Change
-from adamas.torch import memory, operations, parts
+from adamas.torch import host_memory, memory, operations, parts
 
 __all__ = ["NOT_TRACKED", "WORD", "Tracking"]
 
@@ -40,15 +40,17 @@ class _Seen(NamedTuple):
     compared: int
     elements: int
     dtype: torch.dtype
-    device: torch.device  # of the parameter
+    device: torch.device  # of its marks
 
 
 class Tracking:
     """Marks of all parameters, in their order; of none, where changes are not tracked."""
 
-    def __init__(self, is_on: bool = False) -> None:
+    def __init__(self, is_on: bool = False, offloads: bool = False) -> None:
         """Begin without marks, before the parameters are there."""
         self.is_on = is_on
+        #: Whether marks of parameters whose state is in host memory are there, too.
+        self._offloads = offloads
         #: Of each parameter, int32, in the order of the flattened part that this process has.
         self.marks: list[Tensor] = []
         #: Of each parameter, its version as the last step has left it; the native engine, too,
@@ -79,7 +81,16 @@ class Tracking:
 
     def __getstate__(self) -> dict[str, Any]:
         """Return marks and counts; parameters belong to the groups, and versions to them."""
-        kept = ("is_on", "marks", "steps", "_cleared_at", "stale", "chain", "_has_begun")
+        kept = (
+            "is_on",
+            "_offloads",
+            "marks",
+            "steps",
+            "_cleared_at",
+            "stale",
+            "chain",
+            "_has_begun",
+        )
         return {name: getattr(self, name) for name in kept}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -133,7 +144,7 @@ class Tracking:
         if not self._has_begun:
             return False
         compared = copies or parameters
-        seen = [*map(_seen, parameters, compared)]
+        seen = [*map(self._seen_now, parameters, compared)]
         if seen == self._seen and _are(parameters, self._parameters):
             if copies:
                 self._compared = [*compared]
@@ -175,6 +186,13 @@ class Tracking:
         else:
             self.marks, self.versions = marks, versions
         return not is_as_before
+
+    def _seen_now(self, parameter: Tensor, compared: Tensor) -> _Seen:
+        """Return where a parameter is; its marks are where it is stepped, or its copy written."""
+        seen = _seen(parameter, compared)
+        is_own = self._offloads and compared is parameter
+        is_in_host = is_own and host_memory.is_offloaded(parameter)
+        return seen._replace(device=torch.device("cpu")) if is_in_host else seen
 
     # -- what else writes ----------------------------------------------------------------------
 
@@ -247,7 +265,8 @@ class Tracking:
             return None
         part = parts.here(compared).detach()
         part = part.resolve_conj().resolve_neg().reshape(-1)
-        values = part.index_select(0, found.to(part.device))
+        found = found.to(part.device)  # marks may be in host memory
+        values = part.index_select(0, found)
         whole = parts.in_whole(p, found)
         return Change(name, whole, values, tuple(p.shape))
 
