@@ -18,6 +18,7 @@
 #include "strided.h"
 #include "trees.h"
 #include "turn.h"
+#include "window.h"
 #include "written.h"
 
 namespace nb = nanobind;
@@ -28,7 +29,8 @@ namespace {
 // A plan over arrays of Python objects, and the memory they lend it.
 class ArrayPlan {
 public:
-    ArrayPlan(nb::sequence groups, nb::object phase, bool keep_sums) {
+    ArrayPlan(nb::sequence groups, nb::object phase, bool keep_sums, nb::object spikes)
+        : spikes_(spikes) {
         std::vector<Tensor> tensors;
         nb::object ndarray = nb::module_::import_("numpy").attr("ndarray");
         for (nb::handle group : groups) {
@@ -40,6 +42,7 @@ public:
             options_.push_back(own);
         }
         plan_ = Plan(std::move(tensors), phase_of(phase));
+        spikes_.serve(plan_, plan_.phase());
         if (keep_sums) {
             plan_.keep_sums();
         }
@@ -88,11 +91,12 @@ public:
         for (const Buffer& entry : entries_) {
             Py_VISIT(entry.view().obj);
         }
-        return 0;
+        return spikes_.traverse(visit, arg);
     }
 
     void clear() {
         plan_.clear();
+        spikes_.clear();
         options_.clear();
         // Moved away first: what goes may look at this plan.
         auto slots = std::move(slots_);
@@ -291,6 +295,7 @@ private:
     Written written_;
     std::vector<Options> options_;      // of each group
     std::vector<StepNumbers> numbers_;  // of the step under way, for each group
+    Window spikes_;
     Plan plan_;
     Turns turns_;
 };
@@ -300,8 +305,8 @@ private:
 void bind_array_plan(nb::module_& module) {
     nb::class_<ArrayPlan>(module, "Plan", nb::type_slots(collected<ArrayPlan>),
                           "A step over fixed arrays: see adamas.engines.")
-        .def(nb::init<nb::sequence, nb::object, bool>(), nb::arg("groups"), nb::arg("phase"),
-             nb::arg("keep_sums") = false)
+        .def(nb::init<nb::sequence, nb::object, bool, nb::object>(), nb::arg("groups"),
+             nb::arg("phase"), nb::arg("keep_sums") = false, nb::arg("spikes") = nb::none())
         .def("step", &ArrayPlan::step, nb::arg("gradients"), nb::arg("step").none(),
              nb::arg("rates"), nb::arg("record") = nb::none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")

@@ -132,6 +132,9 @@ Phase phase_of(nb::handle given) {
     phase.ema = phase.averages ? number_of(ema, "ema") : 0.0;
     phase.statistics = nb::cast<bool>(given.attr("statistics"));
     phase.seed = nb::cast<std::uint64_t>(given.attr("seed"));
+    nb::object skip_above = given.attr("skip_above");
+    phase.skips_spikes = !skip_above.is_none();
+    phase.skip_above = phase.skips_spikes ? number_of(skip_above, "skip_above") : 0.0;
     return phase;
 }
 
@@ -251,10 +254,10 @@ nb::object parts_of(const Outcome& outcome, const Phase& phase) {
         statistics = all;
     }
     if (outcome.sums.empty()) {
-        return nb::make_tuple(outcome.applied, norm, nonfinite, statistics);
+        return nb::make_tuple(outcome.applied, norm, nonfinite, statistics, outcome.spike);
     }
     nb::bytes sums(outcome.sums.data(), outcome.sums.size() * sizeof(std::int64_t));
-    return nb::make_tuple(outcome.applied, norm, nonfinite, statistics, sums);
+    return nb::make_tuple(outcome.applied, norm, nonfinite, statistics, outcome.spike, sums);
 }
 
 }  // namespace adamas

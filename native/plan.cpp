@@ -143,7 +143,9 @@ Outcome Plan::read_outcome(double loss_scale) {
     Outcome outcome;
     outcome.norm = norm_of(total) / loss_scale;
     outcome.nonfinite = nonfinite_;
-    outcome.applied = nonfinite_of(total) == 0 || phase_.on_nonfinite == OnNonfinite::propagate;
+    outcome.spike = phase_.skips_spikes && spikes_.is_spike(outcome.norm, phase_.skip_above);
+    bool is_good = nonfinite_of(total) == 0 || phase_.on_nonfinite == OnNonfinite::propagate;
+    outcome.applied = is_good && !outcome.spike;
     return outcome;
 }
 
@@ -151,10 +153,18 @@ Outcome Plan::step(std::vector<StepNumbers>& numbers, double loss_scale, double 
     Outcome outcome;
     if (phase_.reads_first()) {
         outcome = read_outcome(loss_scale);
-        if (!outcome.applied) {
-            return outcome;
-        }
     }
+    if (outcome.applied) {
+        step_applied(numbers, loss_scale, factor, outcome);
+    }
+    if (phase_.skips_spikes) {
+        spikes_.enter(outcome.norm, outcome.spike);
+    }
+    return outcome;
+}
+
+void Plan::step_applied(std::vector<StepNumbers>& numbers, double loss_scale, double factor,
+                        Outcome& outcome) {
     if (phase_.clips) {
         factor *= clip_factor(phase_.clip_norm, outcome.norm);
     }
@@ -166,7 +176,6 @@ Outcome Plan::step(std::vector<StepNumbers>& numbers, double loss_scale, double 
     } else {
         sweep(numbers, nullptr);
     }
-    return outcome;
 }
 
 void add_squares(DType dtype, const void* x, std::int64_t count, std::int64_t* row) {

@@ -7,6 +7,7 @@
 #include "coefficients.h"
 #include "dispatch.h"
 #include "exact_sum.h"
+#include "spikes.h"
 
 namespace adamas {
 
@@ -21,8 +22,12 @@ struct Phase {
     double ema = 0;
     bool statistics = false;
     std::uint64_t seed = 0;
+    bool skips_spikes = false;
+    double skip_above = 0;
 
-    bool reads_first() const { return clips || on_nonfinite != OnNonfinite::propagate; }
+    bool reads_first() const {
+        return clips || on_nonfinite != OnNonfinite::propagate || skips_spikes;
+    }
 };
 
 struct Tensor {
@@ -50,6 +55,7 @@ struct TensorStatistics {
 
 struct Outcome {
     bool applied = true;
+    bool spike = false;                        // left out, as the norm leaps
     double norm = 0;                           // where the phase reads first
     std::vector<std::int64_t> nonfinite;       // the same
     std::vector<TensorStatistics> statistics;  // where asked for and applied
@@ -81,6 +87,9 @@ public:
 
     const Phase& phase() const { return phase_; }
     void set_phase(const Phase& phase) { phase_ = phase; }
+
+    // Judges norms by those of a window, where the phase skips spikes.
+    void set_spikes(SpikeWindow spikes) { spikes_ = spikes; }
 
     // Reports the sums of statistics, too: of tensors that other processes have parts of.
     void keep_sums() { keeps_sums_ = true; }
@@ -131,6 +140,9 @@ private:
     void for_each_group(Body body) const;
     // Concludes from what was read.
     Outcome read_outcome(double loss_scale);
+    // Makes a step that is not left out.
+    void step_applied(std::vector<StepNumbers>& numbers, double loss_scale, double factor,
+                      Outcome& outcome);
     // Steps all chunks; `reports` are of all tensors that are present, or null where nothing is
     // recorded.
     void sweep(const std::vector<StepNumbers>& numbers, Report* reports);
@@ -138,6 +150,7 @@ private:
 
     std::vector<Tensor> tensors_;
     Phase phase_;
+    SpikeWindow spikes_;
     bool keeps_sums_ = false;
     std::int64_t elements_ = 0;
     std::size_t present_ = 0;  // how many tensors are present

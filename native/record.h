@@ -31,7 +31,7 @@ public:
     void put(const Outcome& outcome) {
         if (outcome.applied) {
             set(steps, steps_);
-        } else if (skipped_.is_valid()) {
+        } else if (!outcome.spike && skipped_.is_valid()) {
             set(skipped, skipped_);
         }
         set(last_outcome, nanobind::none());

@@ -15,6 +15,7 @@
 #include "convert.h"
 #include "float_mode.h"
 #include "tensor_watch.h"
+#include "window.h"
 
 namespace nb = nanobind;
 
@@ -91,11 +92,12 @@ public:
     TensorPlan(nb::type_object tensor_type, nb::type_object parameter_type, nb::list groups,
                nb::sequence slots, nb::sequence cohorts, nb::sequence idle, nb::object phase,
                nb::object increment_version, nb::object rows, nb::object exchange,
-               nb::object distributed, bool keep_sums)
+               nb::object distributed, bool keep_sums, nb::object spikes)
         : watch_(tensor_type, parameter_type, std::move(groups), std::move(idle), distributed),
           increment_version_(std::move(increment_version)),
           row_count_(static_cast<std::size_t>(whole_number_of(rows, "rows", 1, most_rows))),
-          exchange_(std::move(exchange), row_count_) {
+          exchange_(std::move(exchange), row_count_),
+          spikes_(spikes) {
         for (nb::handle cohort : cohorts) {
             nb::object options = cohort.attr("options");
             cohorts_.push_back(
@@ -109,6 +111,7 @@ public:
             tensors.push_back(joined(slot));
         }
         plan_ = Plan(std::move(tensors), phase_of(phase), row_count_);
+        spikes_.serve(plan_, plan_.phase());
         if (keep_sums) {
             plan_.keep_sums();
         }
@@ -142,6 +145,7 @@ public:
         if (given.averages != plan_.phase().averages) {
             throw std::invalid_argument("A plan goes on with the averages that it was made for.");
         }
+        spikes_.serve(plan_, given);
         plan_.set_phase(given);
     }
 
@@ -155,8 +159,12 @@ public:
     int traverse(visitproc visit, void* arg) const {
         Py_VISIT(increment_version_.ptr());
         Py_VISIT(changed_.ptr());
-        int found = exchange_.traverse(visit, arg);
-        return found != 0 ? found : watch_.traverse(visit, arg);
+        for (int found : {exchange_.traverse(visit, arg), spikes_.traverse(visit, arg)}) {
+            if (found != 0) {
+                return found;
+            }
+        }
+        return watch_.traverse(visit, arg);
     }
 
     void clear() {
@@ -166,6 +174,7 @@ public:
         plan_.clear();
         changed_ = nb::list();
         exchange_.clear();
+        spikes_.clear();
         watch_.clear();
     }
 
@@ -380,7 +389,8 @@ private:
     TensorWatch watch_;
     nb::object increment_version_;  // tells autograd that the members changed
     std::size_t row_count_;
-    Exchange exchange_;          // adds what other processes read
+    Exchange exchange_;  // adds what other processes read
+    Window spikes_;
     std::vector<double> rates_;  // of the groups, at the step under way
     std::vector<Cohort> cohorts_;
     std::size_t numbered_ = 0;  // how many of them have no options
@@ -398,11 +408,12 @@ void bind_tensor_plan(nb::module_& module) {
                            "A step over the parameters of a torch.optim.Optimizer.")
         .def(nb::init<nb::type_object, nb::type_object, nb::list, nb::sequence, nb::sequence,
                       nb::sequence, nb::object, nb::object, nb::object, nb::object, nb::object,
-                      bool>(),
+                      bool, nb::object>(),
              nb::arg("tensor_type"), nb::arg("parameter_type"), nb::arg("groups"), nb::arg("slots"),
              nb::arg("cohorts"), nb::arg("idle"), nb::arg("phase"), nb::arg("increment_version"),
              nb::arg("rows") = 1, nb::arg("exchange") = nb::none(),
-             nb::arg("distributed") = nb::none(), nb::arg("keep_sums") = false)
+             nb::arg("distributed") = nb::none(), nb::arg("keep_sums") = false,
+             nb::arg("spikes") = nb::none())
         .def("step", &TensorPlan::step, nb::arg("groups"), nb::arg("state"),
              nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0, nb::arg("numbers") = nb::none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")

@@ -14,7 +14,14 @@ from adamas.options import Options, Phase
 class Plan:
     """A step over fixed arrays."""
 
-    def __init__(self, groups: Sequence[Group], phase: Phase, keep_sums: bool = False) -> None: ...
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        phase: Phase,
+        keep_sums: bool = False,
+        spikes: NDArray[np.float64] | None = None,
+    ) -> None:
+        """``spikes`` is what norms are judged by where the phase asks: ``adamas.spikes``."""
     def step(
         self,
         gradients: Sequence[Any],
@@ -50,13 +57,15 @@ class TensorPlan:
         exchange: Callable[[NDArray[np.int64]], None] | None = None,
         distributed: Distributed | None = None,
         keep_sums: bool = False,
+        spikes: NDArray[np.float64] | None = None,
     ) -> None:
         """Gradients are summed up in ``rows`` rows of ``adamas.digits``, as each slot says.
 
         Where the phase reads gradients before a step, ``exchange`` is called after that with all
         rows, int64[rows, WIDTH], and adds to them in place what other processes have. With
-        ``keep_sums`` a fifth part of an outcome has the rows of its statistics, three of each
-        tensor, as bytes.
+        ``keep_sums`` a sixth part of an outcome has the rows of its statistics, three of each
+        tensor, as bytes. ``spikes`` is what norms are judged by where the phase asks:
+        ``adamas.spikes``.
         """
     def step(
         self,

@@ -47,8 +47,8 @@ BiasCorrection = Literal["paper", "first-step", "none"]
 EpsPlace = Literal["corrected", "uncorrected", "inside"]
 #: How weights decay: through the gradient, beside it, or apart from the learning rate.
 Decay = Literal["l2", "decoupled", "fully-decoupled"]
-#: How many norms a window of ``skip_above`` may have: kernels hold all of them in registers.
-MOST_NORMS = 4096
+#: How many norms a window of ``skip_above`` may have: kernels add up 128 at once, and their sums.
+MOST_NORMS = 128 * 128
 #: What a step does with gradients that are infinite or NaN: steps, leaves out, or raises.
 OnNonfinite = Literal["propagate", "skip", "raise"]
 

@@ -11,6 +11,7 @@ from adamas.hooks import Handle, Hook, Hooks
 from adamas.options import Phase
 from adamas.runs import Run
 from adamas.settings import fixed_method
+from adamas.spikes import Skipped
 from adamas.statistics import NONE_LEFT, NOT_TAKEN, OfPart, Statistics
 from adamas.summary import summary, total
 from adamas.turns import check_turn
@@ -43,8 +44,8 @@ class Reports:
         return self._run.steps
 
     @property
-    def skipped(self) -> int:
-        """How many steps were skipped, since gradients were NaN or infinite."""
+    def skipped(self) -> Skipped:
+        """How many steps were left out: an int that says what for."""
         return self._run.skipped
 
     @overload

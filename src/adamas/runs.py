@@ -8,13 +8,14 @@ from typing import Any, Literal
 
 from numpy.typing import NDArray
 
-from adamas import assignments, settings
+from adamas import assignments, settings, spikes
 from adamas.assignments import Assignment
 from adamas.checks import check_count
 from adamas.coefficients import clip_factor
 from adamas.engines import OUTCOME, SKIPPED, STEPS, native, reference, triton
 from adamas.groups import Parameters, check_entries
 from adamas.options import Options, Phase
+from adamas.spikes import Skipped, Window
 from adamas.statistics import OfPart, Outcome
 from adamas.trees import Tree
 from adamas.turns import CHANGED
@@ -42,6 +43,8 @@ class Run:
     record: list[Any]
     #: The names of the options of the phase that were set in the run.
     phase_set: frozenset[str] = frozenset()
+    #: What ``skip_above`` judges by, where it was given or set: ``adamas.spikes``.
+    spikes: Window | None = None
     #: Whether steps take statistics, whether or not the phase says so.
     is_observed: bool = False
     #: The last outcome and its clip_norm, where another one was set since.
@@ -55,8 +58,10 @@ class Run:
         """Plan the steps."""
         rates = [group.options.lr for group in self.parameters.groups]
         groups = tuple(group.planned() for group in self.parameters.groups)
+        if self.spikes is None:
+            object.__setattr__(self, "spikes", spikes.kept(self.phase, None))
         phase = replace(self.phase, statistics=True) if self.is_observed else self.phase
-        plan = _ENGINES[self.engine].Plan(groups, phase, keep_sums=phase.statistics)
+        plan = _ENGINES[self.engine].Plan(groups, phase, self.spikes, keep_sums=phase.statistics)
         object.__setattr__(self, "tree", self.parameters.tree)
         object.__setattr__(self, "plan", plan)
         object.__setattr__(self, "fixed_rates", None if any(map(callable, rates)) else tuple(rates))
@@ -74,7 +79,8 @@ class Run:
     def contents(self) -> tuple[Any, ...]:
         """Return what makes a run over the same arrays that counts for itself: its arguments."""
         self.parameters.check_unchanged()
-        return self.parameters, self.phase, self.engine, [*self.record], self.phase_set
+        window = None if self.spikes is None else self.spikes.copy()
+        return self.parameters, self.phase, self.engine, [*self.record], self.phase_set, window
 
     @property
     def steps(self) -> int:
@@ -82,9 +88,9 @@ class Run:
         return self.record[STEPS]
 
     @property
-    def skipped(self) -> int:
+    def skipped(self) -> Skipped:
         """How many steps were left out."""
-        return self.record[SKIPPED]
+        return Skipped(self.record[SKIPPED], spikes.left_out(self.spikes))
 
     @property
     def outcome(self) -> Outcome | None:
@@ -139,7 +145,7 @@ class Run:
 
     def refuse_nonfinite(self, outcome: Any) -> None:
         """Raise FloatingPointError where a step that was left out is an error."""
-        if self.phase.on_nonfinite == "raise":
+        if self.phase.on_nonfinite == "raise" and not outcome.spike:
             raise self.parameters.not_finite(outcome.nonfinite)
 
     def with_phase(self, changes: Mapping[str, Any]) -> Run:
@@ -155,26 +161,30 @@ class Run:
 
     def state_dict(self, *, packed: bool, copy: bool) -> dict[str, Any]:
         """Return counts, groups, states and what was set; arrays are copies or as they are."""
-        counts = {"step": self.steps, "skipped": self.skipped}
+        counts = {"step": self.steps, "skipped": self.skipped.nonfinite}
         stored = self.parameters.plain(packed=packed, copy=copy)
-        return counts | stored | settings.saved(self.phase, self.phase_set)
+        others = settings.saved(self.phase, self.phase_set) | spikes.saved(self.spikes)
+        return counts | stored | others
 
     def loaded(
         self, state_dict: Mapping[str, Any], parameters: Mapping[str, Any] | None
     ) -> tuple[Run, list[Assignment]]:
         """Return the run that a state_dict tells of, and what gives ``parameters`` their values."""
         entries = ("step", "skipped", "groups", "state")
-        check_entries("The state_dict", state_dict, entries, optional={settings.KEY})
+        optional = {settings.KEY, spikes.KEY}
+        check_entries("The state_dict", state_dict, entries, optional=optional)
         counts = [check_count(name, state_dict[name]) for name in ("step", "skipped")]
         self.parameters.check_unchanged()
         values = self.parameters.checked_values(parameters)
         loaded, chosen = self.parameters.loaded(state_dict, values), settings.loaded(state_dict)
+        window = spikes.loaded(state_dict, self.phase.skip_window)
         run = replace(
             self,
             parameters=loaded,
             phase=replace(self.phase, **chosen),
             phase_set=self.phase_set.union(chosen),
             record=[*counts, None],
+            spikes=window,
         )
         put = [assignments.values(p, values[name]) for name, p in self.parameters.named]
         return run, [] if parameters is None else put

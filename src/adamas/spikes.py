@@ -42,6 +42,7 @@ __all__ = [
     "is_judged",
     "is_spike",
     "kept",
+    "left_out",
     "loaded",
     "padded",
     "saved",
@@ -120,13 +121,13 @@ def is_spike(window: Window, norm: float, above: float) -> bool:
     return bool(norm - mean > np.float64(above) * std)
 
 
-def entered(window: Window, norm: float, *, left_out: bool) -> Window:
+def entered(window: Window, norm: float, *, is_left_out: bool) -> Window:
     """Return the window after a step."""
     after = window.copy()
     if is_judged(norm):
         after[int(window[COUNT]) % (len(window) - EXTRA)] = norm
         after[COUNT] += 1
-        after[LEFT_OUT] += left_out
+        after[LEFT_OUT] += is_left_out
     return after
 
 
@@ -156,18 +157,23 @@ def _reciprocal(x: np.float64) -> np.float64:
 # ── in a state_dict ────────────────────────────────────────────────────────────────────────────
 
 
-def saved(window: Window | None) -> dict[str, Any] | None:
-    """Return what a state_dict says of a window, None where nothing has entered it.
+def left_out(window: Window | None) -> int:
+    """Return how many steps were left out."""
+    return 0 if window is None else int(window[LEFT_OUT])
+
+
+def saved(window: Window | None) -> dict[str, Any]:
+    """Return what a state_dict says of a window, nothing where no norm has entered it.
 
     Norms stand there from the oldest to the newest.
     """
     if window is None or not window[COUNT]:
-        return None
+        return {}
     size, count = len(window) - EXTRA, int(window[COUNT])
     norms = window[: min(count, size)]
     if count > size:
         norms = np.roll(norms, -(count % size))
-    return {"norms": norms.copy(), "count": count, "skipped": int(window[LEFT_OUT])}
+    return {KEY: {"norms": norms.copy(), "count": count, "skipped": left_out(window)}}
 
 
 def loaded(state_dict: Mapping[str, Any], size: int) -> Window | None:
@@ -191,14 +197,14 @@ def loaded(state_dict: Mapping[str, Any], size: int) -> Window | None:
     norms = _checked_norms(where, given["norms"])
     least = len(norms)
     count = check_count(f"{where}: count", given["count"], least=least)
-    left_out = check_count(f"{where}: skipped", given["skipped"], most=count)
+    skipped = check_count(f"{where}: skipped", given["skipped"], most=count)
     window = created(size)
     if len(norms) < size:
         count = len(norms)  # as if it had begun with these
     norms = norms[-size:]
     first = count - len(norms)
     window[(first + np.arange(len(norms))) % size] = norms
-    window[COUNT], window[LEFT_OUT] = count, left_out
+    window[COUNT], window[LEFT_OUT] = count, skipped
     return window
 
 

@@ -85,7 +85,7 @@ class OfPart(Statistics):
 class Outcome:
     """What a step reports when the phase asked for more than the sweep."""
 
-    #: False where the step was left out because a gradient was not finite.
+    #: False where the step was left out because a gradient was not finite, or as a ``spike``.
     applied: bool
     #: Euclidean norm of all gradients as given; None where nothing needed it.
     norm: float | None
@@ -93,3 +93,5 @@ class Outcome:
     nonfinite: tuple[int, ...] | None
     #: One entry for each parameter; None where they were not asked for, or no step was made.
     statistics: tuple[Statistics, ...] | None
+    #: Whether it was left out because the norm leaps: ``adamas.spikes``.
+    spike: bool = False

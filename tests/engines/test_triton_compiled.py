@@ -96,6 +96,7 @@ def test_every_value_of_every_constant_is_among_what_is_compiled(found):
         ("conclude", "SKIPS"): flags,
         ("conclude", "COUNTS"): flags,
         ("conclude", "CLIPS"): flags,
+        ("conclude", "WATCHES"): flags,
         ("conclude", "STEP"): {0, digits.WIDTH, sums.ROW.value},
     }
     compiled: dict[tuple[str, str], set[Any]] = {}

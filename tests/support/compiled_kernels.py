@@ -75,7 +75,12 @@ SHARED = (
     Variant(is_tracked=True),
     Variant("bfloat16", rounding="remainder8", state="8bit", is_tracked=True, phase=EVERYTHING),
     Variant("float64", phase=EVERYTHING),
-    Variant(betas=(None, None), phase=Phase(clip_norm=1.0), is_scaled=True, is_exchanged=True),
+    Variant(
+        betas=(None, None),
+        phase=Phase(clip_norm=1.0, skip_above=6.0),
+        is_scaled=True,
+        is_exchanged=True,
+    ),
 )
 #: Compiled for one of them.
 MORE = (

@@ -2,9 +2,11 @@
 
 An engine is a module with a class ``Plan``:
 
-``Plan(groups, phase, keep_sums=False)``
-    takes the groups of slots and the ``Phase`` once, when they are known. With ``keep_sums``
-    statistics have their sums: they are ``adamas.statistics.OfPart``.
+``Plan(groups, phase, spikes=None, keep_sums=False)``
+    takes the groups of slots and the ``Phase`` once, when they are known, and the window of norms
+    that ``skip_above`` judges by (``adamas.spikes``; one of its own where none is given). A step
+    changes it together with the arrays. With ``keep_sums`` statistics have their sums: they are
+    ``adamas.statistics.OfPart``.
 ``Plan.step(gradients, step, rates, record=None)``
     makes one step in place, given one C-contiguous gradient for each slot, the step number
     (1 first) and the learning rate of each group. It returns an
@@ -145,6 +147,6 @@ def noted(
     changes = [partial(setitem, record, OUTCOME, outcome)]
     if outcome is None or outcome.applied:
         changes.append(partial(setitem, record, STEPS, step))
-    elif skips:
+    elif skips and not outcome.spike:
         changes.append(partial(setitem, record, SKIPPED, record[SKIPPED] + 1))
     return changes

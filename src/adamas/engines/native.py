@@ -24,6 +24,7 @@ from adamas.digits import WIDTH, Row
 from adamas.engines import Group, Runs
 from adamas.options import Options, Phase
 from adamas.processors import usable
+from adamas.spikes import Window, kept
 from adamas.state import Entries
 from adamas.statistics import OfPart, Outcome, Statistics
 from adamas.storage import Storage
@@ -119,9 +120,16 @@ class Distributed(NamedTuple):
 class Plan:
     """A step over fixed groups of arrays, as ``adamas.engines`` describes it."""
 
-    def __init__(self, groups: Sequence[Group], phase: Phase, *, keep_sums: bool = False) -> None:
-        """Keep the memory of ``groups``; nothing is copied."""
-        self._plan = _native.Plan(groups, phase, keep_sums)
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        phase: Phase,
+        spikes: Window | None = None,
+        *,
+        keep_sums: bool = False,
+    ) -> None:
+        """Keep the memory of ``groups`` and ``spikes``; nothing is copied."""
+        self._plan = _native.Plan(groups, phase, keep_sums, kept(phase, spikes))
         if not phase.reads_first and not phase.statistics:
             # They return None: there is nothing to unpack.
             self.step = self._plan.step
@@ -158,15 +166,15 @@ def outcome_of(parts: Any) -> Outcome | None:
     """Return a compiled step's answer as an outcome; what is none of them as it is."""
     if not isinstance(parts, tuple):
         return parts
-    applied, norm, nonfinite, statistics, *kept = parts
-    if statistics is not None and kept:
-        sums = np.frombuffer(kept[0], np.int64).reshape(-1, 3, WIDTH)
+    applied, norm, nonfinite, statistics, spike, *own_sums = parts
+    if statistics is not None and own_sums:
+        sums = np.frombuffer(own_sums[0], np.int64).reshape(-1, 3, WIDTH)
         statistics = tuple(
             OfPart(*each, sums=own) for each, own in zip(statistics, sums, strict=True)
         )
     elif statistics is not None:
         statistics = tuple(Statistics(*each) for each in statistics)
-    return Outcome(applied, norm, nonfinite, statistics)
+    return Outcome(applied, norm, nonfinite, statistics, spike)
 
 
 def row_of(arrays: Iterable[NDArray[Any]]) -> Row:

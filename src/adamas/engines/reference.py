@@ -21,6 +21,7 @@ from adamas.digits import norm as norm_of_row
 from adamas.engines import Group, Slot, check_rates, noted, places, readable
 from adamas.options import Options, Phase
 from adamas.rule import Result, rule, smooth
+from adamas.spikes import Window, entered, is_spike, kept
 from adamas.statistics import OfPart, Outcome, Statistics, norm, row_of
 
 __all__ = ["Plan"]
@@ -31,10 +32,18 @@ Array = NDArray[Any]
 class Plan:
     """A step over fixed groups of arrays, as ``adamas.engines`` describes it."""
 
-    def __init__(self, groups: Sequence[Group], phase: Phase, *, keep_sums: bool = False) -> None:
-        """Keep ``groups`` and ``phase``; nothing is copied."""
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        phase: Phase,
+        spikes: Window | None = None,
+        *,
+        keep_sums: bool = False,
+    ) -> None:
+        """Keep all of them; nothing is copied."""
         self._groups = tuple(groups)
         self._phase = phase
+        self._spikes = kept(phase, spikes)
         self._keep_sums = keep_sums
 
     def step(
@@ -68,11 +77,17 @@ class Plan:
         nonfinite = tuple(map(_count_nonfinite, gradients)) if phase.reads_first else None
         if nonfinite is not None and any(nonfinite) and phase.on_nonfinite != "propagate":
             return Outcome(False, total, nonfinite, statistics=None), []
+        spikes, above = self._spikes, phase.skip_above
+        new_values: list[Assignment] = []
+        if spikes is not None and total is not None and above is not None:
+            leaps = is_spike(spikes, total, above)
+            new_values.append(values(spikes, entered(spikes, total, is_left_out=leaps)))
+            if leaps:
+                return Outcome(False, total, nonfinite, statistics=None, spike=True), new_values
         factor = 1.0
         if phase.clip_norm is not None and total is not None:
             factor = clip_factor(phase.clip_norm, total)
         statistics: list[Statistics] = []
-        new_values: list[Assignment] = []
         remaining = enumerate(gradients)
         for group, rate in zip(self._groups, rates, strict=True):
             numbers = at_step(group.options, step, rate, factor)

@@ -101,11 +101,15 @@ class Job(NamedTuple):
 
 
 def signature_of(
-    jobs: Sequence[Job], options: Sequence[Options | None], phase: Phase, exchange: Any = None
+    jobs: Sequence[Job],
+    options: Sequence[Options | None],
+    phase: Phase,
+    exchange: Any = None,
+    spikes: Tensor | None = None,
 ) -> tuple[Any, ...]:
     """Return what launches are made of: equal where they may be used again."""
     parts = (each for job in jobs for each in (*job, *job.entries))
-    return (phase, tuple(options), exchange, *map(_memory, parts))
+    return (phase, tuple(options), exchange, *map(_memory, (spikes, *parts)))
 
 
 def _memory(part: Any) -> Any:

@@ -24,6 +24,7 @@ from torch import Tensor
 from adamas.engines.triton import devices
 from adamas.engines.triton.jobs import Inputs, Job, signature_of
 from adamas.options import Options, Phase
+from adamas.spikes import created
 from adamas.statistics import OfPart, Outcome, Statistics
 
 __all__ = ["DeviceOutcome", "Launches"]
@@ -47,6 +48,13 @@ class DeviceOutcome:
     def applied(self) -> bool:
         """Whether the step was made."""
         return not self._launches.is_guarded or bool(self.verdict.item())
+
+    @property
+    def spike(self) -> bool:
+        """Whether it was left out because the norm leaps."""
+        launches = self._launches
+        watches = launches.is_guarded and launches.phase.skip_above is not None
+        return watches and bool(launches.parts[0].is_spike.item())
 
     @property
     def norm(self) -> float | None:
@@ -78,7 +86,7 @@ class DeviceOutcome:
 
     def fetched(self) -> Outcome:
         """Return all of it, as it is now: the next step leaves another."""
-        return Outcome(self.applied, self.norm, self.nonfinite, self.statistics)
+        return Outcome(self.applied, self.norm, self.nonfinite, self.statistics, self.spike)
 
 
 class Launches:
@@ -93,19 +101,21 @@ class Launches:
         rows: int = 1,
         exchange: Callable[[Tensor], None] | None = None,
         device: torch.device | None = None,
+        spikes: Tensor | None = None,
     ) -> None:
         """Make the tables of ``jobs``; ``options`` has those of each group, None where given.
 
         Gradients are counted in sums, of which there are ``rows``. ``exchange`` adds up, in place,
         what other processes have in them: int64[rows, digits.WIDTH] on the first job's device, or
-        on ``device`` where there are no jobs.
+        on ``device`` where there are no jobs. ``spikes`` is the window of ``adamas.spikes``, on
+        that device; where the phase needs one and none is given, it is one of its own.
         """
         from adamas.engines.triton.parts import Part
 
         self.phase = phase
         self._exchange = exchange
         #: What it is made of: equal where it may be used again.
-        self.signature = signature_of(jobs, options, phase, exchange)
+        self.signature = signature_of(jobs, options, phase, exchange, spikes)
         by_device: dict[torch.device, list[int]] = {}
         if not jobs and device is not None:
             by_device[device] = []
@@ -121,6 +131,9 @@ class Launches:
             Part(device, [jobs[i] for i in indices], options, phase, rows)
             for device, indices in by_device.items()
         ]
+        if phase.skip_above is not None and spikes is None:
+            spikes = torch.from_numpy(created(phase.skip_window)).to(self.parts[0].device)
+        self._spikes = None if phase.skip_above is None else spikes
         self._order = np.argsort(np.concatenate(self._places), kind="stable").tolist()
         #: Whether the last step has asked for a verdict.
         self.is_guarded = False
@@ -141,7 +154,8 @@ class Launches:
             part.send(inputs, places, given, is_captured=is_captured)
         if guarded:
             lead, *others = self.parts
-            lead.conclude(self._read() if phase.reads_first else None, inputs, skipped)
+            rows = self._read() if phase.reads_first else None
+            lead.conclude(rows, inputs, skipped, self._spikes)
             for part in others:
                 part.verdict.copy_(lead.verdict, non_blocking=True)
             if phase.on_nonfinite == "raise" and not outcome.applied:

@@ -30,6 +30,7 @@ from adamas.engines.triton.tables import (
     C_STEP,
     C_TAKE1,
     C_TAKE2,
+    CLIP_NORM,
     DECAY,
     DECOUPLED,
     EMA_RATE,
@@ -53,6 +54,7 @@ from adamas.engines.triton.tables import (
     NESTEROV,
     NO_CORRECTION,
     NORM,
+    NORMS_AT_ONCE,
     NUMBERS,
     PAPER,
     PLACE,
@@ -60,6 +62,8 @@ from adamas.engines.triton.tables import (
     RECIPE_WIDTH,
     SCALE,
     SEED,
+    SKIP_ABOVE,
+    SPIKE,
     STEP,
     STEP_IS_DOUBLE,
     TABLE_WIDTH,
@@ -71,18 +75,20 @@ from adamas.engines.triton.tables import (
 __all__ = ["conclude", "number"]
 
 
-@triton.jit(do_not_specialize=["row_count"])
+@triton.jit(do_not_specialize=["row_count", "window_size"])
 def conclude(
-    rows, row_count, found_inf, loss_scale, live_scale, clip_norm, verdict, skipped,
+    rows, row_count, found_inf, loss_scale, live_scale, limits, verdict, skipped,
+    window, window_size,
     READS: tl.constexpr, SKIPS: tl.constexpr, COUNTS: tl.constexpr, CLIPS: tl.constexpr,
-    STEP: tl.constexpr,
+    WATCHES: tl.constexpr, STEP: tl.constexpr,
 ):  # fmt: skip
     """Write the verdict on a step: whether it is made, the clip factor, the norm, the loss scale.
 
     One program. ``rows`` are sums of gradients, ``STEP`` entries apart, read with ``READS``;
     ``found_inf`` and ``loss_scale`` are a GradScaler's float32 scalars or None;
-    ``live_scale`` points to loss scale and factor of the host, ``clip_norm`` to a float64. A step
-    that is left out with ``SKIPS`` is counted in ``skipped`` with ``COUNTS``.
+    ``live_scale`` points to loss scale and factor of the host, ``limits`` to float64. A step
+    that is left out with ``SKIPS`` is counted in ``skipped`` with ``COUNTS``. With ``WATCHES``
+    the norm is judged by a ``window`` of so many, which it enters (``adamas.spikes``).
     """
     applied = tl.full((), 1, tl.int32)
     scale = tl.load(live_scale + LIVE_LOSS_SCALE).to(tl.float64, bitcast=True)
@@ -100,12 +106,87 @@ def conclude(
             if COUNTS:
                 tl.store(skipped, tl.load(skipped) + (applied & (1 - is_finite)))
             applied = applied & is_finite
+        if WATCHES:
+            above = tl.load(limits + SKIP_ABOVE)
+            leaps = applied & is_spike(window, window_size, norm, above).to(tl.int32)
+            enter(window, window_size, norm, applied, leaps)
+            tl.store(verdict + SPIKE, leaps.to(tl.float64))
+            applied = applied & (1 - leaps)
         if CLIPS:
-            clip = tl.load(clip_norm)
+            clip = tl.load(limits + CLIP_NORM)
             factor = factor * tl.where(norm <= clip, 1.0, clip / norm)
     tl.store(verdict + APPLIED, applied.to(tl.float64))
     tl.store(verdict + FACTOR, factor)
     tl.store(verdict + SCALE, scale)
+
+
+@triton.jit
+def is_judged(norm):
+    """Return whether a norm tells how large a gradient is."""
+    return (norm > 0.0) & (norm < float("inf"))
+
+
+@triton.jit
+def is_spike(window, size, norm, above):
+    """Return whether a norm lies more than ``above`` standard deviations above the mean."""
+    n = tl.minimum(tl.load(window + size).to(tl.int32), size)
+    place = tl.arange(0, NORMS_AT_ONCE)
+    largest = tl.zeros((NORMS_AT_ONCE,), tl.float64)
+    for first in range(0, n, NORMS_AT_ONCE):
+        is_there = first + place < n
+        largest = tl.maximum(largest, tl.load(window + first + place, mask=is_there, other=0.0))
+    scale = reciprocal(tl.max(largest, 0))
+    count = tl.maximum(n, 2).to(tl.float64)  # fewer are not asked
+    mean = sum_of(window, n, scale, 0.0, False) / count
+    std = tl.sqrt(sum_of(window, n, scale, mean, True) / (count - 1.0))
+    is_above = norm * scale - mean > above * std
+    return is_judged(norm) & (n >= size // 2) & is_above
+
+
+@triton.jit
+def sum_of(window, n, scale, mean, SQUARES: tl.constexpr):
+    """Return the sum of the first ``n`` norms, or of the squares of what they deviate by."""
+    place = tl.arange(0, NORMS_AT_ONCE)
+    sums = tl.zeros((NORMS_AT_ONCE,), tl.float64)
+    for block in range(tl.cdiv(n, NORMS_AT_ONCE)):
+        own = block * NORMS_AT_ONCE + place
+        is_there = own < n
+        x = tl.load(window + own, mask=is_there, other=0.0) * scale
+        if SQUARES:
+            deviations = tl.where(is_there, x - mean, 0.0)
+            x = deviations * deviations
+        sums = tl.where(place == block, halved(x), sums)
+    return halved(sums)
+
+
+@triton.jit
+def halved(x):
+    """Return the sum of a block, by halving neighbours."""
+    place = tl.arange(0, NORMS_AT_ONCE)
+    distance = 1
+    while distance < NORMS_AT_ONCE:
+        x += tl.gather(x, place ^ distance, 0)
+        distance *= 2
+    return tl.max(x, 0)  # all are the same
+
+
+@triton.jit
+def reciprocal(x):
+    """Return the power of two that brings a number of the normal range to from 1 to 2."""
+    exponent = x.to(tl.int64, bitcast=True) >> 52
+    exponent = tl.minimum(tl.maximum(exponent, 1), 2045)
+    return ((2046 - exponent) << 52).to(tl.float64, bitcast=True)
+
+
+@triton.jit
+def enter(window, size, norm, applied, leaps):
+    """Let a norm enter, of a step that is ``applied`` unless it ``leaps``."""
+    enters = is_judged(norm) & (applied != 0)
+    count = tl.load(window + size)
+    tl.store(window + count.to(tl.int64) % size, norm, mask=enters)
+    tl.store(window + size, count + 1.0, mask=enters)
+    left_out = tl.load(window + size + 1)
+    tl.store(window + size + 1, left_out + leaps.to(tl.float64), mask=enters)
 
 
 @triton.jit

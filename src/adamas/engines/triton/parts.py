@@ -109,7 +109,7 @@ class Part:
         self.verdict = self._zeros(tables.VERDICT_WIDTH.value, torch.float64)
         self._numbers = self._zeros((len(jobs), tables.NUMBERS.value), torch.float64)
         self._keys = self._zeros(len(jobs), torch.int64)
-        self._clip = self._sent(np.array([phase.clip_norm or 0.0]))
+        self._limits = self._sent(np.array([phase.clip_norm or 0.0, phase.skip_above or 0.0]))
         self._read = self._recorded = self._no_sums()
         if phase.reads_first:
             own = np.array([job.row for job in jobs], np.int64)[owners]
@@ -183,7 +183,11 @@ class Part:
         return carried
 
     def conclude(
-        self, rows: Tensor | None, inputs: Inputs, skipped: dict[torch.device, Tensor]
+        self,
+        rows: Tensor | None,
+        inputs: Inputs,
+        skipped: dict[torch.device, Tensor],
+        spikes: Tensor | None,
     ) -> None:
         """Write the verdict."""
         phase, kernel = self._phase, _untyped(numbers.conclude)
@@ -198,13 +202,16 @@ class Part:
                 found,
                 scale,
                 self.live.on_device["scale"],
-                self._clip,
+                self._limits,
                 self.verdict,
                 skipped[self.device],
+                self.verdict if spikes is None else spikes,
+                phase.skip_window,
                 READS=rows is not None,
                 SKIPS=phase.on_nonfinite != "propagate",
                 COUNTS=phase.on_nonfinite == "skip",
                 CLIPS=phase.clip_norm is not None,
+                WATCHES=spikes is not None,
                 STEP=0 if rows is None else rows.shape[1],
                 num_warps=1,
                 **OPTIONS,
@@ -304,12 +311,17 @@ class Part:
             names = kernel.arg_names[len(arguments) :]
             compiled[(*grid, 1, 1)[:3]](*arguments, *(constants[name] for name in names))
 
-    # -- what it has left; all but the first two wait for it --------------------------------------
+    # -- what it has left; all but the first three wait for it ------------------------------------
 
     @property
     def is_applied(self) -> Tensor:
         """Not 0 where the last step was made, on the device."""
         return self.verdict[tables.APPLIED.value]
+
+    @property
+    def is_spike(self) -> Tensor:
+        """Not 0 where it was left out since the norm leaps, on the device."""
+        return self.verdict[tables.SPIKE.value]
 
     @property
     def norm(self) -> Tensor:

@@ -23,6 +23,7 @@ from adamas.engines.triton.jobs import Inputs, Job
 from adamas.engines.triton.kernels import sweep
 from adamas.engines.triton.launches import Launches
 from adamas.options import Phase
+from adamas.spikes import Window, kept
 from adamas.statistics import Outcome
 
 __all__ = ["Plan", "device"]
@@ -48,7 +49,14 @@ def device() -> torch.device:
 class Plan:
     """A step over fixed groups of arrays, as ``adamas.engines`` describes it."""
 
-    def __init__(self, groups: Sequence[Group], phase: Phase, *, keep_sums: bool = False) -> None:
+    def __init__(
+        self,
+        groups: Sequence[Group],
+        phase: Phase,
+        spikes: Window | None = None,
+        *,
+        keep_sums: bool = False,
+    ) -> None:
         """Make room for the arrays of ``groups`` on the device; they are sent with each step."""
         self._device = device()
         self._phase = phase
@@ -62,7 +70,12 @@ class Plan:
             self._job(slot, place, owner)
             for place, (slot, owner) in enumerate(zip(self._slots, owners, strict=True))
         ]
-        self.launches = Launches(self.jobs, self._options, phase)
+        self._spikes = kept(phase, spikes)
+        #: What stands for it there.
+        self._window = None
+        if self._spikes is not None:
+            self._window = torch.from_numpy(self._spikes).to(self._device, copy=True)
+        self.launches = Launches(self.jobs, self._options, phase, spikes=self._window)
 
     def step(
         self, gradients: Any, step: int, rates: Sequence[float], record: list[Any] | None = None
@@ -76,6 +89,8 @@ class Plan:
         sent = [_parameter(each).to(self._device) for each in bits]
         for array, tensor in self._pairs():
             tensor.copy_(_flat(array).view(tensor.dtype))
+        if self._spikes is not None and self._window is not None:
+            self._window.copy_(torch.from_numpy(self._spikes))
         inputs = Inputs(
             gradients=np.array([each.data_ptr() for each in sent], np.int64),
             steps=np.full(len(sent), step, np.int64),
@@ -91,6 +106,8 @@ class Plan:
         changes: list[Assignment] = []
         if outcome is None or outcome.applied:
             changes += [values(array, _back(tensor, array)) for array, tensor in self._pairs()]
+        if self._spikes is not None and self._window is not None:
+            changes.append(values(self._spikes, self._window.cpu().numpy()))
         if record is not None:
             changes += noted(record, step, outcome, skips=bool(skipped))
         all_at_once(changes)

@@ -115,7 +115,15 @@ APPLIED = constexpr(0)  # 1, or 0 where nothing may change
 FACTOR = constexpr(1)  # that clips
 NORM = constexpr(2)  # of the unscaled gradients
 SCALE = constexpr(3)  # of the loss
-VERDICT_WIDTH = constexpr(4)
+SPIKE = constexpr(4)  # 1 where it is left out since the norm leaps
+VERDICT_WIDTH = constexpr(5)
+
+# ── places of limits (float64), which a phase has ──
+CLIP_NORM = constexpr(0)
+SKIP_ABOVE = constexpr(1)
+
+#: Norms of a window that are added up at once, as many times at most (``MOST_NORMS``).
+NORMS_AT_ONCE = constexpr(128)
 
 # ── places of a row of numbers (float64): those of the rule, then those of the average ──
 C_GRAD_SCALE = constexpr(_RULE.index("grad_scale"))
