@@ -27,13 +27,16 @@ class Chain:
     """Where those stand who have followed an optimizer's changes, as a random word.
 
     Step numbers alone do not tell: a training that went back to an older checkpoint comes past the
-    same numbers with other weights. So what an optimizer has told has a place of its own.
+    same numbers with other weights.
     """
 
-    __slots__ = ("place",)
+    __slots__ = ("following", "place")
 
     def __init__(self) -> None:
         self.place = _drawn()
+        #: Where those will stand who take what is told next. Should that be told and not cleared,
+        #: as after an interrupt, what is told then leads there again.
+        self.following = _drawn()
 
 
 class Changes:
@@ -52,8 +55,8 @@ class Changes:
     is_whole: bool
 
     __slots__ = (
-        "_chain", "_clear", "_each", "_is_told", "first_step", "follows", "is_whole", "last_step",
-        "part", "parts", "place",
+        "_chain", "_clear", "_each", "first_step", "follows", "is_whole", "last_step", "part",
+        "parts", "place",
     )  # fmt: skip
 
     def __init__(
@@ -76,14 +79,15 @@ class Changes:
         self._each = each
         self._clear = clear
         self._chain = Chain() if chain is None else chain
-        self._is_told = False
         self.first_step = first_step
         self.last_step = last_step
         self.is_whole = is_whole
         self.part, self.parts = part, parts
+        if is_whole:  # who has not got it cannot follow
+            self._chain.following = _drawn()
         # What the changes follow on, and what follows on them.
         self.follows = self._chain.place
-        self.place = self.follows if clear is None else _drawn()
+        self.place = self.follows if clear is None else self._chain.following
 
     def __iter__(self) -> Iterator[Change]:
         yield from self.each()
@@ -91,20 +95,23 @@ class Changes:
 
     def each(self) -> Iterator[Change]:
         """Give the changes and clear nothing."""
-        if self._is_told:
-            raise RuntimeError(
-                "These changes have been told, and what they are of is cleared. Call "
-                "optimizer.changes() again for those since; optimizer.changes(clear=False) gives "
-                "changes that can be gone through more than once."
-            )
+        self._check_current()
         return self._each()
 
     def clear(self) -> None:
         """Start anew, as if all had been told; nothing where ``changes(clear=False)`` gave them."""
-        if self._clear is not None and not self._is_told:
+        if self._clear is not None:
+            self._check_current()
             self._clear()
-            self._is_told = True
-            self._chain.place = self.place
+            self._chain.place, self._chain.following = self.place, _drawn()
+
+    def _check_current(self) -> None:
+        """Raise RuntimeError where changes have been told since that begin as these do."""
+        if self._chain.place != self.follows:
+            raise RuntimeError(
+                "These changes have been told already, and the marks they were made from are "
+                "cleared. Call optimizer.changes() again for those since."
+            )
 
     def __repr__(self) -> str:
         what = "everything" if self.is_whole else "what has changed"

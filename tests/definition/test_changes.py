@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+
 import numpy as np
 import pytest
 
@@ -61,6 +63,35 @@ def test_each_set_of_changes_has_a_place_that_the_next_one_follows():
     list(first)
     assert changes_of("b", [], chain=chain).follows == first.place
     assert changes_of("b", []).follows not in (first.place, first.follows)
+
+
+def test_changes_that_were_not_cleared_lead_to_the_same_place_as_the_next_ones():
+    chain = Chain()
+    assert changes_of("a", [], chain=chain).place == changes_of("ab", [], chain=chain).place
+
+
+def test_who_missed_a_whole_set_stands_where_nothing_leads_to():
+    chain = Chain()
+    missed = changes_of("a", [], chain=chain).place
+    whole = adamas.Changes(lambda: iter(()), lambda: None, 4, 6, True, chain=chain)
+    list(whole)
+    assert missed not in (whole.place, chain.place, chain.following)
+
+
+def test_changes_are_not_told_once_others_that_begin_alike_have_been():
+    chain, cleared = Chain(), []
+    first, second = (changes_of("a", cleared, chain=chain) for _ in range(2))
+    list(first)
+    for call in (lambda: list(second), second.each, second.clear):
+        with pytest.raises(RuntimeError, match="have been told already"):
+            call()
+    assert cleared == [1]
+
+
+def test_a_chain_is_pickled_with_both_its_places():
+    chain = Chain()
+    again = pickle.loads(pickle.dumps(chain))
+    assert (again.place, again.following) == (chain.place, chain.following)
 
 
 def test_a_clear_that_fails_leaves_the_chain_where_it_was():
