@@ -25,7 +25,7 @@ from adamas.statistics import Statistics
 
 if TYPE_CHECKING:
     from adamas.checking import check
-    from adamas.files import load, save
+    from adamas.files import apply_changes, load, save, save_changes
     from adamas.scipy import minimize
 
 __all__ = [
@@ -40,12 +40,14 @@ __all__ = [
     "RMSProp",
     "Skipped",
     "Statistics",
+    "apply_changes",
     "check",
     "ema",
     "get_num_threads",
     "load",
     "minimize",
     "save",
+    "save_changes",
     "set_num_threads",
     "target",
     "targets",
@@ -55,10 +57,12 @@ __version__ = "0.1.0"
 
 # Names whose modules are not needed to make steps, and the modules they are in.
 _ON_DEMAND = {
+    "apply_changes": "adamas.files",
     "check": "adamas.checking",
     "load": "adamas.files",
     "minimize": "adamas.scipy",
     "save": "adamas.files",
+    "save_changes": "adamas.files",
 }
 
 

@@ -200,7 +200,7 @@ def true(path):
 
 
 WHOLE = "is not a complete safetensors file"
-OURS = "is a safetensors file, but not one that adamas.save wrote"
+OURS = "is a safetensors file, but not one that adamas.save or adamas.save_ch"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
-"""Checkpoints in files: parameters, state and counts of an optimizer, in one safetensors file.
+"""Files: checkpoints, and what steps have changed.
+
+A checkpoint holds parameters, state and counts of an optimizer, in one safetensors file.
 
 The tensors are named ``parameters/<name>`` and ``state/<name>/<entry>``; everything else is JSON
 under the key ``adamas`` of the file's metadata (numbers in Python's shortest form, which reads
@@ -19,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 from adamas.checks import kind
 from adamas.files import arrays
 from adamas.files.atomic import AnyPath, naming, opened, replacing, text_of
+from adamas.files.changes import apply_changes, save_changes
 from adamas.files.contents import check_method
 from adamas.files.tensors import read, write
 from adamas.numpy import Optimizer
@@ -29,7 +32,7 @@ if TYPE_CHECKING:
 
     AnyOptimizer = Optimizer | torch.optim.Optimizer
 
-__all__ = ["load", "save"]
+__all__ = ["apply_changes", "load", "save", "save_changes"]
 
 
 def save(path: AnyPath, optimizer: AnyOptimizer) -> None:

@@ -17,7 +17,7 @@ from adamas.numpy import Optimizer
 from adamas.settings import KEY
 from adamas.turns import averages_in_place
 
-__all__ = ["KIND", "check_weights", "contents", "put_back"]
+__all__ = ["KIND", "check_weights", "contents", "little", "put_back", "source"]
 
 #: Of a file.
 KIND = "numpy"
@@ -27,7 +27,7 @@ Array = NDArray[Any]
 #: NumPy's names of the dtypes that states have, by safetensors'. ml_dtypes brings bfloat16.
 _KEPT = ("F16", "BF16", "F32", "F64", "I8", "I16", "I64", "U8", "U16")
 _DTYPES = {code: name for code, (name, _) in DTYPES.items() if code in _KEPT}
-_CODES = {name: code for code, name in _DTYPES.items()}
+_CODES = {name: code for code, (name, _) in DTYPES.items()}
 
 
 def check_weights(optimizer: Optimizer, why: str) -> None:
@@ -43,7 +43,7 @@ def contents(optimizer: Optimizer) -> Generator[tuple[dict[str, Source], dict[st
         arrays = {f"parameters/{name}": p for name, p in parameters.items()}
         for name, entries in about.pop("state").items():
             arrays |= {f"state/{name}/{entry}": array for entry, array in entries.items()}
-        sources = {name: _source(array) for name, array in arrays.items()}
+        sources = {name: source(array) for name, array in arrays.items()}
         yield sources, {"kind": KIND, "method": type(optimizer).__name__, **about}
 
 
@@ -65,11 +65,12 @@ def put_back(
         optimizer.load_state_dict(state_dict, parameters=parameters)
 
 
-def _source(array: Array) -> Source:
+def source(array: Array) -> Source:
+    """Return an array as it is to be written; KeyError where a file cannot have its dtype."""
     return Source(
         _CODES[array.dtype.name],
         array.shape,
-        lambda: _little(np.ascontiguousarray(array).reshape(-1)).view(np.uint8),
+        lambda: little(np.ascontiguousarray(array).reshape(-1)).view(np.uint8),
     )
 
 
@@ -80,7 +81,7 @@ def _array(path: str, stored: Stored) -> Array:
         )
     if stored.dtype == "BF16":
         _import_bfloat16(path)
-    return _little(stored.data.view(_DTYPES[stored.dtype])).reshape(stored.shape)
+    return little(stored.data.view(_DTYPES[stored.dtype])).reshape(stored.shape)
 
 
 def _import_bfloat16(path: str) -> None:
@@ -94,6 +95,6 @@ def _import_bfloat16(path: str) -> None:
         ) from None
 
 
-def _little(flat: Array) -> Array:
+def little(flat: Array) -> Array:
     """Turn the bytes of elements from this machine's order to the file's, or back."""
     return flat if sys.byteorder == "little" else flat.byteswap()

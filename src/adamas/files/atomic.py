@@ -43,14 +43,17 @@ _CANNOT_STORE = {errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EACCES, er
 AnyPath = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
-def text_of(path: AnyPath) -> str:
-    """Return a path as text; TypeError where it is none, OSError where no file can have it."""
+def text_of(path: AnyPath, place: str = "before the optimizer") -> str:
+    """Return a path as text; TypeError where it is none, OSError where no file can have it.
+
+    ``place`` is where it stands among the arguments.
+    """
     try:
         text = os.fsdecode(path)
     except TypeError:
         raise TypeError(
             f"path is {kind(path)}, but it must be the name of a file: a str, bytes or "
-            "pathlib.Path. It stands before the optimizer."
+            f"pathlib.Path. It stands {place}."
         ) from None
     if "\0" in text:
         raise OSError(errno.EINVAL, "No file has a null character in its name", text)

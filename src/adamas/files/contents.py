@@ -7,6 +7,7 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 __all__ = [
+    "CHANGES",
     "check_method",
     "check_parameters",
     "check_structure",
@@ -15,11 +16,19 @@ __all__ = [
     "sorted_out",
 ]
 
+#: The kind of a file that holds what steps have changed.
+CHANGES = "changes"
+
 T = TypeVar("T")
 
 
 def check_method(path: str, about: Mapping[str, Any], kind: str, method: str) -> None:
     """Raise ValueError where a file was saved from another kind of optimizer."""
+    if about.get("kind") == CHANGES:
+        raise ValueError(
+            f"{path} holds changes of parameters, no state of an optimizer. Put them into the "
+            "parameters with adamas.apply_changes."
+        )
     saved = about.get("kind", "numpy"), about["method"]
     if saved != (kind, method):
         raise ValueError(

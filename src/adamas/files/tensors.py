@@ -1,4 +1,4 @@
-"""The bytes of a checkpoint: a safetensors file whose every bit is covered by a checksum.
+"""The bytes of a checkpoint or of changes: a safetensors file whose every bit has a checksum.
 
 A safetensors file is the length of its header (8 bytes, little-endian), the header in JSON, and the
 tensors one after another. The header gives the dtype, shape and place of each tensor, and texts
@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
+
+from adamas.files.contents import CHANGES
 
 __all__ = ["DTYPES", "FORMAT", "Source", "Stored", "read", "write"]
 
@@ -87,10 +89,15 @@ def write(file: FileIO, tensors: Mapping[str, Source], about: Mapping[str, Any])
     _write(file, np.frombuffer(_header(layout, about, checksums), np.uint8))
 
 
-def read(file: FileIO, path: str) -> tuple[dict[str, Any], dict[str, Stored]]:
-    """Return what ``write`` was given; ValueError, naming ``path``, where any bit differs."""
+def read(
+    file: FileIO, path: str, another: str = "an older checkpoint"
+) -> tuple[dict[str, Any], dict[str, Stored]]:
+    """Return what ``write`` was given; ValueError, naming ``path``, where any bit differs.
+
+    ``another`` is what may stand in for a damaged file.
+    """
     layout, metadata, start = _layout(file, path)
-    about = _about(layout, metadata, path)
+    about = _about(layout, metadata, path, another)
     checksums = about.pop("checksums", None)
     if about["format"] > 1:
         _check_checksums(checksums, layout, path)
@@ -102,7 +109,7 @@ def read(file: FileIO, path: str) -> tuple[dict[str, Any], dict[str, Stored]]:
         if about["format"] > 1 and found != checksums[name]:
             raise ValueError(
                 f"{path} is damaged: {name} has the checksum {found}, but {checksums[name]} was "
-                "saved. Nothing was loaded. Use another copy of the file, or an older checkpoint."
+                f"saved. Nothing was loaded. Use another copy of the file, or {another}."
             )
         tensors[name] = Stored(dtype, shape, data)
     return about, tensors
@@ -141,8 +148,8 @@ def _layout(file: FileIO, path: str) -> tuple[dict[str, _Place], dict[str, Any],
 
     def refusal(why: str) -> ValueError:
         return ValueError(
-            f"{path} is not a complete safetensors file ({why}). Give a file that adamas.save "
-            "wrote."
+            f"{path} is not a complete safetensors file ({why}). Give a file that adamas.save or "
+            "adamas.save_changes wrote."
         )
 
     length = os.fstat(file.fileno()).st_size
@@ -184,17 +191,21 @@ def _whole(number: Any) -> int:
     return number
 
 
-def _about(layout: Mapping[str, _Place], metadata: Any, path: str) -> dict[str, Any]:
+def _about(layout: Mapping[str, _Place], metadata: Any, path: str, another: str) -> dict[str, Any]:
     """Return what stands under ``adamas``, where it is of a format that is known."""
     try:
         texts = dict(metadata)
         about = _parsed(texts["adamas"])
         number = about["format"]
-        is_ours = type(number) is int and number > 0 and type(about["method"]) is str
+        is_known = type(about.get("method")) is str or about.get("kind") == CHANGES
+        is_ours = type(number) is int and number > 0 and is_known
     except (KeyError, RecursionError, TypeError, ValueError):
         is_ours, texts, about, number = False, {}, {}, 0
     if not is_ours:
-        raise ValueError(f"{path} is a safetensors file, but not one that adamas.save wrote.")
+        raise ValueError(
+            f"{path} is a safetensors file, but not one that adamas.save or adamas.save_changes "
+            "wrote."
+        )
     if number > FORMAT:
         raise ValueError(
             f"{path} has format {number}, but this version of adamas reads formats up to "
@@ -209,7 +220,7 @@ def _about(layout: Mapping[str, _Place], metadata: Any, path: str) -> dict[str, 
         if found != saved:
             raise ValueError(
                 f"{path} is damaged: its header has the checksum {found}, but {saved} was saved. "
-                "Nothing was loaded. Use another copy of the file, or an older checkpoint."
+                f"Nothing was loaded. Use another copy of the file, or {another}."
             )
     return about
 

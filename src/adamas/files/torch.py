@@ -24,7 +24,7 @@ from adamas.torch import Optimizer
 from adamas.torch.grouping import names_of, parameters_of
 from adamas.torch.loading import PACKED
 
-__all__ = ["KIND", "check_weights", "contents", "put_back"]
+__all__ = ["KIND", "check_weights", "contents", "put_back", "source"]
 
 #: Of a file.
 KIND = "torch"
@@ -59,7 +59,7 @@ def contents(
     """Give the tensors and all else that a file is to hold; TypeError for what it cannot."""
     with _held(optimizer):
         found, about = _told_of(optimizer)
-        yield {name: _source(name, tensor) for name, tensor in found.items()}, about
+        yield {name: source(name, tensor) for name, tensor in found.items()}, about
 
 
 def _held(optimizer: torch.optim.Optimizer) -> AbstractContextManager[None]:
@@ -351,8 +351,9 @@ def _told(value: Any, name: str, found: Found) -> Any:
     )
 
 
-def _source(name: str, tensor: Tensor) -> Source:
-    _check_kind(name, tensor)
+def source(name: str, tensor: Tensor, way_out: str = _ELSE) -> Source:
+    """Return a tensor as it is to be written; TypeError, with a way out, where it cannot be."""
+    _check_kind(name, tensor, way_out)
 
     def data() -> Any:
         host = tensor.detach().resolve_conj().resolve_neg().cpu().contiguous()
@@ -364,7 +365,7 @@ def _source(name: str, tensor: Tensor) -> Source:
     return Source(_CODES[tensor.dtype], tuple(tensor.shape), data)
 
 
-def _check_kind(name: str, tensor: Tensor) -> None:
+def _check_kind(name: str, tensor: Tensor, way_out: str = _ELSE) -> None:
     """Refuse tensors that are not their values alone."""
     if hasattr(tensor, "device_mesh"):
         raise TypeError(
@@ -374,9 +375,9 @@ def _check_kind(name: str, tensor: Tensor) -> None:
         )
     if type(tensor) not in _TYPES or tensor.layout != torch.strided or tensor.is_meta:
         what = f"{type(tensor).__name__} on {tensor.device} with layout {tensor.layout}"
-        raise TypeError(f"{name} is a {what}, but a checkpoint holds plain tensors. {_ELSE}")
+        raise TypeError(f"{name} is a {what}, but a checkpoint holds plain tensors. {way_out}")
     if tensor.dtype not in _CODES:
-        raise TypeError(f"{name} has dtype {tensor.dtype}, which safetensors lacks. {_ELSE}")
+        raise TypeError(f"{name} has dtype {tensor.dtype}, which safetensors lacks. {way_out}")
 
 
 # ── names ──────────────────────────────────────────────────────────────────────────────────────

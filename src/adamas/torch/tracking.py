@@ -255,7 +255,7 @@ class Tracking:
     def is_whole(self) -> bool:
         """Whether all elements of all parameters are marked."""
         counts = [each.elements for each in self._seen]
-        return any(counts) and all(map(_is_full, self.marks, counts))
+        return bool(counts) and all(map(_is_full, self.marks, counts))
 
     def change(self, place: int, name: str) -> Change | None:
         """Return what has changed of a parameter; None where nothing has."""
