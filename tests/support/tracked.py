@@ -45,7 +45,7 @@ class Run:
     """A training with an optimizer that tracks changes, and what must be marked by now."""
 
     def __init__(self, optimizer: ours.Optimizer, seed: int = 0) -> None:
-        self.optimizer = optimizer
+        self.go_on(optimizer)
         self.random = np.random.default_rng(seed)
         self.marked: dict[int, Tensor] = {}
         self.reader: dict[int, Tensor] = {}
@@ -57,12 +57,17 @@ class Run:
 
     @property
     def compared(self) -> list[Tensor]:
-        return self.optimizer.copies or self.parameters
+        return self.copies or self.parameters
 
     @property
     def names(self) -> list[str]:
         groups = enumerate(self.optimizer.param_groups)
         return [f"{i}.{j}" for i, group in groups for j in range(len(group["params"]))]
+
+    def go_on(self, optimizer: ours.Optimizer) -> None:
+        """Go on with an optimizer; its copies are held, since reading brings them up to date."""
+        self.optimizer = optimizer
+        self.copies = optimizer.copies
 
     def adopt(self) -> None:
         """Begin without changes; the reader has all that there is."""
@@ -91,14 +96,10 @@ class Run:
 
     def step(self) -> None:
         """Make a step and mark what it changes."""
-        before = [bits_of(each) for each in self._held()]
+        before = [bits_of(each) for each in self.compared]
         self.optimizer.step()
-        for place, (old, now) in enumerate(zip(before, self._held(), strict=True)):
+        for place, (old, now) in enumerate(zip(before, self.compared, strict=True)):
             self.marked[place] |= changed(old, bits_of(now))
-
-    def _held(self) -> list[Tensor]:
-        """What is compared, without bringing copies up to date."""
-        return self.optimizer._copies.tensors or self.parameters
 
     def check(self, *, clear: bool) -> None:
         """Judge what the optimizer tells; what is cleared goes to the reader."""
@@ -194,11 +195,11 @@ def skip(run: Run) -> None:
         if p.grad is not None:
             p.grad.fill_(float("nan"))
     if any(p.grad is not None and p.numel() for p in run.parameters):
-        before = [bits_of(each) for each in run._held()]
+        before = [bits_of(each) for each in run.compared]
         skipped = run.optimizer.skipped
         run.optimizer.step()
         assert run.optimizer.skipped == skipped + 1
-        assert all(map(torch.equal, before, map(bits_of, run._held())))
+        assert all(map(torch.equal, before, map(bits_of, run.compared)))
 
 
 def write(run: Run) -> None:
@@ -224,22 +225,23 @@ def load(run: Run) -> None:
 
 
 def pickled(run: Run) -> None:
-    run.optimizer = pickle.loads(pickle.dumps(run.optimizer))
+    run.go_on(pickle.loads(pickle.dumps(run.optimizer)))
 
 
 def deepcopied(run: Run) -> None:
-    run.optimizer = copy.deepcopy(run.optimizer)
+    run.go_on(copy.deepcopy(run.optimizer))
 
 
 def copied(run: Run) -> None:
     """A copy that shares its parameters goes on in its place."""
-    run.optimizer = copy.copy(run.optimizer)
+    run.go_on(copy.copy(run.optimizer))
 
 
 def add(run: Run) -> None:
     like = run.parameters[0]
     added = nn.Parameter(torch.full_like(like, 0.5))
     run.optimizer.add_param_group({"params": [added]})
+    run.go_on(run.optimizer)
     place = len(run.parameters) - 1
     run.reader[place] = torch.zeros_like(bits_of(run.compared[place]))
     run.all_changed(place)
