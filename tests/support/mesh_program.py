@@ -31,6 +31,7 @@ import adamas.torch as ours
 from adamas.torch import distributed
 from adamas.torch.parts import runs
 from tests.support.copied import left_by_steps
+from tests.support.tracked import check_parts
 
 #: Longer than all of it takes: where processes wait for one another in vain, they fail.
 LIMIT = timedelta(seconds=300)
@@ -162,6 +163,37 @@ def check_headers(mesh):
     assert {*ways.values()} == {False, True}  # or else it does not test what it says
 
 
+def check_changes(mesh):
+    """Each process tells what has changed of its part, with indices in the whole tensor."""
+    count = 0
+    ways = ({}, {"engine": "torch"}, {"copy_to": torch.bfloat16})
+    for way, options in enumerate(ways):
+        dtype = torch.float32 if "copy_to" in options else torch.bfloat16
+        whole, parts = [], []
+        for i, (shape, placements) in enumerate([*cases(mesh)][way :: len(ways)]):
+            value = drawn(shape, i, dtype) / 8
+            whole.append(nn.Parameter(value.clone()))
+            parts.append(nn.Parameter(cut(value, mesh, placements)))
+        one, other = (
+            ours.AdamW(each, lr=1e-3, track_changes=True, **options) for each in (parts, whole)
+        )
+        changes = one.changes(clear=False)
+        assert (changes.part, changes.parts) == (dist.get_rank(), (*range(mesh.size()),))
+        for step in range(2):
+            for i, (p, judge) in enumerate(zip(parts, whole, strict=True)):
+                judge.grad = drawn(judge.shape, 1000 * (step + 1) + i, dtype)
+                p.grad = spread(judge.grad, p, 0)
+            other.step()
+            one.step()
+            count += check_parts(one, other, own_part)
+        with torch.no_grad():
+            for p, judge in zip(parts[::2], whole[::2], strict=True):
+                p.mul_(2)
+                judge.mul_(2)
+        check_parts(one, other, own_part)
+    assert count  # or else it does not test what it says
+
+
 def check_missing_gradients(mesh):
     """Of some parameters only some processes have a gradient; all have the same norm."""
     ways = [way for way in itertools.product(ALL, repeat=mesh.ndim) if set(way) != {Replicate()}]
@@ -287,6 +319,7 @@ def main():
         check_steps(mesh, torch.bfloat16, rows, state="8bit", rounding="stochastic")
     check_steps(mesh, torch.bfloat16, cases(mesh), state="compact", rounding="remainder8")
     check_headers(mesh)
+    check_changes(mesh)
     check_missing_gradients(mesh)
     check_plain_ones_alone(mesh)
     check_refusal(mesh)

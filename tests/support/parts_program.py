@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import adamas.torch as ours
 from adamas.engines.triton import devices
 from tests.support.offloading import device_of_queues, same
+from tests.support.tracked import check_parts
 
 SHAPES = ((8, 64), (5, 32), (1, 96), (7,), (), (0, 3))
 #: Those whose blocks of 32 are cut by no process, but for those of Shard(1).
@@ -112,8 +113,9 @@ def check(mesh, placement, dtype, options, *, offload, otherwise=False):
     shapes = IN_BLOCKS if options.get("state") == "8bit" else SHAPES
     wholes = [nn.Parameter(drawn(shape, i, dtype)) for i, shape in enumerate(shapes)]
     parts = [nn.Parameter(cut(p.detach().clone(), mesh, placement)) for p in wholes]
-    one = ours.AdamW(parts, lr=0.01, weight_decay=0.1, offload=offload, **options)
-    other = ours.AdamW(wholes, lr=0.01, weight_decay=0.1, **options)
+    options = {"lr": 0.01, "weight_decay": 0.1, "track_changes": True, **options}
+    one = ours.AdamW(parts, offload=offload, **options)
+    other = ours.AdamW(wholes, **options)
     for step in range(3):
         for i, (p, whole) in enumerate(zip(parts, wholes, strict=True)):
             gradient = drawn(whole.shape, 100 * step + i, dtype)
@@ -123,6 +125,7 @@ def check(mesh, placement, dtype, options, *, offload, otherwise=False):
         if step > 0 and not otherwise:
             assert not counted.found, (counted.found, offload, options)
         on_host(other.step)
+        check_parts(one, other, own_part)
         if "clip_norm" in options:
             assert one.gradient_norm == other.gradient_norm
     route = "offload" if offload else "triton"

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import adamas.torch as ours
 from tests.support.offloading import BFLOAT16, FLOAT16, ROUNDINGS
 
-__all__ = ["ACTIONS", "Run", "bits_of", "changed", "drawn"]
+__all__ = ["ACTIONS", "Run", "bits_of", "changed", "check_parts", "drawn"]
 
 METHODS = [
     ("Adam", {}),
@@ -170,6 +170,40 @@ def _parameter(random: np.random.Generator, dtype: torch.dtype, may_be_wide: boo
     if len(shape) > 1 and random.random() < 0.3:
         values = values.transpose(0, 1)
     return nn.Parameter(values, requires_grad=bool(random.random() < 0.9))
+
+
+def check_parts(one: ours.Optimizer, other: ours.Optimizer, own_part: Callable[..., Tensor]) -> int:
+    """Judge changes of distributed tensors by those of whole ones that were stepped alike.
+
+    ``own_part`` cuts a whole tensor as a parameter is. Returns how many elements have changed here.
+    """
+    count = 0
+    parts, wholes = ({c.name: c for c in each.changes()} for each in (one, other))
+    groups = zip(one.param_groups, other.param_groups, strict=True)
+    for g, (group, judges) in enumerate(groups):
+        for i, (p, judge) in enumerate(zip(group["params"], judges["params"], strict=True)):
+            name = f"{g}.{i}"
+            values = torch.zeros(judge.numel(), dtype=judge.dtype)
+            marked = torch.zeros(judge.numel(), dtype=torch.bool)
+            if name in wholes:
+                indices = wholes[name].indices.to(torch.int64)
+                marked[indices] = True
+                values = values.to(wholes[name].values.dtype).index_copy(
+                    0, indices, wholes[name].values
+                )
+            everywhere = (marked, torch.arange(judge.numel()), values)
+            mine, where, wanted = (own_part(each.view(judge.shape), p) for each in everywhere)
+            found = parts.pop(name, None)
+            if found is None:
+                assert not mine.any(), name
+                continue
+            assert found.indices.dtype == torch.int32
+            assert torch.equal(found.indices.to(torch.int64), where[mine]), name
+            assert torch.equal(bits_of(found.values), bits_of(wanted[mine])), name
+            assert found.shape == tuple(judge.shape)
+            count += len(found.indices)
+    assert not parts
+    return count
 
 
 # ── what may happen between checks ─────────────────────────────────────────────────────────────
