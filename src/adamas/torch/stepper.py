@@ -142,7 +142,8 @@ class Stepper:
         tracking = self._tracking
         compared = {*plan.unmarked, *tracking.shared}
         places = [] if plan.tracks else [member.place for member in plan.members]
-        tracking.look(places)
+        if not plan.tracks:
+            tracking.look()
         with tracking.comparing(sorted(compared)) if compared else nullcontext():
             made = plan.step(scaling)
         if made is not NotImplemented and made is not OVERFLOWED:

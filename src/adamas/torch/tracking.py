@@ -8,7 +8,7 @@ to a parameter is told by its version, or by other memory: then all of it has ch
 from __future__ import annotations
 
 import operator
-from collections.abc import Collection, Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
 from typing import Any, NamedTuple
@@ -72,7 +72,9 @@ class Tracking:
         self._parameters: list[Tensor] = []
         #: What is compared, and versions of copies as they were left.
         self._compared: list[Tensor] = []
-        self._copied: list[int] = []
+        self._copied = np.zeros(0, np.int64)
+        #: Give the versions of parameters and copies now, in their order.
+        self._read_versions = self._read_copied = _no_versions
         self._seen: list[_Seen] = []
         #: Places of those that share memory with others: a step of one may change another.
         self.shared: frozenset[int] = frozenset()
@@ -148,6 +150,7 @@ class Tracking:
         if seen == self._seen and _are(parameters, self._parameters):
             if copies:
                 self._compared = [*compared]
+                self._read_copied = _reader(copies)
             return False
         before = {id(p): place for place, p in enumerate(self._parameters)}
         known = [before.get(id(p)) for p in parameters]
@@ -168,13 +171,15 @@ class Tracking:
                 copied.append(version)
             else:
                 versions[place] = self.versions[old]
-                copied.append(self._copied[old])
+                copied.append(int(self._copied[old]))
                 if old in self.stale:
                     stale.add(place)
             marks.append(own)
         is_as_before = _are(marks, self.marks)
         self._parameters, self._compared, self._seen = [*parameters], [*compared], seen
-        self._copied, self.stale = copied, stale
+        self._copied, self.stale = np.array(copied, np.int64), stale
+        self._read_versions = _reader(parameters)
+        self._read_copied = _reader(copies) if copies else lambda: np.zeros(len(seen), np.int64)
         here = (
             parts.local(each) if own.compared else None
             for each, own in zip(compared, seen, strict=True)
@@ -196,21 +201,20 @@ class Tracking:
 
     # -- what else writes ----------------------------------------------------------------------
 
-    def look(self, places: Iterable[int] | None = None) -> None:
+    def look(self) -> None:
         """Mark all of the parameters that something else than a step has written to."""
-        for place in range(len(self.marks)) if places is None else places:
-            now = version_of(self._parameters[place])
-            copied = _copy_version(self._parameters[place], self._compared[place])
-            if now != self.versions[place] or copied != self._copied[place]:
-                _fill(self.marks[place], self._seen[place].elements)
-                self.stale.add(place)
-                self.versions[place], self._copied[place] = now, copied
+        now, copied = self._read_versions(), self._read_copied()
+        for place in np.flatnonzero((now != self.versions) | (copied != self._copied)):
+            _fill(self.marks[place], self._seen[place].elements)
+            self.stale.add(int(place))
+        self.versions[:], self._copied = now, copied
 
     def saw(self, places: Iterable[int]) -> None:
         """Take parameters as they are now for what a step has left."""
-        for place in places:
-            self.versions[place] = version_of(self._parameters[place])
-            self._copied[place] = _copy_version(self._parameters[place], self._compared[place])
+        those = [*places]
+        if those:
+            self.versions[those] = self._read_versions()[those]
+            self._copied[those] = self._read_copied()[those]
 
     def saw_again(self, parameters: Iterable[Tensor]) -> None:
         """Take parameters for what a step has left: they have the values that they had."""
@@ -285,6 +289,26 @@ def version_of(parameter: Tensor) -> int:
         return parameter._version + (0 if part is parameter else part._version)
     except RuntimeError:  # tensors of inference mode count no writes
         return 0
+
+
+def _reader(tensors: Sequence[Tensor]) -> Callable[[], NDArray[np.int64]]:
+    """Return what gives the versions of tensors now; steps ask for all of them, so it is quick."""
+    local = [(place, p) for place, p in enumerate(tensors) if parts.local(p) is not p]
+    if any(each.is_inference() for p in tensors for each in (p, parts.local(p))):
+        return lambda: np.array([*map(version_of, tensors)], np.int64)
+    places = [place for place, _ in local]
+
+    def read() -> NDArray[np.int64]:
+        now = np.array([p._version for p in tensors], np.int64)
+        if places:
+            now[places] += [parts.local(p)._version for _, p in local]
+        return now
+
+    return read
+
+
+def _no_versions() -> NDArray[np.int64]:
+    return np.zeros(0, np.int64)
 
 
 def _copy_version(parameter: Tensor, compared: Tensor) -> int:
