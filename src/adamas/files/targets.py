@@ -121,7 +121,10 @@ class ArrayTarget:
 
 def check_apart(name: str, shape: Sequence[int], strides: Sequence[int]) -> None:
     """Raise ValueError where elements of a tensor share memory, as where it was broadcast."""
-    if any(step == 0 and length > 1 for step, length in zip(strides, shape, strict=True)):
+    # NumPy gives arrays without elements strides of 0.
+    if all(shape) and any(
+        step == 0 and length > 1 for step, length in zip(strides, shape, strict=True)
+    ):
         raise ValueError(
             f"Elements of {name} share memory (it was broadcast), so they cannot be changed one by "
             "one. Give a copy of it."
