@@ -229,11 +229,13 @@ def skip(run: Run) -> None:
         if p.grad is not None:
             p.grad.fill_(float("nan"))
     if any(p.grad is not None and p.numel() for p in run.parameters):
-        before = [bits_of(each) for each in run.compared]
         skipped = run.optimizer.skipped
+        pairs = zip(run.parameters, run.compared, strict=True)
+        stepped = [each for p, each in pairs if p.grad is not None]  # copies of others are renewed
+        before = [*map(bits_of, stepped)]
         run.optimizer.step()
         assert run.optimizer.skipped == skipped + 1
-        assert all(map(torch.equal, before, map(bits_of, run.compared)))
+        assert all(map(torch.equal, before, map(bits_of, stepped)))
 
 
 def write(run: Run) -> None:
