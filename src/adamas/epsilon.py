@@ -1,0 +1,87 @@
+"""How far ε reaches: elements whose √v̂ is below it.
+
+There the step is no longer that of Adam: it shrinks with the gradient, as that of momentum does.
+Where ε stands inside the root (``eps_place="inside"``, ``eps_root``), v̂ itself is compared with it.
+Either is a bound on v as it is stored, so that nothing is decoded but the bound.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adamas.codecs import BLOCK, Codes, decode
+from adamas.coefficients import Coefficients
+from adamas.state import State
+
+__all__ = ["AT_ONCE", "code_bounds", "count_below", "least", "share_below", "v_bound"]
+
+#: Elements that are compared at a time; whole blocks.
+AT_ONCE = 1 << 16
+
+#: The bits of a header that belong to v.
+_OF_SQUARES = np.uint16(0x0FFF)
+
+
+def v_bound(numbers: Coefficients) -> float:
+    """Return what v is below where √v̂ < ε, with the numbers of the last step."""
+    outside = numbers.eps / numbers.root
+    return max(outside * outside, numbers.inner)
+
+
+def least(bound: float, dtype: Any) -> Any:
+    """Return the smallest number of ``dtype`` that is not below ``bound``, in that dtype."""
+    with np.errstate(over="ignore"):
+        found = np.dtype(dtype).type(bound)
+    return found if float(found) >= bound else np.nextafter(found, found.dtype.type(math.inf))
+
+
+def code_bounds(bound: float, headers: NDArray[np.uint16]) -> NDArray[np.int16]:
+    """Return for each header of "8bit" how many codes of v stand for numbers below ``bound``."""
+    own, places = np.unique(headers & _OF_SQUARES, return_inverse=True)
+    codes = np.tile(np.arange(256, dtype=np.uint8), len(own))
+    _, v = decode(("float32", "8bit"), Codes(None, codes, np.repeat(own, 256 // BLOCK)), 0)
+    counts = np.count_nonzero(v.reshape(-1, 256) < least(bound, np.float32), axis=1)
+    return counts.astype(np.int16)[places.reshape(headers.shape)]
+
+
+def count_below(
+    square: NDArray[Any], form: str, header: NDArray[np.uint16] | None, bound: float
+) -> int:
+    """Return how many elements of v are below ``bound``; ``square`` is v as ``form`` stores it."""
+    flat = square.reshape(-1)
+    if form == "float32":
+        limit = least(bound, flat.dtype)
+        return sum(int(np.count_nonzero(part < limit)) for part in _parts(flat))
+    if form != "8bit":  # bits of bfloat16: the upper half of those of float32
+        limit = -(-int(least(bound, np.float32).view(np.uint32)) >> 16)
+        return sum(int(np.count_nonzero(part < limit)) for part in _parts(flat))
+    assert header is not None
+    limits = code_bounds(bound, header)
+    found = 0
+    for first, part in zip(range(0, flat.size, AT_ONCE), _parts(flat), strict=True):
+        own = limits[first // BLOCK : (first + AT_ONCE) // BLOCK]
+        found += int(np.count_nonzero(part < np.repeat(own, BLOCK)[: part.size]))
+    return found
+
+
+def share_below(state: State, numbers: Coefficients) -> float | None:
+    """Return the fraction of elements with √v̂ < ε; None where no v is kept."""
+    bound = v_bound(numbers)
+    if state.largest_square is not None:
+        count, size = count_below(state.largest_square, "float32", None, bound), state.square
+    elif state.square is not None:
+        count, size = count_below(state.square, state.forms[1], state.header, bound), state.square
+    else:
+        return None
+    assert size is not None
+    return count / size.size if size.size else 0.0
+
+
+def _parts(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    for first in range(0, flat.size, AT_ONCE):
+        yield flat[first : first + AT_ONCE]
