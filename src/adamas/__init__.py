@@ -26,6 +26,7 @@ from adamas.statistics import Statistics
 if TYPE_CHECKING:
     from adamas.checking import check
     from adamas.files import apply_changes, load, save, save_changes
+    from adamas.recorder import Recorder
     from adamas.scipy import minimize
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "Options",
     "Phase",
     "RMSProp",
+    "Recorder",
     "Skipped",
     "Statistics",
     "apply_changes",
@@ -57,6 +59,7 @@ __version__ = "0.1.0"
 
 # Names whose modules are not needed to make steps, and the modules they are in.
 _ON_DEMAND = {
+    "Recorder": "adamas.recorder",
     "apply_changes": "adamas.files",
     "check": "adamas.checking",
     "load": "adamas.files",

@@ -105,7 +105,8 @@ class Run:
     @property
     def clip_factor(self) -> float | None:
         """What the gradients of the last step were multiplied by, where it was clipped."""
-        limit, outcome = self._clip_norm, self.outcome
+        limit = self._clip_norm
+        outcome = None if limit is None else self.outcome
         if limit is None or outcome is None or outcome.norm is None or not outcome.applied:
             return None
         return clip_factor(limit, outcome.norm)

@@ -6,11 +6,14 @@ from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from adamas.digits import Row
+from adamas.engines import native
 from adamas.engines.triton import devices
-from adamas.torch import distributed, parts
+from adamas.torch import distributed, operations, parts
 from adamas.torch.memory import Memory, meeting
 
 __all__ = [
@@ -24,6 +27,7 @@ __all__ = [
     "refuse_freed",
     "refuse_sparse",
     "refuse_undivided",
+    "row_of",
     "unscale",
 ]
 
@@ -243,3 +247,14 @@ def _divisor(grad_scale: Any, device: torch.device, is_made: Tensor | None) -> A
     if is_made is None:
         return grad_scale
     return torch.where(is_made.to(device, non_blocking=True) != 0, grad_scale, 1.0)
+
+
+def row_of(gradient: Tensor) -> Row | Tensor:
+    """Return the row of digits of a gradient, beside it; nothing waits for a device."""
+    if not gradient.is_cpu:
+        return operations.row_of(gradient)
+    values = gradient.detach().resolve_conj().resolve_neg()
+    values = torch.view_as_real(values) if values.is_complex() else values
+    if values.dtype == torch.bfloat16:
+        return native.row_of([values.view(torch.int16).numpy().view(np.uint16)])
+    return native.row_of([values.numpy()])

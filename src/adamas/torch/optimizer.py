@@ -145,7 +145,6 @@ class Optimizer(Reports, torch.optim.Optimizer):
         """
         if (
             self._optimizer_step_pre_hooks
-            or self._optimizer_step_post_hooks
             or profiler._is_profiler_enabled  # pyright: ignore[reportPrivateUsage]
             or torch_optimizer._global_optimizer_pre_hooks  # pyright: ignore[reportPrivateUsage]
             or torch_optimizer._global_optimizer_post_hooks  # pyright: ignore[reportPrivateUsage]
@@ -153,18 +152,25 @@ class Optimizer(Reports, torch.optim.Optimizer):
             return self._observed_step() if closure is None else self._observed_step(closure)
         # What nearly every step is, with next to no Python around the native call.
         direct = self._stepper.direct
+        loss = None
         try:
-            if (
+            is_made = (
                 direct is not None
                 and closure is None
                 and "found_inf" not in self.__dict__
                 and direct(self.param_groups, self.state) is None
-            ):
-                return None
+            )
         except TypeError:  # the compiled module takes no None; what follows says so
             if isinstance(self.param_groups, list) and isinstance(self.state, dict):
                 raise
-        return self._step(closure)
+            is_made = False
+        if not is_made:
+            loss = self._step(closure)
+        if self._optimizer_step_post_hooks:  # without torch's span for a profiler that is not there
+            args = (self,) if closure is None else (self, closure)
+            for hook in [*self._optimizer_step_post_hooks.values()]:
+                hook(self, args, {})
+        return loss
 
     #: torch wraps `step` for hooks and the profiler unless it finds this; see `_observed_step`.
     step.hooked = True  # type: ignore[attr-defined]

@@ -8,8 +8,9 @@ refuse before any of them steps.
 from __future__ import annotations
 
 import operator
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -18,12 +19,17 @@ from torch import Tensor
 
 from adamas import digits
 from adamas.coefficients import clip_factor
-from adamas.engines.native import row_of
 from adamas.engines.triton import devices
-from adamas.engines.triton.launches import DeviceOutcome
 from adamas.options import Phase
 from adamas.statistics import Outcome, Statistics
-from adamas.torch import clip_groups, distributed, operations, sharding, statistics, storage
+from adamas.torch import (
+    clip_groups,
+    distributed,
+    gradients,
+    sharding,
+    statistics,
+    storage,
+)
 from adamas.torch.arguments import Engine
 from adamas.torch.grouping import parameters_of, places_of
 from adamas.torch.keeping import Group, Keeping, State
@@ -41,6 +47,7 @@ from adamas.torch.routes import (
     native,
     offload,
     plain,
+    recorded,
 )
 from adamas.torch.routes.device import Lasting, OnDevice
 from adamas.torch.routes.native import Native
@@ -101,22 +108,32 @@ class Plan:
         self._phase = phase
         self._setup = setup
         self._parts = parts
+        #: Whether it was made knowing which processes have parts of what.
+        self._is_shared = phase.reads_first or phase.statistics
         self._clip_groups = clip_groups.given_in(setup.owned.groups)
         #: The route that takes all there is, norm and guard included, or None.
-        self._whole = None
+        self._whole: Native | OnDevice | None = None
         if len(self._routes) == 1 and not apart and isinstance(self._routes[0], (Native, OnDevice)):
             self._whole = self._routes[0]
-        native = self._whole if isinstance(self._whole, Native) else None
+        self._native = self._whole if isinstance(self._whole, Native) else None
         #: The plan of the native engine where it takes all there is, or None.
-        self.native = None if native is None else native.plan
-        #: The native step, where it is all there is to do and reports nothing.
-        self.direct = None if native is None else native.direct
+        self.native = None if self._native is None else self._native.plan
         #: Whether it marks all that it changes, and looks for itself whether others wrote to it.
-        self.tracks = native is not None and native.marks_itself
-        if phase.track_changes and not self.tracks:
-            self.direct = None
+        self.tracks = self._native is not None and self._native.marks_itself
         #: What launches steps on devices, all of it or a part, or None.
         self.device = next((each for each in self._routes if isinstance(each, OnDevice)), None)
+
+    @property
+    def phase(self) -> Phase:
+        """What it steps by."""
+        return self._phase
+
+    @property
+    def direct(self) -> Callable[[Groups, States], Any] | None:
+        """The native step, where it is all there is to do and reports nothing."""
+        if self._native is None or (self._phase.track_changes and not self.tracks):
+            return None
+        return self._native.direct
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -153,9 +170,11 @@ class Plan:
 
     def goes_by(self, phase: Phase) -> bool:
         """Go on by another phase, as a run may adapt clip_norm at each step; False if it cannot."""
-        if self.native is None or phase.reads_first != self._phase.reads_first:
+        if self._native is None or phase.reads_first != self._phase.reads_first:
             return False
-        self.native.set_phase(phase)
+        if phase.statistics and not self._is_shared and distributed.is_initialized():
+            return False  # who else has parts was not asked
+        self._native.go_by(phase)
         self._phase = phase
         return True
 
@@ -197,9 +216,8 @@ class Plan:
         """Return what a step reports, with the statistics of whole tensors."""
         if made is None or self._parts is None or not made.applied:
             return made
-        records = made.recorded if isinstance(made, DeviceOutcome) else made.statistics or ()
         parameters = parameters_of(self._setup.owned.groups)
-        own = {m.place: part for m, part in zip(self.members, records, strict=True)}
+        own = {m.place: part for m, part in zip(self.members, recorded(made), strict=True)}
         wholes = statistics.of_wholes(parameters, own, self._parts)
         return Outcome(True, made.norm, made.nonfinite, tuple(wholes))
 
@@ -222,7 +240,7 @@ class Plan:
             if made is NotImplemented:
                 raise RuntimeError(CHANGED)
             if made is not None:
-                records.extend(made.statistics or ())
+                records.extend(recorded(made))
         if not phase.reads_first and not phase.statistics:
             return None
         taken = tuple(records) if phase.statistics else None
@@ -231,7 +249,7 @@ class Plan:
     def _read(self) -> tuple[digits.Row, tuple[int, ...]]:
         """Return the digits of all gradients, and numbers of non-finite elements of those here."""
         members, setup = self.members, self._setup
-        owns = [_row_of(member.local_gradient) for member in members]  # nothing waits yet
+        owns = [gradients.row_of(member.local_gradient) for member in members]  # nothing waits yet
         found = [each.cpu().numpy() if isinstance(each, Tensor) else each for each in owns]
         rows = np.zeros((setup.row_count, digits.WIDTH), np.int64)
         for i, (member, own) in enumerate(zip(members, found, strict=True)):
@@ -285,9 +303,13 @@ class Planner:
         )
 
     def go_by(self, keeping: Keeping) -> None:
-        """Make plans for another phase from now on; those of before are not for it."""
-        self.keeping = keeping
-        self._earlier.clear()
+        """Make plans for another phase from now on; those of before are not for it.
+
+        They are kept where it differs in statistics alone, which come and go.
+        """
+        before, self.keeping = self.keeping, keeping
+        if replace(before.phase, statistics=keeping.phase.statistics) != keeping.phase:
+            self._earlier.clear()
 
     def agreed(self, scaling: Scaling, groups: Groups) -> Scaling:
         """Return what a GradScaler says to all processes that take norm and guard together."""
@@ -329,7 +351,7 @@ class Planner:
     def earlier(self, groups: Groups, states: States) -> Plan | None:
         """Return a plan of before that finds all as it was, or None."""
         for i, plan in enumerate(self._earlier):
-            if plan.fits(groups, states):
+            if plan.phase == self.keeping.phase and plan.fits(groups, states):
                 return self._earlier.pop(i)
         return None
 
@@ -373,7 +395,7 @@ class Planner:
             for refuse in (sharding.refuse_flat_parts, sharding.refuse_absent_parts):
                 refuse(parameters_of(owned.groups), owned.names, clips)
         # Whether an engine that is asked for takes a parameter is known when its state is there.
-        with nullcontext() if self._engine is None else _restoring(owned.states):
+        with nullcontext() if self._engine is None else storage.restoring(owned.states):
             members = list(self._members(owned))
             self.refuse_strays(owned.groups, owned.names, is_idle=not members)
             for member in members:
@@ -436,7 +458,6 @@ class Planner:
         idle = [p for p in parameters if id(p) not in stepped]
         exchange = sets.exchange if phase.reads_first else None
         setup = Setup(owned, phase, self.numbers, idle, sets.rows, sets.row_count, exchange)
-        setup = setup._replace(keeps_sums=phase.statistics and sets.parts is not None)
         is_several = sum(map(bool, chosen.values())) > 1 or chosen[plain] or chosen[offload]
         apart = phase.reads_first and bool(is_several)
         if apart:
@@ -530,30 +551,3 @@ class Planner:
         if is_new and member.step is not None and devices.takes(member.parameter.device):
             self.devices.counts.created(member.step)
         return member
-
-
-def _row_of(gradient: Tensor) -> digits.Row | Tensor:
-    """Return the row of digits of a gradient, beside it."""
-    if not gradient.is_cpu:
-        return operations.row_of(gradient)
-    values = gradient.detach().resolve_conj().resolve_neg()
-    values = torch.view_as_real(values) if values.is_complex() else values
-    if values.dtype == torch.bfloat16:
-        return row_of([values.view(torch.int16).numpy().view(np.uint16)])
-    return row_of([values.numpy()])
-
-
-@contextmanager
-def _restoring(states: States) -> Generator[None]:
-    """Leave states as they were on errors."""
-    before = set(states)
-    kept = [(state, dict(state)) for state in states.values() if isinstance(state, dict)]
-    try:
-        yield
-    except BaseException:
-        for p in states.keys() - before:
-            del states[p]
-        for state, entries in kept:
-            state.clear()
-            state.update(entries)
-        raise

@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adamas.checks import not_finite
+from adamas.coefficients import clip_factor
 from adamas.engines.triton.launches import DeviceOutcome
 from adamas.options import Phase
-from adamas.statistics import NONE_LEFT
+from adamas.statistics import NONE_LEFT, OfPart, Statistics
+from adamas.summary import total
 from adamas.torch import gradients
 from adamas.torch.grouping import names_of
 from adamas.torch.members import Member
 from adamas.torch.numbers import UNSCALED, Numbers, Scaling
 from adamas.torch.plan import Nonfinite, Plan
-from adamas.torch.routes import Groups, Made
+from adamas.torch.routes import Groups, Made, recorded
+from adamas.torch.statistics import elements_of
 
 __all__ = ["Record"]
 
@@ -26,8 +31,13 @@ class Record:
 
     def __init__(self) -> None:
         self._made: Made | None = None
+        #: How many steps have reported, those that were left out included.
+        self.count = 0
         #: The parameters that its statistics are of.
-        self._reported: tuple[Member, ...] = ()
+        self.reported: tuple[Member, ...] = ()
+        #: Of the last step; the scale is what its gradients were multiplied by.
+        self._clip_norm: float | None = None
+        self._loss_scale: Any = None
         #: Steps that were left out, but for those that devices count.
         self.skipped = 0
 
@@ -35,6 +45,42 @@ class Record:
     def norm(self) -> float | None:
         """Norm of all gradients of the last step, unscaled; None where no option needed it."""
         return None if self._made is None else self._made.norm
+
+    @property
+    def is_on_device(self) -> bool:
+        """Whether reading what the last step reports waits for a device."""
+        return isinstance(self._made, DeviceOutcome)
+
+    @property
+    def is_applied(self) -> bool:
+        """Whether the last step was made."""
+        return self._made is None or self._made.applied
+
+    @property
+    def clip_factor(self) -> float | None:
+        """What the gradients of the last step were multiplied by, where it was clipped."""
+        limit, norm = self._clip_norm, self.norm
+        if limit is None or norm is None or not self.is_applied:
+            return None
+        return clip_factor(limit, norm)
+
+    @property
+    def parts(self) -> Sequence[OfPart]:
+        """The statistics of ``reported``, with sums; nothing where there are none."""
+        return () if self._made is None else recorded(self._made)
+
+    @property
+    def loss_scale(self) -> float:
+        """What the gradients that statistics are of were multiplied by."""
+        return 1.0 if self._loss_scale is None else float(self._loss_scale)
+
+    def total(self) -> Statistics | None:
+        """Return the statistics of all tensors as one, unscaled; None where there are none."""
+        taken = self.parts
+        if not taken:
+            return None
+        found = total(taken, [elements_of(member.parameter) for member in self.reported])
+        return replace(found, gradient_norm=found.gradient_norm / self.loss_scale)
 
     def take(
         self,
@@ -51,10 +97,13 @@ class Record:
         that are not finite, where ``phase`` says so.
         """
         self._made = made
+        self.count += 1
+        self._clip_norm = phase.clip_norm
         is_on_device = isinstance(made, DeviceOutcome)
         if scaling is not UNSCALED and scaling.grad_scale is not None:
             _leave_unscaled(plan, made, scaling, phase)
-        self._reported = plan.members if phase.statistics else ()
+        self.reported = plan.members if phase.statistics else ()
+        self._loss_scale = _kept(scaling.grad_scale) if phase.statistics else None
         method = numbers.method
         waits = phase.on_nonfinite == "raise" or method.has_more_state or numbers.has_fresh
         if is_on_device and not waits:
@@ -75,19 +124,28 @@ class Record:
 
     def statistics(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the statistics of the last step, under names. Raises RuntimeError without any."""
-        taken_of_all = None if self._made is None else self._made.statistics
-        if taken_of_all is None:
+        if self._made is None or self._made.statistics is None:
             raise RuntimeError(NONE_LEFT)
-        if any(member.place >= len(names) for member in self._reported):
+        return {
+            f"{name}/{field}": torch.tensor(value, dtype=torch.float64)
+            for name, taken in self.named(names)
+            for field, value in vars(taken).items()
+        }
+
+    def named(self, names: Sequence[str]) -> Iterator[tuple[str, Statistics]]:
+        """Yield the statistics of the last step, each with its name."""
+        if any(member.place >= len(names) for member in self.reported):
             raise RuntimeError(
                 "Parameters were taken out of param_groups since the last step, so its statistics "
                 "have no names. Make a step first."
             )
-        return {
-            f"{names[member.place]}/{field}": torch.tensor(value, dtype=torch.float64)
-            for member, taken in zip(self._reported, taken_of_all, strict=True)
-            for field, value in vars(taken).items()
-        }
+        for member, part in zip(self.reported, self.parts, strict=True):
+            yield names[member.place], part.alone
+
+
+def _kept(scale: Any) -> Any:
+    """Return a loss scale as it is now: a GradScaler changes it in place, and nothing waits."""
+    return scale.detach().clone() if isinstance(scale, Tensor) else scale
 
 
 def _leave_unscaled(plan: Plan, made: Made | None, scaling: Scaling, phase: Phase) -> None:

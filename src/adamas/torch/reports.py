@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal, overload
 
 from torch import Tensor
 
@@ -11,9 +11,11 @@ from adamas.changes import Change, Changes
 from adamas.checks import check_flag
 from adamas.options import Phase
 from adamas.settings import fixed_method, stepping
-from adamas.statistics import NOT_TAKEN
+from adamas.statistics import NONE_LEFT, NOT_TAKEN
+from adamas.summary import summary as told
 from adamas.torch import distributed
 from adamas.torch.grouping import names_of, parameters_of
+from adamas.torch.members import scalar
 from adamas.torch.stepper import Stepper
 from adamas.torch.tracking import NOT_TRACKED, Tracking
 
@@ -39,18 +41,38 @@ class Reports:
         with self._stepper.held():
             return self._stepper.routes(self.param_groups)
 
+    @overload
+    def statistics(self, *, summary: Literal[False] = ...) -> dict[str, Tensor]: ...
+    @overload
+    def statistics(self, *, summary: Literal[True]) -> dict[str, float]: ...
     @fixed_method
-    def statistics(self) -> dict[str, Tensor]:
+    def statistics(self, *, summary: bool = False) -> dict[str, Any]:
         """Return what the last step did: float64 scalars under ``"<parameter>/<statistic>"``.
 
         The statistics are the fields of ``adamas.Statistics``, and the form is that of
         TensorBoard's ``add_scalar(tag, value)``. Parameters have the names of
-        ``named_parameters()``, or ``"<group>.<index>"``. Raises RuntimeError without any.
+        ``named_parameters()``, or ``"<group>.<index>"``.
+
+        With ``summary`` a dozen plain numbers of the whole step for a logger: the statistics of all
+        parameters of this process taken as one, ``update_ratio`` (of update and parameter),
+        ``clip_factor``, ``lr`` (of the first group), and how many steps were ``skipped`` so far.
+        After a step that was left out it has what is known. Raises RuntimeError without any.
         """
         if not self._phase.statistics:
             raise RuntimeError(NOT_TAKEN)
         with self._stepper.held():
-            return self._stepper.record.statistics(names_of(self.param_groups))
+            record = self._stepper.record
+            if not summary:
+                return record.statistics(names_of(self.param_groups))
+            if not record.count:
+                raise RuntimeError(NONE_LEFT)
+            return told(
+                record.total(),
+                lr=scalar(self.param_groups[0]["lr"]),
+                gradient_norm=record.norm,
+                clip_factor=record.clip_factor,
+                skipped=self.skipped,
+            )
 
     def changes(self, *, clear: bool = True) -> Changes:
         """Return what has changed since the last changes were told: ``Change`` by tensor.
@@ -76,6 +98,14 @@ class Reports:
         return self._stepper.record.norm
 
     @property
+    def clip_factor(self) -> float | None:
+        """What the gradients of the last step were multiplied by, at most 1, with ``clip_norm``.
+
+        None without, and after a step that was left out.
+        """
+        return self._stepper.record.clip_factor
+
+    @property
     def copies(self) -> list[Tensor]:
         """The low-precision copies of the parameters, in their order; empty without ``copy_to``.
 
@@ -83,6 +113,11 @@ class Reports:
         ``ema_weights()`` is open they are those of the weights in training.
         """
         return self._stepper.copies(self.param_groups, self.state)
+
+    def _observe(self, who: object, wanted: bool) -> None:
+        """Let further steps take statistics for somebody, or not; the phase stays as it is."""
+        with self._stepper.held():
+            self._stepper.observe(who, wanted=wanted)
 
 
 #: Why nothing is told while the averages are in place.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,6 +50,9 @@ class Stepper:
         self._plan: Plan | None = None
         #: By which the last step was made; the routes by place alone where it was for once.
         self._last: Plan | dict[int, str] = {}
+        #: What the user asks for, and who asks for statistics besides.
+        self._asked = keeping
+        self._observers: set[object] = set() if before is None else before._observers
         if before is not None:
             before._planner.leave(before._plan)
             self._planner.devices = before._planner.devices
@@ -57,6 +61,7 @@ class Stepper:
         self._laid_otherwise: list[Tensor] = []
         #: The native step where it is all there is to do, and reports nothing; else None.
         self.direct: Callable[[Groups, States], Any] | None = None
+        self.go_by(keeping)
         self.resume()
 
     @property
@@ -82,13 +87,25 @@ class Stepper:
         found = self._last.routes if isinstance(self._last, Plan) else self._last
         return {name: found[i] for i, name in enumerate(names_of(groups)) if i in found}
 
+    def observe(self, who: object, *, wanted: bool) -> None:
+        """Let further steps take statistics for somebody, or not; the turn is taken."""
+        if wanted:
+            self._observers.add(who)
+        else:
+            self._observers.discard(who)
+        self.go_by(self._asked)
+
     def go_by(self, keeping: Keeping) -> None:
         """Go on with another phase, by the plan that there is if it can."""
+        self._asked = keeping
+        if self._observers and not keeping.phase.statistics:
+            keeping = keeping._replace(phase=replace(keeping.phase, statistics=True))
         if self.keeping != keeping:
             is_alike = self.keeping.clip_group is keeping.clip_group
             if self._plan is None or not is_alike or not self._plan.goes_by(keeping.phase):
                 self._install(None)
             self._planner.go_by(keeping)
+            self.resume()
 
     # -- the step ------------------------------------------------------------------------------
 
@@ -194,9 +211,10 @@ class Stepper:
         self.resume()
 
     def resume(self) -> None:
-        """Let further steps be made directly, where the plan can."""
-        direct = None if self._plan is None else self._plan.direct
-        native = None if self._plan is None or direct is None else self._plan.native
+        """Let further steps be made directly, where the plan can and no averages are in place."""
+        plan = None if self.averages.are_in_place else self._plan
+        direct = None if plan is None else plan.direct
+        native = None if plan is None or direct is None else plan.native
         if native is not None and self._copies.tensors:
             direct = _with_copies(
                 native, self.turn, self.averages, self._copies, self.keeping, self._tracking

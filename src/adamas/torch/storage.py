@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Mapping
+from collections.abc import Generator, Mapping, MutableMapping
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -28,6 +29,7 @@ __all__ = [
     "check_kind",
     "fitted",
     "is_number",
+    "restoring",
     "unread",
 ]
 
@@ -424,3 +426,19 @@ def _described(value: Any) -> str:
         return f"a tensor of shape {tuple(value.shape)} and dtype {value.dtype}"
     text = repr(value)
     return text if len(text) <= 40 else checks.kind(value)
+
+
+@contextmanager
+def restoring(states: MutableMapping[Tensor, State]) -> Generator[None]:
+    """Leave states as they were on errors."""
+    before = set(states)
+    kept = [(state, dict(state)) for state in states.values() if isinstance(state, dict)]
+    try:
+        yield
+    except BaseException:
+        for p in states.keys() - before:
+            del states[p]
+        for state, entries in kept:
+            state.clear()
+            state.update(entries)
+        raise

@@ -79,9 +79,11 @@ class DeviceOutcome:
         return launches.of_jobs(part.statistics() for part in launches.parts)
 
     @property
-    def recorded(self) -> tuple[OfPart, ...]:
-        """The same of parts of tensors, with their sums."""
+    def recorded(self) -> tuple[OfPart, ...] | None:
+        """The same with their sums."""
         launches = self._launches
+        if not launches.phase.statistics or not self.applied:
+            return None
         return launches.of_jobs(part.recorded() for part in launches.parts)
 
     def fetched(self) -> Outcome:

@@ -100,9 +100,8 @@ class Plan:
         with np.errstate(all="ignore"):  # the interpreter computes with NumPy
             launched = self.launches.step(inputs, {self._device: skipped})
         outcome = None if launched is None else launched.fetched()
-        if launched is not None and outcome is not None and outcome.statistics is not None:
-            recorded = launched.recorded if self._keep_sums else outcome.statistics
-            outcome = replace(outcome, statistics=recorded)
+        if launched is not None and outcome is not None and self._keep_sums:
+            outcome = replace(outcome, statistics=launched.recorded)
         changes: list[Assignment] = []
         if outcome is None or outcome.applied:
             changes += [values(array, _back(tensor, array)) for array, tensor in self._pairs()]

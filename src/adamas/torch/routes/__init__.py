@@ -26,7 +26,7 @@ from adamas.statistics import OfPart, Outcome, Statistics
 from adamas.torch.members import Member
 from adamas.torch.numbers import Numbers, Scaling
 
-__all__ = ["PLAIN_TYPES", "Made", "Owned", "Route", "Setup"]
+__all__ = ["PLAIN_TYPES", "Made", "Owned", "Route", "Setup", "recorded"]
 
 #: Types of tensors that are nothing else besides.
 PLAIN_TYPES = (Tensor, nn.Parameter)
@@ -69,8 +69,6 @@ class Setup(NamedTuple):
     #: Adds up, in place, what all processes have in these: int64[row_count, digits.WIDTH], a tensor
     #: on any device or an array. None where this process has all there is.
     exchange: Callable[[Any], None] | None = None
-    #: Whether statistics are to be ``OfPart``, since other processes have parts of tensors.
-    keeps_sums: bool = False
 
     def row(self, place: int) -> int:
         """Return the sum that the parameter at a place is counted in."""
@@ -89,7 +87,6 @@ class Route:
         self._all = tuple(members)
         self._phase = setup.phase
         self._numbers = setup.numbers
-        self._keeps_sums = setup.keeps_sums
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -120,7 +117,11 @@ class Route:
     def _reported(self, records: Sequence[Statistics | None]) -> Outcome:
         """Return the outcome of a step that was made, with the records of those that have one."""
         taken = tuple(each for each in records if each is not None)
-        if not self._keeps_sums:
-            taken = tuple(each.alone if isinstance(each, OfPart) else each for each in taken)
-        recorded = taken if self._phase.statistics else None
-        return Outcome(applied=True, norm=None, nonfinite=None, statistics=recorded)
+        found = taken if self._phase.statistics else None
+        return Outcome(applied=True, norm=None, nonfinite=None, statistics=found)
+
+
+def recorded(made: Made) -> Sequence[OfPart]:
+    """Return what a step has taken of each tensor, with its sums; nothing where it took none."""
+    found: Any = made.recorded if isinstance(made, DeviceOutcome) else made.statistics
+    return found or ()

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adamas.coefficients import StepNumbers
 from adamas.engines.native import Cohort, TensorPlan, TensorSlot, outcome_of
+from adamas.options import Phase
 from adamas.torch import gradients, parts, small
 from adamas.torch.members import WIDE, Member
 from adamas.torch.numbers import UNSCALED, Scaling
@@ -86,14 +87,19 @@ class Native(Route):
             setup.row_count,
             setup.exchange,
             distributed=parts.seen_in(member.parameter for member in members),
-            keep_sums=setup.keeps_sums,
+            keep_sums=True,
         )
-        phase = setup.phase
-        is_silent = not phase.reads_first and not phase.statistics
-        #: Makes a step where that is all there is to do: nothing to give, and nothing to report.
-        self.direct: Callable[[Groups, States], Any] | None = (
-            self.plan.step_if_open if is_silent and not self._given else None
-        )
+
+    @property
+    def direct(self) -> Callable[[Groups, States], Any] | None:
+        """Makes a step where that is all there is to do: nothing to give, and nothing to report."""
+        is_silent = not self._phase.reads_first and not self._phase.statistics
+        return self.plan.step_if_open if is_silent and not self._given else None
+
+    def go_by(self, phase: Phase) -> None:
+        """Step by another phase that keeps the same and reads the same first."""
+        self.plan.set_phase(phase)
+        self._phase = phase
 
     @property
     def members(self) -> tuple[Member, ...]:

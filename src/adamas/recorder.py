@@ -1,0 +1,375 @@
+"""A recorder writes down what every 50th step of an optimizer did, as a run goes on.
+
+    import adamas
+
+    adamas.Recorder(optimizer, "run.jsonl")
+
+That is all: it is called after each step, and has statistics taken in the steps alone that it
+records. ``adamas.records`` tells the file, and reads it.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import time
+import warnings
+import weakref
+from collections.abc import Callable, Mapping
+from numbers import Real
+from pathlib import Path
+from typing import Any
+
+from adamas import epsilon, observing, records
+from adamas.checks import kind, whole_number
+from adamas.coefficients import at_step
+from adamas.groups import ParameterGroup
+from adamas.numpy import Optimizer
+from adamas.observing import Called, Observed, Taken
+from adamas.runs import Run
+from adamas.settings import stepping
+from adamas.state import State
+from adamas.summary import by_reason, total
+
+__all__ = ["Recorder"]
+
+
+class Recorder:
+    """Writes norms, clip factor and statistics of every tensor to a file, every so many steps.
+
+    It records the first step after it was made, and then each whose number is a multiple of
+    ``every``. The optimizer may be one of NumPy arrays or of ``adamas.torch``, wrapped by
+    Lightning or accelerate or not; it keeps the recorder alive. Its own ``statistics=`` stays as
+    it is, and so do its bits. A file that is there goes on, with another header.
+
+    Where tensors are sharded over processes every process makes a recorder, since all take part in
+    the statistics; the one of ``rank`` writes. Where they are not, the others need none.
+
+    What cannot be written is warned of, and the training goes on. A process that was forked
+    records nothing.
+    """
+
+    def __init__(
+        self,
+        optimizer: Any,
+        path: str | os.PathLike[str],
+        every: int = 50,
+        *,
+        rank: int = 0,
+    ) -> None:
+        """Open the file. Raises OSError where it cannot be written.
+
+        Raises TypeError for what is no optimizer of adamas, and ValueError where ``every`` is below
+        1, or where a group follows a rule that has no statistics.
+        """
+        self._every = _checked(every)
+        self._path = str(Path(path).absolute())
+        self._observed = _observed(optimizer, rank)
+        self._process = os.getpid()
+        self._header = self._described()
+        #: Steps up to the next that is recorded, that one included, and all there were.
+        self._left, self._count = 1, 0
+        #: Steps since the last line that clipped; None where one of them does not tell.
+        self._clipped: int | None = 0
+        self._notes: dict[str, Any] = {}
+        #: Steps that were left out since the last one that was made and recorded.
+        self._left_out = 0
+        self._fails = False
+        if self._observed.is_writer:
+            records.append(self._path, self._stamped(), is_new=True)
+        self._leave: Callable[[], None] | None = self._observed.follow(self._begin, self._stepped)
+
+    @property
+    def path(self) -> str:
+        """Where the file is."""
+        return self._path
+
+    @property
+    def every(self) -> int:
+        """How many steps it is from one line to the next."""
+        return self._every
+
+    def note(self, **numbers: Any) -> None:
+        """Add numbers of your own to the next line: ``recorder.note(loss=loss)``.
+
+        Of several under one name the last counts. Tensors of one element are read when the line is
+        written, so noting them in every step waits for no device. Raises TypeError for what is no
+        number, RuntimeError where the recorder was closed.
+        """
+        if self._leave is None:
+            raise RuntimeError("This recorder was closed, and writes no line any more.")
+        self._notes |= {name: _number(name, value) for name, value in numbers.items()}
+
+    def close(self) -> None:
+        """Record no further step. Where tensors are sharded all processes close theirs."""
+        if self._leave is not None:
+            leave, self._leave = self._leave, None
+            leave()
+            self._observed.observe(wanted=False)
+
+    def __enter__(self) -> Recorder:
+        """Return the recorder."""
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close it."""
+        self.close()
+
+    def __reduce__(self) -> Any:
+        """Raise TypeError: a copy would write the same lines."""
+        raise TypeError(
+            "A Recorder can be neither pickled nor copied: it belongs to one optimizer in one "
+            "process. Make one for the copy of the optimizer, with another path."
+        )
+
+    def __repr__(self) -> str:
+        """Name the file."""
+        closed = ", closed" if self._leave is None else ""
+        return f"<adamas.Recorder: {self._path}, every {self._every} steps{closed}>"
+
+    # -- in the midst of a training ------------------------------------------------------------
+
+    def _begin(self) -> None:
+        """Before the first step: have it observed, or see that there is nothing to do."""
+        self._ask()
+
+    def _stepped(self, *_: Any) -> None:
+        """After each step."""
+        if self._leave is None:
+            return
+        self._left -= 1
+        self._count += 1
+        if self._clipped is not None:
+            clipped = self._observed.is_clipped()
+            self._clipped = None if clipped is None else self._clipped + clipped
+        if self._left > 1:
+            return
+        if os.getpid() != self._process:
+            self.close()
+        elif self._left == 1:
+            self._ask()
+        else:
+            self._record()
+
+    def _ask(self) -> None:
+        """Have the next step observed."""
+        if self._observed.begin(self._every):
+            self._observed.observe(wanted=True)
+        else:
+            self.close()
+
+    def _record(self) -> None:
+        """Write down the last step, and see which is the next."""
+        self._left = 1
+        try:
+            taken = self._observed.taken()
+            if taken is None:  # nothing was asked of it
+                self._ask()
+            else:
+                self._take(taken)
+        except Exception as error:
+            self._warn(error)
+        if self._left > 1:
+            self._observed.observe(wanted=False)
+
+    def _take(self, taken: Taken) -> None:
+        number = self._count if taken.step is None else taken.step
+        # Where steps are left out the next one is recorded, and a line of every 50th of them.
+        is_due = taken.tensors is not None or self._left_out % self._every == 0
+        if taken.tensors is None:
+            self._left_out += 1
+        else:
+            self._left_out = 0
+            self._left = self._every - number % self._every
+            if 2 * self._left < self._every and number > 1:
+                self._left += self._every  # no two lines close together
+        if not is_due:
+            return
+        clipped, self._clipped = self._clipped, 0
+        notes, self._notes = self._notes, {}
+        if self._observed.is_writer:
+            self._write(_line(number, taken, clipped, notes))
+
+    def _write(self, line: dict[str, Any]) -> None:
+        header = self._described()
+        is_new = _frame(header) != _frame(self._header)
+        if is_new:
+            self._header = header
+        records.append(self._path, self._stamped(), line, is_new=is_new)
+        self._fails = False
+
+    def _warn(self, error: Exception) -> None:
+        if not self._fails:
+            warnings.warn(
+                f"A step could not be recorded in {self._path}: {error!r}. The training goes on, "
+                "and so does the record as soon as it can; nothing more is said until then.",
+                RuntimeWarning,
+                stacklevel=4,
+            )
+        self._fails = True
+
+    def _described(self) -> dict[str, Any]:
+        return {"every": self._every, **self._observed.description()}
+
+    def _stamped(self) -> dict[str, Any]:
+        from adamas import __version__
+
+        return {"version": __version__, "time": time.time(), **self._header}
+
+
+def _line(
+    number: int, taken: Taken, clipped: int | None, notes: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Return the line of a step."""
+    line: dict[str, Any] = {"step": number, "time": time.time(), "lr": taken.lr}
+    if taken.gradient_norm is not None:
+        line["gradient_norm"] = taken.gradient_norm
+    if taken.clip_factor is not None:
+        line["clip_factor"] = taken.clip_factor
+    line["skipped"] = taken.skipped
+    if taken.is_clipping and clipped is not None:
+        line["clipped"] = clipped
+    if taken.tensors is not None:
+        line["tensors"] = taken.tensors
+    if notes:
+        line["notes"] = {name: float(value) for name, value in notes.items()}
+    return line
+
+
+def _frame(header: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what of a header is not changed by schedules of any kind."""
+    scheduled = ("lr", "betas", "weight_decay")
+    groups = [
+        {key: value for key, value in group.items() if key not in scheduled}
+        for group in header["groups"]
+    ]
+    phase = {
+        key: value is not None if key in ("clip_norm", "skip_above") else value
+        for key, value in header["phase"].items()
+    }
+    return {**header, "groups": groups, "phase": phase}
+
+
+class _Arrays(Observed):
+    """An optimizer of NumPy arrays."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer: Callable[[], Any] = weakref.ref(optimizer)
+
+    @property
+    def _run(self) -> Run:
+        return self._optimizer()._run
+
+    def description(self) -> dict[str, Any]:
+        optimizer = self._optimizer()
+        named = self._run.parameters.named
+        return {
+            "method": type(optimizer).__name__,
+            "phase": observing.shown(vars(optimizer.phase)),
+            "groups": [_plain(group) for group in optimizer.groups],
+            "parameters": {
+                name: {"shape": list(p.shape), "dtype": str(p.dtype)} for name, p in named
+            },
+        }
+
+    def follow(self, before_first: Called, after: Called) -> Callable[[], None]:
+        handle = self._optimizer().register_step_post_hook(after)
+        before_first()
+        return handle.remove
+
+    def begin(self, every: int) -> bool:  # noqa: ARG002
+        return True
+
+    def observe(self, *, wanted: bool) -> None:
+        self._optimizer()._observe(self, wanted)
+
+    def is_clipped(self) -> bool | None:
+        factor = self._run.clip_factor
+        return factor is not None and factor < 1
+
+    def taken(self) -> Taken | None:
+        run = self._run
+        outcome, parts = run.outcome, run.statistics
+        if outcome is None or (outcome.applied and parts is None):
+            return None
+        norm = outcome.norm
+        if norm is None and parts is not None:
+            norm = total(parts, [p.size for _, p in run.parameters.named]).gradient_norm
+        tensors = None if parts is None else self._tensors()
+        return Taken(
+            step=run.steps,
+            lr=[*run.rates],
+            gradient_norm=norm,
+            is_clipping=run.phase.clip_norm is not None,
+            clip_factor=run.clip_factor,
+            skipped=by_reason(self._optimizer().skipped),
+            tensors=tensors,
+        )
+
+    def _tensors(self) -> dict[str, dict[str, float]]:
+        run = self._run
+        states: list[tuple[ParameterGroup, str, State]] = [
+            (group, *pair)
+            for group in run.parameters.groups
+            for pair in zip(group.names, group.states, strict=True)
+        ]
+        found: dict[str, dict[str, float]] = {}
+        for (group, name, state), own in zip(states, run.statistics or (), strict=True):
+            found[name] = dict(vars(own.alone))
+            share = epsilon.share_below(state, at_step(group.options, run.steps, 0.0))
+            if share is not None:
+                found[name]["below_eps"] = share
+        return found
+
+
+def _plain(group: ParameterGroup) -> dict[str, Any]:
+    given = group.plain()
+    own = {name: given[name] for name in ("lr", "betas", "eps", "weight_decay", "state")}
+    return {**own, "rounding": given["rounding"], "parameters": given["params"]}
+
+
+def _observed(optimizer: Any, rank: int) -> Observed:
+    """Return an optimizer as a recorder sees it."""
+    stands = stepping(optimizer)
+    if isinstance(stands, Optimizer):
+        return _Arrays(stands)
+    torch: Any = sys.modules.get("torch")
+    if torch is not None and isinstance(stands, torch.optim.Optimizer):
+        from adamas.torch import Optimizer as OfTensors
+        from adamas.torch.recording import Tensors
+
+        if isinstance(stands, OfTensors):
+            return Tensors(stands, rank)
+        name = type(stands).__name__
+        raise TypeError(
+            f"Recorder() got torch.optim.{name}, whose steps take no statistics. Make an optimizer "
+            "of adamas.torch, which takes the same arguments: "
+            "from adamas.torch import AdamW, for example."
+        )
+    raise TypeError(
+        f"Recorder() got {kind(optimizer)}, but it takes an optimizer of adamas (of NumPy arrays) "
+        "or of adamas.torch."
+    )
+
+
+def _checked(every: Any) -> int:
+    number = whole_number(every)
+    if number is None:
+        raise TypeError(f"every is {every!r}, but it must be a whole number of steps.")
+    if number < 1:
+        raise ValueError(f"every is {number}, but it must be at least 1.")
+    return number
+
+
+def _number(name: str, value: Any) -> Any:
+    """Return a number, or what will be one when it is read."""
+    if isinstance(value, Real):
+        return float(value)
+    shape = getattr(value, "shape", None)
+    if hasattr(value, "__float__") and shape is not None and math.prod(shape) == 1:
+        return value.detach() if hasattr(value, "detach") else value
+    raise TypeError(
+        f"{name} is {kind(value)}, but what is noted must be a number, or an array or tensor of "
+        "one element."
+    )

@@ -1,0 +1,256 @@
+"""An optimizer of tensors, as a recorder sees it: on any device, and sharded over processes."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import timedelta
+from typing import Any, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from adamas import observing
+from adamas.coefficients import at_step
+from adamas.epsilon import v_bound
+from adamas.observing import Called, Observed, Taken
+from adamas.summary import by_reason
+from adamas.torch import distributed, squares
+from adamas.torch.grouping import names_of, parameters_of
+from adamas.torch.members import Member, scalar
+from adamas.torch.methods import Method
+from adamas.torch.record import Record
+from adamas.torch.statistics import elements_of
+
+__all__ = ["WAITS", "Tensors"]
+
+#: How long a process waits for others to record, too, in seconds.
+WAITS = 300.0
+
+
+class Tensors(Observed):
+    """An optimizer of ``adamas.torch``."""
+
+    def __init__(self, optimizer: Any, rank: int) -> None:
+        """See it, as one of the processes of which ``rank`` writes."""
+        self._optimizer: Callable[[], Any] = weakref.ref(optimizer)
+        self._rank = rank
+        self._agreed = False
+        #: Of steps that reported, when it was last asked to observe one.
+        self._count = 0
+        self._refuse(optimizer)
+
+    @property
+    def is_writer(self) -> bool:
+        """Whether this is the process of the rank that writes."""
+        return not distributed.is_initialized() or dist.get_rank() == self._rank
+
+    @property
+    def _record(self) -> Record:
+        return self._optimizer()._stepper.record
+
+    def description(self) -> dict[str, Any]:
+        """Return ``method``, ``phase``, ``groups`` and ``parameters`` of a header."""
+        optimizer = self._optimizer()
+        names = names_of(optimizer.param_groups)
+        parameters = parameters_of(optimizer.param_groups)
+        own = iter(names)
+        return {
+            "method": type(optimizer).__name__,
+            "phase": observing.shown(vars(optimizer.phase)),
+            "groups": [
+                {**_plain(group), "parameters": [next(own) for _ in group["params"]]}
+                for group in optimizer.param_groups
+            ],
+            "parameters": {
+                name: {"shape": list(p.shape), "dtype": str(p.dtype).removeprefix("torch.")}
+                for name, p in zip(names, parameters, strict=True)
+            },
+        }
+
+    def follow(self, before_first: Called, after: Called) -> Callable[[], None]:
+        """Have functions called before the next step, and after each; return what ends that."""
+        optimizer = self._optimizer()
+
+        def once(*_: Any) -> None:
+            first.remove()
+            before_first()
+
+        def end() -> None:
+            first.remove()
+            handle.remove()
+
+        first = optimizer.register_step_pre_hook(once)
+        handle = optimizer.register_step_post_hook(after)
+        return end
+
+    def begin(self, every: int) -> bool:
+        """Return whether this process has anything to do; see that others take part."""
+        if not distributed.is_initialized():
+            return True
+        among = _sharing(parameters_of(self._optimizer().param_groups))
+        if not among:
+            return self.is_writer
+        if not self._agreed:
+            _agree(among, every, self._rank)
+            self._agreed = True
+        return True
+
+    def observe(self, *, wanted: bool) -> None:
+        """Let further steps take statistics, or not."""
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            self._count = self._record.count
+            optimizer._observe(self, wanted)
+
+    def is_clipped(self) -> bool | None:
+        """Return whether the last step clipped; None where a device would be waited for."""
+        if self._optimizer()._phase.clip_norm is None:
+            return False
+        record = self._record
+        if record.is_on_device:
+            return None
+        factor = record.clip_factor
+        return factor is not None and factor < 1
+
+    def taken(self) -> Taken | None:
+        """Return what the last step did; None where it was not observed."""
+        optimizer, record = self._optimizer(), self._record
+        if record.count == self._count:  # as in a step that a GradScaler has left out
+            return None
+        with optimizer._stepper.held():
+            total = record.total()
+            if total is None and record.is_applied and record.norm is None:
+                return None
+            norm = record.norm if record.norm is not None or total is None else total.gradient_norm
+            steps = _steps(record.reported)
+            return Taken(
+                step=max(steps, default=None),
+                lr=[scalar(group["lr"]) for group in optimizer.param_groups],
+                gradient_norm=norm,
+                is_clipping=optimizer.clip_norm is not None,
+                clip_factor=record.clip_factor,
+                skipped=by_reason(optimizer.skipped),
+                tensors=None if total is None else self._tensors(steps),
+            )
+
+    def _tensors(self, steps: Sequence[int]) -> dict[str, dict[str, float]]:
+        optimizer, record = self._optimizer(), self._record
+        scale = record.loss_scale
+        found: dict[str, dict[str, float]] = {}
+        for name, taken in record.named(names_of(optimizer.param_groups)):
+            found[name] = dict(vars(taken)) | {"gradient_norm": taken.gradient_norm / scale}
+        parameters = parameters_of(optimizer.param_groups)
+        below = _below_eps(record.reported, steps, optimizer._method, parameters)
+        for values, share in zip(found.values(), below, strict=True):
+            if share is not None:
+                values["below_eps"] = share
+        return found
+
+    def _refuse(self, optimizer: Any) -> None:
+        """Raise ValueError where a group follows a rule whose steps take no statistics."""
+        if any(optimizer._method.own_step(group) is not None for group in optimizer.param_groups):
+            raise ValueError(
+                "Recorder() got an RMSprop with momentum or centered, which follows another rule "
+                "and takes no statistics. Leave out momentum and centered."
+            )
+
+
+def _steps(members: Sequence[Member]) -> list[int]:
+    """Return the steps that were made of members; nothing where they are not counted."""
+    counts = [member.step for member in members]
+    if any(step is None for step in counts):
+        return []
+    own = [distributed.local(step) for step in counts if step is not None]
+    return [int(number) for number in squares.read(own)]
+
+
+def _below_eps(
+    members: Sequence[Member], steps: Sequence[int], method: Method, parameters: Sequence[Tensor]
+) -> list[float | None]:
+    """Return the fraction of elements of each whole tensor with √v̂ < ε; None without a v."""
+    if not steps:
+        return [None] * len(members)
+    bounds: dict[Any, float] = {}
+    counts: list[Tensor | int] = []
+    for member, step in zip(members, steps, strict=True):
+        key = id(member.group), step
+        if member.names.square is None:
+            counts.append(0)
+            continue
+        if key not in bounds:
+            options = method.options(member.group)
+            numbers = (
+                method.numbers(member, step) if options is None else at_step(options, step, 0.0)
+            )
+            bounds[key] = v_bound(numbers)
+        counts.append(squares.count_below(member, bounds[key]))
+    found = squares.read(counts)
+    exchange = distributed.sets_of(parameters).parts if distributed.is_initialized() else None
+    if exchange is not None:
+        each = torch.zeros(len(parameters), dtype=torch.int64)
+        for member, count in zip(members, found, strict=True):
+            each[member.place] = int(count)
+        exchange.each(each)
+        found = [each[member.place].item() for member in members]
+    return [
+        None if member.names.square is None else _share(count, elements_of(member.parameter))
+        for member, count in zip(members, found, strict=True)
+    ]
+
+
+def _share(count: float, size: int) -> float:
+    return int(count) / size if size else 0.0
+
+
+def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the options of a group as JSON can have them; None for what a method has not."""
+    betas = group.get("betas")
+    if betas is None:  # RMSprop and SGD
+        betas = (group.get("momentum"), group.get("alpha"))
+    eps, state = group.get("eps"), group.get("state")
+    return {
+        "lr": scalar(group["lr"]),
+        "betas": [None if beta is None else scalar(beta) for beta in betas],
+        "eps": None if eps is None else scalar(eps),
+        "weight_decay": scalar(group["weight_decay"]),
+        "state": [state, state] if isinstance(state, str) else state and list(state),
+        "rounding": group.get("rounding"),
+    }
+
+
+# ── several processes ──────────────────────────────────────────────────────────────────────────
+
+
+def _sharing(parameters: Iterable[Tensor]) -> list[int]:
+    """Return the processes that have parts of tensors that this one has parts of."""
+    found: set[int] = set()
+    for parameter in parameters:
+        for group in distributed.shard_groups(parameter):
+            found.update(dist.get_process_group_ranks(group))
+    return sorted(found) if len(found) > 1 else []
+
+
+def _agree(among: Sequence[int], every: int, rank: int) -> None:
+    """See that all these processes record the same steps; no collective, which could hang."""
+    store: Any = cast(Any, dist.distributed_c10d)._get_default_store()
+    own, wanted = dist.get_rank(), f"every {every} steps, written by process {rank}"
+    turn = store.add(f"adamas/recorder/{own}", 1)
+    store.set(f"adamas/recorder/{turn}/{own}", wanted)
+    for other in among:
+        key = f"adamas/recorder/{turn}/{other}"
+        try:
+            store.wait([key], timedelta(seconds=WAITS))
+        except RuntimeError as error:
+            raise RuntimeError(
+                f"Process {other} has parts of the parameters, but no Recorder of its own within "
+                f"{WAITS:.0f} seconds. Statistics of sharded tensors need all processes: create "
+                "adamas.Recorder in each of them, before the first step."
+            ) from error
+        theirs = store.get(key).decode()
+        if theirs != wanted:
+            raise ValueError(
+                f"Process {other} records {theirs}, but process {own} {wanted}. Give all "
+                "processes the same every and the same rank."
+            )
