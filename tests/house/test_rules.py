@@ -29,6 +29,7 @@ CONTRACTS = {c["id"]: c for c in PYPROJECT["tool"]["importlinter"]["contracts"]}
 OPTIONAL = (
     *("torch", "triton", "jax", "jaxlib", "optax", "scipy", "sklearn", "pandas", "safetensors"),
     *("click", "rich", "matplotlib", "PIL", "mpmath", "hypothesis", "pytest", "nanobind"),
+    "vl_convert",
 )
 
 BLOCK = f"""

@@ -1,4 +1,4 @@
-"""The command line: ``adamas check``, ``demo``, ``race`` and ``info``."""
+"""The command line: ``adamas check``, ``demo``, ``race``, ``report`` and ``info``."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ else:
     except ModuleNotFoundError:
         sys.exit('The command line needs click. Install it with: pip install "adamas[cli]"')
 
-from adamas.cli import check, demo, info, race
+from adamas.cli import check, demo, info, race, report
 
 __all__ = ["main"]
 
@@ -51,8 +51,8 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings=_HELP)
 @click.version_option(adamas.__version__, prog_name="adamas")
 def main() -> None:
-    """Show Adam at work, race it against other methods, check an implementation of it."""
+    """Show Adam at work, check an implementation of it, look at what a training did."""
 
 
-for _module in (check, demo, info, race):
+for _module in (check, demo, info, race, report):
     main.add_command(_module.command)

@@ -1,0 +1,241 @@
+"""A record as columns: what is drawn, and what is looked for in it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from math import nan, prod
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from adamas import records
+
+__all__ = ["FIELDS", "Group", "Numbers", "Run", "Tensor", "read"]
+
+Numbers = NDArray[np.float64]
+
+#: What is kept of each tensor at each line.
+FIELDS = (
+    "gradient_norm",
+    "parameter_norm",
+    "update_norm",
+    "largest_update",
+    "nonfinite",
+    "unmoved",
+    "below_eps",
+)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The options of a group, as the last header of the record has them."""
+
+    lr: float | None
+    betas: tuple[float | None, float | None]
+    eps: float | None
+    weight_decay: float | None
+    state: Any
+    rounding: str | None
+
+    @property
+    def square_steps(self) -> float | None:
+        """1/(1 - β2): over how many steps v averages; None where there is no such number."""
+        beta = self.betas[1]
+        return None if beta is None or not 0 <= beta < 1 else 1 / (1 - beta)
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """A parameter of the run."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    group: Group | None
+
+    @property
+    def count(self) -> int:
+        """How many elements it has."""
+        return prod(self.shape)
+
+
+@dataclass(frozen=True, eq=False)
+class Run:
+    """A record, by columns: rows are its lines, NaN is what a line has not."""
+
+    name: str
+    #: Headers, in their order: more than one where the run was resumed or its options were changed.
+    headers: tuple[dict[str, Any], ...]
+    tensors: tuple[Tensor, ...]
+    groups: tuple[Group, ...]
+    #: Of each line: the number of the step, and when it was written, in seconds since 1970.
+    steps: NDArray[np.int64]
+    times: Numbers
+    #: A column for each group.
+    lr: Numbers
+    gradient_norm: Numbers
+    clip_factor: Numbers
+    #: Since the line before, how many steps were clipped.
+    clipped: Numbers
+    #: How many steps were left out so far, by reason.
+    skipped: dict[str, Numbers]
+    #: What the user noted, by name.
+    notes: dict[str, Numbers]
+    #: Statistics by field of `FIELDS`, a column for each tensor.
+    of: dict[str, Numbers]
+
+    @property
+    def phase(self) -> dict[str, Any]:
+        """Options of whole steps, as the last header has them."""
+        return self.headers[-1].get("phase") or {}
+
+    @property
+    def ratio(self) -> Numbers:
+        """Norm of the update by the norm of the parameter; NaN where the parameter is 0."""
+        return _divided(self.of["update_norm"], self.of["parameter_norm"])
+
+    @property
+    def left_out(self) -> int:
+        """How many steps were left out, by the last line that tells."""
+        return int(sum(np.nanmax(each, initial=0) for each in self.skipped.values()))
+
+
+def read(path: str | Path, name: str | None = None) -> Run:
+    """Return the run that a record is of.
+
+    Raises OSError where it cannot be read, ValueError where it is no record, is one of another
+    format, or has no line of a step.
+    """
+    try:
+        openings = records.read(path)
+    except OSError as error:
+        raise OSError(f"{path} cannot be read ({error.strerror}).") from error
+    lines = _counting(each.steps for each in openings)
+    if not lines:
+        raise ValueError(
+            f"{path} has a header, but no line of a step yet. Wait until the run has made as many "
+            "steps as the Recorder's every=."
+        )
+    headers = tuple(each.header for each in openings)
+    groups, tensors = _parameters(headers[-1], lines)
+    places = {tensor.name: place for place, tensor in enumerate(tensors)}
+    of = {field: np.full((len(lines), len(tensors)), nan) for field in FIELDS}
+    for row, line in enumerate(lines):
+        for tensor, values in (line.get("tensors") or {}).items():
+            for field, value in values.items():
+                if field in of:
+                    of[field][row, places[tensor]] = _number(value)
+    norms = _column(line.get("gradient_norm") for line in lines)
+    norms = np.where(np.isnan(norms), _norm(of["gradient_norm"]), norms)
+    return Run(
+        name=name or Path(path).name,
+        headers=headers,
+        tensors=tensors,
+        groups=groups,
+        steps=np.array([line["step"] for line in lines], np.int64),
+        times=_column(line.get("time") for line in lines),
+        lr=_rates([line.get("lr") for line in lines], len(groups)),
+        gradient_norm=norms,
+        clip_factor=_column(line.get("clip_factor") for line in lines),
+        clipped=_column(line.get("clipped") for line in lines),
+        skipped=_columns([line.get("skipped") for line in lines]),
+        notes=_columns([line.get("notes") for line in lines]),
+        of=of,
+    )
+
+
+def _counting(openings: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """Return the lines that count: those that a resumed run wrote anew are the later ones."""
+    found: list[dict[str, Any]] = []
+    for lines in openings:
+        if lines:
+            first = lines[0]["step"]
+            while found and found[-1]["step"] >= first:
+                found.pop()
+        found.extend(lines)
+    return found
+
+
+def _parameters(
+    header: dict[str, Any], lines: Sequence[dict[str, Any]]
+) -> tuple[tuple[Group, ...], tuple[Tensor, ...]]:
+    """Return groups and tensors: those of the header, then those that lines alone have."""
+    groups: list[Group] = []
+    group_of: dict[str, Group] = {}
+    for given in header.get("groups") or ():
+        group = _group(given)
+        groups.append(group)
+        group_of |= dict.fromkeys(given.get("parameters") or (), group)
+    known: dict[str, Any] = header.get("parameters") or {}
+    names = dict.fromkeys(known)
+    for line in lines:
+        names |= dict.fromkeys(line.get("tensors") or ())
+    tensors = tuple(
+        Tensor(
+            name,
+            tuple(known.get(name, {}).get("shape") or ()),
+            str(known.get(name, {}).get("dtype", "")),
+            group_of.get(name),
+        )
+        for name in names
+    )
+    return tuple(groups), tensors
+
+
+def _group(given: dict[str, Any]) -> Group:
+    betas = given.get("betas")
+    first, second = betas if isinstance(betas, list) and len(betas) == 2 else (None, None)
+    return Group(
+        lr=_option(given.get("lr")),
+        betas=(_option(first), _option(second)),
+        eps=_option(given.get("eps")),
+        weight_decay=_option(given.get("weight_decay")),
+        state=given.get("state"),
+        rounding=given.get("rounding"),
+    )
+
+
+def _option(value: Any) -> float | None:
+    number = _number(value)
+    return None if np.isnan(number) else number
+
+
+def _number(value: Any) -> float:
+    """Return a number; NaN of what is none."""
+    with suppress(TypeError, ValueError):
+        return float(value)
+    return nan
+
+
+def _column(values: Iterable[Any]) -> Numbers:
+    return np.array([_number(value) for value in values])
+
+
+def _columns(lines: Sequence[Any]) -> dict[str, Numbers]:
+    """Return a column for each name that any line has."""
+    found = [line if isinstance(line, dict) else {} for line in lines]
+    names = dict.fromkeys(name for line in found for name in line)
+    return {name: _column(line.get(name) for line in found) for name in names}
+
+
+def _rates(lines: Sequence[Any], groups: int) -> Numbers:
+    """Return the rates of each line, as many as there are groups in the end, or in any line."""
+    found = [line if isinstance(line, list) else [line] for line in lines]
+    width = max(groups, *map(len, found))
+    return np.array([[*map(_number, line), *[nan] * (width - len(line))] for line in found])
+
+
+def _norm(of_tensors: Numbers) -> Numbers:
+    """Return the norm of all tensors together at each line; NaN where there is none."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        norms = np.sqrt(np.nansum(np.square(of_tensors), axis=1))
+    return np.where(np.isnan(of_tensors).all(axis=1), nan, norms)
+
+
+def _divided(a: Numbers, b: Numbers) -> Numbers:
+    with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+        return np.where(b > 0, a / b, nan)

@@ -1,0 +1,1 @@
+"""What `adamas report` reads, finds and shows."""
