@@ -5,7 +5,10 @@ adamas. The pictures of measurements are drawn from what is stored: `python -m b
 """
 
 import functools
+import io
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from math import sqrt
 from pathlib import Path
@@ -13,12 +16,22 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
+import adamas
 from adamas import Options, demo, race
 from adamas.coefficients import at_step, one_minus_power
 from adamas.methods import METHODS
 from adamas.palette import COLOURS
 from adamas.tracks import FUNCTIONS
-from benchmarks.pictures import DARK, PICTURES, Drawing, Theme, draw, new_figure
+from benchmarks.pictures import (
+    DARK,
+    LIGHT,
+    PICTURES,
+    Drawing,
+    Theme,
+    draw,
+    new_figure,
+)
+from tests.support import planted_runs
 
 #: By the name of the picture.
 DRAWINGS: dict[str, Drawing] = {}
@@ -96,20 +109,59 @@ def moving_race() -> None:
     race.animate(track, race.race(track), PICTURES / "race.gif")
 
 
-#: What moves is on light ground everywhere, and written by a function of its own.
-MOVING = {"race.gif": moving_race}
+def report_page() -> None:
+    """Write report.png and report-dark.png: what `adamas report` makes, on a phone."""
+    from PIL import Image
+    from playwright.sync_api import sync_playwright
+
+    from adamas.report import page, read
+    from tests.browser.conftest import PROGRAMS
+
+    with tempfile.TemporaryDirectory() as name, sync_playwright() as playwright:
+        folder = Path(name)
+        runs = []
+        for rounding in ("nearest", "remainder"):
+            path = folder / f"{rounding}.jsonl"
+            model = planted_runs.network().bfloat16()
+            planted_runs.trained(path, model, lr=3e-4, rounding=rounding)
+            runs.append(read(path))
+        (folder / "report.html").write_text(page(runs, adamas.__version__), "utf-8")
+        program = next(filter(None, map(shutil.which, PROGRAMS)))
+        browser = playwright.chromium.launch(
+            executable_path=program, chromium_sandbox=False
+        )
+        for theme, scheme in ((LIGHT, "light"), (DARK, "dark")):
+            window = browser.new_page(
+                viewport={"width": 432, "height": 900},
+                device_scale_factor=2,
+                color_scheme=scheme,
+            )
+            window.goto((folder / "report.html").as_uri())
+            window.locator(f"html[data-drawn={scheme}]").wait_for()
+            top = window.locator("#findings").bounding_box()["y"] - 12
+            end = window.locator("#curve-0").bounding_box()
+            shown = {"x": 0, "y": top, "width": 432}
+            shown["height"] = end["y"] + end["height"] + 8 - top
+            shot = window.screenshot(full_page=True, clip=shown)
+            picture = Image.open(io.BytesIO(shot)).convert("RGB").quantize(128)
+            picture.save(PICTURES / f"report{theme.suffix}.png", optimize=True)
+        browser.close()
+
+
+#: What is drawn otherwise than by matplotlib, for both grounds, by a function of its own.
+OTHERS = {"race.gif": moving_race, "report.png": report_page}
 
 
 def main(names: list[str]) -> None:
-    known = [*DRAWINGS, *MOVING]
+    known = [*DRAWINGS, *OTHERS]
     unknown = [name for name in names if name not in known]
     if unknown:
         sys.exit(
             f"There is no picture {unknown[0]!r}; there are {', '.join(known)}."
         )
     for name in names or known:
-        if name in MOVING:
-            MOVING[name]()
+        if name in OTHERS:
+            OTHERS[name]()
         else:
             draw(name, DRAWINGS[name])
 

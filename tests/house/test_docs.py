@@ -15,6 +15,7 @@ import torch
 import adamas
 from adamas.scipy import Settings
 from tests.house.test_rules import PYPROJECT
+from tests.support import loggers
 from tests.support.cases import ROOT
 from tests.support.everywhere_program import CASES
 
@@ -54,7 +55,8 @@ def one_thread():
     torch.set_num_threads(before)
 
 
-def test_the_code_of_each_page_runs_in_order(one_thread):
+def test_the_code_of_each_page_runs_in_order(one_thread, monkeypatch):
+    loggers.stand_in(monkeypatch)
     for page in PAGES:
         if named(page) in NEEDS and not find_spec(NEEDS[named(page)]):
             continue

@@ -70,3 +70,12 @@ def test_demo_and_race_are_stored_in_the_colours_of_all_methods(name, theme):
     stored = (PICTURES / f"{name}{theme.suffix}.svg").read_text("utf-8")
     for colour in (*COLOURS.values(), theme.ink):
         assert f"stroke: {colour.lower()}" in stored
+
+
+@pytest.mark.parametrize(("theme", "light"), [(LIGHT, True), (DARK, False)], ids=["light", "dark"])
+def test_the_picture_of_a_report_is_small_and_of_the_ground_of_the_page(theme, light):
+    path = PICTURES / f"report{theme.suffix}.png"
+    assert path.stat().st_size < 200_000
+    with Image.open(path) as picture:
+        assert picture.width == 2 * 432  # for sharp screens
+        assert (sum(picture.convert("RGB").getpixel((0, 0))) > 3 * 128) == light
