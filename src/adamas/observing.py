@@ -41,6 +41,9 @@ class Observed:
         """Have functions called before the next step, and after each; return what ends that."""
         raise NotImplementedError
 
+    def begun(self) -> None:
+        """Take notice that the first step was made."""
+
     def begin(self, every: int) -> bool:
         """Return whether this process has anything to do; before a step that is observed.
 

@@ -75,10 +75,10 @@ class Recorder:
         self._notes: dict[str, Any] = {}
         #: Steps that were left out since the last one that was made and recorded.
         self._left_out = 0
-        self._fails = False
+        self._fails = self._is_over = self._is_closed = False
         if self._observed.is_writer:
             records.append(self._path, self._stamped(), is_new=True)
-        self._leave: Callable[[], None] | None = self._observed.follow(self._begin, self._stepped)
+        self._leave = self._observed.follow(self._begin, self._stepped)
 
     @property
     def path(self) -> str:
@@ -97,15 +97,20 @@ class Recorder:
         written, so noting them in every step waits for no device. Raises TypeError for what is no
         number, RuntimeError where the recorder was closed.
         """
-        if self._leave is None:
+        if self._is_closed:
             raise RuntimeError("This recorder was closed, and writes no line any more.")
         self._notes |= {name: _number(name, value) for name, value in numbers.items()}
 
     def close(self) -> None:
         """Record no further step. Where tensors are sharded all processes close theirs."""
-        if self._leave is not None:
-            leave, self._leave = self._leave, None
-            leave()
+        self._is_closed = True
+        self._leave()
+        self._end()
+
+    def _end(self) -> None:
+        """Record no further step; hooks stay, since those that call this are gone through."""
+        if not self._is_over:
+            self._is_over = True
             self._observed.observe(wanted=False)
 
     def __enter__(self) -> Recorder:
@@ -125,7 +130,7 @@ class Recorder:
 
     def __repr__(self) -> str:
         """Name the file."""
-        closed = ", closed" if self._leave is None else ""
+        closed = ", closed" if self._is_closed else ""
         return f"<adamas.Recorder: {self._path}, every {self._every} steps{closed}>"
 
     # -- in the midst of a training ------------------------------------------------------------
@@ -136,17 +141,19 @@ class Recorder:
 
     def _stepped(self, *_: Any) -> None:
         """After each step."""
-        if self._leave is None:
+        if self._count == 0:
+            self._observed.begun()
+        self._count += 1
+        if self._is_over:
             return
         self._left -= 1
-        self._count += 1
         if self._clipped is not None:
             clipped = self._observed.is_clipped()
             self._clipped = None if clipped is None else self._clipped + clipped
         if self._left > 1:
             return
         if os.getpid() != self._process:
-            self.close()
+            self._end()
         elif self._left == 1:
             self._ask()
         else:
@@ -157,7 +164,7 @@ class Recorder:
         if self._observed.begin(self._every):
             self._observed.observe(wanted=True)
         else:
-            self.close()
+            self._end()
 
     def _record(self) -> None:
         """Write down the last step, and see which is the next."""

@@ -36,7 +36,7 @@ class Tensors(Observed):
         """See it, as one of the processes of which ``rank`` writes."""
         self._optimizer: Callable[[], Any] = weakref.ref(optimizer)
         self._rank = rank
-        self._agreed = False
+        self._has_begun = self._has_agreed = False
         #: Of steps that reported, when it was last asked to observe one.
         self._count = 0
         self._refuse(optimizer)
@@ -74,16 +74,21 @@ class Tensors(Observed):
         optimizer = self._optimizer()
 
         def once(*_: Any) -> None:
-            first.remove()
-            before_first()
+            if not self._has_begun:
+                before_first()
+                self._has_begun = True
 
         def end() -> None:
-            first.remove()
+            self._first.remove()
             handle.remove()
 
-        first = optimizer.register_step_pre_hook(once)
+        self._first = optimizer.register_step_pre_hook(once)
         handle = optimizer.register_step_post_hook(after)
         return end
+
+    def begun(self) -> None:
+        """Need nothing called before a step any more; torch goes through its pre-hooks then."""
+        self._first.remove()
 
     def begin(self, every: int) -> bool:
         """Return whether this process has anything to do; see that others take part."""
@@ -92,9 +97,9 @@ class Tensors(Observed):
         among = _sharing(parameters_of(self._optimizer().param_groups))
         if not among:
             return self.is_writer
-        if not self._agreed:
+        if not self._has_agreed:
             _agree(among, every, self._rank)
-            self._agreed = True
+            self._has_agreed = True
         return True
 
     def observe(self, *, wanted: bool) -> None:
@@ -119,6 +124,7 @@ class Tensors(Observed):
         optimizer, record = self._optimizer(), self._record
         if record.count == self._count:  # as in a step that a GradScaler has left out
             return None
+        self._count = record.count
         with optimizer._stepper.held():
             total = record.total()
             if total is None and record.is_applied and record.norm is None:
