@@ -161,6 +161,16 @@ def test_a_copy_that_something_else_wrote_to_has_changed():
     assert told(optimizer) == {"0.weight": 35}
 
 
+def test_what_reading_copies_changes_in_them_is_told():
+    """The parameters were written to through ``.data``, which nobody sees before."""
+    net = network()
+    optimizer = cleared(stepped(optimizer_of(net, copy_to=BFLOAT16)))
+    net[1].bias.data[1] += 1
+    assert told(optimizer) == {}
+    assert len(optimizer.copies) == 4
+    assert [(c.name, c.indices.tolist()) for c in optimizer.changes()] == [("1.bias", [1])]
+
+
 def test_assigned_parameters_have_changed_once_they_are_in_the_groups():
     net = network()
     optimizer = cleared(stepped(optimizer_of(net)))
@@ -416,25 +426,38 @@ def test_a_copy_keeps_marks_of_its_own(twin_of):
     assert told(twin, clear=False) == everything(net)
     told(optimizer)
     assert told(twin, clear=False) == everything(net)
+    ahead = optimizer.changes().follows
     assert told(twin) == everything(net)
     assert told(twin) == {}
+    assert optimizer.changes().follows == ahead
 
 
 # ── parameters of all kinds ────────────────────────────────────────────────────────────────────
 
 
-def test_of_parameters_that_share_memory_each_tells_what_has_changed_there():
+@pytest.mark.parametrize("counts_alone", [False, True])
+def test_of_parameters_that_share_memory_each_tells_what_has_changed_there(counts_alone):
+    """Whether PyTorch counts the writes to both together or to each alone."""
     memory = torch.ones(10)
-    whole, part, apart = (nn.Parameter(each) for each in (memory, memory[4:8], torch.ones(3)))
+    view = memory[4:8].data if counts_alone else memory[4:8]
+    whole, part, apart = (nn.Parameter(each) for each in (memory, view, torch.ones(3)))
     part.requires_grad_(False)
-    run = Run(ours.AdamW([whole, part, apart], lr=0.1, track_changes=True))
-    for _ in range(3):
-        run.give_gradients(none=0.0)
+    run = Run(ours.SGD([whole, part, apart], lr=0.1, track_changes=True))
+    for place in (2, 5, 7):
+        whole.grad = torch.zeros(10)
+        whole.grad[place] = 1.0
+        apart.grad = torch.ones(3)
         run.step()
         run.check(clear=False)
     run.check(clear=True)
     part.requires_grad_(True)
-    run.give_gradients(none=0.0)
+    part.grad = torch.tensor([0.0, 0.0, 1.0, 0.0])
+    for _ in range(2):
+        run.step()
+        run.check(clear=True)
+    with torch.no_grad():
+        whole[4] = 7.0
+    run.all_changed(0, 1)
     run.step()
     run.check(clear=True)
 

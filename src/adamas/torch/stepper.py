@@ -159,12 +159,12 @@ class Stepper:
         tracking = self._tracking
         compared = {*plan.unmarked, *tracking.shared}
         places = [] if plan.tracks else [member.place for member in plan.members]
-        if not plan.tracks:
+        if compared or not plan.tracks:
             tracking.look()
         with tracking.comparing(sorted(compared)) if compared else nullcontext():
             made = plan.step(scaling)
         if made is not NotImplemented and made is not OVERFLOWED:
-            tracking.saw(places)
+            tracking.saw(compared.union(places))
             if made is None or isinstance(made, DeviceOutcome) or made.applied:
                 tracking.steps += 1
         return made

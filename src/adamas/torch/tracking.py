@@ -121,10 +121,9 @@ class Tracking:
         own.chain = copy(self.chain)
         own.fit(parameters, copies)
         for place, (marks, before) in enumerate(zip(own.marks, self.marks, strict=False)):
-            if marks.shape == before.shape and place not in self.stale:
-                own.stale.discard(place)
             if marks.shape == before.shape:
                 marks.copy_(before)
+                own.stale.discard(place)
         return own
 
     def loaded(
@@ -204,9 +203,12 @@ class Tracking:
     def look(self) -> None:
         """Mark all of the parameters that something else than a step has written to."""
         now, copied = self._read_versions(), self._read_copied()
-        for place in np.flatnonzero((now != self.versions) | (copied != self._copied)):
+        found = {*np.flatnonzero((now != self.versions) | (copied != self._copied)).tolist()}
+        if found & self.shared:
+            found |= self.shared
+        for place in found:
             _fill(self.marks[place], self._seen[place].elements)
-            self.stale.add(int(place))
+            self.stale.add(place)
         self.versions[:], self._copied = now, copied
 
     def saw(self, places: Iterable[int]) -> None:
