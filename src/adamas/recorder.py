@@ -189,7 +189,7 @@ class Recorder:
         else:
             self._left_out = 0
             self._left = self._every - number % self._every
-            if 2 * self._left < self._every and number > 1:
+            if 2 * self._left < self._every and self._count > 1:
                 self._left += self._every  # no two lines close together
         if not is_due:
             return
@@ -240,7 +240,7 @@ def _line(
     if taken.tensors is not None:
         line["tensors"] = taken.tensors
     if notes:
-        line["notes"] = {name: float(value) for name, value in notes.items()}
+        line["notes"] = {name: float(_item(value)) for name, value in notes.items()}
     return line
 
 
@@ -374,9 +374,13 @@ def _number(name: str, value: Any) -> Any:
     if isinstance(value, Real):
         return float(value)
     shape = getattr(value, "shape", None)
-    if hasattr(value, "__float__") and shape is not None and math.prod(shape) == 1:
+    if hasattr(value, "item") and shape is not None and math.prod(shape) == 1:
         return value.detach() if hasattr(value, "detach") else value
     raise TypeError(
         f"{name} is {kind(value)}, but what is noted must be a number, or an array or tensor of "
         "one element."
     )
+
+
+def _item(value: Any) -> Any:
+    return value.item() if hasattr(value, "item") else value

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adamas import spikes
 from adamas.files.contents import check_parameters, check_structure, fitting, sorted_out
 from adamas.files.tensors import DTYPES, Source, Stored
 from adamas.numpy import Optimizer
@@ -44,6 +45,8 @@ def contents(optimizer: Optimizer) -> Generator[tuple[dict[str, Source], dict[st
         for name, entries in about.pop("state").items():
             arrays |= {f"state/{name}/{entry}": array for entry, array in entries.items()}
         sources = {name: source(array) for name, array in arrays.items()}
+        if (window := about.get(spikes.KEY)) is not None:
+            about[spikes.KEY] = {**window, "norms": window["norms"].tolist()}
         yield sources, {"kind": KIND, "method": type(optimizer).__name__, **about}
 
 
@@ -51,7 +54,7 @@ def put_back(
     path: str, about: Mapping[str, Any], tensors: Mapping[str, Stored], optimizer: Optimizer
 ) -> None:
     """Check that a file fits, and put it into the optimizer and its parameters."""
-    told = ("step", "skipped", "groups", *({KEY} & about.keys()))
+    told = ("step", "skipped", "groups", *({KEY, spikes.KEY} & about.keys()))
     check_structure(path, about, told)
     stored = {name: _array(path, each) for name, each in tensors.items()}
     parameters, state = sorted_out(path, stored)

@@ -82,7 +82,7 @@ def _told_of(optimizer: torch.optim.Optimizer) -> tuple[Found, dict[str, Any]]:
     about: dict[str, Any] = {
         "kind": KIND,
         "method": type(optimizer).__name__,
-        "skipped": optimizer.skipped if is_ours else 0,
+        "skipped": optimizer.skipped.nonfinite if is_ours else 0,
         "groups": [],
         key: {},
         "others": {},
@@ -161,7 +161,7 @@ def _take_over(
             optimizer.load_state_dict(state_dict)
         if isinstance(optimizer, Optimizer):
             # Counts on devices stay: CUDA graphs write to them.
-            optimizer._stepper.record.skipped += skipped - optimizer.skipped  # pyright: ignore[reportPrivateUsage]
+            optimizer._stepper.record.skipped += skipped - optimizer.skipped.nonfinite  # pyright: ignore[reportPrivateUsage]
     except BaseException:
         optimizer.__dict__.update(before)
         if isinstance(optimizer, Optimizer):

@@ -10,7 +10,7 @@ Each takes what torch 2.13's optimizer of the same name takes, and besides, by k
 ``on_nonfinite``: "propagate", "skip" or "raise" at NaN or infinite gradients (may be set, too);
 ``ema``: decay rate of the moving average (EMA) of the weights, see ``Optimizer.ema_weights``;
 ``statistics``: whether steps take norms and extremes, see ``Optimizer.statistics``;
-``track_changes``: whether steps mark the elements of the parameters that they change;
+``track_changes``: whether steps mark the elements that they change, see ``Optimizer.changes``;
 ``copy_to``: a dtype, or tensors, for copies in low precision that steps keep up to date;
 ``state``, ``rounding``: 8-bit and other small states, and how they and half-precision parameters
 are rounded; groups may have their own;

@@ -22,6 +22,8 @@ are refused. Whatever is wrong raises before anything is touched.
 The next call with the same state tensors costs least. What was found out about them is kept, and
 with it their memory and that of the parameters, until a call is given others in their place, or
 the first of ``state_steps`` (for ``sgd``, of ``momentum_buffer_list``) is no more.
+
+What has changed is not tracked here: marks belong to an optimizer (``track_changes``).
 """
 
 from __future__ import annotations

@@ -18,7 +18,7 @@ import torch.optim.optimizer as torch_optimizer
 from torch import Tensor
 from torch.autograd import profiler
 
-from adamas import settings
+from adamas import settings, spikes
 from adamas.keywords import Unpack
 from adamas.options import OnNonfinite, Phase
 from adamas.settings import Fixed, Setting
@@ -249,14 +249,16 @@ class Optimizer(Reports, torch.optim.Optimizer):
         Moments in a small form are given as float32, which loses nothing and which torch's
         optimizers can load. With ``packed=True`` all is as it is stored, under "packed_state" in
         place of "state": torch's optimizers, which would take codes for numbers, refuse it. Options
-        that were set in the run (``clip_norm`` and on) stand under "phase".
+        that were set in the run (``clip_norm`` and on) stand under "phase", and what
+        ``skip_above`` judges by under "spikes".
         As in torch, tensors are the optimizer's own and change with the next step; see
         ``snapshot`` where other threads step.
         """
         with self._stepper.held(would_lose("a checkpoint")):
             check_states(self.param_groups, self.state)
             sets = settings.stepping(self)
-            saved = {**super().state_dict(), **settings.saved(sets._phase, sets._phase_set)}
+            own = settings.saved(sets._phase, sets._phase_set) | sets._stepper.spikes.saved()
+            saved = {**super().state_dict(), **own}
             return loading.saved(saved, self.param_groups, self._method, packed=packed)
 
     @contextmanager
@@ -294,7 +296,8 @@ class Optimizer(Reports, torch.optim.Optimizer):
         with self._stepper.held(would_lose("a copy")):
             self._stepper.settle(self.param_groups, self.state)
             kept = settings.stepping(self)
-            own = {name: getattr(kept, name) for name in (*_OWN, "skipped")}
+            own = {name: getattr(kept, name) for name in _OWN}
+            own |= {"skipped": kept.skipped.nonfinite, spikes.KEY: kept._stepper.spikes.read()}
             state = {**super().__getstate__(), **own, _STILL: Still(self, self._stepper.turn)}
             return clip_groups.put_away(state)
 
@@ -319,6 +322,8 @@ class Optimizer(Reports, torch.optim.Optimizer):
         self._phase_set = self._phase_set.union(chosen)
         self._begin()
         self._stepper.record.skipped = state.get("skipped", self._stepper.record.skipped)
+        if spikes.KEY in state:
+            self._stepper.go_on_from(state[spikes.KEY])
         self._show()
         loading.complete(self.param_groups, self.state, self.defaults, self._method)
         self._keeping.settle(self.state)
@@ -340,4 +345,4 @@ _OWN: dict[str, Callable[[], Any]] = {
     "_tracking": Tracking,
 }
 _STILL = "still"
-_NOT_KEPT = (_STILL, "skipped", settings.KEY)
+_NOT_KEPT = (_STILL, "skipped", settings.KEY, spikes.KEY)

@@ -22,14 +22,7 @@ from adamas.coefficients import clip_factor
 from adamas.engines.triton import devices
 from adamas.options import Phase
 from adamas.statistics import Outcome, Statistics
-from adamas.torch import (
-    clip_groups,
-    distributed,
-    gradients,
-    sharding,
-    statistics,
-    storage,
-)
+from adamas.torch import clip_groups, distributed, gradients, sharding, statistics, storage
 from adamas.torch.arguments import Engine
 from adamas.torch.grouping import parameters_of, places_of
 from adamas.torch.keeping import Group, Keeping, State
@@ -53,6 +46,7 @@ from adamas.torch.routes.device import Lasting, OnDevice
 from adamas.torch.routes.native import Native
 from adamas.torch.routes.offload import Offload, Offloaded
 from adamas.torch.routes.plain import Plain
+from adamas.torch.spikes import Spikes
 from adamas.turns import CHANGED
 
 __all__ = ["OVERFLOWED", "Nonfinite", "Plan", "Planner"]
@@ -170,7 +164,7 @@ class Plan:
 
     def goes_by(self, phase: Phase) -> bool:
         """Go on by another phase, as a run may adapt clip_norm at each step; False if it cannot."""
-        if self._native is None or phase.reads_first != self._phase.reads_first:
+        if self._native is None or _looks(phase) != _looks(self._phase):
             return False
         if phase.statistics and not self._is_shared and distributed.is_initialized():
             return False  # who else has parts was not asked
@@ -223,7 +217,7 @@ class Plan:
 
     def _step_apart(self, scaling: Scaling) -> Outcome | None:
         """Make one step of tensors of several kinds: norm and guard first, then kind by kind."""
-        phase = self._phase
+        phase, spikes = self._phase, self._setup.spikes
         norm = nonfinite = None
         factor = 1.0
         if phase.reads_first:
@@ -231,6 +225,8 @@ class Plan:
             norm = digits.norm(row) / scaling.loss_scale
             if digits.nonfinite(row) and phase.on_nonfinite != "propagate":
                 return Outcome(applied=False, norm=norm, nonfinite=nonfinite, statistics=None)
+            if spikes is not None and spikes.leaves_out(norm, phase):
+                return Outcome(False, norm, nonfinite, statistics=None, spike=True)
             if phase.clip_norm is not None:
                 factor = clip_factor(phase.clip_norm, norm)
         self.ready()
@@ -241,6 +237,8 @@ class Plan:
                 raise RuntimeError(CHANGED)
             if made is not None:
                 records.extend(recorded(made))
+        if norm is not None and spikes is not None:
+            spikes.enter(norm, phase)
         if not phase.reads_first and not phase.statistics:
             return None
         taken = tuple(records) if phase.statistics else None
@@ -290,6 +288,7 @@ class Planner:
         self._engine = engine
         self.numbers = Numbers(keeping.method, keeping.phase.ema)
         self.devices = Lasting()
+        self.spikes = Spikes.begun(keeping.phase.skip_window)
         self._pipeline = Offload(keeping.phase)
         #: Plans for devices whose gradients may come back.
         self._earlier: list[Plan] = []
@@ -458,6 +457,7 @@ class Planner:
         idle = [p for p in parameters if id(p) not in stepped]
         exchange = sets.exchange if phase.reads_first else None
         setup = Setup(owned, phase, self.numbers, idle, sets.rows, sets.row_count, exchange)
+        setup = setup._replace(spikes=self.spikes)
         is_several = sum(map(bool, chosen.values())) > 1 or chosen[plain] or chosen[offload]
         apart = phase.reads_first and bool(is_several)
         if apart:
@@ -551,3 +551,8 @@ class Planner:
         if is_new and member.step is not None and devices.takes(member.parameter.device):
             self.devices.counts.created(member.step)
         return member
+
+
+def _looks(phase: Phase) -> tuple[bool, bool]:
+    """Return what a step looks at first: gradients, and norms of before."""
+    return phase.reads_first, phase.skip_above is not None

@@ -116,6 +116,8 @@ class Record:
                 return False
             numbers.begun(plan.members)  # from now on these go with the others
             return not plan.is_on_device
+        if made.spike:
+            return False  # counted where norms are kept
         if phase.on_nonfinite == "skip" and not is_on_device:
             self.skipped += 1
         if phase.on_nonfinite == "raise":

@@ -11,6 +11,7 @@ from adamas.changes import Change, Changes
 from adamas.checks import check_flag
 from adamas.options import Phase
 from adamas.settings import fixed_method, stepping
+from adamas.spikes import Skipped
 from adamas.statistics import NONE_LEFT, NOT_TAKEN
 from adamas.summary import summary as told
 from adamas.torch import distributed
@@ -88,8 +89,8 @@ class Reports:
         return _told(stepping(self), clear)
 
     @property
-    def skipped(self) -> int:
-        """How many steps were skipped, since a gradient was NaN or infinite."""
+    def skipped(self) -> Skipped:
+        """How many steps were left out: an int that says what for. Reading it waits for devices."""
         return self._stepper.skipped
 
     @property

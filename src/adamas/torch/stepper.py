@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from adamas.engines.triton.launches import DeviceOutcome
+from adamas.spikes import Skipped, Window
 from adamas.torch import arguments, distributed, gradients
 from adamas.torch.arguments import Engine
 from adamas.torch.averages import Averages, Weights
@@ -21,6 +22,7 @@ from adamas.torch.numbers import Scaling
 from adamas.torch.plan import OVERFLOWED, Plan, Planner
 from adamas.torch.record import Record
 from adamas.torch.routes import Groups, Made, Owned, States
+from adamas.torch.spikes import Spikes
 from adamas.torch.tracking import Tracking
 from adamas.torch.turns import Turn
 from adamas.turns import CHANGED, IN_PLACE, NO_AVERAGE
@@ -56,6 +58,7 @@ class Stepper:
         if before is not None:
             before._planner.leave(before._plan)
             self._planner.devices = before._planner.devices
+            self._planner.spikes = before._planner.spikes
             self.record.skipped = before.record.skipped
         #: Parameters whose gradients were laid out over processes otherwise than they are.
         self._laid_otherwise: list[Tensor] = []
@@ -70,9 +73,19 @@ class Stepper:
         return self._planner.keeping
 
     @property
-    def skipped(self) -> int:
+    def skipped(self) -> Skipped:
         """How many steps were left out; that waits for devices."""
-        return self.record.skipped + self._planner.devices.skipped
+        nonfinite = self.record.skipped + self._planner.devices.skipped
+        return Skipped(nonfinite, self.spikes.left_out)
+
+    @property
+    def spikes(self) -> Spikes:
+        """The norms that ``skip_above`` judges by."""
+        return self._planner.spikes
+
+    def go_on_from(self, window: Window | None) -> None:
+        """Judge by a window that was loaded, or begin another where there is none."""
+        self._planner.spikes = self.spikes.anew(window)
 
     @contextmanager
     def held(self, why: str | None = None) -> Generator[None]:

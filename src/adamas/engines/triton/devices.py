@@ -99,7 +99,13 @@ def is_capturing(device: torch.device) -> bool:
 
 
 def refuse_capture(
-    devices: Iterable[torch.device], *, host_steps: bool, given: bool, fresh: bool, waits: bool
+    devices: Iterable[torch.device],
+    *,
+    host_steps: bool,
+    given: bool,
+    fresh: bool,
+    waits: bool,
+    moves: bool,
 ) -> None:
     """Raise RuntimeError where a CUDA graph is recorded of a step that it could not repeat."""
     if not any(map(is_capturing, devices)):
@@ -109,6 +115,7 @@ def refuse_capture(
         (fresh, _FRESH),
         (given, _GIVEN),
         (waits, _WAITS),
+        (moves, _MOVES),
     ):
         if is_so:
             raise RuntimeError(f"A CUDA graph is being recorded, but {why}")
@@ -122,5 +129,9 @@ _FRESH = "this would be the first step, which differs from all others. Make one 
 _GIVEN = (
     "this method takes the numbers of its steps on the host, so that each replay would make the "
     "same step. Use Adam, AdamW or RMSprop, or make the step outside of the graph."
+)
+_MOVES = (
+    "the norms that skip_above judges by are not on the device yet, so that each replay would send "
+    "those of now. Make a step before recording."
 )
 _WAITS = 'on_nonfinite="raise" waits for the device at each step. Use on_nonfinite="skip".'

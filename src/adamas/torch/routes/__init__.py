@@ -25,6 +25,7 @@ from adamas.options import Phase
 from adamas.statistics import OfPart, Outcome, Statistics
 from adamas.torch.members import Member
 from adamas.torch.numbers import Numbers, Scaling
+from adamas.torch.spikes import Spikes
 
 __all__ = ["PLAIN_TYPES", "Made", "Owned", "Route", "Setup", "recorded"]
 
@@ -69,6 +70,8 @@ class Setup(NamedTuple):
     #: Adds up, in place, what all processes have in these: int64[row_count, digits.WIDTH], a tensor
     #: on any device or an array. None where this process has all there is.
     exchange: Callable[[Any], None] | None = None
+    #: What norms are judged by, where the phase asks for it.
+    spikes: Spikes | None = None
 
     def row(self, place: int) -> int:
         """Return the sum that the parameter at a place is counted in."""
@@ -87,6 +90,7 @@ class Route:
         self._all = tuple(members)
         self._phase = setup.phase
         self._numbers = setup.numbers
+        self._spikes = None if setup.phase.skip_above is None else setup.spikes
 
     @property
     def members(self) -> tuple[Member, ...]:

@@ -141,7 +141,9 @@ class OnDevice(Route):
             )
         #: Those whose numbers are given with each step.
         self._given = [m for m in members if options[index[id(m.group)]] is None]
-        signature = signature_of(self._jobs, options, phase, setup.exchange)
+        self._lead = self._jobs[0].device if self._jobs else min(self._devices, key=str)
+        window = None if self._spikes is None else self._spikes.room(self._lead)
+        signature = signature_of(self._jobs, options, phase, setup.exchange, window)
         if before is not None and before.launches.signature == signature:
             self.launches = before.launches
         else:
@@ -151,7 +153,8 @@ class OnDevice(Route):
                 phase,
                 rows=setup.row_count,
                 exchange=setup.exchange,
-                device=min(self._devices, key=str),
+                device=self._lead,
+                spikes=window,
             )
         #: Addresses of the gradients.
         self._gradients = np.array([each.data_ptr() for each in self._first], np.int64)
@@ -201,6 +204,8 @@ class OnDevice(Route):
         if not isinstance(scale, Tensor):
             inputs["loss_scale"], inputs["scale_on_device"] = scaling.loss_scale, None
         self._refuse_capture()
+        if self._spikes is not None:
+            self._spikes.goes_to(self._lead)
         self._shared.counts.step()
         given = [self._numbers.of(member, None) for member in self._given]
         steps = np.zeros(len(self.members), np.int64)
@@ -231,6 +236,7 @@ class OnDevice(Route):
             given=on_host or changes,
             fresh=self._numbers.has_fresh,
             waits=self._phase.on_nonfinite == "raise",
+            moves=self._spikes is not None and not self._spikes.is_on(self._lead),
         )
 
 

@@ -88,6 +88,7 @@ class Native(Route):
             setup.exchange,
             distributed=parts.seen_in(member.parameter for member in members),
             keep_sums=True,
+            spikes=None if self._spikes is None else self._spikes.here(),
         )
 
     @property
@@ -128,6 +129,8 @@ class Native(Route):
                 given = self._numbers_given()
             except _WRONG:
                 return NotImplemented
+        if self._spikes is not None:
+            self._spikes.here()  # where the plan has it
         scale = 1.0 if scaling is UNSCALED else scaling.loss_scale
         return outcome_of(self.plan.step(self._groups, self._states, scale, factor, given))
 
