@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
 import pickle
+import threading
 
 import pytest
 
@@ -532,3 +534,31 @@ def test_gradient_release_tells_of_each_parameter_by_its_optimizer():
         found |= told(optimizer)
     assert {*found} <= {*everything(net)}
     assert found["1.bias"] == 3
+
+
+def test_who_follows_while_another_thread_steps_ends_with_its_weights():
+    """Each telling ends where a step comes between; what was told until then is right."""
+    net = network(dtype=BFLOAT16)
+    optimizer = optimizer_of(net)
+    reader = {name: p.detach().clone() for name, p in net.named_parameters()}
+    give_gradients(optimizer)
+    ends = threading.Event()
+
+    def train():
+        for _ in range(300):
+            optimizer.step()
+        ends.set()
+
+    def follow():
+        for change in optimizer.changes():
+            reader[change.name].view(-1)[change.indices.long()] = change.values
+
+    thread = threading.Thread(target=train)
+    thread.start()
+    while not ends.is_set():
+        with contextlib.suppress(RuntimeError):
+            follow()
+    thread.join()
+    follow()
+    for name, p in net.named_parameters():
+        assert torch.equal(bits_of(reader[name]), bits_of(p))
