@@ -189,6 +189,11 @@ private:
             return array.is_none() ? nullptr
                                    : hold(array, element, count, is_number ? &view : nullptr);
         });
+        nb::object marks = given.attr("marks");
+        if (!marks.is_none()) {
+            tensor.arrays.marks = static_cast<std::uint32_t*>(
+                hold(marks, marks_element, mark_count(tensor.count), nullptr));
+        }
         tensor.arrays.offset = place_of(nb::object(given.attr("first")), "first");
         tensor.put(runs_of(nb::object(given.attr("runs")), tensor.arrays.offset + tensor.count));
         tensor.numbers = options_.size();

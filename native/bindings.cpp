@@ -14,6 +14,7 @@
 #include "buffer.h"
 #include "convert.h"
 #include "dispatch.h"
+#include "marks.h"
 #include "parallel.h"
 
 namespace nb = nanobind;
@@ -60,6 +61,54 @@ void add_squares_of(nb::handle array, nb::handle row) {
     add_squares(dtype_of(view).value(), view.buf, count, digits);
 }
 
+// The words of marks of `count` elements; `memory` holds them.
+const std::uint32_t* words_of(nb::handle marks, std::int64_t count, Buffer& memory) {
+    if (!memory.acquire(marks.ptr(), PyBUF_RECORDS_RO) ||
+        !PyBuffer_IsContiguous(&memory.view(), 'C') || memory.view().itemsize != 4 ||
+        memory.view().len != mark_count(count) * 4) {
+        throw std::invalid_argument(
+            "Marks are a C-contiguous array of int32, one for 32 elements.");
+    }
+    return static_cast<const std::uint32_t*>(memory.view().buf);
+}
+
+std::int64_t marked_count_of(nb::handle marks, nb::handle count) {
+    Buffer memory;
+    std::int64_t elements = place_of(count, "count");
+    const std::uint32_t* words = words_of(marks, elements, memory);
+    std::optional<LockReleased> others_run;
+    if (memory.view().len >= 16 * tile_size) {
+        others_run.emplace();
+    }
+    return marked_count(words, elements);
+}
+
+void write_marked_of(nb::handle marks, nb::handle count, nb::handle indices) {
+    Buffer memory, into;
+    std::int64_t elements = place_of(count, "count");
+    const std::uint32_t* words = words_of(marks, elements, memory);
+    const Py_buffer& view = into.view();
+    if (!into.acquire(indices.ptr(), PyBUF_RECORDS) || !PyBuffer_IsContiguous(&view, 'C') ||
+        (view.itemsize != 4 && !is_int64(view))) {
+        throw std::invalid_argument("Indices are a writeable contiguous array of int32 or int64.");
+    }
+    bool is_written;
+    {
+        std::optional<LockReleased> others_run;
+        if (memory.view().len >= 16 * tile_size) {
+            others_run.emplace();
+        }
+        std::int64_t room = view.len / view.itemsize;
+        is_written =
+            view.itemsize == 4
+                ? write_marked(words, elements, static_cast<std::int32_t*>(view.buf), room)
+                : write_marked(words, elements, static_cast<std::int64_t*>(view.buf), room);
+    }
+    if (!is_written) {
+        throw std::invalid_argument("There must be one index for each element that is marked.");
+    }
+}
+
 }  // namespace
 }  // namespace adamas
 
@@ -73,6 +122,10 @@ NB_MODULE(_native, module) {
     bind_array_plan(module);
     bind_tensor_plan(module);
     bind_tensor_watch(module);
+    module.def("marked_count", &marked_count_of, nb::arg("marks"), nb::arg("count"),
+               "How many of `count` elements are marked.");
+    module.def("write_marked", &write_marked_of, nb::arg("marks"), nb::arg("count"),
+               nb::arg("indices"), "Write the indices of the marked elements.");
     module.def("target", [] { return std::string(target().name); }, "The machine in use.");
     module.def("targets", &target_names, nb::arg("only_here") = false,
                "The machines this build has code for, best first.");

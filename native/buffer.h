@@ -42,6 +42,7 @@ public:
     }
 
     bool is_held() const { return held_; }
+    bool is_held() const { return held_; }
     const Py_buffer& view() const { return view_; }
 
 private:

@@ -43,10 +43,11 @@ struct Arrays {
     void* ema;
     std::uint16_t* copy;  // of the new parameter, in half precision
     DType copy_type;
-    void* header;         // one for each block, where a form of m or v has them
-    void* remainder;      // where rounding keeps it
-    std::int64_t offset;  // of the first element, in the whole tensor; with runs, in the part
-    const Runs* runs;     // where elements are not consecutive in the whole tensor, else null
+    void* header;          // one for each block, where a form of m or v has them
+    void* remainder;       // where rounding keeps it
+    std::int64_t offset;   // of the first element, in the whole tensor; with runs, in the part
+    const Runs* runs;      // where elements are not consecutive in the whole tensor, else null
+    std::uint32_t* marks;  // a bit for each element that changes, of the copy where there is one
 
     template <class T>
     static T* at(void* array, std::int64_t element) {

@@ -21,7 +21,8 @@ namespace elements {
 
 constexpr Element float16{dlpack::float_code, 16}, float32{dlpack::float_code, 32},
     float64{dlpack::float_code, 64}, bfloat16{dlpack::bfloat_code, 16}, int8{dlpack::int_code, 8},
-    int16{dlpack::int_code, 16}, uint8{dlpack::uint_code, 8}, none{};
+    int16{dlpack::int_code, 16}, int32{dlpack::int_code, 32},
+    uint8{dlpack::uint_code, 8}, none{};
 
 }  // namespace elements
 
@@ -58,6 +59,14 @@ constexpr Element header_element = elements::int16;
 
 constexpr std::int64_t header_count(std::int64_t elements) {
     return (elements + block_size - 1) / block_size;
+}
+
+// Elements that one word of marks is of; tiles are whole words.
+constexpr int marks_in_word = 32;
+constexpr Element marks_element = elements::int32;
+
+constexpr std::int64_t mark_count(std::int64_t elements) {
+    return (elements + marks_in_word - 1) / marks_in_word;
 }
 
 // How parameters in half precision are rounded.

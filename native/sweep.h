@@ -1,10 +1,10 @@
 // The only loop. Included by target.cpp only.
 //
 // The step of a tensor without extras is one loop over its elements. Where the phase asks for
-// more (EMA of the weights, a low-precision copy, statistics), the same loop runs tile by tile and
-// the extras follow while the tile is in the first-level cache. Tensors with small forms of m or v
-// or with parameters in half precision go through it in strips, which are decoded before and
-// encoded after (codecs.h).
+// more (EMA of the weights, a low-precision copy, statistics, marks of what changes), the same loop
+// runs tile by tile and the extras follow while the tile is in the first-level cache. Tensors with
+// small forms of m or v or with parameters in half precision go through it in strips, which are
+// decoded before and encoded after (codecs.h).
 #pragma once
 
 #include <algorithm>
@@ -14,6 +14,7 @@
 #include "codecs.h"
 #include "half.h"
 #include "kernels.h"
+#include "marking.h"
 #include "rule.h"
 #include "statistics.h"
 
@@ -40,20 +41,26 @@ struct RecordedTile {
     }
 };
 
-template <class T, bool Mean, bool Square, bool Largest, bool Recorded, class Division>
+// What the loop leaves behind besides new values: nothing, a Record, or the differences of the
+// parameters' bits.
+enum class Left { nothing, record, differences };
+
+template <class T, bool Mean, bool Square, bool Largest, Left left, class Division>
 inline void step_dividing(const Numbers<T>& c, T* __restrict p, const T* __restrict g,
                           T* __restrict m, T* __restrict v, T* __restrict w, Record<T> record,
-                          std::int64_t count, Division ratio) {
+                          Bits<T>* __restrict differences, std::int64_t count, Division ratio) {
     T* __restrict before = record.before;
     T* __restrict u = record.u;
     T* __restrict change = record.change;
     for (std::int64_t i = 0; i < count; ++i) {
         Result<T> result = rule<T, Mean, Square, Largest>(
             c, p[i], g[i], Mean ? m[i] : T(0), Square ? v[i] : T(0), Largest ? w[i] : T(0), ratio);
-        if constexpr (Recorded) {
+        if constexpr (left == Left::record) {
             before[i] = p[i];
             u[i] = result.u;
             change[i] = result.change;
+        } else if constexpr (left == Left::differences) {
+            differences[i] = difference(p[i], result.p);
         }
         p[i] = result.p;
         if constexpr (Mean) {
@@ -68,16 +75,21 @@ inline void step_dividing(const Numbers<T>& c, T* __restrict p, const T* __restr
     }
 }
 
-// Steps `count` elements; `record` is null where nothing is recorded.
+// Steps `count` elements; `record` is null where nothing is recorded. `differences` are written
+// where they are not null and nothing is recorded.
 template <class T, bool Mean, bool Square, bool Largest>
 inline void step_elements(const Numbers<T>& c, T* p, const T* g, T* m, T* v, T* w,
-                          const Record<T>* record, std::int64_t count) {
+                          const Record<T>* record, Bits<T>* differences, std::int64_t count) {
     auto divide = [&](auto division) {
         if (record != nullptr) {
-            step_dividing<T, Mean, Square, Largest, true>(c, p, g, m, v, w, *record, count,
-                                                          division);
+            step_dividing<T, Mean, Square, Largest, Left::record>(c, p, g, m, v, w, *record,
+                                                                  nullptr, count, division);
+        } else if (differences != nullptr) {
+            step_dividing<T, Mean, Square, Largest, Left::differences>(
+                c, p, g, m, v, w, {}, differences, count, division);
         } else {
-            step_dividing<T, Mean, Square, Largest, false>(c, p, g, m, v, w, {}, count, division);
+            step_dividing<T, Mean, Square, Largest, Left::nothing>(c, p, g, m, v, w, {}, nullptr,
+                                                                   count, division);
         }
     };
     // d is a root, times a positive number, plus eps: with eps > 0 it is positive, or NaN.
@@ -85,6 +97,23 @@ inline void step_elements(const Numbers<T>& c, T* p, const T* g, T* m, T* v, T* 
         divide(Quotient());
     } else {
         divide(Ratio());
+    }
+}
+
+// Adds the marks of elements that were stepped, from what that left behind: codes as they were, a
+// record, or differences.
+template <class T>
+inline void mark(const Arrays& arrays, std::int64_t at, std::int64_t count, const T* p,
+                 const std::uint16_t* codes, const std::uint16_t* codes_before,
+                 const Record<T>* record, const Bits<T>* differences) {
+    std::uint32_t* marks = arrays.marks + at / marks_in_word;
+    if (codes != nullptr) {
+        mark_where(count, marks, [=](std::int64_t i) { return codes_before[i] != codes[i]; });
+    } else if (record != nullptr) {
+        const T* before = record->before;
+        mark_where(count, marks, [=](std::int64_t i) { return difference(before[i], p[i]) != 0; });
+    } else {
+        mark_where(count, marks, [=](std::int64_t i) { return differences[i] != 0; });
     }
 }
 
@@ -119,15 +148,23 @@ void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t 
     auto v = static_cast<T*>(arrays.v);
     auto w = static_cast<T*>(arrays.w);
     auto ema = static_cast<T*>(arrays.ema);
-    bool by_tile = ema != nullptr || arrays.copy != nullptr || report != nullptr;
+    bool by_tile =
+        ema != nullptr || arrays.copy != nullptr || arrays.marks != nullptr || report != nullptr;
     std::int64_t stride = by_tile ? tile_size : last - first;
+    alignas(64) Bits<T> differences[tile_size];
+    alignas(64) std::uint16_t codes_before[tile_size];
     RecordedTile<T> tile;
     Record<T> record = tile.from(0);
     for (std::int64_t at = first; at < last; at += stride) {
         std::int64_t count = std::min(stride, last - at);
+        const std::uint16_t* codes = marked_codes(arrays, DType::float32, at);
+        if (codes != nullptr) {
+            std::copy_n(codes, count, codes_before);
+        }
         step_elements<T, Mean, Square, Largest>(
             c, p + at, g + at, Mean ? m + at : nullptr, Square ? v + at : nullptr,
-            Largest ? w + at : nullptr, report == nullptr ? nullptr : &record, count);
+            Largest ? w + at : nullptr, report == nullptr ? nullptr : &record,
+            arrays.marks == nullptr || codes != nullptr ? nullptr : differences, count);
         if (report != nullptr) {
             add_to(*report, tile, p + at, g + at, count);
         }
@@ -136,6 +173,10 @@ void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t 
         }
         if (arrays.copy != nullptr) {
             write_copy(arrays.copy_type, arrays.copy + at, p + at, count);
+        }
+        if (arrays.marks != nullptr) {
+            mark<T>(arrays, at, count, p + at, codes, codes_before,
+                    report == nullptr ? nullptr : &record, differences);
         }
     }
 }
@@ -155,6 +196,10 @@ template <int N, bool Mean, bool Square, bool Largest>
 inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, Scratch& scratch,
                        const Record<float>* record) {
     const Layout& layout = work.layout;
+    const std::uint16_t* codes = marked_codes(arrays, layout.dtype, at);
+    if (codes != nullptr) {
+        std::copy_n(codes, N, scratch.codes_before);
+    }
     float* p = arrays.at<float>(arrays.p, at);
     const float* g = static_cast<const float*>(arrays.g) + at;
     bool half = is_half(layout.dtype);
@@ -170,7 +215,9 @@ inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, 
     float* m = means_of(layout, arrays, at, scratch);
     float* v = squares_of(layout, arrays, at, scratch);
     float* w = Largest ? arrays.at<float>(arrays.w, at) : nullptr;
-    step_elements<float, Mean, Square, Largest>(work.c, p, g, m, v, w, record, N);
+    std::uint32_t* differences =
+        arrays.marks == nullptr || codes != nullptr ? nullptr : scratch.differences;
+    step_elements<float, Mean, Square, Largest>(work.c, p, g, m, v, w, record, differences, N);
     if (layout.draws()) {
         draw<N>(work.key, arrays, at, scratch.random);
     }
@@ -190,6 +237,9 @@ inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, 
     }
     if (arrays.copy != nullptr) {
         write_copy(arrays.copy_type, arrays.copy + at, static_cast<const float*>(p), N);
+    }
+    if (arrays.marks != nullptr) {
+        mark<float>(arrays, at, N, p, codes, scratch.codes_before, record, differences);
     }
     if (record != nullptr && half) {
         std::copy_n(p, N, record->p);
@@ -214,6 +264,10 @@ public:
         block_.g = loaded(const_cast<void*>(arrays.g), whole);
         block_.header = arrays.header_at(at);
         block_.offset = arrays.offset + at;
+        if (arrays.marks != nullptr) {
+            block_.marks = &word_;
+            marks_ = arrays.marks + at / marks_in_word;
+        }
     }
 
     const Arrays& arrays() const { return block_; }
@@ -221,6 +275,9 @@ public:
     void put_back() {
         for (int i = 0; i < written_; ++i) {
             std::memcpy(places_[i].data, bytes_[i], count_ * places_[i].width);
+        }
+        if (marks_ != nullptr) {
+            *marks_ |= word_ & ((1u << count_) - 1);
         }
     }
 
@@ -247,6 +304,8 @@ private:
     int loaded_ = 0, written_ = 0;  // how many there are; how many of them are put back
     Place places_[8];
     alignas(64) char bytes_[8][block_size * 4];
+    std::uint32_t word_ = 0;          // of marks
+    std::uint32_t* marks_ = nullptr;  // where it is added
     Arrays block_;
 };
 

@@ -12,8 +12,10 @@
 #include <vector>
 
 #include "bindings.h"
+#include "buffer.h"
 #include "convert.h"
 #include "float_mode.h"
+#include "marks.h"
 #include "tensor_watch.h"
 #include "window.h"
 
@@ -64,6 +66,7 @@ struct Count {
 struct Member {
     Count steps;
     std::size_t cohort;
+    std::int64_t* version = nullptr;  // that the last step left, where changes are tracked
 };
 
 // Parameters of one group. Where the numbers of their steps are given, all are at the same step.
@@ -88,16 +91,23 @@ public:
     // adamas.engines.native. `idle` are parameters that must not have a gradient. Gradients are
     // summed up in `rows` sums; exchange(array), where there is one, is called between reading and
     // stepping, with an int64 array of them, and adds in place what is not there. With `keep_sums`
-    // an outcome has the sums of its statistics, too.
+    // an outcome has the sums of its statistics, too. `versions`, where changes are tracked, is an
+    // array with one int64 for each number of a slot: the version that the last step has left.
     TensorPlan(nb::type_object tensor_type, nb::type_object parameter_type, nb::list groups,
                nb::sequence slots, nb::sequence cohorts, nb::sequence idle, nb::object phase,
                nb::object increment_version, nb::object rows, nb::object exchange,
-               nb::object distributed, bool keep_sums, nb::object spikes)
+               nb::object distributed, bool keep_sums, nb::object spikes, nb::object versions)
         : watch_(tensor_type, parameter_type, std::move(groups), std::move(idle), distributed),
           increment_version_(std::move(increment_version)),
           row_count_(static_cast<std::size_t>(whole_number_of(rows, "rows", 1, most_rows))),
           exchange_(std::move(exchange), row_count_),
           spikes_(spikes) {
+        bool has_versions = !versions.is_none();
+        if (has_versions && (!versions_.acquire(versions.ptr(), PyBUF_RECORDS) ||
+                             !PyBuffer_IsContiguous(&versions_.view(), 'C') ||
+                             !is_int64(versions_.view()))) {
+            throw std::invalid_argument("Versions are a writeable contiguous array of int64.");
+        }
         for (nb::handle cohort : cohorts) {
             nb::object options = cohort.attr("options");
             cohorts_.push_back(
@@ -159,6 +169,7 @@ public:
     int traverse(visitproc visit, void* arg) const {
         Py_VISIT(increment_version_.ptr());
         Py_VISIT(changed_.ptr());
+        Py_VISIT(versions_.view().obj);
         for (int found : {exchange_.traverse(visit, arg), spikes_.traverse(visit, arg)}) {
             if (found != 0) {
                 return found;
@@ -174,6 +185,7 @@ public:
         plan_.clear();
         changed_ = nb::list();
         exchange_.clear();
+        versions_.release();
         spikes_.clear();
         watch_.clear();
     }
@@ -188,10 +200,12 @@ private:
             return nb::borrow(Py_NotImplemented);
         }
         take_gradients();
+        mark_written();
         Outcome outcome = step_released(plan_, numbers_, loss_scale, factor, exchange_);
         if (outcome.applied) {
             count_step();
         }
+        keep_versions();
         return parts_of(outcome, plan_.phase());
     }
 
@@ -201,7 +215,7 @@ private:
         static const struct {
             Name parameter{"parameter"}, state{"state"}, step{"step"}, names{"names"},
                 storage{"storage"}, top{"top"}, number{"number"}, copy{"copy"}, cohort{"cohort"},
-                row{"row"}, runs{"runs"};
+                row{"row"}, runs{"runs"}, marks{"marks"};
         } of;
         auto state = nb::cast<nb::dict>(of.state.of(slot));
         nb::object names = of.names.of(slot);
@@ -225,6 +239,11 @@ private:
             return name.is_none() ? nullptr : kept(state[name], element, count);
         });
         add_copy(tensor, of.copy.of(slot));
+        nb::object marks = of.marks.of(slot);
+        if (!marks.is_none()) {
+            tensor.arrays.marks =
+                static_cast<std::uint32_t*>(kept(marks, marks_element, mark_count(tensor.count)));
+        }
         nb::object step = of.step.of(slot);
         if (!step.is_none()) {
             member.steps = counted(state[step]);
@@ -234,6 +253,9 @@ private:
         }
         tensor.numbers = member.cohort;
         tensor.number = static_cast<std::uint64_t>(place_of(of.number.of(slot), "number"));
+        if (!marks.is_none() && versions_.is_held()) {
+            member.version = version_at(tensor.number);
+        }
         tensor.row = index_of(of.row.of(slot), "row", row_count_);
         tensor.put(runs_of(of.runs.of(slot), tensor.count));
         members_.push_back(member);
@@ -248,6 +270,13 @@ private:
                 static_cast<std::uint16_t*>(kept(copy, row_of(type), tensor.count));
             tensor.arrays.copy_type = type;
         }
+    }
+
+    std::int64_t* version_at(std::uint64_t number) {
+        if (number >= static_cast<std::uint64_t>(versions_.view().len) / sizeof(std::int64_t)) {
+            throw std::invalid_argument("There must be a version for each number of a slot.");
+        }
+        return static_cast<std::int64_t*>(versions_.view().buf) + number;
     }
 
     Count counted(nb::object tensor) {
@@ -373,6 +402,31 @@ private:
         }
     }
 
+    // -- versions ------------------------------------------------------------------------------
+
+    // Marks all elements of members that something else than a step has written to.
+    void mark_written() {
+        for (std::size_t i = 0; i < members_.size(); ++i) {
+            const adamas::Tensor& tensor = plan_.tensors()[i];
+            if (members_[i].version == nullptr || !tensor.is_present) {
+                continue;
+            }
+            std::int64_t version = watch_.version(i);
+            if (version != *members_[i].version) {
+                mark_all(tensor.arrays.marks, tensor.count);
+                *members_[i].version = version;
+            }
+        }
+    }
+
+    void keep_versions() {
+        for (std::size_t i = 0; i < members_.size(); ++i) {
+            if (members_[i].version != nullptr && plan_.tensors()[i].is_present) {
+                *members_[i].version = watch_.version(i);
+            }
+        }
+    }
+
     // -- after the sweep ---------------------------------------------------------------------
 
     void count_step() {
@@ -391,6 +445,7 @@ private:
     std::size_t row_count_;
     Exchange exchange_;  // adds what other processes read
     Window spikes_;
+    Buffer versions_;  // that the last step has left, of all parameters
     std::vector<double> rates_;  // of the groups, at the step under way
     std::vector<Cohort> cohorts_;
     std::size_t numbered_ = 0;  // how many of them have no options
@@ -408,12 +463,12 @@ void bind_tensor_plan(nb::module_& module) {
                            "A step over the parameters of a torch.optim.Optimizer.")
         .def(nb::init<nb::type_object, nb::type_object, nb::list, nb::sequence, nb::sequence,
                       nb::sequence, nb::object, nb::object, nb::object, nb::object, nb::object,
-                      bool, nb::object>(),
+                      bool, nb::object, nb::object>(),
              nb::arg("tensor_type"), nb::arg("parameter_type"), nb::arg("groups"), nb::arg("slots"),
              nb::arg("cohorts"), nb::arg("idle"), nb::arg("phase"), nb::arg("increment_version"),
              nb::arg("rows") = 1, nb::arg("exchange") = nb::none(),
              nb::arg("distributed") = nb::none(), nb::arg("keep_sums") = false,
-             nb::arg("spikes") = nb::none())
+             nb::arg("spikes") = nb::none(), nb::arg("versions") = nb::none())
         .def("step", &TensorPlan::step, nb::arg("groups"), nb::arg("state"),
              nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0, nb::arg("numbers") = nb::none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")

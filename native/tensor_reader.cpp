@@ -7,6 +7,8 @@
 #include <type_traits>
 #include <utility>
 
+#include "name.h"
+
 namespace nb = nanobind;
 
 namespace adamas {
@@ -99,6 +101,7 @@ const Shim* Shim::find() {
         take(shim.data, "aoti_torch_get_data_ptr");
         shim.data = all ? shim.data : nullptr;
         take(shim.bump, "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE");
+        take(shim.version, "_ZNK2at10TensorBase8_versionEv");
         return shim;
     }();
     return found.data == nullptr ? nullptr : &found;
@@ -117,6 +120,18 @@ bool Reader::bump(nb::list tensors) {
         return false;  // and Python says why
     }
     return true;
+}
+
+std::int64_t Reader::version(PyObject* tensor) const {
+    static const Name version_name("_version");
+    try {
+        if (handle_ != 0 && shim_->version != nullptr) {
+            return shim_->version(reinterpret_cast<const char*>(tensor) + handle_);
+        }
+        return nb::cast<std::int64_t>(version_name.of(nb::handle(tensor)));
+    } catch (...) {
+        return 0;
+    }
 }
 
 bool Reader::read_attributes(PyObject* object, View& view) {

@@ -66,6 +66,10 @@ struct Shim {
     // by now. It throws for tensors that torch lets nobody change.
     void (*bump)(const void* tensor) = nullptr;
 
+    // How often a tensor was written to: of the C++ API, too, and throws for tensors that do not
+    // count that.
+    std::int64_t (*version)(const void* tensor) = nullptr;
+
     // The functions of this process; null where one of them is missing.
     static const Shim* find();
 };
@@ -90,6 +94,9 @@ public:
     // Tells autograd that tensors, some of which were read, have changed. False where that is to be
     // done in Python, of all of them: in a fifth of the time of a small step.
     bool bump(nanobind::list tensors);
+
+    // How often a tensor was written to; 0 of one that does not count that, as in inference mode.
+    std::int64_t version(PyObject* tensor) const;
 
 private:
     // A dtype, and what a View says of it.

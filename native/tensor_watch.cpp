@@ -138,6 +138,16 @@ View TensorWatch::read(nb::handle tensor) {
     return view;
 }
 
+std::int64_t TensorWatch::version(std::size_t i) {
+    PyObject* parameter = members_[i].parameter.ptr();
+    std::int64_t version = reader_.version(parameter);
+    if (distributed_.has(parameter)) {
+        nb::object held;
+        version += reader_.version(distributed_.part(parameter, held));
+    }
+    return version;
+}
+
 bool TensorWatch::is_plain(PyObject* object) const {
     PyObject* type = reinterpret_cast<PyObject*>(Py_TYPE(object));
     return type == tensor_type_.ptr() || type == parameter_type_.ptr();

@@ -15,6 +15,7 @@
 #include <nanobind/nanobind.h>
 
 #include <cstddef>
+#include <cstdint>
 #include <utility>
 #include <vector>
 
@@ -58,6 +59,9 @@ public:
 
     // Tells autograd that members have changed; false where Python has to.
     bool bump(nanobind::list members) { return reader_.bump(std::move(members)); }
+
+    // How often the parameter of a member was written to, its part included.
+    std::int64_t version(std::size_t i);
 
     Turns& turns() { return turns_; }
 

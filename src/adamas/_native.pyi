@@ -58,6 +58,7 @@ class TensorPlan:
         distributed: Distributed | None = None,
         keep_sums: bool = False,
         spikes: NDArray[np.float64] | None = None,
+        versions: NDArray[np.int64] | None = None,
     ) -> None:
         """Gradients are summed up in ``rows`` rows of ``adamas.digits``, as each slot says.
 
@@ -65,7 +66,8 @@ class TensorPlan:
         rows, int64[rows, WIDTH], and adds to them in place what other processes have. With
         ``keep_sums`` a sixth part of an outcome has the rows of its statistics, three of each
         tensor, as bytes. ``spikes`` is what norms are judged by where the phase asks:
-        ``adamas.spikes``.
+        ``adamas.spikes``. ``versions`` are those of all parameters that the last step has
+        left: where one is another by now, all of that parameter is marked as changed.
         """
     def step(
         self,
@@ -137,3 +139,5 @@ def set_usual_threads(count: int) -> None: ...
 def processor_count() -> int: ...
 def numbers(options: Options, step: int, lr: float, grad_scale: float) -> tuple[float, ...]: ...
 def add_squares(array: Any, row: NDArray[np.int64]) -> None: ...
+def marked_count(marks: NDArray[np.int32], count: int) -> int: ...
+def write_marked(marks: NDArray[np.int32], count: int, indices: NDArray[Any]) -> None: ...

@@ -94,6 +94,8 @@ class Slot(NamedTuple):
     #: The array that ``parameter`` shows the bits of, where that is not the parameter itself.
     array: NDArray[Any] | None = None
     runs: Sequence[Runs] = ()
+    #: What is marked where the parameter changes, as ``adamas.marks`` says; None: nothing is.
+    marks: NDArray[np.int32] | None = None
 
 
 def places(slot: Slot, count: int) -> NDArray[np.uint64]:

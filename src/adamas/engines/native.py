@@ -22,6 +22,7 @@ from adamas.checks import whole_number
 from adamas.coefficients import StepNumbers
 from adamas.digits import WIDTH, Row
 from adamas.engines import Group, Runs
+from adamas.marks import LARGEST
 from adamas.options import Options, Phase
 from adamas.processors import usable
 from adamas.spikes import Window, kept
@@ -95,6 +96,8 @@ class TensorSlot(NamedTuple):
     #: Where the elements of a part stand in the whole tensor, where random bits are drawn; empty
     #: for those of a whole one.
     runs: Sequence[Runs] = ()
+    #: What is marked where it changes, as ``adamas.marks`` says: an int32 tensor, or None.
+    marks: Any = None
 
 
 class Cohort(NamedTuple):
@@ -186,6 +189,22 @@ def row_of(arrays: Iterable[NDArray[Any]]) -> Row:
     for array in arrays:
         _native.add_squares(np.ascontiguousarray(array), row)
     return row
+
+
+def marked_count(marks: NDArray[np.int32], count: int) -> int:
+    """Return how many of ``count`` elements are marked."""
+    return _native.marked_count(marks, count)
+
+
+def marked(marks: NDArray[np.int32], count: int) -> NDArray[Any]:
+    """Return the indices of the marked elements, of ``count``, ascending.
+
+    They are int32, or int64 where an index needs more.
+    """
+    dtype = np.int32 if count <= LARGEST else np.int64
+    indices = np.empty(_native.marked_count(marks, count), dtype)
+    _native.write_marked(marks, count, indices)
+    return indices
 
 
 def targets() -> dict[str, bool]:

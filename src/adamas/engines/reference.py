@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from adamas import marks
 from adamas.assignments import Assignment, all_at_once, values
 from adamas.codecs import decode_parameter, encode_parameter, key_of, random_bits_at
 from adamas.coefficients import at_step, check_step, clip_factor, ema_weights
@@ -140,6 +141,9 @@ def _stored(
     means = state.encoded(result.m, result.v, random if by_chance else None)
     kept = [(slot.parameter, code), (state.remainder, remainder)]
     kept += [(state.largest_square, result.w), *means]
+    if slot.marks is not None:
+        stored = code.reshape(slot.parameter.shape)
+        kept.append((slot.marks, slot.marks | marks.between(slot.parameter, stored)))
     return after, [values(old, new) for old, new in kept if old is not None and new is not None]
 
 

@@ -1,0 +1,97 @@
+#include "marks.h"
+
+#include <algorithm>
+#include <bit>
+#include <numeric>
+#include <vector>
+
+#include "parallel.h"
+
+namespace adamas {
+namespace {
+
+// Words that one thread takes at once, and from how many on several threads pay.
+constexpr std::int64_t chunk_words = 1 << 13;
+constexpr std::int64_t least_threaded = 4 * chunk_words;
+
+std::int64_t chunk_count(std::int64_t words) { return (words + chunk_words - 1) / chunk_words; }
+
+// Calls body(chunk, first, last) for all words.
+template <class Body>
+void for_each_chunk(std::int64_t words, Body body) {
+    auto at = [&](std::int64_t chunk) {
+        std::int64_t first = chunk * chunk_words;
+        body(chunk, first, std::min(first + chunk_words, words));
+    };
+    for_each(chunk_count(words), words >= least_threaded, at);
+}
+
+// How many bits are 1, by operations that every machine has for vectors.
+std::uint32_t ones(std::uint32_t word) {
+    word -= word >> 1 & 0x55555555u;
+    word = (word & 0x33333333u) + (word >> 2 & 0x33333333u);
+    word = (word + (word >> 4)) & 0x0f0f0f0fu;
+    word += word >> 8;
+    word += word >> 16;
+    return word & 63u;
+}
+
+// How many elements each chunk has marked.
+std::vector<std::int64_t> counts_of(const std::uint32_t* marks, std::int64_t words) {
+    std::vector<std::int64_t> counts(chunk_count(words));
+    for_each_chunk(words, [&](std::int64_t chunk, std::int64_t first, std::int64_t last) {
+        std::uint32_t count = 0;
+        for (std::int64_t i = first; i < last; ++i) {
+            count += ones(marks[i]);
+        }
+        counts[chunk] = count;
+    });
+    return counts;
+}
+
+}  // namespace
+
+void mark_all(std::uint32_t* marks, std::int64_t elements) {
+    std::int64_t whole = elements / marks_in_word, rest = elements % marks_in_word;
+    std::fill_n(marks, whole, ~0u);
+    if (rest != 0) {
+        marks[whole] = (1u << rest) - 1;
+    }
+}
+
+std::int64_t marked_count(const std::uint32_t* marks, std::int64_t elements) {
+    std::int64_t total = 0;
+    for (std::int64_t count : counts_of(marks, mark_count(elements))) {
+        total += count;
+    }
+    return total;
+}
+
+template <class Index>
+bool write_marked(const std::uint32_t* marks, std::int64_t elements, Index* indices,
+                  std::int64_t room) {
+    std::int64_t words = mark_count(elements);
+    // The indices of each chunk end where those of the next one begin.
+    std::vector<std::int64_t> ends = counts_of(marks, words);
+    std::partial_sum(ends.begin(), ends.end(), ends.begin());
+    if ((ends.empty() ? 0 : ends.back()) != room) {
+        return false;
+    }
+    for_each_chunk(words, [&](std::int64_t chunk, std::int64_t first, std::int64_t last) {
+        Index* into = indices + (chunk == 0 ? 0 : ends[chunk - 1]);
+        const Index* end = indices + ends[chunk];
+        for (std::int64_t i = first; i < last; ++i) {
+            auto element = static_cast<Index>(i * marks_in_word);
+            // Not beyond the end, whoever writes marks meanwhile.
+            for (std::uint32_t word = marks[i]; word != 0 && into != end; word &= word - 1) {
+                *into++ = element + static_cast<Index>(std::countr_zero(word));
+            }
+        }
+    });
+    return true;
+}
+
+template bool write_marked(const std::uint32_t*, std::int64_t, std::int32_t*, std::int64_t);
+template bool write_marked(const std::uint32_t*, std::int64_t, std::int64_t*, std::int64_t);
+
+}  // namespace adamas
