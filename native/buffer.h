@@ -42,7 +42,6 @@ public:
     }
 
     bool is_held() const { return held_; }
-    bool is_held() const { return held_; }
     const Py_buffer& view() const { return view_; }
 
 private:

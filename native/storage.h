@@ -21,8 +21,7 @@ namespace elements {
 
 constexpr Element float16{dlpack::float_code, 16}, float32{dlpack::float_code, 32},
     float64{dlpack::float_code, 64}, bfloat16{dlpack::bfloat_code, 16}, int8{dlpack::int_code, 8},
-    int16{dlpack::int_code, 16}, int32{dlpack::int_code, 32},
-    uint8{dlpack::uint_code, 8}, none{};
+    int16{dlpack::int_code, 16}, int32{dlpack::int_code, 32}, uint8{dlpack::uint_code, 8}, none{};
 
 }  // namespace elements
 

@@ -103,9 +103,9 @@ public:
           exchange_(std::move(exchange), row_count_),
           spikes_(spikes) {
         bool has_versions = !versions.is_none();
-        if (has_versions && (!versions_.acquire(versions.ptr(), PyBUF_RECORDS) ||
-                             !PyBuffer_IsContiguous(&versions_.view(), 'C') ||
-                             !is_int64(versions_.view()))) {
+        if (has_versions &&
+            (!versions_.acquire(versions.ptr(), PyBUF_RECORDS) ||
+             !PyBuffer_IsContiguous(&versions_.view(), 'C') || !is_int64(versions_.view()))) {
             throw std::invalid_argument("Versions are a writeable contiguous array of int64.");
         }
         for (nb::handle cohort : cohorts) {
@@ -445,7 +445,7 @@ private:
     std::size_t row_count_;
     Exchange exchange_;  // adds what other processes read
     Window spikes_;
-    Buffer versions_;  // that the last step has left, of all parameters
+    Buffer versions_;            // that the last step has left, of all parameters
     std::vector<double> rates_;  // of the groups, at the step under way
     std::vector<Cohort> cohorts_;
     std::size_t numbered_ = 0;  // how many of them have no options

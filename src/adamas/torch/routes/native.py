@@ -64,6 +64,7 @@ class Native(Route):
     """A plan of the native engine, and the parameters that it steps."""
 
     name = "native"
+    marks_itself = True
 
     def __init__(self, members: Sequence[Member], setup: Setup) -> None:
         """Make the plan; those of ``members`` without a gradient are left out of a step."""
@@ -89,6 +90,7 @@ class Native(Route):
             distributed=parts.seen_in(member.parameter for member in members),
             keep_sums=True,
             spikes=None if self._spikes is None else self._spikes.here(),
+            versions=setup.owned.versions,
         )
 
     @property
@@ -176,4 +178,5 @@ def _slot(member: Member, cohort: int, row: int) -> TensorSlot:
         cohort=cohort,
         row=row,
         runs=(parts.runs(member.parameter) or ()) if member.draws else (),
+        marks=member.marks,
     )
