@@ -23,6 +23,10 @@ __all__ = ["AT_ONCE", "code_bounds", "count_below", "least", "share_below", "v_b
 #: Elements that are compared at a time; whole blocks.
 AT_ONCE = 1 << 16
 
+#: The root in the numbers is rounded: with this what is at ε exactly is not below it. It is less
+#: than from one number of float32 to the next.
+_NEXT = 1 - 2.0**-50
+
 #: The bits of a header that belong to v.
 _OF_SQUARES = np.uint16(0x0FFF)
 
@@ -30,7 +34,7 @@ _OF_SQUARES = np.uint16(0x0FFF)
 def v_bound(numbers: Coefficients) -> float:
     """Return what v is below where √v̂ < ε, with the numbers of the last step."""
     outside = numbers.eps / numbers.root
-    return max(outside * outside, numbers.inner)
+    return max(outside * outside * _NEXT, numbers.inner)
 
 
 def least(bound: float, dtype: Any) -> Any:

@@ -83,6 +83,16 @@ def test_elements_without_any_gradient_are_below_and_those_at_eps_are_not():
     assert shares(optimizer) == {optimizer.groups[0].names[0]: 0.5}
 
 
+@pytest.mark.parametrize("step", [1, 2, 3])
+@pytest.mark.parametrize("eps", [0.25, 0.125])
+def test_what_is_at_eps_exactly_is_not_below_whatever_is_rounded(step, eps):
+    numbers = at_step(Options(betas=(0.5, 0.5), eps=eps), step, 0.1)
+    at = np.array([eps * eps * one_minus_power(0.5, step)], np.float32)
+    before = np.nextafter(at, np.float32(0))
+    bound = epsilon.v_bound(numbers)
+    assert [epsilon.count_below(v, "float32", None, bound) for v in (at, before)] == [0, 1]
+
+
 def test_the_largest_square_counts_where_it_is_kept():
     optimizer = adamas.Adam(np.zeros(2), betas=(0.0, 0.0), eps=0.5, amsgrad=True)
     optimizer.step(np.array([1.0, 0.0]))

@@ -43,3 +43,9 @@ def test_devices_take_norm_and_verdict_together(tmp_path):
     pytest.importorskip("triton")
     program = str(SUPPORT / "device_exchange_program.py")
     assert run_together([program], 2, tmp_path, "2") == [0] * 2
+
+
+@pytest.mark.slow
+def test_a_record_of_shards_is_that_of_whole_tensors(tmp_path):
+    program = str(SUPPORT / "recorder_program.py")
+    assert run_together([program], 2, tmp_path, str(tmp_path)) == [0] * 2
