@@ -28,11 +28,11 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["FORMAT", "Opening", "append", "read"]
+__all__ = ["FORMAT", "Opening", "append", "lines", "read"]
 
 #: The number of the format that is written.
 FORMAT = 1
@@ -58,18 +58,33 @@ def read(path: str | os.PathLike[str]) -> list[Opening]:
     record, or one of a later format.
     """
     found: list[Opening] = []
-    for line in _lines(Path(path).read_bytes()):
-        if line.get("adamas") == _KIND:
-            _check_format(path, line.get("format"))
-            found.append(Opening(_with_numbers(line), []))
-        elif found and isinstance(line.get("step"), int):
-            found[-1].steps.append(_with_numbers(line))
-    if not found:
+    for line, is_header in lines(path):
+        if is_header:
+            found.append(Opening(line, []))
+        else:
+            found[-1].steps.append(line)
+    return found
+
+
+def lines(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], bool]]:
+    """Yield the lines of a record as `read` has them, each with whether it is a header.
+
+    One is held at a time: a record may be larger than memory.
+    """
+    is_record = False
+    with Path(path).open("rb") as file:
+        for line in _whole(file):
+            if line.get("adamas") == _KIND:
+                _check_format(path, line.get("format"))
+                is_record = True
+                yield _with_numbers(line), True
+            elif is_record and isinstance(line.get("step"), int):
+                yield _with_numbers(line), False
+    if not is_record:
         raise ValueError(
             f"{os.fspath(path)} is no record: it has no line with "
             f'"adamas": "{_KIND}". Give a file that adamas.Recorder has written.'
         )
-    return found
 
 
 def append(
@@ -135,12 +150,12 @@ def _with_numbers(value: Any) -> Any:
     return _NUMBERS.get(value, value) if isinstance(value, str) else value
 
 
-def _lines(data: bytes) -> Iterator[dict[str, Any]]:
+def _whole(texts: Iterable[bytes]) -> Iterator[dict[str, Any]]:
     """Yield the lines that are whole."""
-    for text in data.split(b"\n"):
+    for text in texts:
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             continue
         if isinstance(line, dict):
             yield line

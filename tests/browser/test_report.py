@@ -13,6 +13,7 @@ from tests.browser.test_everybody import _BRIGHTNESS, _CONTRAST
 from tests.support import planted_runs
 from tests.support.made_records import header, large, line, write
 
+pytest.importorskip("vl_convert", reason="needs the package vl-convert-python")
 pytestmark = pytest.mark.browser
 
 EVIL = '<img src="https://example.org/x" onerror="document.title = 1">'

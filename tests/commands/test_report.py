@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from adamas.cli import main
-from tests.support.made_records import header, run, write
+from tests.support.made_records import header, line, run, write
 
 vl_convert = pytest.importorskip("vl_convert")
 
@@ -85,6 +85,13 @@ def test_what_is_no_record_is_refused_and_nothing_is_written(
     assert done.output.startswith("Error: ")
     assert len(done.output.splitlines()) == 1
     assert not (tmp_path / "adamas-report.html").exists()
+
+
+def test_names_that_are_no_text_are_no_reason_to_fail(report, tmp_path):
+    head = header(["a\ud800", "\0"])
+    lines = [line(10 * i, (*head["parameters"],), of={"gradient_norm": 0}) for i in range(1, 6)]
+    write(tmp_path / "odd.jsonl", head, lines)
+    assert report("odd.jsonl").exit_code == 0
 
 
 def test_a_torn_line_and_a_resumed_run_are_read(report, tmp_path, healthy):

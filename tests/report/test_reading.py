@@ -96,3 +96,22 @@ def test_a_file_that_is_not_there_and_a_folder_are_told_by_name(tmp_path):
         with pytest.raises(OSError, match="cannot be read") as told:
             read(path)
         assert str(path) in str(told.value)
+
+
+def test_of_a_record_that_is_too_large_lines_are_left_out_and_their_counts_added(
+    tmp_path, monkeypatch
+):
+    lines = [
+        line(i, "ab", of={"a": {"nonfinite": 1}} if i == 4 else {}, clipped=1) for i in range(1, 12)
+    ]
+    path = write(tmp_path / "run.jsonl", header("ab"), lines)
+    write(path, header("ab"), [line(8, "ab", lr=2.0, clipped=1), line(9, "ab", lr=3.0, clipped=1)])
+    monkeypatch.setattr("adamas.report.reading.MOST", 4 * 7 * 2)
+    thin = read(path)
+    assert thin.every == 4
+    assert thin.steps.tolist() == [4, 8, 9]
+    assert thin.of["nonfinite"][0].tolist() == [1, 0]
+    assert thin.clipped[[0, 2]].tolist() == [4, 1]
+    # What lines 5 to 7 counted is gone with the line that it was added to.
+    assert np.isnan(thin.clipped[1])
+    assert thin.lr[-1] == 3.0

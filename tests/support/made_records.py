@@ -89,6 +89,7 @@ def large(layers, lines, name="large.jsonl"):
         headers=(header(names) | {"groups": []},),
         tensors=tuple(Tensor(each, (4096, 4096), "bfloat16", group) for each in names),
         groups=(group,),
+        every=1,
         steps=steps,
         times=1.7e9 + steps,
         lr=np.full((lines, 1), 1e-3),

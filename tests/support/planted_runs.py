@@ -191,4 +191,5 @@ PLANTED = (
     short_warmup,
     grow_without_end,
     nonfinite_gradients,
+    spikes,
 )

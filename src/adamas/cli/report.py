@@ -46,7 +46,8 @@ def command(records: tuple[Path, ...], output: Path) -> None:
         console.print(f"{run.name}: {said}".rstrip(), markup=False, style="bold", soft_wrap=True)
         for each in found:
             console.print(f"  {each.level}: {each.sentence}", markup=False, soft_wrap=True)
-    output.write_text(text, encoding="utf-8")
+    # A name may have half of a character.
+    output.write_text(text, encoding="utf-8", errors="replace")
     say_where(console, output)
 
 

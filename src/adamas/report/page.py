@@ -302,6 +302,8 @@ def _left_out(
     told: list[str] = []
     for run, heat, places in zip(runs, heats, tabled, strict=True):
         of = f"{run.name}: " if len(runs) > 1 else ""
+        if run.every > 1:
+            told.append(f"{of}of every {run.every} lines of this large record one was read.")
         lines = len(run.steps)
         points = len(drawn.drawn_lines(run))
         if points < lines:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from math import nan, prod
+from math import ceil, nan, prod
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,9 @@ FIELDS = (
     "unmoved",
     "below_eps",
 )
+
+#: Numbers of tensors that are held; of larger records lines are left out.
+MOST = 16_000_000
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,8 @@ class Run:
     headers: tuple[dict[str, Any], ...]
     tensors: tuple[Tensor, ...]
     groups: tuple[Group, ...]
+    #: Which of the record's lines these are: all (1), every second one (2), …
+    every: int
     #: Of each line: the number of the step, and when it was written, in seconds since 1970.
     steps: NDArray[np.int64]
     times: Numbers
@@ -107,35 +112,39 @@ class Run:
 def read(path: str | Path, name: str | None = None) -> Run:
     """Return the run that a record is of.
 
-    Raises OSError where it cannot be read, ValueError where it is no record, is one of another
-    format, or has no line of a step.
+    Of a record that is too large to be held every second line is kept, or every third, …; what
+    lines count since the one before is added up. Raises OSError where it cannot be read,
+    ValueError where it is no record, is one of another format, or has no line of a step.
     """
     try:
-        openings = records.read(path)
+        return _read(Path(path), Path(path).name if name is None else name)
     except OSError as error:
         raise OSError(f"{path} cannot be read ({error.strerror}).") from error
-    lines = _counting(each.steps for each in openings)
-    if not lines:
+
+
+def _read(path: Path, name: str) -> Run:
+    headers, names, count = _surveyed(path)
+    if not count:
         raise ValueError(
             f"{path} has a header, but no line of a step yet. Wait until the run has made as many "
             "steps as the Recorder's every=."
         )
-    headers = tuple(each.header for each in openings)
-    groups, tensors = _parameters(headers[-1], lines)
-    places = {tensor.name: place for place, tensor in enumerate(tensors)}
-    of = {field: np.full((len(lines), len(tensors)), nan) for field in FIELDS}
-    for row, line in enumerate(lines):
-        for tensor, values in (line.get("tensors") or {}).items():
-            for field, value in values.items():
-                if field in of:
-                    of[field][row, places[tensor]] = _number(value)
+    every = ceil(count * len(names) * len(FIELDS) / MOST) or 1
+    kept = _kept(path, {each: place for place, each in enumerate(names)}, every)
+    lines = [line for line, _ in kept]
+    of = {
+        field: np.array([values[place] for _, values in kept]).reshape(len(kept), len(names))
+        for place, field in enumerate(FIELDS)
+    }
+    groups, tensors = _parameters(headers[-1], names)
     norms = _column(line.get("gradient_norm") for line in lines)
     norms = np.where(np.isnan(norms), _norm(of["gradient_norm"]), norms)
     return Run(
-        name=name or Path(path).name,
+        name=name,
         headers=headers,
         tensors=tensors,
         groups=groups,
+        every=every,
         steps=np.array([line["step"] for line in lines], np.int64),
         times=_column(line.get("time") for line in lines),
         lr=_rates([line.get("lr") for line in lines], len(groups)),
@@ -148,22 +157,75 @@ def read(path: str | Path, name: str | None = None) -> Run:
     )
 
 
-def _counting(openings: Iterable[Sequence[dict[str, Any]]]) -> list[dict[str, Any]]:
-    """Return the lines that count: those that a resumed run wrote anew are the later ones."""
-    found: list[dict[str, Any]] = []
-    for lines in openings:
-        if lines:
-            first = lines[0]["step"]
-            while found and found[-1]["step"] >= first:
-                found.pop()
-        found.extend(lines)
-    return found
+def _surveyed(path: Path) -> tuple[tuple[dict[str, Any], ...], list[str], int]:
+    """Return the headers, the names of all tensors, and the number of lines of steps."""
+    headers: list[dict[str, Any]] = []
+    names: dict[str, None] = {}
+    count = 0
+    for line, is_header in records.lines(path):
+        if is_header:
+            headers.append(line)
+        else:
+            count += 1
+            names |= dict.fromkeys(line.get("tensors") or ())
+    return tuple(headers), [*(dict.fromkeys(headers[-1].get("parameters") or ()) | names)], count
+
+
+def _kept(path: Path, places: dict[str, int], every: int) -> list[tuple[dict[str, Any], Numbers]]:
+    """Return the lines that are kept, without their tensors, and the numbers of these.
+
+    Where a run was resumed the later lines count, and those that they replace go.
+    """
+    kept: list[tuple[dict[str, Any], Numbers]] = []
+    waiting: tuple[dict[str, Any], Numbers] | None = None
+    is_resumed, number = False, 0
+    for line, is_header in records.lines(path):
+        if is_header:
+            is_resumed = bool(kept) or waiting is not None
+            continue
+        if is_resumed:
+            while kept and kept[-1][0]["step"] >= line["step"]:
+                kept.pop()
+            if waiting is not None and waiting[0]["step"] >= line["step"]:
+                waiting = None
+            if every > 1:  # lines between may be gone with what they have counted
+                line.pop("clipped", None)
+            is_resumed = False
+        waiting = _added(waiting, line, _numbers_of(line, places))
+        number += 1
+        if number % every == 0:
+            kept.append(waiting)
+            waiting = None
+    return kept if waiting is None else [*kept, waiting]
+
+
+def _numbers_of(line: dict[str, Any], places: dict[str, int]) -> Numbers:
+    """Return the numbers of tensors, a row for each field; removes them from the line."""
+    numbers = np.full((len(FIELDS), len(places)), nan)
+    for tensor, values in (line.pop("tensors", None) or {}).items():
+        for row, field in enumerate(FIELDS):
+            if tensor in places and field in values:
+                numbers[row, places[tensor]] = _number(values[field])
+    return numbers
+
+
+def _added(
+    before: tuple[dict[str, Any], Numbers] | None, line: dict[str, Any], numbers: Numbers
+) -> tuple[dict[str, Any], Numbers]:
+    """Return a line with what the one before it, which is not kept, has counted."""
+    if before is None:
+        return line, numbers
+    line["clipped"] = _number(line.get("clipped")) + _number(before[0].get("clipped"))
+    row = FIELDS.index("nonfinite")
+    counted = np.nan_to_num(before[1][row])
+    numbers[row] = np.where(counted > 0, np.nan_to_num(numbers[row]) + counted, numbers[row])
+    return line, numbers
 
 
 def _parameters(
-    header: dict[str, Any], lines: Sequence[dict[str, Any]]
+    header: dict[str, Any], names: Sequence[str]
 ) -> tuple[tuple[Group, ...], tuple[Tensor, ...]]:
-    """Return groups and tensors: those of the header, then those that lines alone have."""
+    """Return groups and tensors, as the header tells them."""
     groups: list[Group] = []
     group_of: dict[str, Group] = {}
     for given in header.get("groups") or ():
@@ -171,9 +233,6 @@ def _parameters(
         groups.append(group)
         group_of |= dict.fromkeys(given.get("parameters") or (), group)
     known: dict[str, Any] = header.get("parameters") or {}
-    names = dict.fromkeys(known)
-    for line in lines:
-        names |= dict.fromkeys(line.get("tensors") or ())
     tensors = tuple(
         Tensor(
             name,
