@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch import nn  # noqa: E402
+
+import adamas.torch as ours  # noqa: E402
 from tests.support.torch_routes import standing_in  # noqa: E402
 from tests.support.tracked import ACTIONS, drawn, look, step, take  # noqa: E402
 
@@ -39,3 +44,22 @@ def test_every_route_marks_what_a_diff_finds(route, seed):
         take(run)
         step(run)
         take(run)
+
+
+@pytest.mark.parametrize("options", [{}, {"copy_to": torch.bfloat16}])
+def test_a_step_that_is_one_native_call_is_one_with_tracking(options):
+    """Besides it, one function of Python counts the step."""
+    parameters = [nn.Parameter(torch.ones(5)) for _ in range(3)]
+    optimizer = ours.AdamW(parameters, track_changes=True, **options)
+    for p in parameters:
+        p.grad = torch.ones(5)
+    for _ in range(2):
+        optimizer.step()
+    called = []
+    sys.setprofile(lambda frame, event, _: called.append(frame) if event == "call" else None)
+    try:
+        optimizer.step()
+    finally:
+        sys.setprofile(None)
+    assert {frame.f_code.co_name for frame in called} == {"step"}
+    assert optimizer.changes().last_step == 3

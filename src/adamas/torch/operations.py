@@ -215,6 +215,8 @@ def marked(marks: Tensor, count: int) -> Tensor:
         from adamas.engines.triton.marks import marked as marked_by_triton
 
         return marked_by_triton(marks, _index_dtype(count))
+    if marks.is_cpu:
+        return torch.from_numpy(native.marked(marks.numpy(), count))
     return marked_by_operations(marks, count)
 
 
