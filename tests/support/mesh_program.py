@@ -27,6 +27,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.distributed.tensor.placement_types import _StridedShard
 
+import adamas
 import adamas.torch as ours
 from adamas.torch import distributed
 from adamas.torch.parts import runs
@@ -194,6 +195,43 @@ def check_changes(mesh):
     assert count  # or else it does not test what it says
 
 
+def check_files_of_changes(mesh, path):
+    """What all processes save goes into whole tensors, and into parts that are cut otherwise."""
+    of_shapes = {}
+    for shape, placements in cases(mesh):
+        of_shapes.setdefault(shape, []).append(placements)
+    whole, parts, followers = {}, {}, {}
+    for shape, ways in of_shapes.items():
+        for i, (placements, others) in enumerate(zip(ways, ways[1:] + ways[:1], strict=True)):
+            value, name = drawn(shape, i, torch.bfloat16) / 8, f"{shape} {i}"
+            whole[name] = nn.Parameter(value.clone())
+            parts[name] = nn.Parameter(cut(value, mesh, placements))
+            followers[name] = cut(value, mesh, others)
+    copies = {name: value.detach().clone() for name, value in whole.items()}
+    options = {"lr": 1e-3, "rounding": "remainder"}
+    one = ours.AdamW(parts.items(), track_changes=True, **options)
+    other = ours.AdamW(whole.values(), **options)
+    for step in (1, 2, 3):
+        for i, (name, judge) in enumerate(whole.items()):
+            judge.grad = drawn(judge.shape, 1000 * step + i, torch.bfloat16)
+            parts[name].grad = spread(judge.grad, parts[name], 0)
+        other.step()
+        one.step()
+        adamas.save_changes(f"{path}.{step}.{dist.get_rank()}", one.changes())
+        dist.barrier()
+        paths = [f"{path}.{step}.{rank}" for rank in range(mesh.size())]
+        for target in (copies, followers):
+            after = 0 if step == 1 else None
+            assert adamas.apply_changes(target, paths, after=after) == step
+            with pytest.raises(ValueError, match=f"no file of rank {mesh.size() - 1}"):
+                adamas.apply_changes(target, paths[:-1])
+        for name, judge in whole.items():
+            assert torch.equal(copies[name], judge), (step, name)
+            follower = followers[name]
+            own = cut(judge.detach(), mesh, follower.placements).to_local()
+            assert torch.equal(follower.to_local(), own), (step, name, follower.placements)
+
+
 def check_missing_gradients(mesh):
     """Of some parameters only some processes have a gradient; all have the same norm."""
     ways = [way for way in itertools.product(ALL, repeat=mesh.ndim) if set(way) != {Replicate()}]
@@ -320,6 +358,7 @@ def main():
     check_steps(mesh, torch.bfloat16, cases(mesh), state="compact", rounding="remainder8")
     check_headers(mesh)
     check_changes(mesh)
+    check_files_of_changes(mesh, store)
     check_missing_gradients(mesh)
     check_plain_ones_alone(mesh)
     check_refusal(mesh)
