@@ -30,6 +30,7 @@ SLOW = {
         "gradient_release.py",
         "jax_training.py",
         "torch_training.py",
+        "weight_sync.py",
     ),
 }
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
