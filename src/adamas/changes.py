@@ -6,7 +6,19 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["Chain", "Change", "Changes"]
+__all__ = ["AVERAGED", "NOT_TRACKED", "WENT_ON", "Chain", "Change", "Changes"]
+
+NOT_TRACKED = (
+    "Changes are not tracked. Create the optimizer with track_changes=True, and load the "
+    "state_dict() of this one to go on."
+)
+#: Why nothing is told while the EMA weights are swapped in.
+AVERAGED = "what steps have changed cannot be told: it is of the weights in training"
+WENT_ON = (
+    "A step, a load, an added group or other changes came between the tensors of these changes, so "
+    "they are of no one moment any more. Nothing is lost: call optimizer.changes() again, and go "
+    "through it between steps."
+)
 
 
 class Change(NamedTuple):

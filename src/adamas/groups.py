@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -89,12 +89,12 @@ class ParameterGroup:
         )
         return replace(self, options=options, states=states)
 
-    def planned(self) -> Group:
-        """Return the group as engines take it."""
+    def planned(self, marks: Iterator[NDArray[np.int32] | None]) -> Group:
+        """Return the group as engines take it, with the next ``marks``, one for each parameter."""
         slots: list[Slot] = []
         for p, state in zip(self.parameters, self.states, strict=True):
             bits = as_bits(p)
-            slots.append(Slot(bits, state, array=None if bits is p else p))
+            slots.append(Slot(bits, state, array=None if bits is p else p, marks=next(marks)))
         return Group(self.options, tuple(slots))
 
     def plain(self) -> dict[str, Any]:
@@ -177,6 +177,16 @@ class Parameters:
         """All states with the names of their parameters."""
         return [s for each in self.groups for s in zip(each.names, each.states, strict=True)]
 
+    @property
+    def arrays(self) -> list[Array]:
+        """All parameters."""
+        return [p for each in self.groups for p in each.parameters]
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """Dtype, shape and place in memory of all parameters, as a plan knows them."""
+        return [layout for group in self.groups for layout in group.layouts]
+
     def found(self) -> Parameters:
         """Return the parameters as they lie in memory now."""
         return Parameters(tuple(group.found() for group in self.groups))
@@ -195,7 +205,7 @@ class Parameters:
                 "params was replaced, added or taken out. Write values into the array itself, as "
                 'in weights["w"][...] = values, or create another optimizer.'
             )
-        layouts = [layout for group in self.groups for layout in group.layouts]
+        layouts = self.layouts
         if all(layout_of(p) == old for (_, p), old in zip(named, layouts, strict=True)):
             return True
         for (name, p), old in zip(named, layouts, strict=True):

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, overload
 
 from numpy.typing import NDArray
 
+from adamas.arrays import layout_of
+from adamas.assignments import all_at_once
+from adamas.changes import AVERAGED, NOT_TRACKED, WENT_ON, Change, Changes
+from adamas.checks import check_flag
 from adamas.hooks import Handle, Hook, Hooks
 from adamas.options import Phase
 from adamas.runs import Run
@@ -14,11 +19,14 @@ from adamas.settings import fixed_method
 from adamas.spikes import Skipped
 from adamas.statistics import NONE_LEFT, NOT_TAKEN, OfPart, Statistics
 from adamas.summary import summary, total
-from adamas.turns import check_turn
+from adamas.tracked import Tracked
+from adamas.turns import check_turn, in_turn
 
 __all__ = ["Reports"]
 
 Array = NDArray[Any]
+#: Marks, how many steps were made, and how many when marks were last cleared.
+Moment = tuple[Tracked, int, int]
 
 
 class Reports:
@@ -26,6 +34,8 @@ class Reports:
 
     _run: Run
     _turn: Any
+    _busy: bool
+    _averaged: bool
     _hooks: Hooks
     #: Who asks for statistics besides the user.
     _observers: set[object]
@@ -71,6 +81,64 @@ class Reports:
             return self._summary(taken)
         named = self.named_parameters()
         return {name: each.alone for name, each in zip(named, taken, strict=True)}
+
+    def changes(self, *, clear: bool = True) -> Changes:
+        """Return what has changed since the last changes were told: ``Change`` by array.
+
+        A change has indices in the flattened array and values. Everything has changed after a load,
+        and of an array that lies elsewhere in memory than before. (What else writes to arrays is
+        not seen.) With ``clear=False`` the next call tells all of it again. Raises RuntimeError
+        without ``track_changes``, and within ``ema_weights()``.
+        """
+        check_flag("clear", clear)
+        if not self._phase.track_changes:
+            raise RuntimeError(NOT_TRACKED)
+        moment = self._looked_at()
+        tracked, steps, _ = moment
+        arrays = self._run.parameters.arrays
+
+        def each() -> Iterator[Change]:
+            for place in range(len(arrays)):
+                change = self._change(moment, place)
+                if change is not None:
+                    yield change
+            self._change(moment, None)
+
+        clearing = partial(self._start_anew, moment) if clear else None
+        first, is_whole = tracked.first_step(steps), tracked.is_whole(arrays)
+        return Changes(each, clearing, first, steps, is_whole, chain=tracked.chain)
+
+    @property
+    def _moment(self) -> Moment:
+        """What is another after each step, and after whatever changes marks."""
+        tracked = self._run.tracked
+        assert tracked is not None
+        return tracked, self._run.steps, tracked.cleared_at[0]
+
+    @in_turn(AVERAGED)
+    def _looked_at(self) -> Moment:
+        """Look at where the arrays are by now."""
+        self._run = self._run.checked()
+        return self._moment
+
+    @in_turn(AVERAGED)
+    def _change(self, moment: Moment, place: int | None) -> Change | None:
+        """Return what has changed of the parameter at a place; raise where the run went on."""
+        parameters = self._run.parameters
+        if self._moment != moment:
+            raise RuntimeError(WENT_ON)
+        if place is None:
+            return None
+        name, p = parameters.named[place]
+        if layout_of(p) != parameters.layouts[place]:
+            raise RuntimeError(WENT_ON)
+        return moment[0].change(place, name, p)
+
+    @in_turn(AVERAGED)
+    def _start_anew(self, moment: Moment) -> None:
+        if self._moment != moment:
+            raise RuntimeError(WENT_ON)
+        all_at_once(moment[0].clearing(self._run.steps))
 
     @property
     def gradient_norm(self) -> float | None:

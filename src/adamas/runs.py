@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
+from itertools import repeat
 from typing import Any, Literal
 
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from adamas.groups import Parameters, check_entries
 from adamas.options import Options, Phase
 from adamas.spikes import Skipped, Window
 from adamas.statistics import OfPart, Outcome
+from adamas.tracked import Tracked
 from adamas.trees import Tree
 from adamas.turns import CHANGED
 
@@ -45,6 +47,8 @@ class Run:
     phase_set: frozenset[str] = frozenset()
     #: What ``skip_above`` judges by, where it was given or set: ``adamas.spikes``.
     spikes: Window | None = None
+    #: What steps have changed, where that is tracked.
+    tracked: Tracked | None = None
     #: Whether steps take statistics, whether or not the phase says so.
     is_observed: bool = False
     #: The last outcome and its clip_norm, where another one was set since.
@@ -57,7 +61,8 @@ class Run:
     def __post_init__(self) -> None:
         """Plan the steps."""
         rates = [group.options.lr for group in self.parameters.groups]
-        groups = tuple(group.planned() for group in self.parameters.groups)
+        marks = repeat(None) if self.tracked is None else iter(self.tracked.marks)
+        groups = tuple(group.planned(marks) for group in self.parameters.groups)
         if self.spikes is None:
             object.__setattr__(self, "spikes", spikes.kept(self.phase, None))
         phase = replace(self.phase, statistics=True) if self.is_observed else self.phase
@@ -74,13 +79,16 @@ class Run:
                 f'engine is {engine!r}, but it must be "native", "reference" or "triton".'
             )
         parameters = Parameters.of(params, options, ema=phase.ema is not None)
-        return cls(parameters, phase, engine, [0, 0, None])
+        tracked = Tracked.of(parameters.arrays) if phase.track_changes else None
+        return cls(parameters, phase, engine, [0, 0, None], tracked=tracked)
 
     def contents(self) -> tuple[Any, ...]:
         """Return what makes a run over the same arrays that counts for itself: its arguments."""
         self.parameters.check_unchanged()
         window = None if self.spikes is None else self.spikes.copy()
-        return self.parameters, self.phase, self.engine, [*self.record], self.phase_set, window
+        tracked = None if self.tracked is None else self.tracked.copied()
+        record = [*self.record]
+        return self.parameters, self.phase, self.engine, record, self.phase_set, window, tracked
 
     @property
     def steps(self) -> int:
@@ -131,7 +139,11 @@ class Run:
         """Return the run with the parameters where they are by now, which may have moved."""
         if self.parameters.check_unchanged():
             return self
-        return replace(self, parameters=self.parameters.found())
+        found, tracked = self.parameters.found(), self.tracked
+        if tracked is not None:
+            pairs = enumerate(zip(self.parameters.layouts, found.layouts, strict=True))
+            tracked = tracked.moved(found.arrays, {i for i, (old, new) in pairs if old != new})
+        return replace(self, parameters=found, tracked=tracked)
 
     def step_closely(self, gradients: Tree, number: int, rates: tuple[float, ...]) -> Any:
         """Make a step the engine could not make at once, or say what is wrong with it."""
@@ -179,6 +191,9 @@ class Run:
         values = self.parameters.checked_values(parameters)
         loaded, chosen = self.parameters.loaded(state_dict, values), settings.loaded(state_dict)
         window = spikes.loaded(state_dict, self.phase.skip_window)
+        tracked = self.tracked
+        if tracked is not None:
+            tracked = tracked.loaded(loaded.arrays, counts[0])
         run = replace(
             self,
             parameters=loaded,
@@ -186,6 +201,7 @@ class Run:
             phase_set=self.phase_set.union(chosen),
             record=[*counts, None],
             spikes=window,
+            tracked=tracked,
         )
         put = [assignments.values(p, values[name]) for name, p in self.parameters.named]
         return run, [] if parameters is None else put

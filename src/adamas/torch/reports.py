@@ -7,7 +7,7 @@ from typing import Any, Literal, overload
 
 from torch import Tensor
 
-from adamas.changes import Change, Changes
+from adamas.changes import AVERAGED, NOT_TRACKED, WENT_ON, Change, Changes
 from adamas.checks import check_flag
 from adamas.options import Phase
 from adamas.settings import fixed_method, stepping
@@ -18,7 +18,7 @@ from adamas.torch import distributed
 from adamas.torch.grouping import names_of, parameters_of
 from adamas.torch.members import scalar
 from adamas.torch.stepper import Stepper
-from adamas.torch.tracking import NOT_TRACKED, Tracking
+from adamas.torch.tracking import Tracking
 
 __all__ = ["Reports"]
 
@@ -121,20 +121,11 @@ class Reports:
             self._stepper.observe(who, wanted=wanted)
 
 
-#: Why nothing is told while the averages are in place.
-_AVERAGED = "what steps have changed cannot be told: it is of the weights in training"
-_WENT_ON = (
-    "A step, a load, an added group or other changes came between the tensors of these changes, so "
-    "they are of no one moment any more. Nothing is lost: call optimizer.changes() again, and go "
-    "through it between steps."
-)
-
-
 def _told(optimizer: Any, clear: bool) -> Changes:
     """Return the changes of an optimizer as it is now."""
     if not optimizer._phase.track_changes:
         raise RuntimeError(NOT_TRACKED)
-    with optimizer._stepper.held(_AVERAGED):
+    with optimizer._stepper.held(AVERAGED):
         names = names_of(optimizer.param_groups)
         optimizer._stepper.settle(optimizer.param_groups, optimizer.state)
         tracking: Tracking = optimizer._tracking
@@ -144,20 +135,20 @@ def _told(optimizer: Any, clear: bool) -> Changes:
 
     def refuse_later() -> None:
         if optimizer._tracking is not tracking or tracking.moment != moment:
-            raise RuntimeError(_WENT_ON)
+            raise RuntimeError(WENT_ON)
 
     def each() -> Iterator[Change]:
         for place, name in enumerate(names):
-            with optimizer._stepper.held(_AVERAGED):
+            with optimizer._stepper.held(AVERAGED):
                 refuse_later()
                 change = tracking.change(place, name)
             if change is not None:
                 yield change
-        with optimizer._stepper.held(_AVERAGED):
+        with optimizer._stepper.held(AVERAGED):
             refuse_later()
 
     def start_anew() -> None:
-        with optimizer._stepper.held(_AVERAGED):
+        with optimizer._stepper.held(AVERAGED):
             refuse_later()
             tracking.clear()
 

@@ -22,15 +22,10 @@ from torch.nn.parameter import is_lazy
 from adamas.changes import Chain, Change
 from adamas.torch import host_memory, memory, operations, parts
 
-__all__ = ["NOT_TRACKED", "WORD", "Tracking"]
+__all__ = ["WORD", "Tracking"]
 
 #: Elements whose marks stand in one int32; that of element i is bit i % 32 of word i // 32.
 WORD = 32
-
-NOT_TRACKED = (
-    "Changes are not tracked. Create the optimizer with track_changes=True, and load the "
-    "state_dict() of this one to go on."
-)
 
 
 class _Seen(NamedTuple):

@@ -123,6 +123,7 @@ class Plan:
         )
         if self._phase.ema is None:
             entries = entries._replace(ema=None)
+        marks = slot.marks
         return Job(
             parameter=torch.empty_like(_parameter(slot.parameter), device=self._device),
             entries=entries,
@@ -133,13 +134,15 @@ class Plan:
             first=slot.first,
             runs=tuple(slot.runs),
             group=owner,
+            marks=None if marks is None else torch.empty_like(_flat(marks), device=self._device),
         )
 
     def _pairs(self) -> Iterator[tuple[Array, Tensor]]:
         """Yield all arrays that a step writes, each with what stands for it on the device."""
         for slot, job in zip(self._slots, self.jobs, strict=True):
             pairs = zip(slot.state.entries, job.entries, strict=True)
-            for array, tensor in ((slot.parameter, job.parameter), *pairs):
+            own = (slot.parameter, job.parameter), (slot.marks, job.marks)
+            for array, tensor in (*own, *pairs):
                 if array is not None and tensor is not None:
                     yield array, tensor
 
