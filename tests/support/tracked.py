@@ -140,6 +140,8 @@ def drawn(seed: int, **more: Any) -> Run:
         phase["clip_norm"] = 1.0
     if random.random() < 0.5:
         phase["on_nonfinite"] = "skip"
+    if random.random() < 0.1:
+        phase |= {"skip_above": 0.1, "skip_window": 4}
     if not is_special:
         if random.random() < 0.3:
             phase["ema"] = 0.9

@@ -13,6 +13,7 @@ import pytest
 torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
+import adamas  # noqa: E402
 import adamas.torch as ours  # noqa: E402
 from adamas.torch import functional  # noqa: E402
 from tests.support.tracked import Run, bits_of, changed  # noqa: E402
@@ -380,6 +381,16 @@ def test_after_a_load_everything_has_changed_and_steps_go_on_from_its_number():
     assert (later.first_step, later.last_step) == (6, 6)
 
 
+def test_a_file_that_is_saved_changes_nothing_and_one_that_is_loaded_everything(tmp_path):
+    net = network()
+    optimizer = cleared(stepped(optimizer_of(net)))
+    adamas.save(tmp_path / "run.safetensors", optimizer)
+    assert told(optimizer) == {}
+    adamas.load(tmp_path / "run.safetensors", optimizer)
+    assert optimizer.changes(clear=False).is_whole
+    assert told(optimizer) == everything(net)
+
+
 def test_a_load_that_fails_changes_nothing_even_in_a_hook():
     net = network()
     optimizer = cleared(stepped(optimizer_of(net)))
@@ -515,6 +526,20 @@ def test_a_lazy_parameter_has_changed_once_it_is_there():
     net(torch.ones(2, 4)).sum().backward()
     optimizer.step()
     assert told(optimizer) == {"0.0": 12, "0.1": 3}
+
+
+def test_parameters_without_memory_have_not_changed():
+    net = nn.Linear(4, 3, device="meta")
+    assert told(ours.AdamW(net.parameters(), track_changes=True)) == {}
+
+
+def test_rows_that_a_sparse_gradient_has_have_changed():
+    net = nn.Embedding(10, 4, sparse=True)
+    optimizer = ours.SGD(net.parameters(), lr=0.1, track_changes=True)
+    net(torch.tensor([1, 3])).sum().backward()
+    optimizer.step()
+    (change,) = optimizer.changes()
+    assert change.indices.tolist() == [*range(4, 8), *range(12, 16)]
 
 
 def test_gradient_release_tells_of_each_parameter_by_its_optimizer():

@@ -315,7 +315,7 @@ def _copy_version(parameter: Tensor, compared: Tensor) -> int:
 
 
 def _seen(parameter: Tensor, compared: Tensor) -> _Seen:
-    if is_lazy(parameter):  # its first pass gives it memory
+    if is_lazy(parameter) or parameter.is_meta:  # which have no memory yet
         return _Seen(0, 0, 0, torch.float32, torch.device("cpu"))
     part, own = parts.local(parameter), parts.local(compared)
     return _Seen(_address(part), _address(own), own.numel(), own.dtype, part.device)
