@@ -22,6 +22,7 @@ __all__ = [
     "Setting",
     "fixed_method",
     "loaded",
+    "no_dict",
     "saved",
     "shown",
     "stepping",
@@ -176,14 +177,19 @@ def saved(phase: Phase, phase_set: Set[str]) -> dict[str, Any]:
     return {KEY: {name: getattr(phase, name) for name in names}} if names else {}
 
 
+def no_dict(key: str, given: object, entries: str) -> TypeError:
+    """Return the error of what is to be loaded in place of a dict of such entries."""
+    return TypeError(
+        f"{key!r} to load is {kind(given)}, but it must be a dict of {entries}. "
+        "Give what state_dict() returned."
+    )
+
+
 def loaded(state_dict: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that a state_dict says were set, checked."""
     chosen = state_dict.get(KEY, {})
     if not isinstance(chosen, Mapping):
-        raise TypeError(
-            f"{KEY!r} to load is {kind(chosen)}, but it must be a dict of {SETTABLE}. "
-            "Give what state_dict() returned."
-        )
+        raise no_dict(KEY, chosen, SETTABLE)
     check_names(f"{KEY!r} to load", chosen, _SETTABLE)
     try:
         phase = Phase(**chosen)

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 
 from adamas.checks import check_count, check_names, kind
 from adamas.options import Phase
+from adamas.settings import no_dict
 
 __all__ = [
     "COUNT",
@@ -185,10 +186,7 @@ def loaded(state_dict: Mapping[str, Any], size: int) -> Window | None:
     if given is None:
         return None
     if not isinstance(given, Mapping):
-        raise TypeError(
-            f"{KEY!r} to load is {kind(given)}, but it must be a dict of {', '.join(_ENTRIES)}. "
-            "Give what state_dict() returned."
-        )
+        raise no_dict(KEY, given, ", ".join(_ENTRIES))
     where = f"{KEY!r} to load"
     check_names(where, given, _ENTRIES)
     missing = [name for name in _ENTRIES if name not in given]

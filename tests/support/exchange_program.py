@@ -25,6 +25,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 
 import adamas.torch as ours
 from adamas import digits
+from tests.support.exchange_spikes import check_spikes, check_spikes_of_stages
 
 LIMIT = timedelta(seconds=300)
 UNEVEN = ((1, 5), (3, 5), (5, 5), (7, 5), (101, 37), (), (1,), (0, 3), (6,))
@@ -468,7 +469,7 @@ def main():
     names = ("dp", "tp")[: len(shape)]
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     if mesh.ndim == 2:
-        checks = [check_stages, check_replicas, check_two_dimensions]
+        checks = [check_stages, check_replicas, check_two_dimensions, check_spikes_of_stages]
     else:
         checks = [
             check_uneven,
@@ -477,6 +478,7 @@ def main():
             check_absent_from_the_first_step,
             check_one_nan,
             check_scaler,
+            check_spikes,
             check_device_of_messages,
             check_experts,
             check_zero,
