@@ -192,8 +192,7 @@ def test_one_window_goes_on_through_every_plan(monkeypatch):
     optimizer.clip_norm = None
     with monkeypatch.context() as patch, np.errstate(all="ignore"):
         take_route("device", patch)
-        optimizer.param_groups[0]["lr"] = 0.05
-        optimizer._stepper._install(None)  # plans look for devices when they are made
+        optimizer.load_state_dict(optimizer.state_dict())  # so that it is planned anew
         found += watched(optimizer, SIZES[5:8], 5)
         assert set(optimizer.routes().values()) == {"triton"}
     optimizer.load_state_dict(optimizer.state_dict())
@@ -277,6 +276,39 @@ def test_torchs_optimizers_load_what_has_a_window_and_the_other_way_round():
     assert "spikes" not in optimizer.state_dict()
     assert optimizer.skipped.spikes == count
     assert watched(optimizer, [1.0, 1.1, 900.0]) == [False] * 3  # which begins anew
+
+
+def test_distributed_checkpoints_leave_the_window_out_unless_it_is_given_back():
+    from torch.distributed.checkpoint.state_dict import (
+        get_optimizer_state_dict,
+        set_optimizer_state_dict,
+    )
+
+    def model_of(optimizer):
+        model = torch.nn.Module()
+        for i, p in enumerate(params_of(optimizer)):
+            model.register_parameter(f"p{i}", p)
+        return model
+
+    unbroken, first = made(**ABOVE), made(**ABOVE)
+    expected = watched(unbroken)
+    found = watched(first, SIZES[:10])
+    saved = get_optimizer_state_dict(model_of(first), first)
+    weights = [p.detach().clone() for p in params_of(first)]
+    for gives_back in (False, True):
+        second = made(**ABOVE)
+        with torch.no_grad():
+            for p, q in zip(params_of(second), weights, strict=True):
+                p.copy_(q)
+        model = model_of(second)
+        set_optimizer_state_dict(model, second, copy.deepcopy(saved))
+        assert "spikes" not in second.state_dict()
+        if gives_back:
+            window = first.state_dict()["spikes"]
+            second.load_state_dict({**second.state_dict(), "spikes": window})
+            assert found + watched(second, SIZES[10:], 10) == expected
+            assert bits(params_of(second)) == bits(params_of(unbroken))
+            assert repr(second.skipped) == repr(unbroken.skipped)
 
 
 def test_a_window_of_another_size_keeps_its_newest_norms():

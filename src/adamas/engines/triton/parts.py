@@ -37,6 +37,9 @@ _ALIGNMENT = 16
 #: Of each tensor, where a step is recorded; as many counts go with them.
 _NORMS = tables.NORMS.value
 
+#: Of each device, a count of steps.
+_Counters = dict[torch.device, Tensor]
+
 
 class _Chunks(NamedTuple):
     """The chunks of tensors that are stored alike, and how the kernel is to be compiled."""
@@ -183,11 +186,7 @@ class Part:
         return carried
 
     def conclude(
-        self,
-        rows: Tensor | None,
-        inputs: Inputs,
-        skipped: dict[torch.device, Tensor],
-        spikes: Tensor | None,
+        self, rows: Tensor | None, inputs: Inputs, skipped: _Counters, spikes: Tensor | None
     ) -> None:
         """Write the verdict."""
         phase, kernel = self._phase, _untyped(numbers.conclude)
