@@ -169,7 +169,7 @@ def test_the_reference_says_something_of_every_field(options):
     assert {field.name for field in dataclasses.fields(options)} == {*said}
 
 
-@pytest.mark.parametrize("package", ["", ".torch", ".jax", ".checking", ".files"])
+@pytest.mark.parametrize("package", ["", ".torch", ".jax", ".checking", ".files", ".report"])
 def test_every_public_name_stands_in_the_reference(package):
     source = ROOT.joinpath("src", "adamas", *package.split("."), "__init__.py").read_text("utf-8")
     public = ast.literal_eval(

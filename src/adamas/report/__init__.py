@@ -6,8 +6,18 @@ a threshold, ``charts`` has what is drawn, and ``page`` puts it into one file th
 
 from __future__ import annotations
 
-from adamas.report.findings import Finding, findings
+from adamas.report.findings import Finding, Layer, Source, findings
 from adamas.report.page import page
-from adamas.report.reading import Run, read
+from adamas.report.reading import Group, Run, Tensor, read
 
-__all__ = ["Finding", "Run", "findings", "page", "read"]
+__all__ = [
+    "Finding",
+    "Group",
+    "Layer",
+    "Run",
+    "Source",
+    "Tensor",
+    "findings",
+    "page",
+    "read",
+]
