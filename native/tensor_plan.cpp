@@ -92,7 +92,8 @@ public:
     // summed up in `rows` sums; exchange(array), where there is one, is called between reading and
     // stepping, with an int64 array of them, and adds in place what is not there. With `keep_sums`
     // an outcome has the sums of its statistics, too. `versions`, where changes are tracked, is an
-    // array with one int64 for each number of a slot: the version that the last step has left.
+    // array with one int64 for each number of a slot, the version that the last step has left, and
+    // one more: the number of steps, which goes on.
     TensorPlan(nb::type_object tensor_type, nb::type_object parameter_type, nb::list groups,
                nb::sequence slots, nb::sequence cohorts, nb::sequence idle, nb::object phase,
                nb::object increment_version, nb::object rows, nb::object exchange,
@@ -107,6 +108,9 @@ public:
             (!versions_.acquire(versions.ptr(), PyBUF_RECORDS) ||
              !PyBuffer_IsContiguous(&versions_.view(), 'C') || !is_int64(versions_.view()))) {
             throw std::invalid_argument("Versions are a writeable contiguous array of int64.");
+        }
+        if (has_versions) {
+            steps_ = version_at(versions_.view().len / sizeof(std::int64_t) - 1);
         }
         for (nb::handle cohort : cohorts) {
             nb::object options = cohort.attr("options");
@@ -185,6 +189,7 @@ public:
         plan_.clear();
         changed_ = nb::list();
         exchange_.clear();
+        steps_ = nullptr;
         versions_.release();
         spikes_.clear();
         watch_.clear();
@@ -204,6 +209,9 @@ private:
         Outcome outcome = step_released(plan_, numbers_, loss_scale, factor, exchange_);
         if (outcome.applied) {
             count_step();
+            if (steps_ != nullptr && changed_.size() > 0) {  // else the front-end looks into it
+                ++*steps_;
+            }
         }
         keep_versions();
         return parts_of(outcome, plan_.phase());
@@ -445,8 +453,9 @@ private:
     std::size_t row_count_;
     Exchange exchange_;  // adds what other processes read
     Window spikes_;
-    Buffer versions_;            // that the last step has left, of all parameters
-    std::vector<double> rates_;  // of the groups, at the step under way
+    Buffer versions_;                // that the last step has left, of all parameters
+    std::int64_t* steps_ = nullptr;  // behind them: how many were made
+    std::vector<double> rates_;      // of the groups, at the step under way
     std::vector<Cohort> cohorts_;
     std::size_t numbered_ = 0;  // how many of them have no options
     std::vector<Member> members_;

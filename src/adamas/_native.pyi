@@ -67,7 +67,8 @@ class TensorPlan:
         ``keep_sums`` a sixth part of an outcome has the rows of its statistics, three of each
         tensor, as bytes. ``spikes`` is what norms are judged by where the phase asks:
         ``adamas.spikes``. ``versions`` are those of all parameters that the last step has
-        left: where one is another by now, all of that parameter is marked as changed.
+        left, and then the number of steps, which goes on: where a version is another by now, all
+        of that parameter is marked as changed.
         """
     def step(
         self,

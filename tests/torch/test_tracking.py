@@ -48,7 +48,7 @@ def test_every_route_marks_what_a_diff_finds(route, seed):
 
 @pytest.mark.parametrize("options", [{}, {"copy_to": torch.bfloat16}])
 def test_a_step_that_is_one_native_call_is_one_with_tracking(options):
-    """Besides it, one function of Python counts the step."""
+    """Nothing else of Python is called than ``step`` itself, and what copies need."""
     parameters = [nn.Parameter(torch.ones(5)) for _ in range(3)]
     optimizer = ours.AdamW(parameters, track_changes=True, **options)
     for p in parameters:
@@ -63,3 +63,17 @@ def test_a_step_that_is_one_native_call_is_one_with_tracking(options):
         sys.setprofile(None)
     assert {frame.f_code.co_name for frame in called} == {"step"}
     assert optimizer.changes().last_step == 3
+
+
+@pytest.mark.parametrize("is_strided", [False, True])
+def test_each_step_has_one_number_whoever_counts_it(is_strided):
+    """Native steps, those of several routes, and one without any gradient."""
+    parameters = [nn.Parameter(torch.ones(4, 2)), nn.Parameter(torch.ones(4, 2))]
+    if is_strided:
+        parameters[1].data = torch.ones(2, 4).T
+    optimizer = ours.AdamW(parameters, track_changes=True)
+    for count in range(1, 8):
+        for p in parameters:
+            p.grad = None if count == 4 else torch.ones_like(p)
+        optimizer.step()
+        assert optimizer.changes(clear=False).last_step == count

@@ -169,7 +169,7 @@ class Stepper:
 
     def _tracked(self, plan: Plan, scaling: Scaling) -> Made | None:
         """Make one step by a plan, and have marked what it changes."""
-        tracking = self._tracking
+        tracking, count = self._tracking, self._tracking.steps
         compared = {*plan.unmarked, *tracking.shared}
         places = [] if plan.tracks else [member.place for member in plan.members]
         if compared or not plan.tracks:
@@ -178,8 +178,8 @@ class Stepper:
             made = plan.step(scaling)
         if made is not NotImplemented and made is not OVERFLOWED:
             tracking.saw(compared.union(places))
-            if made is None or isinstance(made, DeviceOutcome) or made.applied:
-                tracking.steps += 1
+            is_made = made is None or isinstance(made, DeviceOutcome) or made.applied
+            tracking.steps = count + is_made  # which native plans have counted
         return made
 
     def fit(self, groups: Groups) -> None:
@@ -233,7 +233,7 @@ class Stepper:
                 native, self.turn, self.averages, self._copies, self.keeping, self._tracking
             )
         if direct is not None and self._tracking.is_on:
-            direct = None if self._tracking.shared else _counted(direct, self._tracking)
+            direct = None if self._tracking.shared else direct
         native = None if direct is None else native
         self.direct, self.turn.plan = direct, native
 
@@ -326,20 +326,6 @@ def _with_copies(
             with turn.held():
                 if not averages.are_in_place:
                     copies.renew(groups, states, keeping, tracking)
-        return outcome
-
-    return step
-
-
-def _counted(
-    direct: Callable[[Groups, States], Any], tracking: Tracking
-) -> Callable[[Groups, States], Any]:
-    """Return what makes a native step that is all there is to do, and counts it."""
-
-    def step(groups: Groups, states: States) -> Any:
-        outcome = direct(groups, states)
-        if outcome is None:
-            tracking.steps += 1
         return outcome
 
     return step

@@ -48,11 +48,9 @@ class Tracking:
         self._offloads = offloads
         #: Of each parameter, int32, in the order of the flattened part that this process has.
         self.marks: list[Tensor] = []
-        #: Of each parameter, its version as the last step has left it; the native engine, too,
-        #: reads and writes it.
-        self.versions: NDArray[np.int64] = np.zeros(0, np.int64)
-        #: How many steps were made; those that a device has left out count, since nothing waits.
-        self.steps = 0
+        #: Of each parameter, its version as the last step has left it, and then the number of
+        #: steps; the native engine, too, reads and writes them.
+        self.versions: NDArray[np.int64] = np.zeros(1, np.int64)
         #: How many there were when marks were last cleared.
         self._cleared_at = 0
         #: Places of copies that are to be brought up to date before they are told.
@@ -92,9 +90,19 @@ class Tracking:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Take marks and counts over; ``of`` brings them to parameters."""
-        self.__dict__.update(state)
-        self.versions = np.zeros(0, np.int64)
+        self.versions = np.zeros(1, np.int64)
+        for name, value in state.items():
+            setattr(self, name, value)
         self._forget()
+
+    @property
+    def steps(self) -> int:
+        """How many steps were made; one that a device has left out counts, as nothing waits."""
+        return int(self.versions[-1])
+
+    @steps.setter
+    def steps(self, count: int) -> None:
+        self.versions[-1] = count
 
     # -- whose marks they are ------------------------------------------------------------------
 
@@ -149,7 +157,8 @@ class Tracking:
         before = {id(p): place for place, p in enumerate(self._parameters)}
         known = [before.get(id(p)) for p in parameters]
         marks: list[Tensor] = []
-        versions = np.zeros(len(parameters), np.int64)
+        versions = np.zeros(len(parameters) + 1, np.int64)
+        versions[-1] = self.steps
         stale: set[int] = set()
         copied: list[int] = []
         for place, (now, p, old) in enumerate(zip(seen, parameters, known, strict=True)):
@@ -198,13 +207,13 @@ class Tracking:
     def look(self) -> None:
         """Mark all of the parameters that something else than a step has written to."""
         now, copied = self._read_versions(), self._read_copied()
-        found = {*np.flatnonzero((now != self.versions) | (copied != self._copied)).tolist()}
+        found = {*np.flatnonzero((now != self.versions[:-1]) | (copied != self._copied)).tolist()}
         if found & self.shared:
             found |= self.shared
         for place in found:
             _fill(self.marks[place], self._seen[place].elements)
             self.stale.add(place)
-        self.versions[:], self._copied = now, copied
+        self.versions[:-1], self._copied = now, copied
 
     def saw(self, places: Iterable[int]) -> None:
         """Take parameters as they are now for what a step has left."""
@@ -245,7 +254,7 @@ class Tracking:
     @property
     def moment(self) -> tuple[int, ...]:
         """What is another after each step, and after whatever changes marks."""
-        return self.steps, int(self.versions.sum()), self._turns
+        return int(self.versions.sum()), self._turns
 
     @property
     def first_step(self) -> int:

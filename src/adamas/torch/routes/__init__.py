@@ -50,7 +50,8 @@ class Owned(NamedTuple):
     #: Of all parameters, of this process's parts: what has changed (``adamas.torch.tracking``);
     #: none where that is not tracked.
     marks: Sequence[Tensor] = ()
-    #: Of all parameters, their versions after the last step, where changes are tracked.
+    #: Of all parameters, their versions after the last step, and then the number of steps, where
+    #: changes are tracked.
     versions: NDArray[np.int64] | None = None
 
 
