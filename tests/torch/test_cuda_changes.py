@@ -6,6 +6,8 @@ That the marks are those of a diff is in ``test_marks_by_route``.
 
 from __future__ import annotations
 
+import gc
+
 import numpy as np
 import pytest
 import torch
@@ -96,6 +98,30 @@ def test_no_step_that_is_tracked_synchronizes_with_the_device(options):
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert len(told(training)) == 4
+
+
+@pytest.mark.gpu
+@NO_GPU
+@pytest.mark.parametrize("copy_to", [None, torch.bfloat16])
+def test_marks_of_offloaded_parameters_take_memory_of_the_card_for_copies_alone(copy_to):
+    taken = []
+    for track_changes in (False, True):
+        gc.collect()
+        before = torch.cuda.memory_allocated()
+        training = Training(
+            "AdamW",
+            shapes=[(1 << 20,)],
+            offload=True,
+            copy_to=copy_to,
+            track_changes=track_changes,
+        ).step(2)
+        taken.append(torch.cuda.memory_allocated() - before)
+        if track_changes:
+            (change,) = training.optimizer.changes()
+            assert change.indices.device == change.values.device == DEVICE
+            assert len(change.indices) == 1 << 20
+        del training
+    assert taken[1] - taken[0] == (0 if copy_to is None else (1 << 20) // 8)
 
 
 @pytest.mark.gpu

@@ -47,6 +47,7 @@ def test_fsdp2_with_one_process_steps_on_the_card_and_waits_for_nothing(dtype, o
             )
             if is_sharded:
                 fully_shard(net, mesh=init_device_mesh("cuda", (1,)))
+            options["track_changes"] = True
             optimizer = ours.AdamW(net.parameters(), lr=0.01, fused=True, **options)
             for step in range(4):
                 generator = torch.Generator().manual_seed(step)

@@ -9,12 +9,15 @@ from torch import nn
 
 import adamas.torch as ours
 from adamas.torch.routes.device import OnDevice
+from adamas.torch.routes.offload import Offloaded
 from adamas.torch.routes.plain import Plain
 from tests.support.offloading import BFLOAT16, FLOAT16, ROUNDINGS
+from tests.support.queues import ORDERS
 from tests.support.torch_routes import standing_in
 
-SHAPES = [(5, 7), (33,), (), (0,), (32,), (513,), (41, 25)]
-ROUTES = {"plain": "torch", "triton": "triton"}
+SHAPES = [(5, 7), (33,), (), (0,), (32,), (513,), (41, 25), (2080,)]
+#: What stands in for each, and what it is called.
+ROUTES = {"plain": "torch", "triton": "triton", f"offload {ORDERS[0]}": "offload"}
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
 
@@ -56,7 +59,7 @@ def followed(route, made, steps=4):
                 optimizer.step()
                 for differs, old, new in zip(expected, before, compared, strict=True):
                     differs |= (old != raw(new)).any(1)  # noqa: PLW2901
-            assert set(optimizer.routes().values()) == {ROUTES.get(route, "offload")}
+            assert set(optimizer.routes().values()) == {ROUTES[route]}
             judge(optimizer, compared, expected)
             told.append(expected)
     return told
@@ -106,7 +109,7 @@ def share(told):
 
 
 def test_no_step_is_followed_by_a_comparison():
-    assert all(route.marks_itself for route in (OnDevice, Plain))
+    assert all(route.marks_itself for route in (OnDevice, Offloaded, Plain))
 
 
 @pytest.mark.quick_cases(2)

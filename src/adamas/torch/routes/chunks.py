@@ -18,6 +18,7 @@ from torch import Tensor
 
 from adamas.codecs import BLOCK
 from adamas.engines import Group, Runs, Slot, native
+from adamas.marks import word_count
 from adamas.options import Options, Phase
 from adamas.state import Entries, State
 from adamas.statistics import TILE
@@ -61,6 +62,9 @@ class Item(NamedTuple):
     cohort: int
     #: Where the elements of a part stand in the whole tensor, where random bits are drawn.
     runs: tuple[Runs, ...]
+    #: Where elements are marked that change: of the parameter in host memory, where it is stepped;
+    #: of ``lower``, where there is one, on the card.
+    marks: Tensor | None
 
     @classmethod
     def of(cls, member: Member, cohort: int) -> Item:
@@ -74,6 +78,7 @@ class Item(NamedTuple):
             lower=lower,
             cohort=cohort,
             runs=(parts.runs(member.parameter) or ()) if member.draws else (),
+            marks=member.marks,
         )
 
     @property
@@ -82,9 +87,14 @@ class Item(NamedTuple):
         return self.lower if self.entries.remainder is not None else None
 
     @property
+    def own_marks(self) -> Tensor | None:
+        """Marks of the parameter; None where they are of the copy."""
+        return self.marks if self.lower is None else None
+
+    @property
     def memory(self) -> tuple[Hashable, ...]:
         """Where it is, on the card and in host memory."""
-        return tuple(map(_place, (self.parameter, *self.entries)))
+        return tuple(map(_place, (self.parameter, *self.entries, self.own_marks)))
 
     @property
     def form(self) -> tuple[Hashable, ...]:
@@ -121,6 +131,12 @@ class Item(NamedTuple):
         if header is not None:  # an entry for each block
             header = cut(header, piece.first // BLOCK, -(-piece.last // BLOCK))
         return sliced._replace(header=header)
+
+    def marks_of(self, piece: Piece) -> NDArray[np.int32] | None:
+        """Return the marks of some elements of the parameter; they begin with a word."""
+        if self.own_marks is None:
+            return None
+        return self.own_marks[word_count(piece.first) : word_count(piece.last)].numpy()
 
 
 class Piece(NamedTuple):
@@ -275,6 +291,7 @@ def bound(
             item.member.place,
             piece.first,
             runs=item.runs_until(piece.last),
+            marks=item.marks_of(piece),
         )
         options = _options(
             item.member.storage,

@@ -24,7 +24,7 @@ from torch import Tensor
 from adamas.coefficients import StepNumbers
 from adamas.options import Phase
 from adamas.statistics import Statistics
-from adamas.torch import small
+from adamas.torch import operations, small
 from adamas.torch.members import Member
 from adamas.torch.numbers import Scaling
 from adamas.torch.routes import Made, Route, Setup
@@ -232,6 +232,7 @@ class Offloaded(Route):
     """The parameters that are stepped so."""
 
     name = "offload"
+    marks_itself = True
 
     def __init__(self, members: Sequence[Member], setup: Setup, pipeline: Offload) -> None:
         """Step ``members`` through a pipeline, which keeps what it has prepared."""
@@ -289,7 +290,7 @@ class _Flat:
     """
 
     def __init__(self, items: Sequence[Item], indices: Sequence[int]) -> None:
-        self._put_back: list[tuple[Tensor, Tensor]] = []
+        self._put_back: list[tuple[Tensor, Tensor, Tensor | None]] = []
         self._gradients = {i: items[i].gradient.detach().contiguous().view(-1) for i in indices}
         self._parameters = {
             i: self._written(items[i].parameter, items[i].parameter.device) for i in indices
@@ -297,10 +298,16 @@ class _Flat:
         self._copies: dict[int, Tensor] = {}
         for i in indices:
             item = items[i]
-            if item.copy is not None:
+            if item.copy is not None and item.marks is not None:
+                # What was there before is compared with what comes up.
+                shape, dtype = item.copy.shape, item.copy.dtype
+                double = torch.empty(shape, dtype=dtype, device=item.parameter.device)
+                self._copies[i] = double.view(-1)
+                self._put_back.append((item.copy, double, item.marks))
+            elif item.copy is not None:
                 self._copies[i] = self._written(item.copy, item.parameter.device)
             elif item.lower is not None:
-                self._put_back.append((item.lower, item.parameter))
+                self._put_back.append((item.lower, item.parameter, item.marks))
 
     def sources(self, chunk: Chunk) -> list[tuple[Tensor, Tensor]]:
         """Return what comes down."""
@@ -323,12 +330,12 @@ class _Flat:
 
     def put_back(self) -> None:
         """Write what is left to write, where all else is up."""
-        for target, source in self._put_back:
-            target.copy_(source)
+        for target, source, marks in self._put_back:
+            operations.store(target, source, marks)
 
     def _written(self, tensor: Tensor, device: torch.device) -> Tensor:
         tensor = tensor.detach()
         flat = tensor.to(device).contiguous()
         if flat is not tensor:
-            self._put_back.append((tensor, flat))
+            self._put_back.append((tensor, flat, None))
         return flat.view(-1)
