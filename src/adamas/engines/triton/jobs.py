@@ -70,7 +70,7 @@ class Job(NamedTuple):
     #: Whether its numbers are given with each step.
     is_given: bool = False
     #: One bit an element, in int32 words, which is set where the element changes: see
-    #: ``adamas.changes``. Elements are numbered as they lie in memory.
+    #: ``adamas.marks``. Elements are numbered as they lie in memory.
     marks: Tensor | None = None
 
     @property

@@ -118,12 +118,9 @@ class Plan:
 
     def _job(self, slot: Slot, place: int, owner: int) -> Job:
         options, state = self._options[owner], slot.state
-        entries = state.entries.map(
-            lambda array: torch.empty_like(_flat(array), device=self._device)
-        )
+        entries = state.entries.map(self._room_for)
         if self._phase.ema is None:
             entries = entries._replace(ema=None)
-        marks = slot.marks
         return Job(
             parameter=torch.empty_like(_parameter(slot.parameter), device=self._device),
             entries=entries,
@@ -134,14 +131,17 @@ class Plan:
             first=slot.first,
             runs=tuple(slot.runs),
             group=owner,
-            marks=None if marks is None else torch.empty_like(_flat(marks), device=self._device),
+            marks=None if slot.marks is None else self._room_for(slot.marks),
         )
+
+    def _room_for(self, array: Array) -> Tensor:
+        return torch.empty_like(_flat(array), device=self._device)
 
     def _pairs(self) -> Iterator[tuple[Array, Tensor]]:
         """Yield all arrays that a step writes, each with what stands for it on the device."""
         for slot, job in zip(self._slots, self.jobs, strict=True):
             pairs = zip(slot.state.entries, job.entries, strict=True)
-            own = (slot.parameter, job.parameter), (slot.marks, job.marks)
+            own = ((slot.parameter, job.parameter), (slot.marks, job.marks))
             for array, tensor in (*own, *pairs):
                 if array is not None and tensor is not None:
                     yield array, tensor
