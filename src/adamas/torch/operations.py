@@ -23,6 +23,7 @@ from adamas.coefficients import Coefficients
 from adamas.digits import BITS, DIGITS, INFINITE, NAN, WIDTH
 from adamas.engines import native
 from adamas.engines.triton import devices
+from adamas.marks import LARGEST, word_count
 from adamas.rule import Result, flush, ratio, rule, smooth
 from adamas.state import Entries
 from adamas.statistics import OfPart
@@ -50,8 +51,8 @@ _AT_ONCE = 2048
 _HALF = BITS // 2
 _HALF_MASK = (1 << _HALF) - 1
 _MASK = (1 << BITS) - 1
-#: Bits of a word of marks, and of a byte of it.
-_WORD, _BYTE = 32, 8
+#: Marks that are looked at together.
+_BYTE = 8
 #: What brings eight booleans together: 2^7 + 2^14 + ... + 2^56.
 _GATHERED = sum(1 << 7 * each for each in range(1, 9))
 #: What has the bits of a dtype, by its bytes.
@@ -184,13 +185,13 @@ def step_rmsprop(
 
 
 def marks_of(before: Tensor, after: Tensor) -> Tensor:
-    """Return marks of the elements that are stored as other bits: see ``adamas.changes``.
+    """Return marks of the elements that are stored as other bits: see ``adamas.marks``.
 
     Of any dtype and strides, on one device, where the marks are too. A complex number is one
     element. Nothing waits for the device.
     """
     count = before.numel()
-    marks = torch.zeros(-(-count // _WORD), dtype=torch.int32, device=before.device)
+    marks = torch.zeros(word_count(count), dtype=torch.int32, device=before.device)
     one, other = before.detach().reshape(-1), after.detach().reshape(-1)
     for start in range(0, count, SLAB):
         part = slice(start, start + SLAB)
@@ -215,7 +216,7 @@ def marked(marks: Tensor, count: int) -> Tensor:
         from adamas.engines.triton.marks import marked as marked_by_triton
 
         return marked_by_triton(marks, _index_dtype(count))
-    if marks.is_cpu:
+    if marks.is_cpu:  # several times faster
         return torch.from_numpy(native.marked(marks.numpy(), count))
     return marked_by_operations(marks, count)
 
@@ -236,7 +237,7 @@ def marked_by_operations(marks: Tensor, count: int) -> Tensor:
 
 
 def _index_dtype(count: int) -> torch.dtype:
-    return torch.int32 if count <= torch.iinfo(torch.int32).max else torch.int64
+    return torch.int32 if count <= LARGEST else torch.int64
 
 
 def _differs(before: Tensor, after: Tensor) -> Tensor:
