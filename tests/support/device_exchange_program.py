@@ -42,6 +42,7 @@ def check(mesh, device):
     parts = [nn.Parameter(cut(each, mesh)) for each in values[:2]]
     parts.append(nn.Parameter(values[2].clone()))  # all processes have it
     options = {"lr": 0.1, "clip_norm": 1.0, "on_nonfinite": "skip", "statistics": True}
+    options |= {"skip_above": 3.0, "skip_window": 4}
     optimizers = [ours.AdamW(each, **options) for each in (whole, parts)]
     for _ in range(3):
         for p, q, gradient in zip(whole, parts, gradients, strict=True):
@@ -57,6 +58,17 @@ def check(mesh, device):
         assert all(torch.equal(taken[name], of_parts[name]) for name in taken)
     for p, q in zip(whole[:2], parts[:2], strict=True):
         assert torch.equal(cut(p.detach(), mesh).to_local(), q.detach().to_local())
+    # A leap, which all leave out.
+    kept = [p.detach().clone() for p in whole]
+    for p, q, gradient in zip(whole, parts, gradients, strict=True):
+        p.grad = 100.0 * gradient
+        q.grad = cut(p.grad, mesh) if q is not parts[2] else p.grad.clone()
+    for optimizer in optimizers:
+        optimizer.step()
+        assert repr(optimizer.skipped) == "Skipped(nonfinite=0, spikes=1)"
+    assert all(torch.equal(p.detach(), before) for p, before in zip(whole, kept, strict=True))
+    norms = [each.state_dict()["spikes"]["norms"] for each in optimizers]
+    assert torch.equal(*norms)
     # NaN that the last process has, while the first has no gradient at all.
     for p, q in zip(whole, parts, strict=True):
         p.grad = q.grad = None
@@ -64,7 +76,7 @@ def check(mesh, device):
         parts[0].grad = cut(gradients[0], mesh)
         parts[0].grad.to_local()[-1, -1] = math.nan
     optimizers[1].step()
-    assert optimizers[1].skipped == 1
+    assert repr(optimizers[1].skipped) == "Skipped(nonfinite=1, spikes=1)"
     assert math.isnan(optimizers[1].gradient_norm)
 
 

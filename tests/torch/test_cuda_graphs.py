@@ -43,7 +43,7 @@ def launched(monkeypatch):
 
 
 def test_nothing_waits_for_the_device(monkeypatch):
-    training = Training(kind="AdamW", fused=True, **PHASE).step()
+    training = Training(kind="AdamW", fused=True, skip_above=6.0, **PHASE).step()
     training.gradients()
     training.optimizer.found_inf = torch.zeros((), device=DEVICE)
     training.optimizer.grad_scale = torch.full((), 8.0, device=DEVICE)
@@ -217,6 +217,14 @@ def test_steps_may_be_counted_on_the_host(kind, options, on_device, monkeypatch,
             'A CUDA graph is being recorded, but on_nonfinite="raise" waits for the device at each '
             'step. Use on_nonfinite="skip".',
         ),
+        (
+            "Adam",
+            {"capturable": True, "skip_above": 6.0},
+            0,
+            "A CUDA graph is being recorded, but the norms that skip_above judges by are not on "
+            "the device yet, so that each replay would send those of now. Make a step before "
+            "recording.",
+        ),
     ],
 )
 def test_what_a_graph_cannot_repeat_is_refused(kind, options, steps, message, monkeypatch):
@@ -262,7 +270,11 @@ def test_what_a_graph_has_recorded_outlives_the_plan_and_nothing_else_does(
 
 @pytest.mark.gpu
 @NO_GPU
-@pytest.mark.parametrize("options", [{}, PHASE, {"state": "8bit"}], ids=["plain", "phase", "8bit"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, PHASE, {"state": "8bit"}, {"skip_above": 1000.0, "skip_window": 4}],
+    ids=["plain", "phase", "8bit", "spikes"],
+)
 def test_a_replayed_graph_has_the_bits_of_eager_steps(options):
     eager = Training(kind="AdamW", capturable=True, lr=torch.tensor(0.1, device=DEVICE), **options)
     graphed = Training(
@@ -283,11 +295,16 @@ def test_a_replayed_graph_has_the_bits_of_eager_steps(options):
         rate = 0.1 / (step + 1)
         for training in (eager, graphed):
             training.optimizer.param_groups[0]["lr"].fill_(rate)
-        eager.step()
+        eager.gradients()
+        for p in eager.params:
+            p.grad *= 1e4 if step == 2 else 1.0
+        eager.optimizer.step()
         for gradient, p in zip(static, eager.params, strict=True):
             gradient.copy_(p.grad)
         graph.replay()
     assert differences(eager, graphed) == []
+    spikes = int("skip_above" in options)
+    assert eager.optimizer.skipped.spikes == graphed.optimizer.skipped.spikes == spikes
 
 
 @pytest.mark.parametrize(
