@@ -61,6 +61,16 @@ def test_a_step_that_leaps_touches_nothing_and_is_counted_apart(engine):
     assert optimizer.skipped == 2
 
 
+def test_a_step_that_leaps_marks_nothing():
+    optimizer = made(track_changes=True, **ABOVE)
+    watched(optimizer, SIZES[:4])
+    assert len(list(optimizer.changes())) == 2
+    assert watched(optimizer, SIZES[4:5], 4) == [True]
+    changes = optimizer.changes()
+    assert changes.last_step == 4
+    assert list(changes) == []
+
+
 def test_a_step_that_leaps_is_no_error_where_those_that_are_not_finite_are():
     optimizer = made(on_nonfinite="raise", **ABOVE)
     assert watched(optimizer, SIZES[:5])[4]

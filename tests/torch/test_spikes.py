@@ -28,7 +28,11 @@ ABOVE = {"skip_above": 3.0, "skip_window": 6}
 SIZES = [1.0, 1.2, 0.9, 1.1, 40.0, 1.0, 0.0, 7.0, 6.0, 6.5, 6.2, 6.1, 6.3, 6.4, 90.0, 6.0]
 
 
-@pytest.fixture(params=ROUTES)
+#: Its interpreter takes its time; the quick tests step so in `test_one_window_…`.
+BY_TRITON = pytest.param("device", marks=pytest.mark.slow)
+
+
+@pytest.fixture(params=[BY_TRITON if name == "device" else name for name in ROUTES])
 def route(request, monkeypatch):
     before = np.seterr(all="ignore")  # Triton's interpreter computes with NumPy
     take_route(request.param, monkeypatch)
@@ -100,6 +104,16 @@ def test_a_run_with_leaps_is_the_run_in_which_those_steps_were_not_asked_for(rou
     assert bits(params_of(unguarded)) != bits(params_of(other))
 
 
+def test_a_step_that_is_left_out_marks_nothing(route):
+    optimizer = made(route=route, track_changes=True, **ABOVE)
+    watched(optimizer, SIZES[:4])
+    assert list(optimizer.changes())
+    assert watched(optimizer, SIZES[4:5], 4) == [True]
+    assert list(optimizer.changes()) == []
+    watched(optimizer, SIZES[5:6], 5)
+    assert list(optimizer.changes())
+
+
 @pytest.mark.parametrize("kind", METHODS)
 def test_methods_count_no_step_that_is_left_out(kind):
     one, other = made(kind, **ABOVE), made(kind)
@@ -114,7 +128,7 @@ def test_methods_count_no_step_that_is_left_out(kind):
 
 
 @pytest.mark.parametrize("policy", ["propagate", "skip", "raise"])
-@pytest.mark.parametrize("name", ["native", "operations", "device"])
+@pytest.mark.parametrize("name", ["native", "operations", BY_TRITON])
 def test_what_is_not_finite_goes_by_its_own_option_and_never_enters(name, policy, monkeypatch):
     take_route(name, monkeypatch)
     with np.errstate(all="ignore"):
@@ -138,7 +152,7 @@ def test_what_is_not_finite_goes_by_its_own_option_and_never_enters(name, policy
             assert optimizer.skipped == optimizer.skipped.nonfinite + 1
 
 
-@pytest.mark.parametrize("name", ["native", "device"])
+@pytest.mark.parametrize("name", ["native", BY_TRITON])
 @pytest.mark.parametrize("clip_norm", [None, 1.0])
 def test_a_scalers_scale_is_undone_and_its_overflows_are_no_norms(name, clip_norm, monkeypatch):
     """With clip_norm we unscale, without it the scaler does."""
