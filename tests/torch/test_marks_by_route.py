@@ -17,7 +17,8 @@ from tests.support.torch_routes import standing_in
 
 SHAPES = [(5, 7), (33,), (), (0,), (32,), (513,), (41, 25), (2080,)]
 #: What stands in for each, and what it is called.
-ROUTES = {"plain": "torch", "triton": "triton", f"offload {ORDERS[0]}": "offload"}
+ROUTES = {"plain": "torch", "triton": "triton"}
+ROUTES |= {f"offload {order}": "offload" for order in ORDERS}
 BITS = {2: torch.int16, 4: torch.int32, 8: torch.int64, 16: torch.complex128}
 
 
