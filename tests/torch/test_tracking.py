@@ -77,3 +77,17 @@ def test_each_step_has_one_number_whoever_counts_it(is_strided):
             p.grad = None if count == 4 else torch.ones_like(p)
         optimizer.step()
         assert optimizer.changes(clear=False).last_step == count
+
+
+def test_other_memory_is_told_from_that_of_before_where_the_address_is_the_same():
+    """An allocator gives out again what was freed."""
+    memory = np.ones(5, np.float32)
+    p = nn.Parameter(torch.from_numpy(memory))
+    optimizer = ours.AdamW([p], track_changes=True)
+    address = p.data_ptr()
+    p.data = torch.ones(5)
+    memory[:] = 2
+    p.data = torch.from_numpy(memory)
+    assert p.data_ptr() == address
+    (change,) = optimizer.changes()
+    assert torch.equal(change.values, torch.full((5,), 2.0))

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
 
 from adamas.changes import Chain, Change
@@ -31,8 +32,10 @@ WORD = 32
 class _Seen(NamedTuple):
     """Where a parameter was, and what of it is compared, when it was last looked at."""
 
-    parameter: int  # addresses
+    #: Addresses, and which storages they are in: memory that was freed may be given out again.
+    parameter: int
     compared: int
+    storages: tuple[int, int]
     elements: int
     dtype: torch.dtype
     device: torch.device  # of its marks
@@ -69,6 +72,8 @@ class Tracking:
         #: Give the versions of parameters and copies now, in their order.
         self._read_versions = self._read_copied = _no_versions
         self._seen: list[_Seen] = []
+        #: As long as these are there, no other storage is taken for one of them.
+        self._storages: list[StorageWeakRef] = []
         #: Places of those that share memory with others: a step of one may change another.
         self.shared: frozenset[int] = frozenset()
         #: How often parameters became others, or marks were cleared.
@@ -180,6 +185,12 @@ class Tracking:
             marks.append(own)
         is_as_before = _are(marks, self.marks)
         self._parameters, self._compared, self._seen = [*parameters], [*compared], seen
+        self._storages = [
+            StorageWeakRef(parts.local(each).untyped_storage())
+            for pair, place in zip(zip(parameters, compared, strict=True), seen, strict=True)
+            for each, storage in zip(pair, place.storages, strict=True)
+            if storage
+        ]
         self._copied, self.stale = np.array(copied, np.int64), stale
         self._read_versions = _reader(parameters)
         self._read_copied = _reader(copies) if copies else lambda: np.zeros(len(seen), np.int64)
@@ -326,13 +337,21 @@ def _copy_version(parameter: Tensor, compared: Tensor) -> int:
 
 def _seen(parameter: Tensor, compared: Tensor) -> _Seen:
     if is_lazy(parameter) or parameter.is_meta:  # which have no memory yet
-        return _Seen(0, 0, 0, torch.float32, torch.device("cpu"))
+        return _Seen(0, 0, (0, 0), 0, torch.float32, torch.device("cpu"))
     part, own = parts.local(parameter), parts.local(compared)
-    return _Seen(_address(part), _address(own), own.numel(), own.dtype, part.device)
+    storages = (_storage(part), 0 if own is part else _storage(own))
+    return _Seen(_address(part), _address(own), storages, own.numel(), own.dtype, part.device)
 
 
 def _address(tensor: Tensor) -> int:
     return tensor.data_ptr() if tensor.layout == torch.strided else 0
+
+
+def _storage(tensor: Tensor) -> int:
+    try:
+        return tensor.untyped_storage()._cdata  # pyright: ignore[reportPrivateUsage]
+    except (NotImplementedError, RuntimeError):  # other layouts, and types that wrap tensors
+        return 0
 
 
 def _are(tensors: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
