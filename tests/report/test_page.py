@@ -103,6 +103,23 @@ def test_layers_of_findings_are_shown_where_others_are_left_out():
     assert f'<th scope="row">{of.tensors[2999].name}</th>' in text
 
 
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"state": ["float32", "float32"]}, "lr 0.001, β1 0.9, β2 0.95, ε 1e-8"),
+        ({"state": ["8bit", "8bit"], "eps": 1e-15}, "β2 0.95, ε 1e-15, state 8bit"),
+        ({"state": ["bfloat16", "8bit"]}, "ε 1e-8, state bfloat16 and 8bit"),
+        ({"state": "compact", "rounding": "stochastic"}, "state compact, rounding stochastic"),
+        ({"betas": [0.9, None], "weight_decay": 0.1}, "lr 0.001, β1 0.9, weight decay 0.1"),
+    ],
+)
+def test_options_of_a_group_are_told_in_few_words(tmp_path, options, told):
+    lines = [line(10 * i) for i in range(1, 5)]
+    text = page([read(write(tmp_path / "run.jsonl", header(**options), lines))], "0.1.0")
+    (shown,) = re.findall(r"<dt>Options</dt><dd>(.*?)</dd>", text)
+    assert shown.replace("\u00a0", " ").endswith(told)
+
+
 def test_a_healthy_run_and_a_short_one_are_told_so(tmp_path):
     assert "None of the findings" in page([run(tmp_path / "a.jsonl")], "0.1.0")
     short = page([run(tmp_path / "b.jsonl", steps=2, head=header(betas=None))], "0.1.0")

@@ -155,13 +155,14 @@ def _options(run: Run, group: Group, place: int) -> str:
         low, high = np.nanmin(rates), np.nanmax(rates)
         told.append(f"lr {short(high)}" if low == high else f"lr {short(low)} to {short(high)}")
     told += [f"β{i} {beta:g}" for i, beta in enumerate(group.betas, 1) if beta is not None]
-    if group.eps is not None:
+    if group.eps is not None and group.betas[1] is not None:
         told.append(f"ε {short(group.eps)}")
     if group.weight_decay:
         told.append(f"weight decay {short(group.weight_decay)}")
-    state = group.state
-    if state and state != "float32":
-        told.append(f"state {' and '.join(state) if isinstance(state, list) else state}")
+    given = group.state if isinstance(group.state, list) else [group.state]
+    state = dict.fromkeys(str(each) for each in given)  # of both moments
+    if state.keys() - {"None", "float32"}:
+        told.append(f"state {' and '.join(state)}")
     told += [f"rounding {group.rounding}"] * bool(group.rounding)
     return ", ".join(each.replace(" ", "\u00a0") for each in told)  # no break before a number
 
