@@ -64,6 +64,27 @@ def test_an_interrupted_step_is_made_and_counted_or_neither(engine, lr):
     assert whole_or_nothing(make) == {"nothing", "whole"}
 
 
+@pytest.mark.parametrize("engine", ["native", pytest.param("reference", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("size", [1.0, 1e4])
+def test_a_norm_enters_with_its_step_or_with_the_count_of_one_that_is_left_out(engine, size):
+    def make():
+        tree, optimizer = made(engine=engine, skip_above=3.0, skip_window=4)
+        optimizer.step(like(tree, 3))
+        optimizer.step(like(tree, 4))
+        gradients = like(tree)
+        gradients["plain"] *= np.float32(size)
+
+        def now():
+            return everything(optimizer), repr(optimizer.gradient_norm), repr(optimizer.skipped)
+
+        return lambda: optimizer.step(gradients), now
+
+    assert whole_or_nothing(make) == {"nothing", "whole"}
+    step, now = make()
+    step()
+    assert ("spikes=1" in now()[-1]) == (size > 1)
+
+
 @pytest.mark.parametrize("engine", ENGINES)
 def test_a_step_that_is_left_out_is_counted_as_such_or_not_at_all(engine):
     def make():
