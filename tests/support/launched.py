@@ -56,6 +56,7 @@ optimizers = [
         copy_to=torch.bfloat16,
         statistics=True,
         state="8bit",
+        track_changes=True,
     ),
     ours.Adam([*params, *halves], lr=torch.tensor(0.1), capturable=True, amsgrad=True),
     ours.SGD(halves, momentum=0.9, rounding="remainder8"),
