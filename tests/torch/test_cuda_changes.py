@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 
+import adamas.torch as ours
 from adamas.engines.triton import marks
+from adamas.engines.triton.launches import Launches
 from tests.support.device_trainings import (
     NO_GPU,
     PHASE,
@@ -67,6 +69,24 @@ def test_what_is_marked_on_a_device_is_found_by_its_kernels(monkeypatch):
     assert asked == []
     assert len(told(training)) == 4
     assert [dtype for _, dtype in asked] == [torch.int32] * 5
+
+
+def test_a_plan_of_tensors_in_another_order_marks_by_indices_and_is_used_again(monkeypatch):
+    random = torch.Generator().manual_seed(0)
+    drawn = torch.randn(4, 3, 5, 7, generator=random).to(DEVICE)
+    p = torch.nn.Parameter(drawn.to(memory_format=torch.channels_last))
+    optimizer = ours.AdamW([p], lr=3e-8, track_changes=True)
+    for step in range(3):
+        p.grad = torch.ones_like(p)
+        before = p.detach().clone()
+        optimizer.step()
+        assert p.grad.is_contiguous(memory_format=torch.channels_last)
+        (change,) = optimizer.changes()
+        differs = (before != p.detach()).reshape(-1)
+        assert torch.equal(change.indices.to(torch.int64), differs.nonzero().view(-1))
+        assert 0.2 < differs.float().mean() < 0.9
+        if step == 0:
+            monkeypatch.setattr(Launches, "__init__", None)
 
 
 def test_the_device_decides_whether_anything_is_marked(monkeypatch):

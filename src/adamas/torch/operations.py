@@ -41,6 +41,7 @@ __all__ = [
     "step_rows",
     "step_tensor",
     "store",
+    "take_marks",
 ]
 
 #: Elements that are looked at at once: copies of all would be too large.
@@ -204,6 +205,16 @@ def marks_of(before: Tensor, after: Tensor) -> Tensor:
 def mark(marks: Tensor, before: Tensor, after: Tensor) -> None:
     """Mark, besides what is marked, the elements that are stored as other bits."""
     marks |= marks_of(before, after).to(marks.device)
+
+
+def take_marks(marks: Tensor, found: Tensor, like: Tensor) -> None:
+    """Move marks that number elements as those of ``like`` lie in memory, without gaps."""
+    each = torch.arange(_BYTE, dtype=torch.uint8, device=found.device)
+    bits = (found.view(torch.uint8).unsqueeze(1) >> each) & 1
+    ordered = torch.as_strided(bits, like.shape, like.stride()).reshape(-1)
+    packed = _packed(ordered.to(torch.bool))
+    marks.view(torch.uint8)[: len(packed)] |= packed
+    found.zero_()
 
 
 def marked(marks: Tensor, count: int) -> Tensor:

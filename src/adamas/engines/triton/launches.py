@@ -123,6 +123,8 @@ class Launches:
             by_device[device] = []
         for i, job in enumerate(jobs):
             by_device.setdefault(job.device, []).append(i)
+        #: Graphs write to them at each replay.
+        self._marks = [job.marks for job in jobs if job.marks is not None]
         self._places = [np.array(indices, np.int64) for indices in by_device.values()]
         given = np.cumsum([job.is_given for job in jobs]) - 1
         self._given_places = [

@@ -19,7 +19,7 @@ from adamas.engines.triton import devices as triton
 from adamas.engines.triton.jobs import Inputs, Job, signature_of
 from adamas.engines.triton.launches import Launches
 from adamas.state import Entries
-from adamas.torch import arguments, gradients, parts, small
+from adamas.torch import arguments, gradients, operations, parts, small
 from adamas.torch.counting import DeviceCounts
 from adamas.torch.members import WIDE, Member, scalar
 from adamas.torch.numbers import Scaling
@@ -117,6 +117,8 @@ class OnDevice(Route):
         index = {id(group): i for i, group in enumerate(self._groups)}
         #: What was not contiguous, and what is stepped in its place.
         self._replaced: list[tuple[Tensor, Tensor]] = []
+        #: Marks, those of the same elements as they lie in memory, and what they are of.
+        self._in_memory: list[tuple[Tensor, Tensor, Tensor]] = []
         #: By place: numbers of steps that are kept on the host.
         self._host_steps: dict[int, Tensor] = {}
         #: What the tables were made of.
@@ -129,6 +131,8 @@ class OnDevice(Route):
                 self._host_steps[place] = step
                 step = None
             job, gradient = _job(member, self._replaced)
+            if member.marks is not None and job.marks is not None and job.marks is not member.marks:
+                self._in_memory.append((member.marks, job.marks, job.parameter))
             self._first.append(gradient)
             self._jobs.append(
                 job._replace(
@@ -220,6 +224,8 @@ class OnDevice(Route):
         self._first.clear()
         for target, source in self._replaced:
             target.copy_(source)
+        for marks, found, parameter in self._in_memory:
+            operations.take_marks(marks, found, parameter)
         if self._host_steps and (outcome is None or outcome.applied):
             for counted in self._host_steps.values():
                 counted.add_(1)
@@ -251,7 +257,7 @@ def _job(member: Member, replaced: list[tuple[Tensor, Tensor]]) -> tuple[Job, Te
         None if each is None else parts.local(each)
         for each in (part, *entries._replace(header=None), member.copy)
     ]
-    is_ordered = member.draws or bool(member.storage.codes.header) or member.marks is not None
+    is_ordered = member.draws or bool(member.storage.codes.header)
     g, *laid = triton.laid_out([member.local_gradient, *written], is_ordered=is_ordered)
     replaced.extend(
         (target, source)
@@ -262,6 +268,9 @@ def _job(member: Member, replaced: list[tuple[Tensor, Tensor]]) -> tuple[Job, Te
     header = None if entries.header is None else parts.local(entries.header)
     assert p is not None
     assert g is not None
+    marks = member.marks
+    if marks is not None and not p.is_contiguous():
+        marks = torch.zeros_like(marks)  # kernels number elements as they lie in memory
     job = Job(
         parameter=p,
         entries=Entries(*kept)._replace(header=header),
@@ -270,7 +279,7 @@ def _job(member: Member, replaced: list[tuple[Tensor, Tensor]]) -> tuple[Job, Te
         top=member.top,
         place=member.place,
         runs=(parts.runs(member.parameter) or ()) if member.draws else (),
-        marks=member.marks,
+        marks=marks,
     )
     return job, g
 
