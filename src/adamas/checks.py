@@ -60,6 +60,8 @@ _ELSEWHERE = {
     "momentum": ("beta",),
     "rate": ("lr", "learning_rate"),
     "rho": ("beta",),
+    "rolling_interval_length": ("skip_window",),
+    "sigma_factor": ("skip_above",),
     "step_size": ("lr", "learning_rate"),
     "wd": ("weight_decay",),
 }

@@ -10,8 +10,9 @@ OLMo et al. 2025, "2 OLMo 2 Furious" (arXiv:2501.00656), tell of the spikes. As 
 - a norm enters the window after it was judged, and so does one that was left out: a level that
   stays is taken up after a while.
 
-Otherwise than there, what is no size of a gradient is not judged and does not enter: infinity and
-NaN, which ``on_nonfinite`` is for, and 0, as where no parameter has a gradient.
+Otherwise than there, losses are not looked at, half of a window may be fewer than 20 norms, and
+what is no size of a gradient is not judged and does not enter: infinity and NaN, which
+``on_nonfinite`` is for, and 0, as where no parameter has a gradient.
 
 The window is one array of float64: ``skip_window`` norms, written round and round, how many have
 entered, and how many steps were left out. Every engine computes with it in the same order, so

@@ -13,7 +13,17 @@ import adamas
 from adamas import checks
 from adamas.options import Options, Phase
 
-OPTIONS = ("lr", "betas", "eps", "weight_decay", "decay", "clip_norm", "on_nonfinite")
+OPTIONS = (
+    "lr",
+    "betas",
+    "eps",
+    "weight_decay",
+    "decay",
+    "clip_norm",
+    "on_nonfinite",
+    "skip_above",
+    "skip_window",
+)
 
 
 @pytest.mark.parametrize(
@@ -26,6 +36,8 @@ OPTIONS = ("lr", "betas", "eps", "weight_decay", "decay", "clip_norm", "on_nonfi
         ("epsilon", "eps"),
         ("beta1", "betas"),
         ("max_grad_norm", "clip_norm"),
+        ("sigma_factor", "skip_above"),
+        ("rolling_interval_length", "skip_window"),
     ],
 )
 def test_a_misspelled_or_foreign_name_is_taken_for_the_near_one(name, meant):
