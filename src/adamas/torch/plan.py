@@ -112,8 +112,6 @@ class Plan:
         self._native = self._whole if isinstance(self._whole, Native) else None
         #: The plan of the native engine where it takes all there is, or None.
         self.native = None if self._native is None else self._native.plan
-        #: Whether it marks all that it changes, and looks for itself whether others wrote to it.
-        self.tracks = self._native is not None and self._native.marks_itself
         #: What launches steps on devices, all of it or a part, or None.
         self.device = next((each for each in self._routes if isinstance(each, OnDevice)), None)
 
@@ -125,9 +123,7 @@ class Plan:
     @property
     def direct(self) -> Callable[[Groups, States], Any] | None:
         """The native step, where it is all there is to do and reports nothing."""
-        if self._native is None or (self._phase.track_changes and not self.tracks):
-            return None
-        return self._native.direct
+        return None if self._native is None else self._native.direct
 
     @property
     def members(self) -> tuple[Member, ...]:
@@ -140,12 +136,6 @@ class Plan:
     def routes(self) -> dict[int, str]:
         """The name of the route of each parameter that was stepped last, by place."""
         return {member.place: route.name for route in self._routes for member in route.stepped}
-
-    @property
-    def unmarked(self) -> list[int]:
-        """Places of the parameters whose routes do not mark what they change."""
-        routes = (route for route in self._routes if not route.marks_itself)
-        return [member.place for route in routes for member in route.members]
 
     @property
     def is_idle(self) -> bool:

@@ -168,16 +168,19 @@ class Stepper:
         return True
 
     def _tracked(self, plan: Plan, scaling: Scaling) -> Made | None:
-        """Make one step by a plan, and have marked what it changes."""
+        """Make one step by a plan, which marks what it changes, and see to the rest.
+
+        A plan of the native engine alone looks itself whether something else has written to its
+        parameters.
+        """
         tracking, count = self._tracking, self._tracking.steps
-        compared = {*plan.unmarked, *tracking.shared}
-        places = [] if plan.tracks else [member.place for member in plan.members]
-        if compared or not plan.tracks:
+        shared, stepped = tracking.shared, plan.members if plan.native is None else ()
+        if shared or plan.native is None:
             tracking.look()
-        with tracking.comparing(sorted(compared)) if compared else nullcontext():
+        with tracking.comparing(shared) if shared else nullcontext():
             made = plan.step(scaling)
         if made is not NotImplemented and made is not OVERFLOWED:
-            tracking.saw(compared.union(places))
+            tracking.saw(shared.union(member.place for member in stepped))
             is_made = made is None or isinstance(made, DeviceOutcome) or made.applied
             tracking.steps = count + is_made  # which native plans have counted
         return made

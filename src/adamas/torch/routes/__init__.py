@@ -84,8 +84,6 @@ class Route:
 
     #: What ``adamas.torch.Optimizer.routes`` calls it.
     name: str
-    #: Whether it sets the marks of its members; else parameters are compared with what they were.
-    marks_itself = False
 
     def __init__(self, members: Sequence[Member], setup: Setup) -> None:
         self._all = tuple(members)

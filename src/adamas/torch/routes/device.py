@@ -94,7 +94,6 @@ class OnDevice(Route):
     """Launches, and the parameters that they step."""
 
     name = "triton"
-    marks_itself = True
 
     def __init__(
         self, members: Sequence[Member], setup: Setup, devices: Lasting, before: OnDevice | None

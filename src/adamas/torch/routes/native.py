@@ -64,7 +64,6 @@ class Native(Route):
     """A plan of the native engine, and the parameters that it steps."""
 
     name = "native"
-    marks_itself = True
 
     def __init__(self, members: Sequence[Member], setup: Setup) -> None:
         """Make the plan; those of ``members`` without a gradient are left out of a step."""

@@ -232,7 +232,6 @@ class Offloaded(Route):
     """The parameters that are stepped so."""
 
     name = "offload"
-    marks_itself = True
 
     def __init__(self, members: Sequence[Member], setup: Setup, pipeline: Offload) -> None:
         """Step ``members`` through a pipeline, which keeps what it has prepared."""

@@ -32,7 +32,6 @@ class Plain(Route):
     """Steps parameters one by one."""
 
     name = "torch"
-    marks_itself = True
 
     def __init__(self, members: Sequence[Member], setup: Setup) -> None:
         super().__init__(members, setup)
