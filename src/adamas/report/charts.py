@@ -8,7 +8,7 @@ page says so.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil, isfinite
 from typing import Any
@@ -90,7 +90,7 @@ def curves(runs: Sequence[Run]) -> list[Curve]:
             "Norm of the update by norm of the parameter, of the layer in the middle"
             + ("; the band is of all layers." if len(runs) == 1 else "."),
             runs,
-            lambda run: {"": _quantile(run, 0.5)},
+            lambda run: {"": _of_layers(run, np.nanmedian)},
             log=True,
             band=len(runs) == 1,
         ),
@@ -160,8 +160,8 @@ def _curve(
             line["step"] = run.steps[chosen].tolist()
             line["value"] = _rounded(column[chosen], positive=log)
             if band and len(run.tensors) > 1:
-                for end, share in (("low", 0.0), ("high", 1.0)):
-                    line[end] = _rounded(_quantile(run, share)[chosen], positive=log)
+                for end, which in (("low", np.nanmin), ("high", np.nanmax)):
+                    line[end] = _rounded(_of_layers(run, which)[chosen], positive=log)
             lines.append(line)
     positive = log and any(value is not None for line in lines for value in line["value"])
     has_band = any("low" in line for line in lines)
@@ -176,13 +176,14 @@ def _curve(
     )
 
 
-def _quantile(run: Run, share: float) -> Numbers:
-    """Return a quantile of the ratios of all layers that move, at each line."""
-    ratio = np.where(run.ratio > 0, run.ratio, np.nan)
+def _of_layers(run: Run, which: Callable[..., Any]) -> Numbers:
+    """Return the least, middle or largest of the ratios of all layers that move, at each line."""
+    ratio = run.ratio
+    ratio = np.where(ratio > 0, ratio, np.nan)
     some = ~np.isnan(ratio).all(axis=1)
     found = np.full(len(ratio), np.nan)
     if some.any():
-        found[some] = np.nanquantile(ratio[some], share, axis=1)
+        found[some] = which(ratio[some], axis=1)
     return found
 
 
