@@ -27,8 +27,6 @@ struct Scratch {
     alignas(64) float m[strip_size];
     alignas(64) float v[strip_size];
     alignas(64) std::uint32_t random[strip_size];
-    alignas(64) std::uint32_t differences[strip_size];   // of the parameters' bits
-    alignas(64) std::uint16_t codes_before[strip_size];  // of what is marked
 };
 
 inline float power_of_two(int exponent) {

@@ -38,17 +38,39 @@ inline std::uint16_t to_float16(float x) {
     return static_cast<std::uint16_t>(sign | magnitude);
 }
 
-template <class T>
-inline void write_copy(DType type, std::uint16_t* __restrict copy, const T* __restrict p,
-                       std::int64_t count) {
+// Writes the code of an element. With `Flagged` a flag becomes 255 where that is another, else 0.
+template <bool Flagged>
+inline void put_code(std::uint16_t& code, std::uint32_t given, std::uint8_t* __restrict flags,
+                     std::int64_t i) {
+    auto now = static_cast<std::uint16_t>(given);
+    if constexpr (Flagged) {
+        flags[i] = now != code ? 255 : 0;
+    }
+    code = now;
+}
+
+template <bool Flagged, class T>
+inline void write_nearest(DType type, std::uint16_t* __restrict copy, const T* __restrict p,
+                          std::uint8_t* __restrict flags, std::int64_t count) {
     if (type == DType::bfloat16) {
         for (std::int64_t i = 0; i < count; ++i) {
-            copy[i] = to_bfloat16(static_cast<float>(p[i]));
+            put_code<Flagged>(copy[i], to_bfloat16(static_cast<float>(p[i])), flags, i);
         }
     } else {
         for (std::int64_t i = 0; i < count; ++i) {
-            copy[i] = to_float16(static_cast<float>(p[i]));
+            put_code<Flagged>(copy[i], to_float16(static_cast<float>(p[i])), flags, i);
         }
+    }
+}
+
+// Writes codes, and flags where they are not null.
+template <class T>
+inline void write_copy(DType type, std::uint16_t* copy, const T* p, std::uint8_t* flags,
+                       std::int64_t count) {
+    if (flags == nullptr) {
+        write_nearest<false>(type, copy, p, flags, count);
+    } else {
+        write_nearest<true>(type, copy, p, flags, count);
     }
 }
 
@@ -118,20 +140,23 @@ inline void join_remainder(const std::uint16_t* __restrict code, const Remainder
 // The bits for rounding parameters, from those of the state.
 inline std::uint32_t random_bits_of_parameter(std::uint32_t r) { return r * 0xc2b2ae3du; }
 
+template <bool Flagged>
 inline void split_remainder(const float* __restrict x, std::uint16_t* __restrict code,
-                            std::int16_t* __restrict rest, std::int64_t count) {
+                            std::int16_t* __restrict rest, std::uint8_t* __restrict flags,
+                            std::int64_t count) {
     for (std::int64_t i = 0; i < count; ++i) {
         std::uint32_t bits = bits_of(x[i]);
         bool is_nan = x[i] != x[i];
         std::uint32_t high = is_nan ? 0x7fc0u : (bits + 0x8000u) >> 16;
-        code[i] = static_cast<std::uint16_t>(high);
+        put_code<Flagged>(code[i], high, flags, i);
         rest[i] = static_cast<std::int16_t>(is_nan ? 0u : bits - (high << 16));
     }
 }
 
+template <bool Flagged>
 inline void split_remainder8(const float* __restrict x, const std::uint32_t* __restrict random,
                              std::uint16_t* __restrict code, std::int8_t* __restrict rest,
-                             std::int64_t count) {
+                             std::uint8_t* __restrict flags, std::int64_t count) {
     for (std::int64_t i = 0; i < count; ++i) {
         std::uint32_t bits = bits_of(x[i]);
         std::uint32_t size = bits & 0x7fffffffu;
@@ -140,30 +165,46 @@ inline void split_remainder8(const float* __restrict x, const std::uint32_t* __r
         std::uint32_t kept = std::min((size + addend) >> 8, most) | (bits & 0x80000000u) >> 8;
         std::uint32_t high = (kept + 0x80u) >> 8;
         bool is_nan = x[i] != x[i];
-        code[i] = static_cast<std::uint16_t>(is_nan ? 0x7fc0u : high);
+        put_code<Flagged>(code[i], is_nan ? 0x7fc0u : high, flags, i);
         rest[i] = static_cast<std::int8_t>(is_nan ? 0u : kept - (high << 8));
     }
 }
 
-// Writes float32 parameters from element `at` on as they are stored.
-inline void encode_parameters(const Layout& layout, const Arrays& arrays, std::int64_t at,
-                              const float* __restrict x, const std::uint32_t* __restrict random,
-                              std::int64_t count) {
+template <bool Flagged>
+inline void encode_as(const Layout& layout, const Arrays& arrays, std::int64_t at,
+                      const float* __restrict x, const std::uint32_t* __restrict random,
+                      std::uint8_t* __restrict flags, std::int64_t count) {
     std::uint16_t* __restrict code = static_cast<std::uint16_t*>(arrays.p) + at;
     if (layout.rounding == Rounding::remainder) {
-        split_remainder(x, code, static_cast<std::int16_t*>(arrays.remainder) + at, count);
+        auto rest = static_cast<std::int16_t*>(arrays.remainder) + at;
+        split_remainder<Flagged>(x, code, rest, flags, count);
     } else if (layout.rounding == Rounding::remainder8) {
-        split_remainder8(x, random, code, static_cast<std::int8_t*>(arrays.remainder) + at, count);
+        auto rest = static_cast<std::int8_t*>(arrays.remainder) + at;
+        split_remainder8<Flagged>(x, random, code, rest, flags, count);
     } else if (layout.rounding == Rounding::nearest) {
-        write_copy(layout.dtype, code, x, count);
+        write_nearest<Flagged>(layout.dtype, code, x, flags, count);
     } else if (layout.dtype == DType::bfloat16) {
         for (std::int64_t i = 0; i < count; ++i) {
-            code[i] = to_bfloat16_by_chance(x[i], random_bits_of_parameter(random[i]) >> 16);
+            std::uint32_t addend = random_bits_of_parameter(random[i]) >> 16;
+            put_code<Flagged>(code[i], to_bfloat16_by_chance(x[i], addend), flags, i);
         }
     } else {
         for (std::int64_t i = 0; i < count; ++i) {
-            code[i] = to_float16_by_chance(x[i], random_bits_of_parameter(random[i]) >> 16);
+            std::uint32_t addend = random_bits_of_parameter(random[i]) >> 16;
+            put_code<Flagged>(code[i], to_float16_by_chance(x[i], addend), flags, i);
         }
+    }
+}
+
+// Writes float32 parameters from element `at` on as they are stored, and flags where they are not
+// null.
+inline void encode_parameters(const Layout& layout, const Arrays& arrays, std::int64_t at,
+                              const float* x, const std::uint32_t* random, std::uint8_t* flags,
+                              std::int64_t count) {
+    if (flags == nullptr) {
+        encode_as<false>(layout, arrays, at, x, random, flags, count);
+    } else {
+        encode_as<true>(layout, arrays, at, x, random, flags, count);
     }
 }
 

@@ -100,23 +100,6 @@ inline void step_elements(const Numbers<T>& c, T* p, const T* g, T* m, T* v, T* 
     }
 }
 
-// Adds the marks of elements that were stepped, from what that left behind: codes as they were, a
-// record, or differences.
-template <class T>
-inline void mark(const Arrays& arrays, std::int64_t at, std::int64_t count, const T* p,
-                 const std::uint16_t* codes, const std::uint16_t* codes_before,
-                 const Record<T>* record, const Bits<T>* differences) {
-    std::uint32_t* marks = arrays.marks + at / marks_in_word;
-    if (codes != nullptr) {
-        mark_where(count, marks, [=](std::int64_t i) { return codes_before[i] != codes[i]; });
-    } else if (record != nullptr) {
-        const T* before = record->before;
-        mark_where(count, marks, [=](std::int64_t i) { return difference(before[i], p[i]) != 0; });
-    } else {
-        mark_where(count, marks, [=](std::int64_t i) { return differences[i] != 0; });
-    }
-}
-
 template <class T>
 inline void average(T keep, T take, T* __restrict mean, const T* __restrict p, std::int64_t count) {
     for (std::int64_t i = 0; i < count; ++i) {
@@ -151,20 +134,16 @@ void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t 
     bool by_tile =
         ema != nullptr || arrays.copy != nullptr || arrays.marks != nullptr || report != nullptr;
     std::int64_t stride = by_tile ? tile_size : last - first;
-    alignas(64) Bits<T> differences[tile_size];
-    alignas(64) std::uint16_t codes_before[tile_size];
+    Marking<T> marking;
     RecordedTile<T> tile;
     Record<T> record = tile.from(0);
     for (std::int64_t at = first; at < last; at += stride) {
         std::int64_t count = std::min(stride, last - at);
-        const std::uint16_t* codes = marked_codes(arrays, DType::float32, at);
-        if (codes != nullptr) {
-            std::copy_n(codes, count, codes_before);
-        }
+        marking.begin(arrays, at, count);
         step_elements<T, Mean, Square, Largest>(
             c, p + at, g + at, Mean ? m + at : nullptr, Square ? v + at : nullptr,
             Largest ? w + at : nullptr, report == nullptr ? nullptr : &record,
-            arrays.marks == nullptr || codes != nullptr ? nullptr : differences, count);
+            marking.differences(arrays, DType::float32), count);
         if (report != nullptr) {
             add_to(*report, tile, p + at, g + at, count);
         }
@@ -172,12 +151,11 @@ void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t 
             average(ema_keep, ema_take, ema + at, p + at, count);
         }
         if (arrays.copy != nullptr) {
-            write_copy(arrays.copy_type, arrays.copy + at, p + at, count);
+            write_copy(arrays.copy_type, arrays.copy + at, p + at, marking.flags_of_copy(arrays),
+                       count);
         }
-        if (arrays.marks != nullptr) {
-            mark<T>(arrays, at, count, p + at, codes, codes_before,
-                    report == nullptr ? nullptr : &record, differences);
-        }
+        marking.compare(arrays, DType::float32, report == nullptr ? nullptr : tile.before, p + at);
+        marking.end();
     }
 }
 
@@ -194,12 +172,8 @@ struct Work {
 // Steps the N elements from `at` on. `record` is null where nothing is recorded.
 template <int N, bool Mean, bool Square, bool Largest>
 inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, Scratch& scratch,
-                       const Record<float>* record) {
+                       const Record<float>* record, Marking<float>& marking) {
     const Layout& layout = work.layout;
-    const std::uint16_t* codes = marked_codes(arrays, layout.dtype, at);
-    if (codes != nullptr) {
-        std::copy_n(codes, N, scratch.codes_before);
-    }
     float* p = arrays.at<float>(arrays.p, at);
     const float* g = static_cast<const float*>(arrays.g) + at;
     bool half = is_half(layout.dtype);
@@ -215,9 +189,12 @@ inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, 
     float* m = means_of(layout, arrays, at, scratch);
     float* v = squares_of(layout, arrays, at, scratch);
     float* w = Largest ? arrays.at<float>(arrays.w, at) : nullptr;
-    std::uint32_t* differences =
-        arrays.marks == nullptr || codes != nullptr ? nullptr : scratch.differences;
-    step_elements<float, Mean, Square, Largest>(work.c, p, g, m, v, w, record, differences, N);
+    step_elements<float, Mean, Square, Largest>(work.c, p, g, m, v, w, record,
+                                                marking.differences(arrays, layout.dtype), N);
+    // That of the strip before: a processor does it while it divides.
+    marking.end();
+    marking.begin(arrays, at, N);
+    marking.compare(arrays, layout.dtype, record == nullptr ? nullptr : record->before, p);
     if (layout.draws()) {
         draw<N>(work.key, arrays, at, scratch.random);
     }
@@ -227,7 +204,8 @@ inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, 
     auto ema = static_cast<float*>(arrays.ema);
     bool follows = ema != nullptr || arrays.copy != nullptr || record != nullptr;
     if (half) {
-        encode_parameters(layout, arrays, at, scratch.p, scratch.random, N);
+        encode_parameters(layout, arrays, at, scratch.p, scratch.random,
+                          marking.flags_of_codes(arrays), N);
         if (follows) {
             decode_parameters(layout, arrays, at, scratch.p, N);
         }
@@ -236,10 +214,8 @@ inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, 
         average(work.ema_keep, work.ema_take, ema + at, static_cast<const float*>(p), N);
     }
     if (arrays.copy != nullptr) {
-        write_copy(arrays.copy_type, arrays.copy + at, static_cast<const float*>(p), N);
-    }
-    if (arrays.marks != nullptr) {
-        mark<float>(arrays, at, N, p, codes, scratch.codes_before, record, differences);
+        write_copy(arrays.copy_type, arrays.copy + at, static_cast<const float*>(p),
+                   marking.flags_of_copy(arrays), N);
     }
     if (record != nullptr && half) {
         std::copy_n(p, N, record->p);
@@ -316,6 +292,7 @@ void sweep_strips(const Layout& layout, const Arrays& arrays, const StepNumbers&
               static_cast<float>(numbers.ema_take), key};
     Scratch scratch;
     RecordedTile<float> recorded;
+    Marking<float> marking;
     for (std::int64_t tile = first; tile < last; tile += tile_size) {
         std::int64_t end = std::min(tile + tile_size, last), at = tile;
         Record<float> record;
@@ -324,15 +301,18 @@ void sweep_strips(const Layout& layout, const Arrays& arrays, const StepNumbers&
             return report == nullptr ? nullptr : &record;
         };
         for (; at + strip_size <= end; at += strip_size) {
-            step_strip<strip_size, Mean, Square, Largest>(work, arrays, at, scratch, recording());
+            step_strip<strip_size, Mean, Square, Largest>(work, arrays, at, scratch, recording(),
+                                                          marking);
         }
         for (; at + block_size <= end; at += block_size) {
-            step_strip<block_size, Mean, Square, Largest>(work, arrays, at, scratch, recording());
+            step_strip<block_size, Mean, Square, Largest>(work, arrays, at, scratch, recording(),
+                                                          marking);
         }
         if (at < end) {
             LastBlock rest(layout, arrays, at, end - at);
             step_strip<block_size, Mean, Square, Largest>(work, rest.arrays(), 0, scratch,
-                                                          recording());
+                                                          recording(), marking);
+            marking.end();
             rest.put_back();
         }
         if (report != nullptr) {
@@ -342,6 +322,7 @@ void sweep_strips(const Layout& layout, const Arrays& arrays, const StepNumbers&
             add_to(*report, recorded, p, g, end - tile);
         }
     }
+    marking.end();
 }
 
 }  // namespace
