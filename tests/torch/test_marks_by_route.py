@@ -8,9 +8,7 @@ import torch
 from torch import nn
 
 import adamas.torch as ours
-from adamas.torch.routes.device import OnDevice
-from adamas.torch.routes.offload import Offloaded
-from adamas.torch.routes.plain import Plain
+from adamas.torch.tracking import Tracking
 from tests.support.offloading import BFLOAT16, FLOAT16, ROUNDINGS
 from tests.support.queues import ORDERS
 from tests.support.torch_routes import standing_in
@@ -109,8 +107,14 @@ def share(told):
     return torch.cat([each for step in told for each in step]).float().mean()
 
 
-def test_no_step_is_followed_by_a_comparison():
-    assert all(route.marks_itself for route in (OnDevice, Offloaded, Plain))
+@pytest.mark.parametrize("route", ROUTES)
+def test_no_step_compares_parameters_with_what_they_were(route, monkeypatch):
+    monkeypatch.setattr(Tracking, "comparing", None)
+    with standing_in(route) as device:
+        optimizer = method_of("AdamW", torch.float32)(device, **chosen_by(route))
+        given_gradients(optimizer.param_groups[0]["params"], 1)
+        optimizer.step()
+        assert len(list(optimizer.changes())) > 3
 
 
 @pytest.mark.quick_cases(2)
