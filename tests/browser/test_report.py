@@ -105,7 +105,8 @@ def test_nothing_is_wider_than_the_window_and_all_charts_are_drawn(opened, name,
     for place in range(curves.count()):
         assert window.locator(f"#curve-{place} svg .mark-line path").count() >= 1
     if name == "empty":
-        assert "no statistics of layers" in window.inner_text("#heat")
+        assert "No line of the record has numbers of layers yet." in window.inner_text("main")
+        assert not window.locator("#heat, table, select, #filter").locator("visible=true").count()
     else:
         assert window.locator("#heat canvas").count() == 1
     assert window.title().endswith("adamas report")

@@ -29,6 +29,10 @@ SHOWN, FOLDED = 6, 100
 #: Layers of a finding that stay where others are left out.
 KEPT = 20
 
+_NOTHING = (
+    "No line of the record has numbers of layers yet. Lines of steps that were left out have none."
+)
+
 _COLUMNS = (
     ("layer", "Name of the parameter"),
     ("shape", "Sorted by the number of elements"),
@@ -55,6 +59,7 @@ def page(runs: Sequence[Run], version: str) -> str:
     heats = [drawn.heat(run, names, len(runs)) for run, names in zip(runs, told, strict=True)]
     rows = max(1, ROWS // len(runs))
     tabled = [drawn.shown_layers(run, rows, names) for run, names in zip(runs, told, strict=True)]
+    has_layers = any(heat.values for heat in heats)
     parts = {
         "title": escape(_title(runs)),
         "head": _head(runs, found),
@@ -68,6 +73,8 @@ def page(runs: Sequence[Run], version: str) -> str:
             f"<figcaption>{escape(chart.says)}</figcaption></figure>"
             for place, chart in enumerate(charts)
         ),
+        "nothing": "" if has_layers else f'<p class="note">{_NOTHING}</p>',
+        "hidden": "" if has_layers else " hidden",
         "choices": _choices(runs, heats),
         "tables": "".join(map(_table, runs, tabled, range(len(runs)))),
         "left": _left_out(runs, heats, tabled),
@@ -118,7 +125,9 @@ def _facts(run: Run) -> Iterable[tuple[str, str]]:
     """Yield what is to be known of a run, each with its name."""
     header = run.headers[-1]
     yield "Method", str(header.get("method", "unknown"))
-    yield "Steps", f"{run.steps[0]:,} to {run.steps[-1]:,}, in {counted(len(run.steps), 'line')}"
+    first, last = (f"{step:,}" for step in (run.steps[0], run.steps[-1]))
+    steps = last if first == last else f"{first} to {last}"
+    yield "Steps", f"{steps}, in {counted(len(run.steps), 'line')}"
     begin, end = date(run.times[0]), date(run.times[-1])
     if begin and end:
         yield "Written", begin if begin == end else f"{begin} to {end}"
