@@ -18,6 +18,7 @@ from benchmarks import (
     norm,
     ranks,
     rates,
+    recorder,
     small,
     tensors,
     versions,
@@ -48,6 +49,11 @@ TABLES: tuple[Table, ...] = (
         "torch_phase",
         "gradient clipping, step, EMA and low-precision copy together",
         tuple(tensors.phase_rows()),
+    ),
+    Ratios(
+        "recorder",
+        "trainings with a recorder at its default, beside the same without",
+        tuple(recorder.rows()),
     ),
     Ratios("norm", "norms on one core, exact, beside sums by tiles and lanes", tuple(norm.rows())),
     Ratios(
