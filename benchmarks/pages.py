@@ -32,6 +32,7 @@ TOGETHER = {
     "dtensors": ("dtensors",),
     "phase": ("torch_phase",),
     "norm": ("norm",),
+    "recorder": ("recorder",),
     "ranks": ("ranks",),
     "jax": ("jax_step",),
     "cuda": ("cuda_step", "cuda_phase"),

@@ -7,6 +7,7 @@ Either is a bound on v as it is stored, so that nothing is decoded but the bound
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Iterator
 from typing import Any
@@ -37,6 +38,7 @@ def v_bound(numbers: Coefficients) -> float:
     return max(outside * outside * _NEXT, numbers.inner)
 
 
+@functools.lru_cache(maxsize=256)
 def least(bound: float, dtype: Any) -> Any:
     """Return the smallest number of ``dtype`` that is not below ``bound``, in that dtype."""
     with np.errstate(over="ignore"):
@@ -60,6 +62,8 @@ def count_below(
     flat = square.reshape(-1)
     if form == "float32":
         limit = least(bound, flat.dtype)
+        if flat.size <= AT_ONCE:
+            return int(np.count_nonzero(flat < limit))
         return sum(int(np.count_nonzero(part < limit)) for part in _parts(flat))
     if form != "8bit":  # bits of bfloat16: the upper half of those of float32
         limit = -(-int(least(bound, np.float32).view(np.uint32)) >> 16)
@@ -73,9 +77,8 @@ def count_below(
     return found
 
 
-def share_below(state: State, numbers: Coefficients) -> float | None:
-    """Return the fraction of elements with √v̂ < ε; None where no v is kept."""
-    bound = v_bound(numbers)
+def share_below(state: State, bound: float) -> float | None:
+    """Return the fraction of elements of v that are below ``bound``; None where none is kept."""
     if state.largest_square is not None:
         count, size = count_below(state.largest_square, "float32", None, bound), state.square
     elif state.square is not None:

@@ -37,6 +37,10 @@ class Observed:
         """Return ``method``, ``phase``, ``groups`` and ``parameters`` of a header."""
         raise NotImplementedError
 
+    def frame(self) -> Any:
+        """Return what is another where a description may be, in no time."""
+        raise NotImplementedError
+
     def follow(self, before_first: Called, after: Called) -> Callable[[], None]:
         """Have functions called before the next step, and after each; return what ends that."""
         raise NotImplementedError
@@ -56,8 +60,11 @@ class Observed:
         """Let further steps take statistics, or not; the user sees nothing of it."""
         raise NotImplementedError
 
-    def is_clipped(self) -> bool | None:
-        """Return whether the last step clipped, where that is known without waiting; else None."""
+    def is_clipped(self, optimizer: Any) -> bool | None:
+        """Return whether the step of the ``optimizer`` that was just made clipped.
+
+        None where a device would be waited for.
+        """
         raise NotImplementedError
 
     def taken(self) -> Taken | None:

@@ -8,6 +8,7 @@ Both refuse what makes no sense with an error that says what was given and what 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -35,6 +36,7 @@ __all__ = [
     "Schedule",
     "StateForm",
     "learning_rate_at",
+    "observed",
 ]
 
 #: A learning rate that depends on the step: called with the number of the coming step, 1 first.
@@ -229,6 +231,12 @@ class Phase:
             or self.on_nonfinite != "propagate"
             or self.skip_above is not None
         )
+
+
+@functools.lru_cache(maxsize=64)
+def observed(phase: Phase) -> Phase:
+    """Return a phase with statistics, whether or not the user asks for them."""
+    return dataclasses.replace(phase, statistics=True)
 
 
 def learning_rate_at(lr: LearningRate, step: int) -> float:

@@ -30,7 +30,7 @@ from adamas.observing import Called, Observed, Taken
 from adamas.runs import Run
 from adamas.settings import stepping
 from adamas.state import State
-from adamas.summary import by_reason, total
+from adamas.summary import by_reason, norms_of
 
 __all__ = ["Recorder"]
 
@@ -67,9 +67,9 @@ class Recorder:
         self._path = str(Path(path).absolute())
         self._observed = _observed(optimizer, rank)
         self._process = os.getpid()
-        self._header = self._described()
-        #: Steps up to the next that is recorded, that one included, and all there were.
-        self._left, self._count = 1, 0
+        self._header, self._frame = self._described(), self._observed.frame()
+        #: How many steps there were, and which of them is the next that is recorded.
+        self._count, self._due = 0, 1
         #: Steps since the last line that clipped; None where one of them does not tell.
         self._clipped: int | None = 0
         self._notes: dict[str, Any] = {}
@@ -139,22 +139,19 @@ class Recorder:
         """Before the first step: have it observed, or see that there is nothing to do."""
         self._ask()
 
-    def _stepped(self, *_: Any) -> None:
+    def _stepped(self, optimizer: Any, *_: Any) -> None:
         """After each step."""
-        if self._count == 0:
-            self._observed.begun()
         self._count += 1
-        if self._is_over:
-            return
-        self._left -= 1
         if self._clipped is not None:
-            clipped = self._observed.is_clipped()
+            clipped = self._observed.is_clipped(optimizer)
             self._clipped = None if clipped is None else self._clipped + clipped
-        if self._left > 1:
+        if self._count + 1 < self._due:  # as nearly always
             return
-        if os.getpid() != self._process:
+        if self._count == 1:
+            self._observed.begun()
+        if self._is_over or os.getpid() != self._process:
             self._end()
-        elif self._left == 1:
+        elif self._count < self._due:
             self._ask()
         else:
             self._record()
@@ -168,7 +165,7 @@ class Recorder:
 
     def _record(self) -> None:
         """Write down the last step, and see which is the next."""
-        self._left = 1
+        self._due = self._count + 1
         try:
             taken = self._observed.taken()
             if taken is None:  # nothing was asked of it
@@ -177,7 +174,7 @@ class Recorder:
                 self._take(taken)
         except Exception as error:
             self._warn(error)
-        if self._left > 1:
+        if self._count + 1 < self._due:
             self._observed.observe(wanted=False)
 
     def _take(self, taken: Taken) -> None:
@@ -188,9 +185,10 @@ class Recorder:
             self._left_out += 1
         else:
             self._left_out = 0
-            self._left = self._every - number % self._every
-            if 2 * self._left < self._every and self._count > 1:
-                self._left += self._every  # no two lines close together
+            left = self._every - number % self._every
+            if 2 * left < self._every and self._count > 1:
+                left += self._every  # no two lines close together
+            self._due = self._count + left
         if not is_due:
             return
         clipped, self._clipped = self._clipped, 0
@@ -199,10 +197,12 @@ class Recorder:
             self._write(_line(number, taken, clipped, notes))
 
     def _write(self, line: dict[str, Any]) -> None:
-        header = self._described()
-        is_new = _frame(header) != _frame(self._header)
-        if is_new:
-            self._header = header
+        frame, is_new = self._observed.frame(), False
+        if frame != self._frame:
+            header = self._described()
+            is_new = _lasting(header) != _lasting(self._header)
+            self._header = header if is_new else self._header
+            self._frame = frame
         records.append(self._path, self._stamped(), line, is_new=is_new)
         self._fails = False
 
@@ -244,7 +244,7 @@ def _line(
     return line
 
 
-def _frame(header: Mapping[str, Any]) -> dict[str, Any]:
+def _lasting(header: Mapping[str, Any]) -> dict[str, Any]:
     """Return what of a header is not changed by schedules of any kind."""
     scheduled = ("lr", "betas", "weight_decay")
     groups = [
@@ -280,6 +280,10 @@ class _Arrays(Observed):
             },
         }
 
+    def frame(self) -> Any:
+        run = self._run
+        return run.phase, [(group.options, group.names) for group in run.parameters.groups]
+
     def follow(self, before_first: Called, after: Called) -> Callable[[], None]:
         handle = self._optimizer().register_step_post_hook(after)
         before_first()
@@ -291,9 +295,8 @@ class _Arrays(Observed):
     def observe(self, *, wanted: bool) -> None:
         self._optimizer()._observe(self, wanted)
 
-    def is_clipped(self) -> bool | None:
-        factor = self._run.clip_factor
-        return factor is not None and factor < 1
+    def is_clipped(self, optimizer: Any) -> bool | None:
+        return optimizer._run.is_clipped
 
     def taken(self) -> Taken | None:
         run = self._run
@@ -302,7 +305,7 @@ class _Arrays(Observed):
             return None
         norm = outcome.norm
         if norm is None and parts is not None:
-            norm = total(parts, [p.size for _, p in run.parameters.named]).gradient_norm
+            norm = norms_of(parts, gradients_only=True)[0]
         tensors = None if parts is None else self._tensors()
         return Taken(
             step=run.steps,
@@ -322,9 +325,13 @@ class _Arrays(Observed):
             for pair in zip(group.names, group.states, strict=True)
         ]
         found: dict[str, dict[str, float]] = {}
+        bounds = {
+            id(group): epsilon.v_bound(at_step(group.options, run.steps, 0.0))
+            for group in run.parameters.groups
+        }
         for (group, name, state), own in zip(states, run.statistics or (), strict=True):
-            found[name] = dict(vars(own.alone))
-            share = epsilon.share_below(state, at_step(group.options, run.steps, 0.0))
+            found[name] = own.values
+            share = epsilon.share_below(state, bounds[id(group)])
             if share is not None:
                 found[name]["below_eps"] = share
         return found

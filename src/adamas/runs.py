@@ -15,7 +15,7 @@ from adamas.checks import check_count
 from adamas.coefficients import clip_factor
 from adamas.engines import OUTCOME, SKIPPED, STEPS, native, reference, triton
 from adamas.groups import Parameters, check_entries
-from adamas.options import Options, Phase
+from adamas.options import Options, Phase, observed
 from adamas.spikes import Skipped, Window
 from adamas.statistics import OfPart, Outcome
 from adamas.tracked import Tracked
@@ -65,7 +65,7 @@ class Run:
         groups = tuple(group.planned(marks) for group in self.parameters.groups)
         if self.spikes is None:
             object.__setattr__(self, "spikes", spikes.kept(self.phase, None))
-        phase = replace(self.phase, statistics=True) if self.is_observed else self.phase
+        phase = observed(self.phase) if self.is_observed else self.phase
         plan = _ENGINES[self.engine].Plan(groups, phase, self.spikes, keep_sums=phase.statistics)
         object.__setattr__(self, "tree", self.parameters.tree)
         object.__setattr__(self, "plan", plan)
@@ -109,6 +109,15 @@ class Run:
     def statistics(self) -> tuple[OfPart, ...] | None:
         """Those of the last step, of each parameter; None where it took none or was left out."""
         return getattr(self.outcome, "statistics", None)
+
+    @property
+    def is_clipped(self) -> bool:
+        """Whether the step that was just made clipped."""
+        limit, last = self.phase.clip_norm, self.record[OUTCOME]
+        if limit is None or last is None:
+            return False
+        applied, norm = last[:2] if isinstance(last, tuple) else (last.applied, last.norm)
+        return applied and norm is not None and norm > limit
 
     @property
     def clip_factor(self) -> float | None:

@@ -9,7 +9,7 @@ layout or cuts of tensors. ``adamas.digits`` has the form in which such sums are
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -78,7 +78,12 @@ class OfPart(Statistics):
     @property
     def alone(self) -> Statistics:
         """The statistics of this part."""
-        return Statistics(*(getattr(self, each.name) for each in fields(Statistics)))
+        return Statistics(**self.values)
+
+    @property
+    def values(self) -> dict[str, Any]:
+        """The same by name."""
+        return {name: value for name, value in vars(self).items() if name != "sums"}
 
 
 @dataclass(frozen=True)

@@ -10,23 +10,30 @@ from adamas.digits import WIDTH, carried, norm
 from adamas.spikes import Skipped
 from adamas.statistics import OfPart, Statistics
 
-__all__ = ["by_reason", "summary", "total"]
+__all__ = ["by_reason", "norms_of", "summary", "total"]
 
-#: Carried rows of digits that are added before they are carried again.
+#: Carried rows of digits that can be added in int64 (``adamas.digits``).
 _ADDED = 2**14
+
+
+def norms_of(parts: Sequence[OfPart], *, gradients_only: bool = False) -> list[float]:
+    """Return the norms of gradients, parameters and updates of several tensors taken as one."""
+    which = slice(1 if gradients_only else 3)
+    sums = np.zeros((which.stop, WIDTH), np.int64)
+    for first in range(0, len(parts), _ADDED):
+        sums += np.sum([part.sums[which] for part in parts[first : first + _ADDED]], axis=0)
+        if len(parts) > _ADDED:
+            sums = np.stack([*map(carried, sums)])
+    return [norm(row) for row in sums]
 
 
 def total(parts: Sequence[OfPart], sizes: Sequence[int]) -> Statistics:
     """Return the statistics of several tensors taken as one; ``sizes`` has their elements."""
-    sums = np.zeros((3, WIDTH), np.int64)
-    for first in range(0, len(parts), _ADDED):
-        sums += np.sum([part.sums for part in parts[first : first + _ADDED]], axis=0)
-        sums = np.stack([*map(carried, sums)])
     size = sum(sizes)
     unmoved = sum(round(part.unmoved * own) for part, own in zip(parts, sizes, strict=True))
     largest = np.array([part.largest_update for part in parts])
     return Statistics(
-        *map(norm, sums),
+        *norms_of(parts),
         largest_update=float(np.max(largest, initial=0.0)),  # NaN where any is
         nonfinite=sum(part.nonfinite for part in parts),
         unmoved=unmoved / size if size else 0.0,

@@ -26,7 +26,7 @@ def shares(optimizer):
     numbers = at_step(optimizer.groups[0].options, optimizer.steps, 0.0)
     group = optimizer.groups[0]
     return {
-        name: epsilon.share_below(state, numbers)
+        name: epsilon.share_below(state, epsilon.v_bound(numbers))
         for name, state in zip(group.names, group.states, strict=True)
     }
 

@@ -66,6 +66,10 @@ class Method:
         """Return the numbers of the coming step, for groups that have no options."""
         raise NotImplementedError
 
+    def square_at_eps(self, group: Group, step: int) -> float | None:  # noqa: ARG002
+        """Return what v is below where √v̂ < ε, after so many steps; None where there is no v."""
+        return None
+
     def cohort(self, member: Member) -> Hashable:  # noqa: ARG002
         """Return what members of a group at the same step have in common, if their numbers are."""
         return None
@@ -102,6 +106,11 @@ class Adam(Method):
         kept = super().kept(group)
         return kept._replace(tensors=("exp_avg", "exp_avg_sq", "max_exp_avg_sq"))
 
+    def square_at_eps(self, group: Group, step: int) -> float | None:
+        """Return ε² in units of v, which is too small by 1 - β2^t."""
+        eps, beta2 = scalar(group["eps"]), scalar(group["betas"][1])
+        return eps * eps * one_minus_power(beta2, step)
+
     def options(self, group: Group) -> Options | None:
         """Return what torch's options mean."""
         beta1, beta2 = group["betas"]
@@ -130,6 +139,11 @@ class NAdam(Method):
         return kept._replace(
             numbers=(*kept.numbers, "mu_product"), needed=(*kept.needed, "mu_product")
         )
+
+    def square_at_eps(self, group: Group, step: int) -> float | None:
+        """Return ε² in units of v, which is too small by 1 - β2^t."""
+        eps, beta2 = scalar(group["eps"]), scalar(group["betas"][1])
+        return eps * eps * one_minus_power(beta2, step)
 
     def numbers(self, member: Member, step: int) -> Coefficients:
         """Return Adam's numbers, with momenta of a schedule in place of powers of β1."""
@@ -189,6 +203,11 @@ class RMSprop(Method):
             tensors=(*kept.tensors, *asked),
             needed=(*kept.needed, *(name for name, is_asked in asked.items() if is_asked)),
         )
+
+    def square_at_eps(self, group: Group, step: int) -> float | None:  # noqa: ARG002
+        """Return ε²: nothing is corrected."""
+        eps = scalar(group["eps"])
+        return eps * eps
 
     def options(self, group: Group) -> Options | None:
         """Return what torch's options mean; None for an alpha that is no decay rate."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +19,7 @@ from torch import Tensor
 from adamas import digits
 from adamas.coefficients import clip_factor
 from adamas.engines.triton import devices
-from adamas.options import Phase
+from adamas.options import Phase, observed
 from adamas.statistics import Outcome, Statistics
 from adamas.torch import clip_groups, distributed, gradients, sharding, statistics, storage
 from adamas.torch.arguments import Engine
@@ -297,7 +296,7 @@ class Planner:
         They are kept where it differs in statistics alone, which come and go.
         """
         before, self.keeping = self.keeping, keeping
-        if replace(before.phase, statistics=keeping.phase.statistics) != keeping.phase:
+        if observed(before.phase) != observed(keeping.phase):
             self._earlier.clear()
 
     def agreed(self, scaling: Scaling, groups: Groups) -> Scaling:

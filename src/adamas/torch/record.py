@@ -14,7 +14,7 @@ from adamas.coefficients import clip_factor
 from adamas.engines.triton.launches import DeviceOutcome
 from adamas.options import Phase
 from adamas.statistics import NONE_LEFT, OfPart, Statistics
-from adamas.summary import total
+from adamas.summary import norms_of, total
 from adamas.torch import gradients
 from adamas.torch.grouping import names_of
 from adamas.torch.members import Member
@@ -74,6 +74,23 @@ class Record:
         """What the gradients that statistics are of were multiplied by."""
         return 1.0 if self._loss_scale is None else float(self._loss_scale)
 
+    @property
+    def is_clipped(self) -> bool | None:
+        """Whether the last step clipped; None where a device would be waited for."""
+        made, limit = self._made, self._clip_norm
+        if limit is None or made is None:
+            return False
+        if isinstance(made, DeviceOutcome):
+            return None
+        return made.norm is not None and made.applied and made.norm > limit
+
+    def gradient_norm(self) -> float | None:
+        """Return the norm of all gradients, from statistics where no option asked for it."""
+        norm = self.norm
+        if norm is None and self.parts:
+            norm = norms_of(self.parts, gradients_only=True)[0] / self.loss_scale
+        return norm
+
     def total(self) -> Statistics | None:
         """Return the statistics of all tensors as one, unscaled; None where there are none."""
         taken = self.parts
@@ -131,18 +148,18 @@ class Record:
         return {
             f"{name}/{field}": torch.tensor(value, dtype=torch.float64)
             for name, taken in self.named(names)
-            for field, value in vars(taken).items()
+            for field, value in taken.items()
         }
 
-    def named(self, names: Sequence[str]) -> Iterator[tuple[str, Statistics]]:
-        """Yield the statistics of the last step, each with its name."""
+    def named(self, names: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Yield the statistics of the last step, by names of tensors, and by those of fields."""
         if any(member.place >= len(names) for member in self.reported):
             raise RuntimeError(
                 "Parameters were taken out of param_groups since the last step, so its statistics "
                 "have no names. Make a step first."
             )
         for member, part in zip(self.reported, self.parts, strict=True):
-            yield names[member.place], part.alone
+            yield names[member.place], part.values
 
 
 def _kept(scale: Any) -> Any:

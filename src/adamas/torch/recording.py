@@ -12,8 +12,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from adamas import observing
-from adamas.coefficients import at_step
-from adamas.epsilon import v_bound
 from adamas.observing import Called, Observed, Taken
 from adamas.summary import by_reason
 from adamas.torch import distributed, squares
@@ -69,6 +67,16 @@ class Tensors(Observed):
             },
         }
 
+    def frame(self) -> Any:
+        """Return what is another where a header may be."""
+        optimizer = self._optimizer()
+        kept = ("eps", "state", "rounding")
+        groups = [
+            (id(group), len(group["params"]), *map(group.get, kept))
+            for group in optimizer.param_groups
+        ]
+        return optimizer._phase, groups
+
     def follow(self, before_first: Called, after: Called) -> Callable[[], None]:
         """Have functions called before the next step, and after each; return what ends that."""
         optimizer = self._optimizer()
@@ -109,15 +117,9 @@ class Tensors(Observed):
             self._count = self._record.count
             optimizer._observe(self, wanted)
 
-    def is_clipped(self) -> bool | None:
+    def is_clipped(self, optimizer: Any) -> bool | None:
         """Return whether the last step clipped; None where a device would be waited for."""
-        if self._optimizer()._phase.clip_norm is None:
-            return False
-        record = self._record
-        if record.is_on_device:
-            return None
-        factor = record.clip_factor
-        return factor is not None and factor < 1
+        return optimizer._stepper.record.is_clipped
 
     def taken(self) -> Taken | None:
         """Return what the last step did; None where it was not observed."""
@@ -126,19 +128,18 @@ class Tensors(Observed):
             return None
         self._count = record.count
         with optimizer._stepper.held():
-            total = record.total()
-            if total is None and record.is_applied and record.norm is None:
+            is_told = bool(record.parts)
+            if not is_told and record.is_applied and record.norm is None:
                 return None
-            norm = record.norm if record.norm is not None or total is None else total.gradient_norm
             steps = _steps(record.reported)
             return Taken(
                 step=max(steps, default=None),
                 lr=[scalar(group["lr"]) for group in optimizer.param_groups],
-                gradient_norm=norm,
+                gradient_norm=record.gradient_norm(),
                 is_clipping=optimizer.clip_norm is not None,
                 clip_factor=record.clip_factor,
                 skipped=by_reason(optimizer.skipped),
-                tensors=None if total is None else self._tensors(steps),
+                tensors=self._tensors(steps) if is_told else None,
             )
 
     def _tensors(self, steps: Sequence[int]) -> dict[str, dict[str, float]]:
@@ -146,7 +147,8 @@ class Tensors(Observed):
         scale = record.loss_scale
         found: dict[str, dict[str, float]] = {}
         for name, taken in record.named(names_of(optimizer.param_groups)):
-            found[name] = dict(vars(taken)) | {"gradient_norm": taken.gradient_norm / scale}
+            taken["gradient_norm"] /= scale
+            found[name] = taken
         parameters = parameters_of(optimizer.param_groups)
         below = _below_eps(record.reported, steps, optimizer._method, parameters)
         for values, share in zip(found.values(), below, strict=True):
@@ -178,20 +180,14 @@ def _below_eps(
     """Return the fraction of elements of each whole tensor with √v̂ < ε; None without a v."""
     if not steps:
         return [None] * len(members)
-    bounds: dict[Any, float] = {}
+    bounds: dict[Any, float | None] = {}
     counts: list[Tensor | int] = []
     for member, step in zip(members, steps, strict=True):
         key = id(member.group), step
-        if member.names.square is None:
-            counts.append(0)
-            continue
         if key not in bounds:
-            options = method.options(member.group)
-            numbers = (
-                method.numbers(member, step) if options is None else at_step(options, step, 0.0)
-            )
-            bounds[key] = v_bound(numbers)
-        counts.append(squares.count_below(member, bounds[key]))
+            bounds[key] = method.square_at_eps(member.group, step)
+        bound = bounds[key]
+        counts.append(0 if bound is None else squares.count_below(member, bound))
     found = squares.read(counts)
     exchange = distributed.sets_of(parameters).parts if distributed.is_initialized() else None
     if exchange is not None:

@@ -28,7 +28,10 @@ def count_below(member: Member, bound: float) -> Tensor | int:
     """
     names, state = member.names, member.state
     name = names.square if names.largest_square is None else names.largest_square
-    v = _flat(state[name])
+    v = state[name]
+    if v.dtype == torch.float32 and v.is_cpu and type(v) is Tensor and v.is_contiguous():
+        return epsilon.count_below(v.numpy(), "float32", None, bound)  # as nearly all are
+    v = _flat(v)
     header = None if v.dtype != torch.uint8 else _flat(state["header"])
     if not v.is_cpu:
         return _on_device(v, header, bound)
@@ -42,10 +45,12 @@ def count_below(member: Member, bound: float) -> Tensor | int:
 
 def read(values: Sequence[Tensor | float]) -> list[float]:
     """Return scalars as numbers, waiting once for each device."""
-    found = [0.0 if isinstance(value, Tensor) else float(value) for value in values]
     places: dict[torch.device, list[int]] = {}
+    found: list[float] = []
     for place, value in enumerate(values):
-        if isinstance(value, Tensor):
+        is_here = not isinstance(value, Tensor) or value.is_cpu
+        found.append(float(value) if is_here else 0.0)
+        if isinstance(value, Tensor) and not is_here:
             places.setdefault(value.device, []).append(place)
     for own in places.values():
         stacked = torch.stack([torch.as_tensor(values[place]).double() for place in own])

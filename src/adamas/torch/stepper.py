@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from adamas.engines.triton.launches import DeviceOutcome
+from adamas.options import observed
 from adamas.spikes import Skipped, Window
 from adamas.torch import arguments, distributed, gradients
 from adamas.torch.arguments import Engine
@@ -112,7 +112,7 @@ class Stepper:
         """Go on with another phase, by the plan that there is if it can."""
         self._asked = keeping
         if self._observers and not keeping.phase.statistics:
-            keeping = keeping._replace(phase=replace(keeping.phase, statistics=True))
+            keeping = keeping._replace(phase=observed(keeping.phase))
         if self.keeping != keeping:
             is_alike = self.keeping.clip_group is keeping.clip_group
             if self._plan is None or not is_alike or not self._plan.goes_by(keeping.phase):
