@@ -15,6 +15,7 @@ from torch import nn
 import adamas
 from adamas import records
 from adamas.torch import SGD, Adam, AdamW, NAdam, RMSprop
+from tests.support.torch_routes import standing_in
 
 FIELDS = ("gradient_norm", "parameter_norm", "update_norm", "largest_update")
 
@@ -495,3 +496,34 @@ def test_a_summary_of_a_step_that_was_left_out_has_what_is_known():
     assert math.isinf(told["gradient_norm"]) or math.isnan(told["gradient_norm"])
     assert "update_norm" not in told
     assert optimizer.clip_factor is None
+
+
+# ── other routes ───────────────────────────────────────────────────────────────────────────────
+
+
+@pytest.mark.parametrize("route", ["offload late", pytest.param("triton", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "options", [{}, {"clip_norm": 0.5, "on_nonfinite": "skip"}, {"state": "8bit"}], ids=str
+)
+def test_other_routes_are_recorded_as_the_native_one(tmp_path, route, options):
+    pytest.importorskip("triton")
+    told = {}
+    for each in ("native", route):
+        path = tmp_path / f"{each}.jsonl"
+        with standing_in(each) as device:
+            net = model(device=device)
+            own = {"offload": True} if each.startswith("offload") else {}
+            optimizer = AdamW(net.named_parameters(), eps=1e-2, **own, **options)
+            recorder = adamas.Recorder(optimizer, path, every=2)
+            for number in range(4):
+                backward(net, number, math.nan if options.get("clip_norm") and number == 1 else 1.0)
+                optimizer.step()
+                with pytest.raises(RuntimeError, match="No statistics were taken"):
+                    optimizer.statistics()
+            assert {*optimizer.routes().values()} == {each.split()[0]}
+            recorder.close()
+        told[each] = [{k: v for k, v in line.items() if k != "time"} for line in steps(path)]
+        for line in told[each]:
+            line.pop("clipped", None)  # which is not waited for on a device
+    assert told[route] == told["native"]
+    assert len(told[route]) == 3

@@ -296,6 +296,7 @@ class Planner:
         They are kept where it differs in statistics alone, which come and go.
         """
         before, self.keeping = self.keeping, keeping
+        self._pipeline.go_by(keeping.phase)
         if observed(before.phase) != observed(keeping.phase):
             self._earlier.clear()
 

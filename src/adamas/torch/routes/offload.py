@@ -107,8 +107,9 @@ class Offload:
 
     def __init__(self, phase: Phase) -> None:
         """Take ``phase``; its norm, guard and clipping are over when a step begins."""
-        self._phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
-        #: What the last sets of items were cut into: gradients may come and go.
+        self.go_by(phase)
+        #: What the last sets of items were cut into: gradients may come and go, and so may
+        #: statistics, for which tensors are whole.
         self.prepared: dict[tuple[Any, ...], list[_Round]] = {}
         #: Where chunks are staged, one after another.
         self.buffers: list[Room] = []
@@ -116,9 +117,14 @@ class Offload:
         #: The last copies up, of any device: they read the buffers.
         self.uploaded: Any = None
 
+    def go_by(self, phase: Phase) -> None:
+        """Go on by another phase that keeps the same."""
+        self._phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
+
     def prepare(self, items: Sequence[Item]) -> list[_Round]:
         """Return what a step of items goes by, which is kept for the next one."""
-        known = tuple((item.memory, item.form) for item in items)
+        own = tuple((item.memory, item.form) for item in items)
+        known = self._phase.statistics, own
         rounds = self.prepared.pop(known, None)
         if rounds is None:
             self._forget(known)
@@ -196,9 +202,9 @@ class Offload:
 
     def _forget(self, known: tuple[Any, ...]) -> None:
         """Let go of what was prepared longest ago, or for memory that is not in use any more."""
-        used = {memory[0]: memory for memory, _ in known}
+        used = {memory[0]: memory for memory, _ in known[1]}
         for before in list(self.prepared):
-            if any(used.get(memory[0], memory) != memory for memory, _ in before):
+            if any(used.get(memory[0], memory) != memory for memory, _ in before[1]):
                 del self.prepared[before]
         while len(self.prepared) >= _MOST_PREPARED:
             del self.prepared[next(iter(self.prepared))]
