@@ -1,6 +1,7 @@
 #include "marks.h"
 
 #include <algorithm>
+#include <array>
 #include <bit>
 #include <numeric>
 #include <vector>
@@ -34,6 +35,46 @@ std::uint32_t ones(std::uint32_t word) {
     word += word >> 8;
     word += word >> 16;
     return word & 63u;
+}
+
+// Which bits of a byte are 1, the lowest first, and how many.
+struct Byte {
+    std::uint8_t places[8];
+    std::uint8_t count;
+};
+
+constexpr std::array<Byte, 256> bytes = [] {
+    std::array<Byte, 256> all{};
+    for (int value = 0; value < 256; ++value) {
+        for (std::uint8_t place = 0; place < 8; ++place) {
+            if ((value >> place & 1) != 0) {
+                all[value].places[all[value].count++] = place;
+            }
+        }
+    }
+    return all;
+}();
+
+// Writes the indices of a word's elements, the first of which is `element`; returns where they end.
+template <class Index>
+Index* write_few(std::uint32_t word, Index element, Index* into, const Index* end) {
+    for (; word != 0 && into != end; word &= word - 1) {
+        *into++ = element + static_cast<Index>(std::countr_zero(word));
+    }
+    return into;
+}
+
+// The same without a branch, for many; what stands behind them is overwritten, up to eight places.
+template <class Index>
+Index* write_many(std::uint32_t word, Index element, Index* into) {
+    for (int shift = 0; shift < marks_in_word; shift += 8) {
+        const Byte& byte = bytes[word >> shift & 255];
+        for (int i = 0; i < 8; ++i) {
+            into[i] = element + static_cast<Index>(shift + byte.places[i]);
+        }
+        into += byte.count;
+    }
+    return into;
 }
 
 // How many elements each chunk has marked.
@@ -80,12 +121,13 @@ bool write_marked(const std::uint32_t* marks, std::int64_t elements, Index* indi
     for_each_chunk(words, [&](std::int64_t chunk, std::int64_t first, std::int64_t last) {
         Index* into = indices + (chunk == 0 ? 0 : ends[chunk - 1]);
         const Index* end = indices + ends[chunk];
+        bool are_many = end - into > 2 * (last - first);
         for (std::int64_t i = first; i < last; ++i) {
             auto element = static_cast<Index>(i * marks_in_word);
             // Not beyond the end, whoever writes marks meanwhile.
-            for (std::uint32_t word = marks[i]; word != 0 && into != end; word &= word - 1) {
-                *into++ = element + static_cast<Index>(std::countr_zero(word));
-            }
+            bool has_room = end - into >= marks_in_word + 8;
+            into = are_many && has_room ? write_many(marks[i], element, into)
+                                        : write_few(marks[i], element, into, end);
         }
     });
     return true;
