@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from benchmarks import (
     arrays,
+    changes,
     checkpoints,
     convergence,
     cuda,
@@ -78,6 +79,12 @@ TABLES: tuple[Table, ...] = (
         "cuda_phase",
         "gradient clipping, step, EMA and low-precision copy together, of CUDA tensors",
         tuple(cuda.phase_rows(_ON_DEVICE)),
+    ),
+    changes.Changes(
+        "changes",
+        "steps that track changes, what it takes to find these, and the bytes kept for it, beside a"
+        " snapshot and a diff",
+        changes.rows(),
     ),
     versions.Versions(
         "torch_versions",

@@ -187,6 +187,15 @@ def test_no_two_rows_of_the_catalogue_have_the_same_name_in_a_table():
 def test_the_rows_of_the_processor_have_the_goals_that_were_set():
     goals = {row.name: row.goal for row in ROWS if row.goal is not None}
     assert goals == {
+        **{
+            f"{work}, {model}, {share} % change · {against}": goal
+            for work, against, goal in (
+                ("step with track_changes", "without", 0.97),
+                ("changes", "snapshot and diff", 5),
+            )
+            for model in ("transformer of 4.7 M", "64 M in 1 tensor")
+            for share in (1, 3, 30)
+        },
         "norm, 64 K, one core · sums by tiles and lanes": 0.5,
         "norm, 64 M, one core · sums by tiles and lanes": 0.77,
         "step of 10 DTensors of 256 · plain tensors": 0.83,
