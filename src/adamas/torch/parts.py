@@ -34,6 +34,7 @@ __all__ = [
 
 #: Where torch has had its DTensor, the newest place first.
 _MODULES = ("torch.distributed.tensor", "torch.distributed._tensor")
+_PLAIN = (Tensor, torch.nn.Parameter)
 #: Runs of more kinds are left to torch's own operations.
 MOST_RUNS = 64
 
@@ -53,7 +54,7 @@ def local(tensor: Any) -> Any:
 
 
 def _is_kind(tensor: Any) -> bool:
-    return type(tensor) is not Tensor and type(tensor) is _kind()
+    return type(tensor) not in _PLAIN and type(tensor) is _kind()
 
 
 def are_alike(spec: Any, other: Any) -> bool:
@@ -128,10 +129,9 @@ def in_whole(parameter: Tensor, indices: Tensor) -> Tensor:
     Of ascending indices they ascend. int32, or int64 where the whole tensor has more elements than
     that can count.
     """
-    is_narrow = parameter.numel() <= torch.iinfo(torch.int32).max
-    dtype = torch.int32 if is_narrow else torch.int64
-    if not distributed.is_distributed(parameter) or not len(indices):
-        return indices.to(dtype)
+    dtype = torch.int32 if parameter.numel() < 2**31 else torch.int64
+    if not _is_kind(parameter) or not len(indices):
+        return indices if indices.dtype == dtype else indices.to(dtype)
     rest, found, pitch = indices.to(torch.int64), torch.zeros_like(indices, dtype=torch.int64), 1
     for length, blocks in reversed(_axes(parameter)):
         own = sum(map(len, blocks))

@@ -138,11 +138,13 @@ def _told(optimizer: Any, clear: bool) -> Changes:
             raise RuntimeError(WENT_ON)
 
     def each() -> Iterator[Change]:
-        for place, name in enumerate(names):
+        place = 0
+        while place < len(names):
             with optimizer._stepper.held(AVERAGED):
                 refuse_later()
-                change = tracking.change(place, name)
-            if change is not None:
+                found, place = tracking.changes(place, names)
+            for change in found:
+                refuse_later()
                 yield change
         with optimizer._stepper.held(AVERAGED):
             refuse_later()

@@ -28,6 +28,9 @@ __all__ = ["WORD", "Tracking"]
 #: Elements whose marks stand in one int32; that of element i is bit i % 32 of word i // 32.
 WORD = 32
 
+#: Parameters are looked through together until they have so many elements.
+_AT_ONCE = 1 << 20
+
 
 class _Seen(NamedTuple):
     """Where a parameter was, and what of it is compared, when it was last looked at."""
@@ -263,9 +266,9 @@ class Tracking:
     # -- what is told --------------------------------------------------------------------------
 
     @property
-    def moment(self) -> tuple[int, ...]:
+    def moment(self) -> tuple[bytes, int]:
         """What is another after each step, and after whatever changes marks."""
-        return int(self.versions.sum()), self._turns
+        return self.versions.tobytes(), self._turns
 
     @property
     def first_step(self) -> int:
@@ -282,14 +285,28 @@ class Tracking:
         """Return what has changed of a parameter; None where nothing has."""
         p, compared = self._parameters[place], self._compared[place]
         found = operations.marked(self.marks[place], self._seen[place].elements)
-        if not len(found):
+        if not found.numel():
             return None
         part = parts.here(compared).detach()
-        part = part.resolve_conj().resolve_neg().reshape(-1)
-        found = found.to(part.device)  # marks may be in host memory
-        values = part.index_select(0, found)
+        if part.is_complex() or part.is_neg():
+            part = part.resolve_conj().resolve_neg()
+        if found.device != part.device:  # marks may be in host memory
+            found = found.to(part.device)
+        values = part.reshape(-1).index_select(0, found)
         whole = parts.in_whole(p, found)
         return Change(name, whole, values, tuple(p.shape))
+
+    def changes(self, first: int, names: Sequence[str]) -> tuple[list[Change], int]:
+        """Return what has changed of a large parameter, or some small ones, and who is next."""
+        found: list[Change] = []
+        elements, place = 0, first
+        while place < len(names) and elements < _AT_ONCE:
+            change = self.change(place, names[place])
+            if change is not None:
+                found.append(change)
+            elements += self._seen[place].elements
+            place += 1
+        return found, place
 
     def clear(self) -> None:
         """Start anew: nothing has changed."""
