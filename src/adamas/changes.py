@@ -50,6 +50,14 @@ class Chain:
         #: as after an interrupt, what is told then leads there again.
         self.following = _drawn()
 
+    def __getstate__(self) -> str:
+        """Return what a copy, or a run that is resumed, has in common with this one."""
+        return self.place
+
+    def __setstate__(self, place: str) -> None:
+        """Begin where the other stood, and lead elsewhere."""
+        self.place, self.following = place, _drawn()
+
 
 class Changes:
     """What changed since the last changes were told: an iterable of ``Change``.

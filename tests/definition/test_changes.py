@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import pickle
 
 import numpy as np
@@ -88,10 +89,11 @@ def test_changes_are_not_told_once_others_that_begin_alike_have_been():
     assert cleared == [1]
 
 
-def test_a_chain_is_pickled_with_both_its_places():
+def test_copies_of_a_chain_stand_where_it_stands_and_lead_elsewhere():
     chain = Chain()
-    again = pickle.loads(pickle.dumps(chain))
-    assert (again.place, again.following) == (chain.place, chain.following)
+    for again in (pickle.loads(pickle.dumps(chain)), copy.copy(chain), copy.deepcopy(chain)):
+        assert again.place == chain.place
+        assert again.following != chain.following
 
 
 def test_a_clear_that_fails_leaves_the_chain_where_it_was():
