@@ -24,7 +24,7 @@ def rows() -> list[Row]:
     return [
         Row(f"{_EVERY} steps of training, {name}", _AGAINST, 0.98, make, needs)
         for name, make, needs in (
-            ("transformer of 4.7 M, PyTorch", _torch(_transformer, 4), ("torch",)),
+            ("transformer of 4.7 M, PyTorch", _torch(_transformer, 2), ("torch",)),
             ("5,702 in 6 tensors, PyTorch", _torch(_perceptron, 32), ("torch",)),
             ("5,702 in 6 tensors, NumPy", _numpy, ()),
         )
