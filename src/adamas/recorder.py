@@ -21,6 +21,8 @@ from numbers import Real
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from adamas import epsilon, observing, records
 from adamas.checks import kind, whole_number
 from adamas.coefficients import at_step
@@ -77,7 +79,7 @@ class Recorder:
         self._left_out = 0
         self._fails = self._is_over = self._is_closed = False
         if self._observed.is_writer:
-            records.append(self._path, self._stamped(), is_new=True)
+            records.append(self._path, _stamped(self._header), is_new=True)
         self._leave = self._observed.follow(self._begin, self._stepped)
 
     @property
@@ -95,7 +97,8 @@ class Recorder:
 
         Of several under one name the last counts. Tensors of one element are read when the line is
         written, so noting them in every step waits for no device. Raises TypeError for what is no
-        number, RuntimeError where the recorder was closed.
+        number, ValueError for a DTensor that is not replicated, RuntimeError where the recorder was
+        closed.
         """
         if self._is_closed:
             raise RuntimeError("This recorder was closed, and writes no line any more.")
@@ -191,20 +194,18 @@ class Recorder:
             self._due = self._count + left
         if not is_due:
             return
-        clipped, self._clipped = self._clipped, 0
-        notes, self._notes = self._notes, {}
         if self._observed.is_writer:
-            self._write(_line(number, taken, clipped, notes))
+            self._write(_line(number, taken, self._clipped, self._notes))
+        self._clipped, self._notes = 0, {}  # what could not be written stays for the next line
 
     def _write(self, line: dict[str, Any]) -> None:
-        frame, is_new = self._observed.frame(), False
+        frame, header, is_new = self._observed.frame(), self._header, False
         if frame != self._frame:
-            header = self._described()
-            is_new = _lasting(header) != _lasting(self._header)
-            self._header = header if is_new else self._header
-            self._frame = frame
-        records.append(self._path, self._stamped(), line, is_new=is_new)
-        self._fails = False
+            described = self._described()
+            is_new = _lasting(described) != _lasting(header)
+            header = described if is_new else header
+        records.append(self._path, _stamped(header), line, is_new=is_new)
+        self._header, self._frame, self._fails = header, frame, False
 
     def _warn(self, error: Exception) -> None:
         if not self._fails:
@@ -219,10 +220,11 @@ class Recorder:
     def _described(self) -> dict[str, Any]:
         return {"every": self._every, **self._observed.description()}
 
-    def _stamped(self) -> dict[str, Any]:
-        from adamas import __version__
 
-        return {"version": __version__, "time": time.time(), **self._header}
+def _stamped(header: Mapping[str, Any]) -> dict[str, Any]:
+    from adamas import __version__
+
+    return {"version": __version__, "time": time.time(), **header}
 
 
 def _line(
@@ -293,7 +295,9 @@ class _Arrays(Observed):
         return True
 
     def observe(self, *, wanted: bool) -> None:
-        self._optimizer()._observe(self, wanted)
+        optimizer = self._optimizer()
+        if optimizer is not None:
+            optimizer._observe(self, wanted)
 
     def is_clipped(self, optimizer: Any) -> bool | None:
         return optimizer._run.is_clipped
@@ -378,15 +382,27 @@ def _checked(every: Any) -> int:
 
 def _number(name: str, value: Any) -> Any:
     """Return a number, or what will be one when it is read."""
+    if isinstance(value, (np.ndarray, np.generic)) and value.size == 1:
+        value = value.item()  # now: an array may be written to before the next line
     if isinstance(value, Real):
         return float(value)
     shape = getattr(value, "shape", None)
-    if hasattr(value, "item") and shape is not None and math.prod(shape) == 1:
-        return value.detach() if hasattr(value, "detach") else value
-    raise TypeError(
-        f"{name} is {kind(value)}, but what is noted must be a number, or an array or tensor of "
-        "one element."
-    )
+    if not hasattr(value, "item") or shape is None or math.prod(shape) != 1 or _is_complex(value):
+        raise TypeError(
+            f"{name} is {kind(value)}, but what is noted must be a number, or an array or tensor "
+            "of one real element."
+        )
+    placements = getattr(value, "placements", ())  # of a DTensor
+    if not all(placement.is_replicate() for placement in placements):
+        raise ValueError(
+            f"{name} is a DTensor of which no process has the value (its placements are "
+            f"{placements}). Note {name}.full_tensor(), which all processes call."
+        )
+    return value.detach() if hasattr(value, "detach") else value
+
+
+def _is_complex(value: Any) -> bool:
+    return value.is_complex() if hasattr(value, "is_complex") else np.iscomplexobj(value)
 
 
 def _item(value: Any) -> Any:

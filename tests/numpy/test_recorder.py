@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import math
 import os
@@ -156,11 +157,23 @@ def test_notes_stand_in_the_next_line_alone_and_the_last_counts(tmp_path):
     ]
 
 
-@pytest.mark.parametrize("value", ["0.5", None, np.ones(2), [1.0], 1j])
+@pytest.mark.parametrize(
+    "value", ["0.5", None, np.ones(2), [1.0], 1j, np.array(1j), np.array("1"), np.array([None])]
+)
 def test_what_is_no_number_is_refused_when_it_is_noted(tmp_path, value):
     recorder = adamas.Recorder(adamas.Adam(weights()), tmp_path / "run.jsonl")
     with pytest.raises(TypeError, match=r"loss is .*, but what is noted must be a number"):
         recorder.note(loss=value)
+
+
+def test_an_array_counts_as_it_was_when_it_was_noted(tmp_path):
+    optimizer = adamas.Adam(weights())
+    recorder = adamas.Recorder(optimizer, tmp_path / "run.jsonl")
+    total = np.array([2.0])
+    recorder.note(total=total)
+    total[0] = 5.0
+    train(optimizer, [1])
+    assert [line["notes"] for line in steps(tmp_path / "run.jsonl")] == [{"total": 2.0}]
 
 
 def test_numbers_that_json_has_not_come_back_as_numbers(tmp_path):
@@ -247,6 +260,12 @@ def test_a_recorder_does_not_keep_an_optimizer_alive(tmp_path):
     before = sys.getrefcount(optimizer)
     recorder.close()
     assert sys.getrefcount(optimizer) == before
+
+
+def test_a_recorder_whose_optimizer_is_gone_is_closed_like_any_other(tmp_path):
+    with adamas.Recorder(adamas.Adam(weights()), tmp_path / "run.jsonl") as recorder:
+        gc.collect()
+    assert "closed" in repr(recorder)
 
 
 # ── mishaps ────────────────────────────────────────────────────────────────────────────────────
@@ -384,6 +403,31 @@ def test_what_cannot_be_written_is_warned_of_once_and_the_training_goes_on(tmp_p
     with pytest.warns(RuntimeWarning, match=r"run\.jsonl"):
         train(optimizer, [6])
     assert optimizer.steps == 6
+
+
+def test_what_could_not_be_written_of_a_line_stands_in_the_next(tmp_path, monkeypatch):
+    path = tmp_path / "run.jsonl"
+    optimizer = adamas.Adam(np.zeros(1), clip_norm=1.0)
+    recorder = adamas.Recorder(optimizer, path, every=1)
+    optimizer.step(np.ones(1))
+    optimizer.set_options(eps=1e-6)
+    recorder.note(loss=2.0)
+    with monkeypatch.context() as patched, pytest.warns(RuntimeWarning, match="No space left"):
+        patched.setattr(os, "write", raising(OSError(28, "No space left on device")))
+        optimizer.step(np.full(1, 3.0))
+    optimizer.step(np.full(1, 3.0))
+    first, second = records.read(path)
+    assert first.header["groups"][0]["eps"] == 1e-8
+    assert second.header["groups"][0]["eps"] == 1e-6
+    (line,) = second.steps
+    assert (line["step"], line["clipped"], line["notes"]) == (3, 2, {"loss": 2.0})
+
+
+def raising(error):
+    def call(*_):
+        raise error
+
+    return call
 
 
 def test_a_file_that_was_taken_away_is_begun_anew(tmp_path):
