@@ -63,7 +63,7 @@ class Recorder:
         """Open the file. Raises OSError where it cannot be written.
 
         Raises TypeError for what is no optimizer of adamas, and ValueError where ``every`` is below
-        1, or where a group follows a rule that has no statistics.
+        1, where a group follows a rule that has no statistics, or where the file is no record.
         """
         self._every = _checked(every)
         self._path = str(Path(path).absolute())
@@ -398,7 +398,8 @@ def _number(name: str, value: Any) -> Any:
             f"{name} is a DTensor of which no process has the value (its placements are "
             f"{placements}). Note {name}.full_tensor(), which all processes call."
         )
-    return value.detach() if hasattr(value, "detach") else value
+    detach = getattr(value, "detach", None)
+    return value if detach is None else detach()
 
 
 def _is_complex(value: Any) -> bool:

@@ -38,6 +38,7 @@ __all__ = ["FORMAT", "Opening", "append", "lines", "read"]
 FORMAT = 1
 
 _KIND = "record"
+_BEGIN = f'{{"adamas":"{_KIND}"'.encode()
 #: How numbers are written that JSON has not.
 _NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
@@ -97,12 +98,14 @@ def append(
     """Append a line to a file by one write; creates the file.
 
     The header goes before it where it is new, or where the file is empty. Raises OSError where not
-    all could be written.
+    all could be written, ValueError where a new header would go into a file that is no record.
     """
     file = os.open(path, _FLAGS, 0o666)
     try:
         size = os.lseek(file, 0, os.SEEK_END)
         text = b""
+        if is_new and size:
+            _check_begin(path, file)
         if size:
             os.lseek(file, -1, os.SEEK_END)
             text = b"" if os.read(file, 1) == b"\n" else b"\n"  # ends a line that is torn
@@ -159,6 +162,17 @@ def _whole(texts: Iterable[bytes]) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(line, dict):
             yield line
+
+
+def _check_begin(path: str | os.PathLike[str], file: int) -> None:
+    """Raise ValueError where a file begins with anything but a header, whole or torn."""
+    os.lseek(file, 0, os.SEEK_SET)
+    begin = os.read(file, 4 * len(_BEGIN)).partition(b"\n")[0].replace(b" ", b"")
+    if not begin.startswith(_BEGIN) and not _BEGIN.startswith(begin.rstrip()):
+        raise ValueError(
+            f"{os.fspath(path)} is there already and is no record, so nothing was written to it. "
+            "Give the path of a record, which goes on, or of a file that is not there."
+        )
 
 
 def _check_format(path: str | os.PathLike[str], given: Any) -> None:

@@ -79,6 +79,27 @@ def test_a_file_that_was_emptied_begins_with_the_header(tmp_path):
     assert [each.steps for each in records.read(path)] == [[step(100)]]
 
 
+@pytest.mark.parametrize(
+    "content", [b'{"step": 1}\n', b"weights", b"\0" * 99, b'{"adamas":"other"}\n']
+)
+def test_a_file_that_is_no_record_is_not_written_to(tmp_path, content):
+    path = tmp_path / "model.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=r"model.safetensors is there already and is no record"):
+        records.append(path, HEADER, is_new=True)
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"\n", b'{"adam', b'{"adam\n', b'{"adamas": "record", "f']
+)
+def test_a_record_whose_header_was_torn_goes_on(tmp_path, content):
+    path = tmp_path / "run.jsonl"
+    path.write_bytes(content)
+    records.append(path, HEADER, step(50), is_new=True)
+    assert [each.steps for each in records.read(path)] == [[step(50)]]
+
+
 def test_what_is_no_record_is_refused_by_name(tmp_path):
     path = tmp_path / "other.jsonl"
     path.write_text('{"step": 1}\nno JSON\n[1]\n"text"\n', encoding="utf-8")

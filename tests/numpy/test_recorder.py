@@ -412,9 +412,11 @@ def test_what_could_not_be_written_of_a_line_stands_in_the_next(tmp_path, monkey
     optimizer.step(np.ones(1))
     optimizer.set_options(eps=1e-6)
     recorder.note(loss=2.0)
-    with monkeypatch.context() as patched, pytest.warns(RuntimeWarning, match="No space left"):
-        patched.setattr(os, "write", raising(OSError(28, "No space left on device")))
+    write = os.write
+    monkeypatch.setattr(os, "write", raising(OSError(28, "No space left on device")))
+    with pytest.warns(RuntimeWarning, match="No space left"):
         optimizer.step(np.full(1, 3.0))
+    monkeypatch.setattr(os, "write", write)
     optimizer.step(np.full(1, 3.0))
     first, second = records.read(path)
     assert first.header["groups"][0]["eps"] == 1e-8
