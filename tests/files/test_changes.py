@@ -344,6 +344,7 @@ def test_an_interrupt_while_applying_leaves_all_as_it_was_or_applies_all(tmp_pat
 
     found = whole_or_nothing(make, most=60)
     assert found == {"nothing"}  # no place is left once all is written
+    assert torch.is_grad_enabled()
 
 
 def test_a_write_that_fails_midway_is_taken_back(tmp_path, monkeypatch):

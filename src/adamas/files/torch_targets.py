@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -119,8 +119,11 @@ class TensorTarget:
 
 
 def _writing(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Return the mode in which a tensor may be written to."""
-    return torch.inference_mode() if tensor.is_inference() else torch.no_grad()
+    """Return the mode in which a detached tensor may be written to.
+
+    No other is entered: an interrupt on the way into ``no_grad()`` would leave it on.
+    """
+    return torch.inference_mode() if tensor.is_inference() else nullcontext()
 
 
 def _on_host(bits: Tensor, *, copy: bool = False) -> Array:
