@@ -140,6 +140,18 @@ def test_there_is_a_chart_of_everything_that_was_recorded(tmp_path):
     assert [*data["heats"][0]["charts"]] == ["ratio", "gradient_norm", "unmoved", "below_eps"]
 
 
+@pytest.mark.parametrize(("last", "kind"), [(9.9, None), (10.0, "log"), (0.0, None)])
+def test_a_scale_is_logarithmic_where_numbers_differ_tenfold(tmp_path, last, kind):
+    lines = [line(10 * i, gradient_norm=1.0 if i < 5 else last) for i in range(1, 6)]
+    of = read(write(tmp_path / "run.jsonl", header(), lines))
+    (chart,) = (
+        each for each in data_of(page([of], "0.1.0"))["curves"]
+        if each["chart"]["description"] == "Norm of the gradient"
+    )  # fmt: skip
+    assert chart["chart"]["layer"][-1]["encoding"]["y"]["scale"].get("type") == kind
+    assert chart["lines"][0]["value"] == [1.0] * 4 + [last]
+
+
 def test_charts_without_anything_to_show_are_left_out(tmp_path):
     lines = [line(10 * i, (), gradient_norm=None, lr=None) for i in range(1, 6)]
     of = read(write(tmp_path / "run.jsonl", header(()), lines))

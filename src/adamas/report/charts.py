@@ -28,6 +28,8 @@ COLUMNS = (10, 120)
 #: Charts of what users note, and lines for groups or others that share a chart.
 NOTES = 6
 SERIES = 4
+#: How many times as large as the smallest number the largest is where a scale is logarithmic.
+WIDE = 10.0
 #: Digits that a page has of a number.
 DIGITS = 4
 
@@ -149,31 +151,44 @@ def _curve(
     band: bool = False,
     stepwise: bool = False,
 ) -> Curve:
-    """Return the chart of what ``columns`` gives of a run: columns, by the names of their lines."""
-    lines: list[dict[str, Any]] = []
+    """Return the chart of what ``columns`` gives of a run: columns, by the names of their lines.
+
+    With ``log`` its scale is logarithmic, where numbers differ as much as that.
+    """
+    found: list[tuple[dict[str, Any], dict[str, Numbers]]] = []
     for place, run in enumerate(runs):
         chosen = drawn_lines(run)
         for series, column in columns(run).items():
             if column is None or not np.isfinite(column).any():
                 continue
-            line: dict[str, Any] = {"run": place, "series": series}
-            line["step"] = run.steps[chosen].tolist()
-            line["value"] = _rounded(column[chosen], positive=log)
+            numbers = {"value": column[chosen]}
             if band and len(run.tensors) > 1:
                 for end, which in (("low", np.nanmin), ("high", np.nanmax)):
-                    line[end] = _rounded(_of_layers(run, which)[chosen], positive=log)
-            lines.append(line)
-    positive = log and any(value is not None for line in lines for value in line["value"])
+                    numbers[end] = _of_layers(run, which)[chosen]
+            line = {"run": place, "series": series, "step": run.steps[chosen].tolist()}
+            found.append((line, numbers))
+    log = log and _is_wide([each for _, numbers in found for each in numbers.values()])
+    lines: list[dict[str, Any]] = [
+        line | {name: _rounded(each, positive=log) for name, each in numbers.items()}
+        for line, numbers in found
+    ]
     has_band = any("low" in line for line in lines)
     several = len({line["series"] for line in lines}) > 1
     return Curve(
         title,
         says,
         _lines_over_steps(
-            title, log=positive, top=top, rule=rule, band=has_band, several=several, step=stepwise
+            title, log=log, top=top, rule=rule, band=has_band, several=several, step=stepwise
         ),
         lines,
     )
+
+
+def _is_wide(columns: Sequence[Numbers]) -> bool:
+    """Return whether the largest number is at least `WIDE` times the smallest one above 0."""
+    positive = [each[(each > 0) & np.isfinite(each)] for each in columns]
+    found = np.concatenate([*positive, np.zeros(0)])
+    return bool(len(found)) and float(found.max()) >= WIDE * float(found.min())
 
 
 def _of_layers(run: Run, which: Callable[..., Any]) -> Numbers:

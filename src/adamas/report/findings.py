@@ -473,7 +473,7 @@ def spikes(run: Run) -> Finding | None:
         return None
     steps = int(run.steps[-1]) + run.left_out
     above = run.phase.get("skip_above")
-    limit = f" of {above:g}" if isinstance(above, (int, float)) else ""
+    limit = f" ({above:g})" if isinstance(above, (int, float)) else ""
     return Finding(
         kind="spikes",
         level="problem" if skipped >= OFTEN * steps else "hint",

@@ -77,14 +77,20 @@ function number(value) {
   return value !== 0 && (Math.abs(value) < 1e-3 || Math.abs(value) >= 1e6) ? value.toExponential() : String(value);
 }
 
-/** Names without the parts that all of them begin with, and with their middle left out. */
+/** Names without the parts that all of them begin with. Of too long ones the parts before the last
+ * have their first letters and their digits, and then the middle is left out. */
 function shortened(names, letters) {
   const parts = names.map((name) => name.split("."));
   let same = 0;
   const isSame = (of) => of.length > same + 1 && of[same] === parts[0][same];
   while (parts.length > 1 && parts.every(isSame)) same += 1;
   return parts.map((of) => {
-    const name = of.slice(same).join(".");
+    const left = of.slice(same);
+    const length = () => left.join(".").length;
+    for (let i = 0; i < left.length - 1 && length() > letters; i += 1) {
+      left[i] = left[i].slice(0, 1) + left[i].slice(1).replace(/\D/g, "");
+    }
+    const name = left.join(".");
     const head = Math.floor(letters / 3);
     return name.length <= letters ? name : `${name.slice(0, head)}…${name.slice(head + 1 - letters)}`;
   });
