@@ -90,3 +90,22 @@ def test_other_memory_is_told_from_that_of_before_where_the_address_is_the_same(
     assert p.data_ptr() == address
     (change,) = optimizer.changes()
     assert torch.equal(change.values, torch.full((5,), 2.0))
+
+
+def test_a_parameter_that_comes_back_to_its_memory_is_marked_where_changes_are_told():
+    """A plan of before fits it again, but has the marks of before."""
+    pytest.importorskip("triton")
+    with standing_in("triton") as device:
+        p = nn.Parameter(torch.ones(40, device=device))
+        optimizer = ours.AdamW([p], track_changes=True)
+        memory, told = p.data, []
+        for data in (memory, torch.ones(80, device=device), memory):
+            p.data = data
+            list(optimizer.changes())
+            if p.numel() == 40:
+                p.grad = torch.ones(40, device=device)
+                optimizer.step()
+                told.append([len(change.indices) for change in optimizer.changes()])
+            p.grad = None
+        assert optimizer.routes() == {"0.0": "triton"}
+        assert told == [[40], [40]]

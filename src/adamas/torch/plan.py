@@ -298,7 +298,11 @@ class Planner:
         before, self.keeping = self.keeping, keeping
         self._pipeline.go_by(keeping.phase)
         if observed(before.phase) != observed(keeping.phase):
-            self._earlier.clear()
+            self.forget_earlier()
+
+    def forget_earlier(self) -> None:
+        """Let go of all plans of before, as where parameters have other marks now."""
+        self._earlier.clear()
 
     def agreed(self, scaling: Scaling, groups: Groups) -> Scaling:
         """Return what a GradScaler says to all processes that take norm and guard together."""

@@ -192,7 +192,7 @@ class Stepper:
             self._copies.fit(parameters)
         if self._tracking.fit(parameters, self._copies.tensors):
             self._install(None)
-            self._planner.go_by(self.keeping)  # plans of before have other marks
+            self._planner.forget_earlier()
 
     @torch.no_grad()
     def _step_closely(
