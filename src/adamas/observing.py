@@ -48,6 +48,10 @@ class Observed:
     def begun(self) -> None:
         """Take notice that the first step was made."""
 
+    def goes_on_uncounted(self) -> bool:
+        """Return whether the first step goes on from others, of which none was counted."""
+        return False
+
     def begin(self, every: int) -> bool:
         """Return whether this process has anything to do; before a step that is observed.
 

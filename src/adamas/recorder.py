@@ -17,6 +17,7 @@ import time
 import warnings
 import weakref
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from numbers import Real
 from pathlib import Path
 from typing import Any
@@ -72,6 +73,8 @@ class Recorder:
         self._header, self._frame = self._described(), self._observed.frame()
         #: How many steps there were, and which of them is the next that is recorded.
         self._count, self._due = 0, 1
+        #: Steps of the runs that the file is of, where an optimizer that goes on counts none.
+        self._before = 0
         #: Steps since the last line that clipped; None where one of them does not tell.
         self._clipped: int | None = 0
         self._notes: dict[str, Any] = {}
@@ -140,6 +143,9 @@ class Recorder:
 
     def _begin(self) -> None:
         """Before the first step: have it observed, or see that there is nothing to do."""
+        if self._observed.is_writer and self._observed.goes_on_uncounted():
+            with suppress(OSError, ValueError):
+                self._before = records.last_step(self._path)
         self._ask()
 
     def _stepped(self, optimizer: Any, *_: Any) -> None:
@@ -195,7 +201,8 @@ class Recorder:
         if not is_due:
             return
         if self._observed.is_writer:
-            self._write(_line(number, taken, self._clipped, self._notes))
+            told = number if taken.step is not None else self._before + number
+            self._write(_line(told, taken, self._clipped, self._notes))
         self._clipped, self._notes = 0, {}  # what could not be written stays for the next line
 
     def _write(self, line: dict[str, Any]) -> None:

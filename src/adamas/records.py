@@ -32,7 +32,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["FORMAT", "Opening", "append", "lines", "read"]
+__all__ = ["FORMAT", "Opening", "append", "last_step", "lines", "read"]
 
 #: The number of the format that is written.
 FORMAT = 1
@@ -86,6 +86,17 @@ def lines(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], bool]]
             f"{os.fspath(path)} is no record: it has no line with "
             f'"adamas": "{_KIND}". Give a file that adamas.Recorder has written.'
         )
+
+
+def last_step(path: str | os.PathLike[str]) -> int:
+    """Return the number of the step that a record has last; 0 where it has none.
+
+    Raises as `read` does.
+    """
+    found = 0
+    for line, is_header in lines(path):
+        found = found if is_header else line["step"]
+    return found
 
 
 def append(

@@ -368,6 +368,20 @@ def test_a_resumed_run_goes_on_with_its_numbers(tmp_path):
     ]
 
 
+def test_a_resumed_run_of_sgd_which_counts_no_steps_goes_on_from_the_last_line(tmp_path):
+    path, net = tmp_path / "run.jsonl", model()
+    optimizer = SGD(net.parameters(), momentum=0.9)
+    adamas.Recorder(optimizer, path, every=4)
+    train(net, optimizer, range(9))
+    for is_loaded, expected in ((True, [9, 12]), (False, [1, 4])):
+        other = SGD(net.parameters(), momentum=0.9)
+        with adamas.Recorder(other, path, every=4):
+            if is_loaded:
+                other.load_state_dict(optimizer.state_dict())
+            train(net, other, range(5))
+        assert [line["step"] for line in records.read(path)[-1].steps] == expected
+
+
 def test_what_is_loaded_in_the_midst_of_a_run_is_recorded_on(tmp_path):
     net = model()
     optimizer = AdamW(net.parameters())

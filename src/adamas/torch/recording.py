@@ -98,6 +98,13 @@ class Tensors(Observed):
         """Need nothing called before a step any more; torch goes through its pre-hooks then."""
         self._first.remove()
 
+    def goes_on_uncounted(self) -> bool:
+        """Return whether SGD, which counts no steps, has momentum of earlier ones."""
+        optimizer = self._optimizer()
+        groups = optimizer.param_groups
+        is_counted = any(optimizer._method.names(group)[0] is not None for group in groups)
+        return not is_counted and any(optimizer.state.values())
+
     def begin(self, every: int) -> bool:
         """Return whether this process has anything to do; see that others take part."""
         if not distributed.is_initialized():
