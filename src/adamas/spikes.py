@@ -112,15 +112,14 @@ def is_spike(window: Window, norm: float, above: float) -> bool:
     if not is_judged(norm) or n < size // 2:
         return False
     norms = window[:n]
-    # Neither squares nor sums leave the range of float64.
+    # Neither squares nor sums of those in the window leave the range of float64.
     scale = _reciprocal(np.max(norms))
-    norms = norms * scale
-    with np.errstate(over="ignore"):
-        norm = np.float64(norm) * scale
-    mean = _sum(norms, size) / n
-    deviations = norms - mean
-    std = np.sqrt(_sum(deviations * deviations, size) / (n - 1))
-    return bool(norm - mean > np.float64(above) * std)
+    with np.errstate(all="ignore"):
+        norms = norms * scale
+        mean = _sum(norms, size) / n
+        deviations = norms - mean
+        std = np.sqrt(_sum(deviations * deviations, size) / (n - 1))
+        return bool(np.float64(norm) * scale - mean > np.float64(above) * std)
 
 
 def entered(window: Window, norm: float, *, is_left_out: bool) -> Window:
@@ -167,7 +166,8 @@ def left_out(window: Window | None) -> int:
 def saved(window: Window | None) -> dict[str, Any]:
     """Return what a state_dict says of a window, nothing where no norm has entered it.
 
-    Norms stand there from the oldest to the newest.
+    Norms stand there from the oldest to the newest, as floats: what casts the tensors of a
+    state_dict, or moves them to a device without float64, leaves these as they are.
     """
     if window is None or not window[COUNT]:
         return {}
@@ -175,7 +175,7 @@ def saved(window: Window | None) -> dict[str, Any]:
     norms = window[: min(count, size)]
     if count > size:
         norms = np.roll(norms, -(count % size))
-    return {KEY: {"norms": norms.copy(), "count": count, "skipped": left_out(window)}}
+    return {KEY: {"norms": norms.tolist(), "count": count, "skipped": left_out(window)}}
 
 
 def loaded(state_dict: Mapping[str, Any], size: int) -> Window | None:

@@ -67,8 +67,7 @@ def check(mesh, device):
         optimizer.step()
         assert repr(optimizer.skipped) == "Skipped(nonfinite=0, spikes=1)"
     assert all(torch.equal(p.detach(), before) for p, before in zip(whole, kept, strict=True))
-    norms = [each.state_dict()["spikes"]["norms"] for each in optimizers]
-    assert torch.equal(*norms)
+    assert optimizers[0].state_dict()["spikes"] == optimizers[1].state_dict()["spikes"]
     # NaN that the last process has, while the first has no gradient at all.
     for p, q in zip(whole, parts, strict=True):
         p.grad = q.grad = None

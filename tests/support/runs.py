@@ -65,6 +65,4 @@ def everything(optimizer):
         for entry, array in entries.items()
     }
     arrays |= {name: p.tobytes() for name, p in optimizer.named_parameters().items()}
-    if "spikes" in stored:
-        arrays["spikes"] = stored["spikes"].pop("norms").tobytes()
     return arrays, stored

@@ -45,8 +45,6 @@ def contents(optimizer: Optimizer) -> Generator[tuple[dict[str, Source], dict[st
         for name, entries in about.pop("state").items():
             arrays |= {f"state/{name}/{entry}": array for entry, array in entries.items()}
         sources = {name: source(array) for name, array in arrays.items()}
-        if (window := about.get(spikes.KEY)) is not None:
-            about[spikes.KEY] = {**window, "norms": window["norms"].tolist()}
         yield sources, {"kind": KIND, "method": type(optimizer).__name__, **about}
 
 

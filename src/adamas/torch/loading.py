@@ -19,7 +19,6 @@ from torch import Tensor
 from adamas import checks, codecs, settings, spikes
 from adamas.state import Entries
 from adamas.torch import arguments, clip_groups, counting, distributed, small, storage
-from adamas.torch import spikes as windows
 from adamas.torch.grouping import check_parameters, names_of
 from adamas.torch.keeping import Keeping
 from adamas.torch.methods import Method
@@ -126,7 +125,7 @@ def take_over(optimizer: torch.optim.Optimizer, keeping: Keeping, given: Any) ->
         given = given if result is None else result
     loaded = prepared(optimizer, keeping, given)
     loaded[settings.KEY] = settings.loaded(given)
-    loaded[spikes.KEY] = windows.loaded(given, keeping.phase.skip_window)
+    loaded[spikes.KEY] = spikes.loaded(given, keeping.phase.skip_window)
     optimizer.__setstate__(loaded)
     for hook in optimizer._optimizer_load_state_dict_post_hooks.values():  # type: ignore[attr-defined]
         hook(optimizer)

@@ -257,7 +257,8 @@ class Optimizer(Reports, torch.optim.Optimizer):
         with self._stepper.held(would_lose("a checkpoint")):
             check_states(self.param_groups, self.state)
             sets = settings.stepping(self)
-            own = settings.saved(sets._phase, sets._phase_set) | sets._stepper.spikes.saved()
+            own = settings.saved(sets._phase, sets._phase_set)
+            own |= spikes.saved(sets._stepper.spikes.read())
             saved = {**super().state_dict(), **own}
             return loading.saved(saved, self.param_groups, self._method, packed=packed)
 

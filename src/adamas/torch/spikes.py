@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -12,7 +10,7 @@ from adamas import spikes
 from adamas.options import Phase
 from adamas.spikes import Window
 
-__all__ = ["Spikes", "loaded"]
+__all__ = ["Spikes"]
 
 
 class Spikes:
@@ -79,13 +77,6 @@ class Spikes:
         """How many steps were left out; that waits for a device where one has the window."""
         return spikes.left_out(self.read())
 
-    def saved(self) -> dict[str, Any]:
-        """Return what a state_dict says of it: norms as a tensor."""
-        found = spikes.saved(self.read())
-        for entries in found.values():
-            entries["norms"] = torch.from_numpy(entries["norms"])
-        return found
-
     def anew(self, window: Window | None) -> Spikes:
         """Return one with what was loaded, or, where that is None, none but the count."""
         if window is None:
@@ -95,11 +86,3 @@ class Spikes:
         if self._at is not None:
             found.goes_to(self._at)
         return found
-
-
-def loaded(state_dict: Any, size: int) -> Window | None:
-    """Return the window that a state_dict has, checked; None where it has none."""
-    given = state_dict.get(spikes.KEY)
-    if isinstance(given, dict) and isinstance(given.get("norms"), Tensor):
-        given = {**given, "norms": given["norms"].detach().cpu().numpy()}
-    return spikes.loaded({} if given is None else {spikes.KEY: given}, size)
