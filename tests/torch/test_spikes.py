@@ -277,6 +277,14 @@ def test_a_run_goes_on_with_its_window_and_counts(way, tmp_path):
     assert first.skipped.spikes == sum(expected[:10])  # and has a window of its own
 
 
+def test_what_was_skipped_is_saved_and_loaded_by_torch_as_other_counts_are():
+    file = io.BytesIO()
+    torch.save({"skipped": adamas.Skipped(nonfinite=1, spikes=2)}, file)
+    file.seek(0)
+    loaded = torch.load(file, weights_only=True)["skipped"]
+    assert repr(loaded) == "Skipped(nonfinite=1, spikes=2)"
+
+
 def test_torchs_optimizers_load_what_has_a_window_and_the_other_way_round():
     optimizer = made(**ABOVE)
     watched(optimizer)

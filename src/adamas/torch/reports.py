@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any, Literal, overload
 
+import torch
 from torch import Tensor
 
 from adamas.changes import AVERAGED, NOT_TRACKED, WENT_ON, Change, Changes
@@ -21,6 +22,9 @@ from adamas.torch.stepper import Stepper
 from adamas.torch.tracking import Tracking
 
 __all__ = ["Reports"]
+
+# Where ``skipped`` stands in a checkpoint, torch.load() gives it back with weights_only=True.
+torch.serialization.add_safe_globals([Skipped])
 
 
 class Reports:
