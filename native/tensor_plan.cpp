@@ -414,6 +414,9 @@ private:
 
     // Marks all elements of members that something else than a step has written to.
     void mark_written() {
+        if (!versions_.is_held()) {
+            return;
+        }
         for (std::size_t i = 0; i < members_.size(); ++i) {
             const adamas::Tensor& tensor = plan_.tensors()[i];
             if (members_[i].version == nullptr || !tensor.is_present) {
@@ -428,6 +431,9 @@ private:
     }
 
     void keep_versions() {
+        if (!versions_.is_held()) {
+            return;
+        }
         for (std::size_t i = 0; i < members_.size(); ++i) {
             if (members_[i].version != nullptr && plan_.tensors()[i].is_present) {
                 *members_[i].version = watch_.version(i);
