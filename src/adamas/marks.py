@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["LARGEST", "between", "every", "none", "word_count"]
+__all__ = ["IN_WORD", "LARGEST", "between", "every", "none", "word_count"]
 
 Words = NDArray[np.int32]
 
 #: The elements of one word.
-_IN_WORD = 32
+IN_WORD = 32
 
 #: The most elements that indices in int32 can tell apart.
 LARGEST = 2**31 - 1
@@ -28,7 +28,7 @@ LARGEST = 2**31 - 1
 
 def word_count(count: int) -> int:
     """Return how many words ``count`` elements take."""
-    return -(-count // _IN_WORD)
+    return -(-count // IN_WORD)
 
 
 def none(count: int) -> Words:
@@ -39,8 +39,8 @@ def none(count: int) -> Words:
 def every(count: int) -> Words:
     """Return marks of ``count`` elements, all of which are marked."""
     words = np.full(word_count(count), -1, np.int32)
-    if count % _IN_WORD:
-        words[-1] = 2 ** (count % _IN_WORD) - 1
+    if count % IN_WORD:
+        words[-1] = 2 ** (count % IN_WORD) - 1
     return words
 
 

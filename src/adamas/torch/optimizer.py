@@ -315,9 +315,12 @@ class Optimizer(Reports, torch.optim.Optimizer):
         for name, made in _OWN.items():
             self.__dict__.setdefault(name, made())
         self._copies = copy(self._copies)  # of its own, where copy.copy() shares all else
-        is_load = "_tracking" not in state
-        goes_on = self._tracking.loaded if is_load else self._tracking.of
-        self._tracking = goes_on(parameters_of(self.param_groups), self._copies.tensors, self.state)
+        parameters, copies = parameters_of(self.param_groups), self._copies.tensors
+        self._tracking = (
+            self._tracking.of(parameters, copies)
+            if "_tracking" in state
+            else self._tracking.loaded(parameters, copies, self.state)
+        )
         chosen = state.get(settings.KEY, {})
         self._phase = replace(self._phase, **chosen)
         self._phase_set = self._phase_set.union(chosen)

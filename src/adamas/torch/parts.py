@@ -17,6 +17,7 @@ from torch import Tensor
 
 from adamas.engines import Runs
 from adamas.engines.native import Distributed
+from adamas.marks import LARGEST
 from adamas.torch import distributed
 
 __all__ = [
@@ -129,7 +130,7 @@ def in_whole(parameter: Tensor, indices: Tensor) -> Tensor:
     Of ascending indices they ascend. int32, or int64 where the whole tensor has more elements than
     that can count.
     """
-    dtype = torch.int32 if parameter.numel() < 2**31 else torch.int64
+    dtype = torch.int32 if parameter.numel() <= LARGEST else torch.int64
     if not _is_kind(parameter) or not len(indices):
         return indices if indices.dtype == dtype else indices.to(dtype)
     rest, found, pitch = indices.to(torch.int64), torch.zeros_like(indices, dtype=torch.int64), 1

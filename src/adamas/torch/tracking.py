@@ -21,12 +21,10 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
 
 from adamas.changes import Chain, Change
+from adamas.marks import IN_WORD, word_count
 from adamas.torch import host_memory, memory, operations, parts
 
-__all__ = ["WORD", "Tracking"]
-
-#: Elements whose marks stand in one int32; that of element i is bit i % 32 of word i // 32.
-WORD = 32
+__all__ = ["Tracking"]
 
 #: Parameters are looked through together until they have so many elements.
 _AT_ONCE = 1 << 20
@@ -121,12 +119,7 @@ class Tracking:
         self.clear()
         self.stale.clear()
 
-    def of(
-        self,
-        parameters: Sequence[Tensor],
-        copies: Sequence[Tensor],
-        states: Mapping[Any, Any],  # noqa: ARG002
-    ) -> Tracking:
+    def of(self, parameters: Sequence[Tensor], copies: Sequence[Tensor]) -> Tracking:
         """Return the same, in memory of its own, for parameters in the places of these."""
         own = copy(self)
         own.chain = copy(self.chain)
@@ -170,7 +163,7 @@ class Tracking:
         stale: set[int] = set()
         copied: list[int] = []
         for place, (now, p, old) in enumerate(zip(seen, parameters, known, strict=True)):
-            words = -(-now.elements // WORD)
+            words = word_count(now.elements)
             own = None if old is None else self.marks[old]
             if own is None or own.numel() != words or own.device != now.device:
                 with torch.inference_mode(False):
@@ -390,12 +383,12 @@ def _steps_in(states: Mapping[Any, Any]) -> Iterator[float]:
 def _fill(marks: Tensor, count: int) -> None:
     """Mark all elements; bits behind the last one stay 0."""
     marks.fill_(-1)
-    if count % WORD:
-        marks[-1] = (1 << count % WORD) - 1
+    if count % IN_WORD:
+        marks[-1] = (1 << count % IN_WORD) - 1
 
 
 def _is_full(marks: Tensor, count: int) -> bool:
-    whole = count // WORD
-    last = (1 << count % WORD) - 1
+    whole = count // IN_WORD
+    last = (1 << count % IN_WORD) - 1
     is_full = bool((marks[:whole] == -1).all())
     return is_full and (not last or int(marks[-1].item()) == last)
