@@ -187,6 +187,8 @@ class Stepper:
 
     def fit(self, groups: Groups) -> None:
         """Let copies and marks be those of the parameters that there are."""
+        if not self._copies.tensors and not self._tracking.is_on:
+            return
         parameters = parameters_of(groups)
         if self._copies.tensors:
             self._copies.fit(parameters)
@@ -235,9 +237,8 @@ class Stepper:
             direct = _with_copies(
                 native, self.turn, self.averages, self._copies, self.keeping, self._tracking
             )
-        if direct is not None and self._tracking.is_on:
-            direct = None if self._tracking.shared else direct
-        native = None if direct is None else native
+        if self._tracking.shared:
+            direct = native = None
         self.direct, self.turn.plan = direct, native
 
     def pause(self) -> None:
