@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor, Partial, Replicate
 from torch.nn.parallel import DistributedDataParallel
 
 import adamas
@@ -152,6 +153,22 @@ def check_replicas(rank, folder):
     dist.barrier()
 
 
+def check_notes(rank, mesh, folder):
+    """A note that the writer could not read alone is refused, and all that it can read is taken."""
+    path = folder / "notes.jsonl"
+    optimizer = Adam(model().parameters())
+    optimizer.param_groups[0]["params"][0].grad = torch.ones(5, 64)
+    recorder = adamas.Recorder(optimizer, path)
+    loss = DTensor.from_local(torch.tensor(1.0 + rank), mesh, [Partial()])
+    with pytest.raises(ValueError, match=r"loss is a DTensor .* Note loss\.full_tensor\(\)"):
+        recorder.note(loss=loss)
+    recorder.note(whole=loss.full_tensor(), alike=loss.redistribute(placements=[Replicate()]))
+    if rank == 0:  # alone
+        optimizer.step()
+        assert [line["notes"] for line in lines(path)] == [{"whole": 3.0, "alike": 3.0}]
+    dist.barrier()
+
+
 def main(rank, store, folder):
     torch.set_num_threads(1)
     dist.init_process_group(
@@ -168,6 +185,7 @@ def main(rank, store, folder):
     ):
         check_shards(rank, mesh, folder, options)
     check_replicas(rank, folder)
+    check_notes(rank, mesh, folder)
     check_other_steps(rank, mesh, folder)
     check_one_without(rank, mesh, folder)
     os._exit(0)  # gloo's own threads sometimes abort an orderly end
