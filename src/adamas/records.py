@@ -19,7 +19,8 @@ elements with √v̂ < ε) and ``"notes"`` (numbers that the user gave). Where a
 are no ``"tensors"``, and ``"step"`` is the number of the last one that was made.
 
 A line is appended by one write, so a run that is killed leaves at most one line torn, the last one.
-Who goes on writing begins on a new line, and who reads leaves torn lines out.
+Who goes on writing begins on a new line, and who reads leaves out lines that are torn, or of
+another form.
 """
 
 from __future__ import annotations
@@ -77,9 +78,11 @@ def lines(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], bool]]
         for line in _whole(file):
             if line.get("adamas") == _KIND:
                 _check_format(path, line.get("format"))
+                if not _is_header(line):
+                    continue
                 is_record = True
                 yield _with_numbers(line), True
-            elif is_record and isinstance(line.get("step"), int):
+            elif is_record and _is_of_step(line):
                 yield _with_numbers(line), False
     if not is_record:
         raise ValueError(
@@ -173,6 +176,22 @@ def _whole(texts: Iterable[bytes]) -> Iterator[dict[str, Any]]:
             continue
         if isinstance(line, dict):
             yield line
+
+
+def _is_header(line: Mapping[str, Any]) -> bool:
+    groups = line.get("groups", [])
+    are_objects = isinstance(groups, list) and all(isinstance(each, dict) for each in groups)
+    return are_objects and _has_objects(line.get("parameters", {}))
+
+
+def _is_of_step(line: Mapping[str, Any]) -> bool:
+    step = line.get("step")
+    is_number = type(step) is int and 0 <= step < 2**63
+    return is_number and _has_objects(line.get("tensors", {}))
+
+
+def _has_objects(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(each, dict) for each in value.values())
 
 
 def _check_begin(path: str | os.PathLike[str], file: int) -> None:

@@ -100,6 +100,27 @@ def test_a_record_whose_header_was_torn_goes_on(tmp_path, content):
     assert [each.steps for each in records.read(path)] == [[step(50)]]
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"step": -1}, {"step": True}, {"step": 2**63}, {"step": 1.0}, {"tensors": [1]},
+     {"tensors": {"a": 3}}, {"tensors": None}],
+)  # fmt: skip
+def test_a_line_of_another_form_is_left_out(tmp_path, values):
+    path = tmp_path / "run.jsonl"
+    records.append(path, HEADER, step(50), is_new=True)
+    records.append(path, HEADER, step(100) | values, is_new=False)
+    records.append(path, HEADER, step(150), is_new=False)
+    assert [each.steps for each in records.read(path)] == [[step(50), step(150)]]
+
+
+@pytest.mark.parametrize("values", [{"groups": {"a": 1}}, {"groups": [1]}, {"parameters": ["a"]}])
+def test_a_header_of_another_form_makes_no_record(tmp_path, values):
+    path = tmp_path / "run.jsonl"
+    records.append(path, HEADER | values, step(50), is_new=True)
+    with pytest.raises(ValueError, match=r"run.jsonl is no record"):
+        records.read(path)
+
+
 def test_what_is_no_record_is_refused_by_name(tmp_path):
     path = tmp_path / "other.jsonl"
     path.write_text('{"step": 1}\nno JSON\n[1]\n"text"\n', encoding="utf-8")

@@ -192,6 +192,16 @@ def test_problems_stand_before_hints(tmp_path):
     assert len(levels) > 3
 
 
+@pytest.mark.parametrize("made", [0, 12])
+def test_of_a_run_whose_steps_are_all_left_out_only_that_is_told(tmp_path, made):
+    lines = [line(10 * i, lr=min(1.0, i / 10)) for i in range(1, made + 1)]
+    for i in range(1, 9):
+        lines.append(line(10 * made, (), lr=1.0, skipped={"nonfinite": i, "spikes": 0}))
+        del lines[-1]["tensors"]
+    of = read(write(tmp_path / "run.jsonl", header(), lines))
+    assert kinds(of) == {"nonfinite_gradients"}
+
+
 @pytest.mark.parametrize("tensors", [(), ("a",), ("a", "b")])
 def test_records_of_few_tensors_or_none_are_looked_at(tmp_path, tensors):
     lines = [line(10 * i, tensors, lr=min(1.0, i / 10)) for i in range(1, 21)]

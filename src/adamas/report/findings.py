@@ -274,8 +274,8 @@ def grow_without_end(run: Run) -> Finding | None:
     norms = run.of["parameter_norm"]
     end = _last_with(norms)
     half = int(np.argmin(np.abs(run.steps - run.steps[end] / 2)))
-    # A record that begins late has no line there.
-    if not 0.45 <= run.steps[half] / run.steps[end] <= 0.55:
+    # A record that begins late has no line there, and one of no step has none at all.
+    if not 0.45 * run.steps[end] <= run.steps[half] <= 0.55 * run.steps[end] or not run.steps[end]:
         return None
     with np.errstate(divide="ignore", invalid="ignore"):
         times = norms[end] / norms[half]
@@ -356,7 +356,7 @@ def old_square(run: Run) -> Finding | None:
     """
     steps = int(run.steps[-1])
     over = [group.square_steps for group in run.groups if group.square_steps is not None]
-    if not over or steps >= round(max(over)):
+    if not over or not 0 < steps < round(max(over)):
         return None
     longest = max(over)
     beta = 1 - 1 / longest
@@ -389,6 +389,7 @@ def short_warmup(run: Run) -> Finding | None:
     for place, group in enumerate(run.groups):
         needed = group.square_steps
         rates = run.lr[:, place] if place < run.lr.shape[1] else np.array([np.nan])
+        rates = np.where(run.steps > 0, rates, np.nan)  # of steps that were made
         if group.betas[0] is None or needed is None or not np.nanmax(rates, initial=0) > 0:
             continue
         needed = WARMUP * needed
