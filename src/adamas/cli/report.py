@@ -35,10 +35,10 @@ def command(records: tuple[Path, ...], output: Path) -> None:
     require("vl_convert", "adamas report", "report", "vl-convert-python")
     from adamas.report import findings, page, read
 
-    runs = [read(path, name) for path, name in zip(records, _names(records), strict=True)]
     if output.suffix.lower() not in (".html", ".htm"):
         raise click.UsageError(f"--output is {str(output)!r}, but its name must end in .html.")
     check_writable(output, "--output")
+    runs = [read(path, name) for path, name in zip(records, _names(records), strict=True)]
     text = page(runs, adamas.__version__)
     for run in runs:
         found = findings(run)

@@ -126,8 +126,8 @@ def _read(path: Path, name: str) -> Run:
     headers, names, count = _surveyed(path)
     if not count:
         raise ValueError(
-            f"{path} has a header, but no line of a step yet. Wait until the run has made as many "
-            "steps as the Recorder's every=."
+            f"{path} has a header, but no line of a step yet. Wait until the run has made its "
+            "first step."
         )
     every = ceil(count * len(names) * len(FIELDS) / MOST) or 1
     kept = _kept(path, {each: place for place, each in enumerate(names)}, every)
