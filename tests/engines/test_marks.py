@@ -125,6 +125,7 @@ def test_marks_are_what_a_comparison_of_all_bits_finds(machine, block):
         check(seed)
 
 
+@pytest.mark.quick_cases(8)
 @pytest.mark.parametrize("stored", STORED, ids=str)
 def test_marks_are_right_at_every_edge_of_words_strips_and_tiles(machine, stored):
     for size in SIZES:

@@ -218,6 +218,7 @@ def test_a_plan_whose_step_is_left_out_leaves_marks_as_they_were():
 # ── where marks are set ────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.quick_cases(9)
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 1.0])
 @pytest.mark.parametrize("words", [0, 1, 63, 64, 65, 1023, 1024, 1025, 2500])
 def test_places_of_marks_are_those_of_their_bits(words, share):

@@ -7,14 +7,22 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from adamas.torch.operations import SLAB, mark, marked, marked_by_operations, marks_of
+from adamas.torch import operations
+from adamas.torch.operations import mark, marked, marked_by_operations, marks_of
 
 DTYPES = (
     *(torch.float32, torch.float64, torch.bfloat16, torch.float16, torch.float8_e4m3fn),
     *(torch.complex64, torch.complex128),
 )
 SIZES = (0, 1, 7, 8, 9, 31, 32, 33, 1000)
+#: Elements that are looked at at once; a small number, so that tests are quick.
+SLAB = 1 << 14
 LARGE = (SLAB, SLAB + 33)
+
+
+@pytest.fixture(autouse=True)
+def small_slabs(monkeypatch):
+    monkeypatch.setattr(operations, "SLAB", SLAB)
 
 
 def drawn(size, dtype):

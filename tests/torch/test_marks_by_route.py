@@ -160,6 +160,7 @@ def test_a_complex_number_is_one_element(dtype):
     assert told[0][0].shape == (35,)
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("copy_to", [None, BFLOAT16])
 @pytest.mark.parametrize("route", ROUTES)
 def test_elements_are_numbered_by_their_indices_whatever_the_strides(route, copy_to):
@@ -200,6 +201,7 @@ def test_rows_that_a_sparse_gradient_has_are_marked_alone():
     assert expected.sum() == 5 * 14
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("route", ROUTES)
 def test_a_step_that_is_left_out_marks_nothing(route):
     with standing_in(route) as device:

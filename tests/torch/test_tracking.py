@@ -19,7 +19,7 @@ from tests.support.tracked import ACTIONS, drawn, look, step, take  # noqa: E402
 _EACH = 100
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("block", range(100))
 def test_what_has_changed_is_what_a_diff_finds_whatever_happens(block):
     for seed in range(block * _EACH, (block + 1) * _EACH):
@@ -30,7 +30,7 @@ def test_what_has_changed_is_what_a_diff_finds_whatever_happens(block):
         take(run)
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("seed", range(24))
 @pytest.mark.parametrize("route", ["offload late", "offload early", "triton"])
 def test_every_route_marks_what_a_diff_finds(route, seed):
