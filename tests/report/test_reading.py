@@ -108,7 +108,7 @@ def test_of_a_record_that_is_too_large_lines_are_left_out_and_their_counts_added
     write(path, header("ab"), [line(8, "ab", lr=2.0, clipped=1), line(9, "ab", lr=3.0, clipped=1)])
     monkeypatch.setattr("adamas.report.reading.MOST", 4 * 7 * 2)
     thin = read(path)
-    assert thin.every == 4
+    assert thin.stride == 4
     assert thin.steps.tolist() == [4, 8, 9]
     assert thin.of["nonfinite"][0].tolist() == [1, 0]
     assert thin.clipped[[0, 2]].tolist() == [4, 1]

@@ -283,7 +283,7 @@ def _table(run: Run, places: Sequence[int], number: int) -> str:
         shape = " × ".join(map(str, tensor.shape)) or ("scalar" if tensor.dtype else "")
         rows.append(
             f'<tr><th scope="row">{escape(tensor.name)}</th>'
-            f'<td data-v="{tensor.count}">{shape}</td><td>{escape(_dtype(tensor.dtype))}</td>'
+            f'<td data-v="{tensor.count}">{shape}</td><td>{escape(tensor.dtype)}</td>'
             + "".join(f"<td>{cell}</td>" for cell in cells)
             + "</tr>"
         )
@@ -298,10 +298,6 @@ def _told(number: float, by: Any = short) -> str:
     return "–" if np.isnan(number) else by(float(number))
 
 
-def _dtype(dtype: str) -> str:
-    return dtype.removeprefix("torch.")
-
-
 # ── what was left out, and the data ────────────────────────────────────────────────────────────
 
 
@@ -312,8 +308,8 @@ def _left_out(
     told: list[str] = []
     for run, heat, places in zip(runs, heats, tabled, strict=True):
         of = f"{run.name}: " if len(runs) > 1 else ""
-        if run.every > 1:
-            told.append(f"{of}of every {run.every} lines of this large record one was read.")
+        if run.stride > 1:
+            told.append(f"{of}of every {run.stride} lines of this large record one was read.")
         lines = len(run.steps)
         points = len(drawn.drawn_lines(run))
         if points < lines:

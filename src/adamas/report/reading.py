@@ -76,7 +76,7 @@ class Run:
     tensors: tuple[Tensor, ...]
     groups: tuple[Group, ...]
     #: Which of the record's lines these are: all (1), every second one (2), …
-    every: int
+    stride: int
     #: Of each line: the number of the step, and when it was written, in seconds since 1970.
     steps: NDArray[np.int64]
     times: Numbers
@@ -129,8 +129,8 @@ def _read(path: Path, name: str) -> Run:
             f"{path} has a header, but no line of a step yet. Wait until the run has made its "
             "first step."
         )
-    every = ceil(count * len(names) * len(FIELDS) / MOST) or 1
-    kept = _kept(path, {each: place for place, each in enumerate(names)}, every)
+    stride = ceil(count * len(names) * len(FIELDS) / MOST) or 1
+    kept = _kept(path, {each: place for place, each in enumerate(names)}, stride)
     lines = [line for line, _ in kept]
     of = {
         field: np.array([values[place] for _, values in kept]).reshape(len(kept), len(names))
@@ -144,7 +144,7 @@ def _read(path: Path, name: str) -> Run:
         headers=headers,
         tensors=tensors,
         groups=groups,
-        every=every,
+        stride=stride,
         steps=np.array([line["step"] for line in lines], np.int64),
         times=_column(line.get("time") for line in lines),
         lr=_rates([line.get("lr") for line in lines], len(groups)),
@@ -171,7 +171,7 @@ def _surveyed(path: Path) -> tuple[tuple[dict[str, Any], ...], list[str], int]:
     return tuple(headers), [*(dict.fromkeys(headers[-1].get("parameters") or ()) | names)], count
 
 
-def _kept(path: Path, places: dict[str, int], every: int) -> list[tuple[dict[str, Any], Numbers]]:
+def _kept(path: Path, places: dict[str, int], stride: int) -> list[tuple[dict[str, Any], Numbers]]:
     """Return the lines that are kept, without their tensors, and the numbers of these.
 
     Where a run was resumed the later lines count, and those that they replace go.
@@ -188,12 +188,12 @@ def _kept(path: Path, places: dict[str, int], every: int) -> list[tuple[dict[str
                 kept.pop()
             if waiting is not None and waiting[0]["step"] >= line["step"]:
                 waiting = None
-            if every > 1:  # lines between may be gone with what they have counted
+            if stride > 1:  # lines between may be gone with what they have counted
                 line.pop("clipped", None)
             is_resumed = False
         waiting = _added(waiting, line, _numbers_of(line, places))
         number += 1
-        if number % every == 0:
+        if number % stride == 0:
             kept.append(waiting)
             waiting = None
     return kept if waiting is None else [*kept, waiting]
