@@ -116,6 +116,8 @@ STILL = {"unmoved": 0.5}
         ({"c": {"update_norm": 0.04}}, {}, {}, {"uneven_layers"}),
         ({"c": {"update_norm": 0.039}}, {}, {}, set()),
         ({"c": {"update_norm": 0.04, "parameter_norm": 4.01}}, {}, {}, set()),
+        # Layers that are kept as they are tell nothing of how far others may go.
+        ({n: {"update_norm": 0.0} for n in "abd"} | {"c": {"update_norm": 0.1}}, {}, {}, set()),
         ({"c": {"gradient_norm": 0.0}}, {}, {}, {"dead_tensors"}),
         ({"c": {"gradient_norm": 1e-300}}, {}, {}, set()),
         ({}, {"phase": {"clip_norm": 0.5}}, {"clip_factor": 0.5}, {"clipped_always"}),

@@ -202,7 +202,7 @@ def uneven_layers(run: Run) -> Finding | None:
     others = np.full(len(ratio), np.nan)
     for place in range(len(ratio)):
         alike = ratio[(is_matrix == is_matrix[place]) & (np.arange(len(ratio)) != place)]
-        alike = alike[np.isfinite(alike)]
+        alike = alike[np.isfinite(alike) & (alike > 0)]  # what stands still is no measure
         if len(alike) >= OTHERS:
             others[place] = np.median(alike)
     with np.errstate(divide="ignore", invalid="ignore"):
