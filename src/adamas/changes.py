@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
-__all__ = ["AVERAGED", "NOT_TRACKED", "WENT_ON", "Chain", "Change", "Changes"]
+__all__ = ["AVERAGED", "NOT_TRACKED", "WENT_ON", "Chain", "Change", "Changes", "steps_in_words"]
 
 NOT_TRACKED = (
     "Changes are not tracked. Create the optimizer with track_changes=True, and load the "
@@ -135,7 +135,14 @@ class Changes:
 
     def __repr__(self) -> str:
         what = "everything" if self.is_whole else "what has changed"
-        return f"<Changes: {what} in the steps {self.first_step} to {self.last_step}>"
+        if self.last_step < self.first_step:
+            return f"<Changes: {what} after step {self.last_step}, without a step>"
+        return f"<Changes: {what} in {steps_in_words(self.first_step, self.last_step)}>"
+
+
+def steps_in_words(first: int, last: int) -> str:
+    """Return which steps these are, of which there is one at least."""
+    return f"step {first}" if first == last else f"the steps {first} to {last}"
 
 
 def _drawn() -> str:

@@ -112,4 +112,4 @@ def test_a_clear_that_fails_leaves_the_chain_where_it_was():
 def test_the_text_of_changes_names_the_steps():
     assert repr(changes_of("a", [])) == "<Changes: what has changed in the steps 4 to 6>"
     whole = adamas.Changes(lambda: iter(()), None, 7, 7, True)
-    assert repr(whole) == "<Changes: everything in the steps 7 to 7>"
+    assert repr(whole) == "<Changes: everything in step 7>"

@@ -216,7 +216,7 @@ def indices_of(optimizer, *, clear=False):
 def test_before_the_first_step_nothing_has_changed():
     _, optimizer = made()
     assert list(optimizer.changes()) == []
-    assert repr(optimizer.changes()) == "<Changes: what has changed in the steps 1 to 0>"
+    assert repr(optimizer.changes()) == "<Changes: what has changed after step 0, without a step>"
     assert not optimizer.changes().is_whole
 
 

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from adamas.changes import steps_in_words
 from adamas.files import arrays
 from adamas.files.atomic import naming, opened
 from adamas.files.contents import CHANGES, listed
@@ -46,7 +47,7 @@ class Delta(NamedTuple):
         """The steps in words."""
         if self.last < self.first:
             return f"changes after step {self.last}, without a step"
-        return f"the changes of the steps {self.first} to {self.last}"
+        return f"the changes of {steps_in_words(self.first, self.last)}"
 
 
 class _NotBuiltError(ValueError):
@@ -217,9 +218,9 @@ def check_follows(delta: Delta, stands: int, place: str | None) -> None:
         raise ValueError(f"{has}, but the model stands at step {stands} already. {again}")
     if stands < delta.first - 1:
         raise ValueError(
-            f"{has}, but the model stands at step {stands}, and lacks the changes of the steps "
-            f"{stands + 1} to {delta.first - 1}. Apply the files with those first, or one with "
-            "everything in it."
+            f"{has}, but the model stands at step {stands}, and lacks the changes of "
+            f"{steps_in_words(stands + 1, delta.first - 1)}. Apply the files with those first, or "
+            "one with everything in it."
         )
     if place is not None and not follows and not ends:
         raise ValueError(
