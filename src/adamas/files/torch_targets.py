@@ -49,6 +49,11 @@ class TensorTarget:
                 "Materialize the model first; of converted weights keep the originals, and convert "
                 "them again after each change."
             )
+        if part.is_conj() or part.is_neg():
+            raise TypeError(
+                f"{self._name} is a view that gives conjugate or negative values of its memory, so "
+                "bits cannot be written to it. Give the tensor that it is a view of."
+            )
         check_apart(self._name, part.shape, part.stride())
         if distributed.is_distributed(self._tensor):
             distributed.cuts(self._tensor)  # refuses placements without elements of one's own
