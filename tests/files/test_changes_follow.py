@@ -12,7 +12,7 @@ import torch
 
 import adamas
 from tests.files.test_changes import copied, made, tensors
-from tests.support.told import Told, all_bits
+from tests.support.told import Told, all_bits, bits_of
 
 
 def saved(told, path, steps=1, **options):
@@ -73,7 +73,7 @@ def test_changes_that_were_told_elsewhere_leave_a_gap(told, tmp_path):
     adamas.apply_changes(target, saved(told, tmp_path / "1"), after=0)
     told.advance()
     list(told.changes())  # the marks are cleared
-    refused(target, saved(told, tmp_path / "3"), "lacks the changes of the steps 2 to 2")
+    refused(target, saved(told, tmp_path / "3"), "lacks the changes of step 2")
 
 
 def test_changes_of_another_training_are_refused_though_the_steps_fit(tmp_path):
@@ -167,6 +167,34 @@ def test_tensors_that_stand_at_different_steps_are_refused(told, tmp_path):
     refused(target, three, r"stands at step \d of what it follows and .* at step \d\. Give")
 
 
+def test_a_tensor_that_is_new_to_the_training_need_not_stand_anywhere(told, tmp_path):
+    """As of an added group: all of it is told, whatever a reader has there."""
+    target = copied(told.tensors)
+    adamas.apply_changes(target, saved(told, tmp_path / "1"), after=0)
+    for each in (told.tensors, target):
+        each["new"] = copied(each["wide/weight.1"])
+    told.before["new"] = ~bits_of(told.tensors["new"])
+    assert adamas.apply_changes(target, saved(told, tmp_path / "2")) == 2
+    assert all_bits(target) == all_bits(told.tensors)
+    assert adamas.apply_changes(target, saved(told, tmp_path / "3")) == 3  # it stands there, too
+    assert all_bits(target) == all_bits(told.tensors)
+
+
+def test_all_of_one_tensor_does_not_fit_a_model_that_stands_elsewhere(tmp_path):
+    told = Told({"a": torch.zeros(50), "b": torch.zeros(50)})
+    target = copied(told.tensors)
+    adamas.apply_changes(target, saved(told, tmp_path / "1"), after=0)
+    saved(told, tmp_path / "2")
+    told.step += 1
+    told.before["a"] = ~bits_of(told.tensors["a"])
+    adamas.save_changes(tmp_path / "3", told.changes())
+    refused(target, tmp_path / "3", "lacks the changes of step 2")
+    refused(copied(target), tmp_path / "3", "not known which step")
+    adamas.apply_changes(target, tmp_path / "2")
+    assert adamas.apply_changes(target, tmp_path / "3") == 3
+    assert all_bits(target) == all_bits(told.tensors)
+
+
 def test_where_a_tensor_stands_does_not_keep_it(tmp_path):
     for kind in ("numpy", "torch"):
         told = made(kind)
@@ -229,7 +257,7 @@ def test_a_part_that_is_missing_twice_or_of_another_step_is_named(tmp_path):
     one, two = (saved_parts(made, tmp_path, name) for name in ("one", "two"))
     refused(target, one[:2], "a part of changes that 3 processes wrote, but .* rank 2", after=0)
     refused(target, [one[0], one[1], one[1]], "are of one process, that of rank 1", after=0)
-    refused(target, [*one[:2], two[2]], "of the steps 1 to 1, but .* of the steps 2 to 2", after=0)
+    refused(target, [*one[:2], two[2]], "of step 1, but .* of step 2. Give", after=0)
     with pytest.raises(ValueError, match="path names no file"):
         adamas.apply_changes(target, [], after=0)
     adamas.apply_changes(target, one, after=0)
@@ -260,7 +288,7 @@ def test_a_part_of_another_training_is_refused(tmp_path):
     saved_parts(others, tmp_path, "other")
     mixed = [saved_parts(made, tmp_path, "2")[0], saved_parts(others, tmp_path, "other")[1]]
     before = all_bits(target)
-    with pytest.raises(ValueError, match=re.escape("other.1 has the changes of the steps 2 to 2")):
+    with pytest.raises(ValueError, match=re.escape("other.1 has the changes of step 2")):
         adamas.apply_changes(target, mixed)
     assert all_bits(target) == before
 
@@ -292,8 +320,9 @@ def test_other_names_shapes_and_dtypes_are_refused(tmp_path):
     cases = [
         ({"v": other}, KeyError, "changes w, which the model lacks: it has v"),
         ({"w": other.T}, ValueError, r"of shape \(4, 5\), but here it has shape \(5, 4\)"),
-        ({"w": np.zeros((4, 5))}, ValueError, "of w in float32, but here it has dtype float64"),
-        ({"module.w": other}, KeyError, r" module\.w may be it, in a model that is wrapped"),
+        ({"w": np.zeros((4, 5))}, ValueError, r"here it has dtype float64.*after each change\.$"),
+        ({"w": torch.zeros(4, 5).half()}, ValueError, r"of w in float32, .*copy_to=torch\.float16"),
+        ({"module.w": other}, KeyError, r" module\.w may be w, in a model that is wrapped"),
         (torch.nn.Linear(3, 2), KeyError, "which the model lacks: it has weight, bias"),
     ]
     for target, error, message in cases:
@@ -302,6 +331,19 @@ def test_other_names_shapes_and_dtypes_are_refused(tmp_path):
         else:
             with pytest.raises(error, match=message):
                 adamas.apply_changes(target, path, after=0)
+
+
+def test_a_model_whose_names_all_differ_is_no_part_of_the_one_that_was_trained(tmp_path):
+    told = Told(tensors())
+    path = saved(told, tmp_path / "1")
+    wrapped = {f"module.{name}": each for name, each in tensors().items()}
+    for target, message in (
+        (wrapped, r"module\.wide.* may be wide"),
+        ({}, "lacks: it has nothing"),
+    ):
+        refused(target, path, message, KeyError, after=0, strict=False)
+    other = {"elsewhere.bias.0": torch.zeros(3)}  # as where its layers have not changed
+    assert adamas.apply_changes(other, path, after=0, strict=False) == 1
 
 
 def test_what_cannot_be_written_to_is_refused_before_anything_is(tmp_path):
@@ -319,6 +361,7 @@ def test_what_cannot_be_written_to_is_refused_before_anything_is(tmp_path):
         (torch.zeros(4, device="meta"), TypeError, "b is a Tensor on meta"),
         (torch.zeros(4).to_sparse(), TypeError, "layout torch.sparse_coo, but changes are"),
         (np.ma.zeros(4, np.float32), TypeError, "whose arithmetic is not that of plain arrays"),
+        (torch.zeros(4, dtype=torch.complex64).conj().imag, TypeError, "b is a view that gives co"),
     ]
     for target, error, message in cases:
         other = np.zeros(4, np.float32)

@@ -37,6 +37,9 @@ from adamas.files.tensors import Source, write
 
 __all__ = ["apply_changes", "save_changes"]
 
+#: Dtypes that copies of parameters can have, as ``copy_to`` makes them.
+_COPIES = ("bfloat16", "float16")
+
 
 def save_changes(path: AnyPath, changes: Changes) -> None:
     """Write what ``optimizer.changes()`` returned to ``path``, atomically, and then clear it.
@@ -94,10 +97,10 @@ def apply_changes(
     elements it has. ``path`` is a file, or the files of all processes that had a part.
 
     Changes fit what stands where they begin. That is remembered of all tensors that changes were
-    put into, as long as nothing else writes to them. ``after`` says it where it is not known: the
-    number of the last step that the tensors have, 0 where they are as the training began. Files
-    with everything fit anything. With ``strict=False`` parameters that ``target`` lacks are passed
-    over.
+    put into, as long as nothing else writes to them (of arrays that cannot be seen). ``after`` says
+    it where it is not known: the number of the last step that the tensors have, 0 where they are as
+    the training began. Files with everything fit anything, and all of one tensor fits it wherever
+    it stands. With ``strict=False`` parameters that ``target`` lacks are passed over.
 
     All is checked before anything is written. Raises OSError where a file cannot be read, KeyError
     where ``target`` lacks a parameter, and ValueError where a file is damaged, does not follow on,
@@ -112,7 +115,7 @@ def apply_changes(
     named = _chosen(deltas, targets, check_flag("strict", strict))
     for name in named:
         _check_like(deltas, name, targets[name])
-    stood = _stood(deltas, targets, named, after)
+    stood = _stood(deltas, targets, _in_part(pieces, targets, named), after)
     last = deltas[0].last
     places = {each.part: each.place for each in deltas}
     # What stands elsewhere and has not been named stays there.
@@ -154,21 +157,31 @@ def _chosen(deltas: Sequence[Delta], targets: Mapping[str, Target], strict: bool
     """Return the names of what is to be changed; KeyError where a target is missing."""
     names = names_in(deltas)
     missing = [name for name in names if name not in targets]
-    if missing and strict:
+    hint = _wrapped(missing, targets) if missing else ""
+    # Where none of the names fits, and others would, it is no part of the model that was meant.
+    if missing and (strict or not targets or (hint and len(missing) == len(names))):
         raise KeyError(
             f"{_called(deltas)} changes {listed(missing)}, which the model lacks: it has "
-            f"{listed(targets)}.{_wrapped(missing[0], targets)} Names are those that the optimizer "
-            "was given by named_parameters(). Give a model with these, a dict of its tensors by "
-            "the names in the file, or strict=False to pass over what is missing."
+            f"{listed(targets)}.{hint} Names are those that the optimizer was given by "
+            "named_parameters(). Give a model with these, a dict of its tensors by the names in "
+            "the file, or strict=False and a part of the model, to pass over what is missing."
         )
     return [name for name in names if name in targets]
 
 
-def _wrapped(name: str, targets: Iterable[str]) -> str:
-    """Return a hint where a name differs by what is put before it, as DDP and compile do."""
+def _wrapped(missing: Sequence[str], targets: Iterable[str]) -> str:
+    """Return a hint where names differ by what is put before all, as DDP and compile do."""
+    name, here = missing[0], set(targets)
     for other in targets:
-        if other.endswith(f".{name}") or name.endswith(f".{other}"):
-            return f" {other} may be it, in a model that is wrapped, or unwrapped."
+        longer, shorter = other.removesuffix(name), name.removesuffix(other)
+        if longer.endswith("."):
+            others = {longer + each for each in missing}
+        elif shorter.endswith("."):
+            others = {each.removeprefix(shorter) for each in missing}
+        else:
+            continue
+        if others <= here:
+            return f" {other} may be {name}, in a model that is wrapped, or unwrapped."
     return ""
 
 
@@ -185,12 +198,22 @@ def _check_like(deltas: Iterable[Delta], name: str, target: Target) -> None:
             "model of the same sizes."
         )
     if target.dtype != dtype:
+        way_out = (
+            f", or have the training track a copy of this dtype (copy_to=torch.{target.dtype})"
+            if target.dtype in _COPIES else ""
+        )  # fmt: skip
         raise ValueError(
             f"{path} has new elements of {name} in {dtype}, but here it has dtype {target.dtype}. "
-            f"Keep it in {dtype} and convert it after each change, or have the training track a "
-            f"copy of this dtype (copy_to=torch.{target.dtype})."
+            f"Keep it in {dtype} and convert it after each change{way_out}."
         )
     target.check()
+
+
+def _in_part(
+    pieces: Mapping[str, Piece], targets: Mapping[str, Target], named: Sequence[str]
+) -> list[str]:
+    """Return the names of what keeps some elements; where the others stood is of no matter."""
+    return [name for name in named if len(pieces[name].values) < math.prod(targets[name].shape)]
 
 
 def _stood(
@@ -212,7 +235,7 @@ def _stood(
             check_follows(delta, after, None)
         return None
     standings = {name: known(target.memory()) for name, target in targets.items()}
-    if not named:  # of a set without changes: it fits what has last been changed
+    if not named:  # nothing, or all of some tensors: it fits what has last been changed
         named = [name for name, standing in standings.items() if standing is not None]
         named = named or list(standings)[:1]
     found = {name: standings[name] for name in named}
