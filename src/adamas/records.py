@@ -42,6 +42,7 @@ _KIND = "record"
 _BEGIN = f'{{"adamas":"{_KIND}"'.encode()
 #: How numbers are written that JSON has not.
 _NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+_WORDS = tuple(f'"{word}"'.encode() for word in _NUMBERS)
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
 
 
@@ -81,9 +82,9 @@ def lines(path: str | os.PathLike[str]) -> Iterator[tuple[dict[str, Any], bool]]
                 if not _is_header(line):
                     continue
                 is_record = True
-                yield _with_numbers(line), True
+                yield line, True
             elif is_record and _is_of_step(line):
-                yield _with_numbers(line), False
+                yield line, False
     if not is_record:
         raise ValueError(
             f"{os.fspath(path)} is no record: it has no line with "
@@ -168,14 +169,15 @@ def _with_numbers(value: Any) -> Any:
 
 
 def _whole(texts: Iterable[bytes]) -> Iterator[dict[str, Any]]:
-    """Yield the lines that are whole."""
+    """Yield the lines that are whole, numbers as numbers."""
     for text in texts:
         try:
             line = json.loads(text)
         except (ValueError, RecursionError):
             continue
         if isinstance(line, dict):
-            yield line
+            has_words = any(word in text for word in _WORDS)  # which few lines have
+            yield _with_numbers(line) if has_words else line
 
 
 def _is_header(line: Mapping[str, Any]) -> bool:

@@ -201,12 +201,11 @@ def _kept(path: Path, places: dict[str, int], stride: int) -> list[tuple[dict[st
 
 def _numbers_of(line: dict[str, Any], places: dict[str, int]) -> Numbers:
     """Return the numbers of tensors, a row for each field; removes them from the line."""
-    numbers = np.full((len(FIELDS), len(places)), nan)
+    numbers = np.full((len(places), len(FIELDS)), nan)
     for tensor, values in (line.pop("tensors", None) or {}).items():
-        for row, field in enumerate(FIELDS):
-            if tensor in places and field in values:
-                numbers[row, places[tensor]] = _number(values[field])
-    return numbers
+        if tensor in places:
+            numbers[places[tensor]] = [_number(values.get(field)) for field in FIELDS]
+    return numbers.T
 
 
 def _added(
@@ -265,6 +264,8 @@ def _option(value: Any) -> float | None:
 
 def _number(value: Any) -> float:
     """Return a number; NaN of what is none."""
+    if type(value) is float:  # as nearly all are
+        return value
     with suppress(TypeError, ValueError):
         return float(value)
     return nan
