@@ -157,6 +157,20 @@ def test_what_something_else_has_written_to_is_not_known_any_more(tmp_path):
     refused(target, saved(told, tmp_path / "3"), r"not known which step wide/weight\.1 stands at")
 
 
+def test_another_parameter_of_the_same_memory_is_not_known_to_stand_anywhere(tmp_path):
+    """It counts writes anew, so one more of them could not be told from none."""
+    told = Told({"w": torch.zeros(50)})
+    target = {"w": torch.nn.Parameter(torch.zeros(50))}
+    with torch.no_grad():
+        target["w"].zero_()
+    adamas.apply_changes(target, saved(told, tmp_path / "1"), after=0)
+    target["w"] = torch.nn.Parameter(target["w"].data)
+    with torch.no_grad():
+        target["w"].fill_(3)
+    assert target["w"]._version == 1
+    refused(target, saved(told, tmp_path / "2"), "not known which step w stands at")
+
+
 def test_tensors_that_stand_at_different_steps_are_refused(told, tmp_path):
     target = copied(told.tensors)
     one, two = saved(told, tmp_path / "1"), saved(told, tmp_path / "2")

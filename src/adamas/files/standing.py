@@ -38,7 +38,8 @@ class Memory(NamedTuple):
 
 class _Known(NamedTuple):
     standing: Standing
-    #: Of the tensor when changes had been put in; where it has a greater one others wrote to it.
+    #: Of the tensor when changes had been put in. With another one others wrote to it, or it is
+    #: another tensor of the same memory, whose writes are counted apart.
     version: int
 
 
@@ -51,7 +52,7 @@ def known(memory: Memory) -> Standing | None:
     """Return where a tensor stands; None where nobody has put changes in, or others wrote since."""
     of_owner = _of(memory.owner)
     found = None if of_owner is None else of_owner.get(memory.place)
-    return None if found is None or memory.version > found.version else found.standing
+    return None if found is None or memory.version != found.version else found.standing
 
 
 def remembering(memory: Memory, standing: Standing | None) -> Assignment:
