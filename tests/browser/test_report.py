@@ -17,6 +17,7 @@ pytest.importorskip("vl_convert", reason="needs the package vl-convert-python")
 pytestmark = pytest.mark.browser
 
 EVIL = '<img src="https://example.org/x" onerror="document.title = 1">'
+BROKEN = "b\u2028c"  # a line separator
 SMALL = {**PHONE, "viewport": {"width": 320, "height": 568}}
 KINDS = {
     "phone": PHONE | {"color_scheme": "dark"},
@@ -36,9 +37,9 @@ def files(tmp_path_factory):
         training(path)
         return read(path)
 
-    odd = header([EVIL, "b"])
+    odd = header([EVIL, BROKEN])
     lines = [
-        line(10 * i, (EVIL, "b"), of={EVIL: {"gradient_norm": 0.0}}, lr=i, notes={EVIL: i})
+        line(10 * i, (EVIL, BROKEN), of={EVIL: {"gradient_norm": 0.0}}, lr=i, notes={EVIL: i})
         for i in range(1, 9)
     ]
     empty = write(folder / "empty.jsonl", header(()), [line(10, (), gradient_norm=None, lr=None)])

@@ -115,7 +115,9 @@ function withCells({ layers, edges, values, charts, kinds }, field) {
   made.layer = made.layer.filter((layer) => layer.data.values.length > 0);
   made.encoding.y.scale = { domain: layers.map((_, i) => i) };
   const labels = shortened(layers, byId("heat").clientWidth < 560 ? 18 : 40);
-  made.encoding.y.axis.labelExpr = `${JSON.stringify(labels)}[datum.value]`;
+  // Vega's expressions take these two for ends of lines.
+  const told = JSON.stringify(labels).replaceAll("\u2028", "\\u2028").replaceAll("\u2029", "\\u2029");
+  made.encoding.y.axis.labelExpr = `${told}[datum.value]`;
   return made;
 }
 
