@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import sys
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -129,3 +132,16 @@ def test_where_vega_lite_is_missing_the_extra_is_named(report, healthy, monkeypa
     done = report(healthy)
     assert done.exit_code == 1
     assert 'Install it with: pip install "adamas[report]"' in done.output
+
+
+def test_where_the_disk_is_full_no_part_of_a_page_stays(report, tmp_path, healthy, monkeypatch):
+    def write_text(path, text, **_):
+        path.write_bytes(text.encode()[:100])
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", write_text)
+    done = report(healthy, "-o", "page.html")
+    assert done.exit_code == 1
+    said = done.output.splitlines()[-1]
+    assert said.startswith("Error: page.html cannot be written (No space left on device).")
+    assert not (tmp_path / "page.html").exists()

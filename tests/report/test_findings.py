@@ -72,6 +72,16 @@ def test_steps_left_out_are_counted(trained):
     assert finding.sentence.startswith("3 steps of 393 (0.76 %) were left out")
 
 
+def test_the_rate_counts_from_the_first_step_that_was_made(tmp_path):
+    lines = [
+        line(0, (), skipped={"nonfinite": 1, "spikes": 0}),
+        *(line(max(1, 10 * i)) for i in range(8)),
+    ]
+    found = found_in(read(write(tmp_path / "run.jsonl", header(), lines)))
+    (finding,) = (each for each in found if each.kind == "short_warmup")
+    assert "from the first line on (0.001 at step 1)" in finding.sentence
+
+
 def test_each_finding_has_numbers_a_threshold_a_source_and_a_section_of_the_guide(trained):
     guide = (ROOT / "docs" / "guides" / "watching.md").read_text("utf-8")
     headings = re.findall(r"^### .*?\{#([\w-]+)\}$", guide, re.MULTILINE)

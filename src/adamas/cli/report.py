@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import click
@@ -46,8 +47,15 @@ def command(records: tuple[Path, ...], output: Path) -> None:
         console.print(f"{run.name}: {said}".rstrip(), markup=False, style="bold", soft_wrap=True)
         for each in found:
             console.print(f"  {each.level}: {each.sentence}", markup=False, soft_wrap=True)
-    # A name may have half of a character.
-    output.write_text(text, encoding="utf-8", errors="replace")
+    try:
+        # A name may have half of a character.
+        output.write_text(text, encoding="utf-8", errors="replace")
+    except OSError as error:  # as where the disk is full
+        with suppress(OSError):
+            output.resolve().unlink()  # a part of a page shows nothing
+        raise click.ClickException(
+            f"{output} cannot be written ({error.strerror}). Choose another with --output."
+        ) from None
     say_where(console, output)
 
 

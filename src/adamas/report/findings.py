@@ -402,7 +402,7 @@ def short_warmup(run: Run) -> Finding | None:
     if worst is None:
         return None
     _, step, needed, rate = worst
-    is_first = step == run.steps[0]
+    is_first = step == run.steps[run.steps > 0][0]
     seen = "is at its largest from the first line on" if is_first else "has risen to its largest"
     return Finding(
         kind="short_warmup",
