@@ -38,7 +38,7 @@ class Observed:
         raise NotImplementedError
 
     def frame(self) -> Any:
-        """Return what is another where a description may be, in no time."""
+        """Return what differs as soon as the description may; cheap, and compared at each line."""
         raise NotImplementedError
 
     def follow(self, before_first: Called, after: Called) -> Callable[[], None]:

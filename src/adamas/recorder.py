@@ -114,7 +114,7 @@ class Recorder:
         self._end()
 
     def _end(self) -> None:
-        """Record no further step; hooks stay, since those that call this are gone through."""
+        """Record no further step. Hooks stay: torch may be iterating over them now."""
         if not self._is_over:
             self._is_over = True
             self._observed.observe(wanted=False)

@@ -68,7 +68,7 @@ class Tensors(Observed):
         }
 
     def frame(self) -> Any:
-        """Return what is another where a header may be."""
+        """Return what differs as soon as the description may."""
         optimizer = self._optimizer()
         kept = ("eps", "state", "rounding")
         groups = [
