@@ -60,6 +60,7 @@ def told(request):
 # ── the bits of the training ───────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("fraction", [0.01, 0.3, 1.0])
 def test_a_chain_of_changes_gives_the_bits_of_what_they_were_told_of(told, tmp_path, fraction):
     target = copied(told.tensors)
@@ -296,12 +297,15 @@ def test_a_save_that_fails_loses_no_change_and_leaves_the_old_file(
 
 
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
-def test_whoever_applied_the_file_of_an_interrupted_save_can_go_on_with_the_next(tmp_path):
+@pytest.mark.parametrize("pitch", [200, pytest.param(30, marks=pytest.mark.slow)])
+def test_whoever_applied_the_file_of_an_interrupted_save_can_go_on_with_the_next(tmp_path, pitch):
     path = tmp_path / "delta"
     first, seen = made("numpy"), set()
     first.advance()
     total = places(lambda: adamas.save_changes(path, first.changes()))
-    for place in sorted({*range(0, total, 60), *range(total - 30, total)}):
+    for place in sorted(
+        {*range(0, total, pitch), *range(total - 1, total - 30, -max(1, pitch // 60))}
+    ):
         told, target = made("numpy"), made("numpy").tensors
         told.advance()
         path.unlink(missing_ok=True)
@@ -323,7 +327,8 @@ def test_whoever_applied_the_file_of_an_interrupted_save_can_go_on_with_the_next
     assert seen == {False, True}
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.quick_cases(1)
+@pytest.mark.parametrize("kind", ["torch", "numpy"])
 @pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 def test_an_interrupt_while_applying_leaves_all_as_it_was_or_applies_all(tmp_path, kind):
     told = made(kind)

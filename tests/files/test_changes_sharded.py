@@ -58,6 +58,7 @@ def sharded(mesh, part, layout):
     return DTensor.from_local(local, mesh, layout, run_check=False, shape=SHAPE, stride=stride)
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("layout", LAYOUTS, ids=str)
 def test_each_process_writes_its_own_elements(tmp_path, layout):
     told = Told({"w": np.zeros(SHAPE, np.float32)})
