@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from adamas import epsilon, observing, records
-from adamas.checks import kind, whole_number
+from adamas.checks import check_number, kind, whole_number
 from adamas.coefficients import at_step
 from adamas.groups import ParameterGroup
 from adamas.numpy import Optimizer
@@ -67,7 +67,7 @@ class Recorder:
         1, where a group follows a rule that has no statistics, or where the file is no record.
         """
         self._every = _checked(every)
-        self._path = str(Path(path).absolute())
+        self._path = _absolute(path)
         self._observed = _observed(optimizer, rank)
         self._process = os.getpid()
         self._header, self._frame = self._described(), self._observed.frame()
@@ -378,6 +378,16 @@ def _observed(optimizer: Any, rank: int) -> Observed:
     )
 
 
+def _absolute(path: Any) -> str:
+    try:
+        return str(Path(os.fsdecode(path)).absolute())
+    except TypeError:
+        raise TypeError(
+            f"path is {kind(path)}, but it must be the name of a file: a str, bytes or "
+            "pathlib.Path. It stands behind the optimizer."
+        ) from None
+
+
 def _checked(every: Any) -> int:
     number = whole_number(every)
     if number is None:
@@ -392,7 +402,7 @@ def _number(name: str, value: Any) -> Any:
     if isinstance(value, (np.ndarray, np.generic)) and value.size == 1:
         value = value.item()  # now: an array may be written to before the next line
     if isinstance(value, Real):
-        return float(value)
+        return float(value) if isinstance(value, bool) else check_number(name, value)
     shape = getattr(value, "shape", None)
     if not hasattr(value, "item") or shape is None or math.prod(shape) != 1 or _is_complex(value):
         raise TypeError(

@@ -115,7 +115,7 @@ def append(
     The header goes before it where it is new, or where the file is empty. Raises OSError where not
     all could be written, ValueError where a new header would go into a file that is no record.
     """
-    file = os.open(path, _FLAGS, 0o666)
+    file = _opened(path)
     try:
         size = os.lseek(file, 0, os.SEEK_END)
         text = b""
@@ -130,8 +130,26 @@ def append(
             text += _encoded(line)
         if os.write(file, text) < len(text):
             raise OSError(errno.ENOSPC, "Only a part of a line was written", os.fspath(path))
+    except OSError as error:  # of a descriptor, so it names no file
+        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
     finally:
         os.close(file)
+
+
+def _opened(path: str | os.PathLike[str]) -> int:
+    """Open a file to append to; creates it. Errors say what to do."""
+    name = os.fspath(path)
+    try:
+        return os.open(path, _FLAGS, 0o666)
+    except FileNotFoundError as error:
+        folder = Path(path).parent
+        if folder.is_dir():
+            raise
+        said = f"There is no directory {folder}. Create it first"
+        raise FileNotFoundError(error.errno, said, name) from None
+    except IsADirectoryError as error:
+        said = "This is a directory. Name a file in it"
+        raise IsADirectoryError(error.errno, said, name) from None
 
 
 def _encoded(line: Mapping[str, Any]) -> bytes:

@@ -179,11 +179,11 @@ def test_an_array_counts_as_it_was_when_it_was_noted(tmp_path):
 def test_numbers_that_json_has_not_come_back_as_numbers(tmp_path):
     optimizer = adamas.Adam(np.ones(3))
     recorder = adamas.Recorder(optimizer, tmp_path / "run.jsonl")
-    recorder.note(loss=-math.inf)
+    recorder.note(loss=-math.inf, large=10**400)
     optimizer.step(np.array([1.0, np.nan, np.inf]))
     (line,) = steps(tmp_path / "run.jsonl")
     assert math.isnan(line["gradient_norm"])
-    assert line["notes"] == {"loss": -math.inf}
+    assert line["notes"] == {"loss": -math.inf, "large": math.inf}
     assert [each["nonfinite"] for each in line["tensors"].values()] == [2]
     for text in (tmp_path / "run.jsonl").read_text("utf-8").splitlines():
         json.loads(text, parse_constant=pytest.fail)
@@ -376,6 +376,29 @@ os.kill(os.getpid(), signal.SIGKILL)
     adamas.Recorder(optimizer, path, every=1)
     optimizer.step(np.ones(3))
     assert numbers(path) == [1, 2, 3, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("missing/run.jsonl", "There is no directory .*missing. Create it first: .*run.jsonl"),
+        ("", "This is a directory. Name a file in it"),
+    ],
+)
+def test_a_file_that_cannot_be_opened_is_refused_with_what_to_do(tmp_path, name, said):
+    optimizer = adamas.Adam(weights())
+    with pytest.raises(OSError, match=said):
+        adamas.Recorder(optimizer, tmp_path / name)
+    with pytest.raises(TypeError, match="path is an int, but it must be the name of a file"):
+        adamas.Recorder(optimizer, 50)
+    train(optimizer, [1])
+    assert not [*tmp_path.iterdir()]
+
+
+def test_a_disk_that_is_full_from_the_start_is_told_with_the_file(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "write", raising(OSError(28, "No space left on device")))
+    with pytest.raises(OSError, match=r"No space left on device: .*run\.jsonl"):
+        adamas.Recorder(adamas.Adam(weights()), tmp_path / "run.jsonl")
 
 
 def test_what_cannot_be_written_is_warned_of_once_and_the_training_goes_on(tmp_path, monkeypatch):
