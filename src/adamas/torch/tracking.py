@@ -281,8 +281,6 @@ class Tracking:
         if not found.numel():
             return None
         part = parts.here(compared).detach()
-        if part.is_complex() or part.is_neg():
-            part = part.resolve_conj().resolve_neg()
         if found.device != part.device:  # marks may be in host memory
             found = found.to(part.device)
         values = part.reshape(-1).index_select(0, found)
