@@ -20,6 +20,10 @@ SIZES = (0, 1, 31, 32, 33, 511, 513, CHUNK + 1)
 KINDS = [*((ordinary, size) for size in SIZES), (special, 700), (wide, 33)]
 STORED = [(np.dtype(np.float32), None), (np.dtype(np.float64), None), *HALVES]
 STORED_IDS = ["float32", "float64", *IDS]
+#: All that is stored by a plain step, and some of it where all else is done besides.
+STEPPED = [(*each, Phase()) for each in STORED]
+STEPPED += [(*each, Phase(statistics=True, clip_norm=1.0, ema=0.9)) for each in STORED[::3]]
+STEPPED_IDS = [*STORED_IDS, *(f"{each}-phase" for each in STORED_IDS[::3])]
 
 
 def raw(array):
@@ -89,8 +93,7 @@ class Tracked:
 
 
 @pytest.mark.quick_cases(1)
-@pytest.mark.parametrize("phase", [Phase(), Phase(statistics=True, clip_norm=1.0, ema=0.9)])
-@pytest.mark.parametrize(("dtype", "rounding"), STORED, ids=STORED_IDS)
+@pytest.mark.parametrize(("dtype", "rounding", "phase"), STEPPED, ids=STEPPED_IDS)
 def test_marks_are_of_the_elements_that_are_stored_as_other_bits(dtype, rounding, phase):
     options = Options(lr=1e-3, rounding=rounding)
     parameters, gradients = drawn(dtype, KINDS, steps=2)
@@ -191,8 +194,7 @@ def marked_by(engine, dtype, rounding, phase):
 
 
 @pytest.mark.quick_cases(1)
-@pytest.mark.parametrize("phase", [Phase(), Phase(statistics=True, clip_norm=1.0, ema=0.9)])
-@pytest.mark.parametrize(("dtype", "rounding"), STORED, ids=STORED_IDS)
+@pytest.mark.parametrize(("dtype", "rounding", "phase"), STEPPED, ids=STEPPED_IDS)
 def test_plans_mark_what_those_of_other_engines_mark(dtype, rounding, phase):
     judge = marked_by(reference, dtype, rounding, phase)
     for engine in (native, triton):
