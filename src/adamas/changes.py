@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, NamedTuple
 
 __all__ = ["AVERAGED", "NOT_TRACKED", "WENT_ON", "Chain", "Change", "Changes", "steps_in_words"]
@@ -50,6 +51,13 @@ class Chain:
         #: as after an interrupt, what is told then leads there again.
         self.following = _drawn()
 
+    def moving(self, place: str) -> list[partial[Any]]:
+        """Return the assignments after which they stand at ``place``, for ``all_at_once``."""
+        return [
+            partial(setattr, self, "place", place),
+            partial(setattr, self, "following", _drawn()),
+        ]
+
     def __getstate__(self) -> str:
         """Return what a copy, or a run that is resumed, has in common with this one."""
         return self.place
@@ -82,7 +90,7 @@ class Changes:
     def __init__(
         self,
         each: Callable[[], Iterator[Change]],
-        clear: Callable[[], None] | None,
+        clear: Callable[[list[partial[Any]]], None] | None,
         first_step: int,
         last_step: int,
         is_whole: bool,
@@ -92,6 +100,9 @@ class Changes:
         parts: tuple[int, ...] = (0,),
     ) -> None:
         """``clear`` is None where nothing is to be cleared.
+
+        It is given assignments that it makes together with its own, so that an interrupt comes
+        before all of them or after.
 
         ``part`` is the rank of this process, ``parts`` are those of the processes whose changes
         are needed beside these for whole tensors.
@@ -122,8 +133,7 @@ class Changes:
         """Start anew, as if all had been told; nothing where ``changes(clear=False)`` gave them."""
         if self._clear is not None:
             self._check_current()
-            self._clear()
-            self._chain.place, self._chain.following = self.place, _drawn()
+            self._clear(self._chain.moving(self.place))
 
     def _check_current(self) -> None:
         """Raise RuntimeError where changes have been told since that begin as these do."""

@@ -9,7 +9,7 @@ from typing import Any, Literal, overload
 from numpy.typing import NDArray
 
 from adamas.arrays import layout_of
-from adamas.assignments import all_at_once
+from adamas.assignments import Assignment, all_at_once
 from adamas.changes import AVERAGED, NOT_TRACKED, WENT_ON, Change, Changes
 from adamas.checks import check_flag
 from adamas.hooks import Handle, Hook, Hooks
@@ -135,10 +135,10 @@ class Reports:
         return moment[0].change(place, name, p)
 
     @in_turn(AVERAGED)
-    def _start_anew(self, moment: Moment) -> None:
+    def _start_anew(self, moment: Moment, others: list[Assignment]) -> None:
         if self._moment != moment:
             raise RuntimeError(WENT_ON)
-        all_at_once(moment[0].clearing(self._run.steps))
+        all_at_once([*moment[0].clearing(self._run.steps), *others])
 
     @property
     def gradient_norm(self) -> float | None:

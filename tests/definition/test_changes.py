@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 import adamas
+from adamas.assignments import all_at_once
 from adamas.changes import Chain
 
 
@@ -18,9 +19,11 @@ def changes_of(names, cleared, clear=True, **others):
     def each():
         return (adamas.Change(name, indices, values, (2, 2)) for name in names)
 
-    return adamas.Changes(
-        each, (lambda: cleared.append(1)) if clear else None, 4, 6, False, **others
-    )
+    def start_anew(assignments):
+        cleared.append(1)
+        all_at_once(assignments)
+
+    return adamas.Changes(each, start_anew if clear else None, 4, 6, False, **others)
 
 
 def test_changes_are_cleared_only_when_all_of_them_have_been_told():
@@ -74,7 +77,7 @@ def test_changes_that_were_not_cleared_lead_to_the_same_place_as_the_next_ones()
 def test_who_missed_a_whole_set_stands_where_nothing_leads_to():
     chain = Chain()
     missed = changes_of("a", [], chain=chain).place
-    whole = adamas.Changes(lambda: iter(()), lambda: None, 4, 6, True, chain=chain)
+    whole = adamas.Changes(lambda: iter(()), all_at_once, 4, 6, True, chain=chain)
     list(whole)
     assert missed not in (whole.place, chain.place, chain.following)
 
@@ -99,7 +102,7 @@ def test_copies_of_a_chain_stand_where_it_stands_and_lead_elsewhere():
 def test_a_clear_that_fails_leaves_the_chain_where_it_was():
     chain = Chain()
 
-    def clear():
+    def clear(_):
         raise RuntimeError("a step was made")
 
     changes = adamas.Changes(lambda: iter(()), clear, 1, 1, False, chain=chain)

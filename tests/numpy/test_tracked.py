@@ -327,7 +327,7 @@ def test_an_interrupted_telling_has_told_all_or_loses_nothing():
     while True:
         weights, optimizer = made()
         optimizer.step(like(weights))
-        all_of_it = indices_of(optimizer)
+        all_of_it, follows = indices_of(optimizer), optimizer.changes(clear=False).follows
         work = partial(told, optimizer)
         if not interrupted_at(place, work, KeyboardInterrupt):
             break
@@ -335,6 +335,7 @@ def test_an_interrupted_telling_has_told_all_or_loses_nothing():
         found = {each.name: each.indices.tolist() for each in left}
         assert found in ({}, all_of_it)
         assert left.first_step == (1 if found else 2)
+        assert (left.follows == follows) is bool(found)
         seen.add(bool(found))
         optimizer.step(like(weights))
         place += 1

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from adamas import Change, Changes
+from adamas.assignments import Assignment, all_at_once
 from adamas.changes import Chain
 
 WIDTHS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
@@ -79,9 +80,10 @@ class Told:
     def changes(self, *, clear: bool = True) -> Changes:
         """Return what has changed, as optimizers do."""
 
-        def start_anew() -> None:
+        def start_anew(assignments: list[Assignment]) -> None:
             self._start_anew()
             self.is_whole = False
+            all_at_once(assignments)
 
         return Changes(
             self._each, start_anew if clear else None, self._first, self.step, self.is_whole,

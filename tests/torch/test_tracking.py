@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ torch = pytest.importorskip("torch")
 from torch import nn  # noqa: E402
 
 import adamas.torch as ours  # noqa: E402
+from tests.support.interrupts import interrupted_at  # noqa: E402
 from tests.support.torch_routes import standing_in  # noqa: E402
 from tests.support.tracked import ACTIONS, drawn, look, step, take  # noqa: E402
 
@@ -109,3 +111,28 @@ def test_a_parameter_that_comes_back_to_its_memory_is_marked_where_changes_are_t
             p.grad = None
         assert optimizer.routes() == {"0.0": "triton"}
         assert told == [[40], [40]]
+
+
+def told(optimizer):
+    return [change.name for change in optimizer.changes()]
+
+
+def test_an_interrupted_telling_has_told_all_or_loses_nothing():
+    place, seen = 0, set()
+    p = nn.Parameter(torch.ones(5))
+    while True:
+        optimizer = ours.SGD([p], lr=0.1, track_changes=True)
+        p.grad = torch.ones(5)
+        optimizer.step()
+        before = optimizer.changes(clear=False)
+        if not interrupted_at(place, partial(told, optimizer), KeyboardInterrupt):
+            break
+        left = optimizer.changes(clear=False)
+        is_left = bool([*left])
+        assert (left.follows == before.follows) is is_left
+        assert left.first_step == (1 if is_left else 2)
+        optimizer.step()
+        assert told(optimizer) == ["0.0"]
+        seen.add(is_left)
+        place += 1
+    assert seen == {False, True}

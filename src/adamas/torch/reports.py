@@ -8,6 +8,7 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor
 
+from adamas.assignments import Assignment
 from adamas.changes import AVERAGED, NOT_TRACKED, WENT_ON, Change, Changes
 from adamas.checks import check_flag
 from adamas.options import Phase
@@ -153,10 +154,10 @@ def _told(optimizer: Any, clear: bool) -> Changes:
         with optimizer._stepper.held(AVERAGED):
             refuse_later()
 
-    def start_anew() -> None:
+    def start_anew(others: list[Assignment]) -> None:
         with optimizer._stepper.held(AVERAGED):
             refuse_later()
-            tracking.clear()
+            tracking.clear(others)
 
     clearing = start_anew if clear else None
     return Changes(each, clearing, *numbers, is_whole, chain=tracking.chain, part=own, parts=among)

@@ -11,6 +11,7 @@ import operator
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.nn.parameter import is_lazy
 
+from adamas.assignments import Assignment, all_at_once, attribute
 from adamas.changes import Chain, Change
 from adamas.marks import IN_WORD, word_count
 from adamas.torch import host_memory, memory, operations, parts
@@ -299,13 +301,18 @@ class Tracking:
             place += 1
         return found, place
 
-    def clear(self) -> None:
-        """Start anew: nothing has changed."""
-        if self.marks:
-            # Of tensors on a device, few launches.
-            torch._foreach_zero_(self.marks)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-        self._cleared_at = self.steps
-        self._turns += 1
+    def clear(self, others: Iterable[Assignment] = ()) -> None:
+        """Start anew: nothing has changed. Whatever interrupts this, ``others`` go with it."""
+        # Of tensors on a device, few launches.
+        zero = torch._foreach_zero_  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        all_at_once(
+            [
+                *([partial(zero, self.marks)] if self.marks else []),
+                attribute(self, "_cleared_at", self.steps),
+                attribute(self, "_turns", self._turns + 1),
+                *others,
+            ]
+        )
 
 
 def version_of(parameter: Tensor) -> int:
