@@ -128,6 +128,14 @@ def test_options_of_a_group_are_told_in_few_words(tmp_path, options, told):
     assert shown.replace("\u00a0", " ").endswith(told)
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_what_is_known_of_several_runs_is_folded_and_that_of_one_is_not(tmp_path, count):
+    text = page([run(tmp_path / "run.jsonl")] * count, "0.1.0")
+    head = text.partition("<main>")[0]
+    assert head.count("<dt>Method</dt><dd>AdamW</dd>") == count
+    assert head.count("<details>") == (0 if count == 1 else count)
+
+
 def test_a_healthy_run_and_a_short_one_are_told_so(tmp_path):
     assert "None of the findings" in page([run(tmp_path / "a.jsonl")], "0.1.0")
     short = page([run(tmp_path / "b.jsonl", steps=2, head=header(betas=None))], "0.1.0")

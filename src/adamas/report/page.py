@@ -110,13 +110,16 @@ def _head(runs: Sequence[Run], found: Sequence[Sequence[Finding]]) -> str:
             f"<div><dt>{escape(term)}</dt><dd>{escape(said)}</dd></div>"
             for term, said in _facts(run)
         )
+        listed = f"<dl>{facts}</dl>"
+        if len(runs) > 1:  # on a phone findings would be screens away
+            listed = f"<details><summary>Method, options, sizes</summary>{listed}</details>"
         problems = sum(each.level == "problem" for each in of)
         told = [counted(problems, "problem")] * bool(problems)
         told += [counted(len(of) - problems, "hint")] * (len(of) > problems)
         verdict = f'<p class="verdict">{" and ".join(told) or "Nothing found"}</p>'
         cards.append(
             f'<article class="run"><h2>{_swatch(place, runs)}{escape(run.name)}</h2>{verdict}'
-            f"<dl>{facts}</dl></article>"
+            f"{listed}</article>"
         )
     return f'<div class="runs">{"".join(cards)}</div>'
 
