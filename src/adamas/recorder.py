@@ -80,6 +80,8 @@ class Recorder:
         self._notes: dict[str, Any] = {}
         #: Steps that were left out since the last one that was made and recorded.
         self._left_out = 0
+        #: The last one that was made and recorded.
+        self._last = 0
         self._fails = self._is_over = self._is_closed = False
         if self._observed.is_writer:
             records.append(self._path, _stamped(self._header), is_new=True)
@@ -207,12 +209,15 @@ class Recorder:
 
     def _write(self, line: dict[str, Any]) -> None:
         frame, header, is_new = self._observed.frame(), self._header, False
+        step = line["step"] if "tensors" in line else None
         if frame != self._frame:
             described = self._described()
-            is_new = _lasting(described) != _lasting(header)
+            goes_back = step is not None and step <= self._last  # an earlier state was loaded
+            is_new = goes_back or _lasting(described) != _lasting(header)
             header = described if is_new else header
         records.append(self._path, _stamped(header), line, is_new=is_new)
         self._header, self._frame, self._fails = header, frame, False
+        self._last = self._last if step is None else step
 
     def _warn(self, error: Exception) -> None:
         if not self._fails:
@@ -291,7 +296,8 @@ class _Arrays(Observed):
 
     def frame(self) -> Any:
         run = self._run
-        return run.phase, [(group.options, group.names) for group in run.parameters.groups]
+        groups = [(group.options, group.names) for group in run.parameters.groups]
+        return run.phase, id(run.parameters), groups
 
     def follow(self, before_first: Called, after: Called) -> Callable[[], None]:
         handle = self._optimizer().register_step_post_hook(after)

@@ -3,12 +3,12 @@
 The file is UTF-8; each line is a JSON object. Infinite numbers and NaN, which JSON has not, are the
 strings "Infinity", "-Infinity" and "NaN". There are two kinds of lines.
 
-A **header** stands first, and again wherever a run was resumed, or its groups or its phase were
-changed: ``"adamas": "record"``, ``"format"`` (1), ``"version"`` (of adamas), ``"method"`` (the name
-of the optimizer's class), ``"every"``, ``"time"`` (seconds since 1970), ``"phase"`` (options of
-whole steps: ``clip_norm``, ``on_nonfinite``, …), ``"groups"`` (of each: ``lr``, ``betas``, ``eps``,
-``weight_decay``, ``state``, ``rounding``, and ``parameters``, their names) and ``"parameters"`` (of
-each by name: ``shape`` and ``dtype``).
+A **header** stands first, and again wherever a run was resumed or went back to an earlier state, or
+its groups or its phase were changed: ``"adamas": "record"``, ``"format"`` (1), ``"version"`` (of
+adamas), ``"method"`` (the name of the optimizer's class), ``"every"``, ``"time"`` (seconds since
+1970), ``"phase"`` (options of whole steps: ``clip_norm``, ``on_nonfinite``, …), ``"groups"`` (of
+each: ``lr``, ``betas``, ``eps``, ``weight_decay``, ``state``, ``rounding``, and ``parameters``,
+their names) and ``"parameters"`` (of each by name: ``shape`` and ``dtype``).
 
 A **line of a step** has ``"step"`` (its number, 1 first) and ``"time"``; ``"lr"`` (one for each
 group); ``"gradient_norm"`` (of all tensors, before clipping); ``"clip_factor"`` (where there is a

@@ -189,6 +189,24 @@ def test_numbers_that_json_has_not_come_back_as_numbers(tmp_path):
         json.loads(text, parse_constant=pytest.fail)
 
 
+def test_where_an_earlier_state_is_loaded_the_record_goes_on_from_there(tmp_path):
+    path = tmp_path / "run.jsonl"
+    optimizer = adamas.Adam(weights())
+    adamas.Recorder(optimizer, path, every=2)
+    train(optimizer, range(5))
+    kept = optimizer.state_dict()
+    train(optimizer, range(5))
+    optimizer.load_state_dict(kept)
+    train(optimizer, range(7))
+    assert [[line["step"] for line in each.steps] for each in records.read(path)] == [
+        [1, 2, 4, 6, 8, 10],
+        [7, 8, 10, 12],
+    ]
+    optimizer.load_state_dict(optimizer.state_dict())
+    train(optimizer, range(2))
+    assert len(records.read(path)) == 2
+
+
 # ── nobody notices ─────────────────────────────────────────────────────────────────────────────
 
 

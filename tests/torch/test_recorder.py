@@ -541,3 +541,25 @@ def test_other_routes_are_recorded_as_the_native_one(tmp_path, route, options):
             line.pop("clipped", None)  # which is not waited for on a device
     assert told[route] == told["native"]
     assert len(told[route]) == 3
+
+
+def test_where_an_earlier_state_is_loaded_the_record_goes_on_from_there(tmp_path):
+    parameter = torch.nn.Parameter(torch.ones(3))
+    parameter.grad = torch.ones(3)
+    optimizer = AdamW([parameter])
+    adamas.Recorder(optimizer, tmp_path / "run.jsonl", every=2)
+
+    def train(count):
+        for _ in range(count):
+            optimizer.step()
+
+    train(5)
+    kept = copy.deepcopy(optimizer.state_dict())
+    train(5)
+    optimizer.load_state_dict(kept)
+    train(7)
+    told = records.read(tmp_path / "run.jsonl")
+    assert [[line["step"] for line in each.steps] for each in told] == [
+        [1, 2, 4, 6, 8, 10],
+        [7, 8, 10, 12],
+    ]
