@@ -139,7 +139,9 @@ void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t 
     Record<T> record = tile.from(0);
     for (std::int64_t at = first; at < last; at += stride) {
         std::int64_t count = std::min(stride, last - at);
-        marking.begin(arrays, at, count);
+        if (arrays.marks != nullptr) {
+            marking.begin(arrays, at, count);
+        }
         step_elements<T, Mean, Square, Largest>(
             c, p + at, g + at, Mean ? m + at : nullptr, Square ? v + at : nullptr,
             Largest ? w + at : nullptr, report == nullptr ? nullptr : &record,
@@ -154,8 +156,11 @@ void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t 
             write_copy(arrays.copy_type, arrays.copy + at, p + at, marking.flags_of_copy(arrays),
                        count);
         }
-        marking.compare(arrays, DType::float32, report == nullptr ? nullptr : tile.before, p + at);
-        marking.end();
+        if (arrays.marks != nullptr) {
+            marking.compare(arrays, DType::float32, report == nullptr ? nullptr : tile.before,
+                            p + at);
+            marking.end();
+        }
     }
 }
 
