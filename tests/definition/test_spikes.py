@@ -50,7 +50,7 @@ def drawn(random, size):
 def test_the_verdict_is_that_of_exact_arithmetic_wherever_rounding_does_not_decide():
     random = np.random.default_rng(0)
     found = []
-    for case in range(1500):
+    for case in range(600):
         size = int(random.integers(4, 40))
         norms, norm = drawn(random, size)
         with np.errstate(under="ignore"):
@@ -59,8 +59,8 @@ def test_the_verdict_is_that_of_exact_arithmetic_wherever_rounding_does_not_deci
         if abs(by) > 1e-9:
             assert verdict == (by > 0), (case, size, norms, norm)
             found.append(verdict)
-    assert 400 < sum(found) < len(found) - 400
-    assert len(found) > 1400
+    assert 150 < sum(found) < len(found) - 150
+    assert len(found) > 550
 
 
 def test_it_is_the_rule_of_olmo_from_half_a_window_on():

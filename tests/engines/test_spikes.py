@@ -78,14 +78,14 @@ def test_the_native_engine_judges_with_the_bits_of_the_reference(name):
     before = target()
     set_target(name)
     try:
-        assert 20 < compare(native, 0, 200, [4, 5, 7, 64, 127, 128, 129, 300, 1024]) < 150
+        assert 10 < compare(native, 0, 100, [4, 5, 7, 64, 127, 128, 129, 300, 1024]) < 75
     finally:
         set_target(before)
 
 
 @NEEDS_TRITON
 def test_triton_judges_with_the_bits_of_the_reference():
-    assert compare(triton, 1, 16, [4, 7, 128, 129]) > 2
+    assert compare(triton, 1, 6, [4, 7, 128, 129]) > 0
 
 
 @NEEDS_TRITON
@@ -95,7 +95,10 @@ def test_triton_judges_by_windows_of_all_sizes_with_the_bits_of_the_reference():
     compare(triton, 3, 2, [MOST_NORMS])
 
 
-@pytest.mark.parametrize("engine", [reference, native, pytest.param(triton, marks=NEEDS_TRITON)])
+@pytest.mark.parametrize(
+    "engine",
+    [reference, native, pytest.param(triton, marks=[NEEDS_TRITON, pytest.mark.slow])],
+)
 def test_a_run_has_one_window_that_rolls_over(engine):
     one, judge = (
         Case(each, spikes.created(5), Phase(skip_above=2.0, skip_window=5, clip_norm=1.0))
