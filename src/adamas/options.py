@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -19,6 +20,7 @@ from adamas.checks import (
     check_choice,
     check_count,
     check_flag,
+    check_number,
     check_rate,
 )
 from adamas.storage import Rounding, StateForm, Storage
@@ -214,12 +216,17 @@ class Phase:
         window = check_count("skip_window", self.skip_window, most=MOST_NORMS, least=4)
         object.__setattr__(self, "skip_window", window)
         if self.skip_above is not None:
-            above = check_amount("skip_above", self.skip_above)
+            above = check_number("skip_above", self.skip_above)
             if above == 0:
                 raise ValueError(
                     "skip_above is 0, which would leave out every gradient above the mean. Give "
                     "how many standard deviations above it a norm may lie, such as 6.0, or None "
                     "to leave out none."
+                )
+            if not 0 < above < math.inf:
+                raise ValueError(
+                    f"skip_above is {above!r}, but it must be finite and above 0, such as 6.0, or "
+                    "None to leave out no step."
                 )
             object.__setattr__(self, "skip_above", above)
 

@@ -132,7 +132,7 @@ def test_how_numpy_treats_errors_does_not_concern_a_verdict():
     ("given", "error", "text"),
     [
         ({"skip_above": 0}, ValueError, "skip_above is 0, which would leave out every gradient"),
-        ({"skip_above": -1.0}, ValueError, "skip_above is -1.0, but it must be finite and at"),
+        ({"skip_above": -1.0}, ValueError, "skip_above is -1.0, but it must be finite and above 0"),
         ({"skip_above": math.inf}, ValueError, "skip_above is inf, but it must be finite"),
         ({"skip_above": math.nan}, ValueError, "skip_above is nan, but it must be finite"),
         ({"skip_above": "6"}, TypeError, "skip_above is '6', but it must be a number. It is text"),
