@@ -54,11 +54,13 @@ class Spikes:
 
     def leaves_out(self, norm: float, phase: Phase) -> bool:
         """Return whether the host leaves a step out by its norm, which has entered then."""
-        above, window = phase.skip_above, self._host
-        if above is None or not spikes.is_spike(self.here(), norm, above):
+        if phase.skip_above is None:
             return False
-        window[:] = spikes.entered(window, norm, is_left_out=True)
-        return True
+        window = self.here()
+        leaps = spikes.is_spike(window, norm, phase.skip_above)
+        if leaps:
+            window[:] = spikes.entered(window, norm, is_left_out=True)
+        return leaps
 
     def enter(self, norm: float, phase: Phase) -> None:
         """Let the norm of a step that was made enter, on the host."""
