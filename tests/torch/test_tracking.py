@@ -136,3 +136,20 @@ def test_an_interrupted_telling_has_told_all_or_loses_nothing():
         seen.add(is_left)
         place += 1
     assert seen == {False, True}
+
+
+@pytest.mark.parametrize("options", [{}, {"engine": "torch"}, {"copy_to": torch.bfloat16}])
+def test_of_parameters_in_one_buffer_those_have_changed_that_a_step_has_moved(options):
+    """PyTorch counts a write to one of them as one to both."""
+    memory = torch.ones(8)
+    first, second = nn.Parameter(memory[:4]), nn.Parameter(memory[4:])
+    optimizer = ours.AdamW([first, second], lr=0.1, track_changes=True, **options)
+    for _ in range(3):
+        first.grad = torch.ones(4)
+        optimizer.step()
+        assert second._version == first._version
+        assert told(optimizer) == ["0.0"]
+    with torch.no_grad():
+        second.add_(1)
+    optimizer.step()
+    assert told(optimizer) == ["0.0", "0.1"]

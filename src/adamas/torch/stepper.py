@@ -174,13 +174,13 @@ class Stepper:
         parameters.
         """
         tracking, count = self._tracking, self._tracking.steps
-        shared, stepped = tracking.shared, plan.members if plan.native is None else ()
-        if shared or plan.native is None:
+        together, stepped = tracking.together, plan.members if plan.native is None else ()
+        if together or plan.native is None:
             tracking.look()
-        with tracking.comparing(shared) if shared else nullcontext():
+        with tracking.comparing(tracking.shared) if tracking.shared else nullcontext():
             made = plan.step(scaling)
         if made is not NotImplemented and made is not OVERFLOWED:
-            tracking.saw(shared.union(member.place for member in stepped))
+            tracking.saw(together.union(member.place for member in stepped))
             is_made = made is None or isinstance(made, DeviceOutcome) or made.applied
             tracking.steps = count + is_made  # which native plans have counted
         return made
@@ -237,7 +237,7 @@ class Stepper:
             direct = _with_copies(
                 native, self.turn, self.averages, self._copies, self.keeping, self._tracking
             )
-        if self._tracking.shared:
+        if self._tracking.together:
             direct = native = None
         self.direct, self.turn.plan = direct, native
 

@@ -8,6 +8,7 @@ to a parameter is told by its version, or by other memory: then all of it has ch
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy
@@ -79,6 +80,9 @@ class Tracking:
         self._storages: list[StorageWeakRef] = []
         #: Places of those that share memory with others: a step of one may change another.
         self.shared: frozenset[int] = frozenset()
+        #: These, and those whose storage is that of others: PyTorch may count a write to one of
+        #: them as one to all.
+        self.together: frozenset[int] = frozenset()
         #: How often parameters became others, or marks were cleared.
         self._turns = 0
 
@@ -197,6 +201,10 @@ class Tracking:
             for each, own in zip(compared, seen, strict=True)
         )
         self.shared = frozenset(memory.sharing(here))
+        users = Counter(storage for own in seen for storage in {*own.storages} if storage)
+        self.together = self.shared.union(
+            place for place, own in enumerate(seen) if any(users[each] > 1 for each in own.storages)
+        )
         self._turns += 1
         if is_as_before:
             self.versions[:] = versions  # plans have this array
