@@ -11,9 +11,11 @@
 #include <string>
 #include <vector>
 
+#include "below.h"
 #include "buffer.h"
 #include "convert.h"
 #include "dispatch.h"
+#include "float_mode.h"
 #include "marks.h"
 #include "parallel.h"
 
@@ -59,6 +61,40 @@ void add_squares_of(nb::handle array, nb::handle row) {
         others_run.emplace();
     }
     add_squares(dtype_of(view).value(), view.buf, count, digits);
+}
+
+// How many numbers of each array are below a bound.
+nb::list counts_below_of(nb::list arrays, nb::list bounds) {
+    if (arrays.size() != bounds.size()) {
+        throw std::invalid_argument("Each array needs a bound.");
+    }
+    FloatMode mode;
+    nb::list counts;
+    for (std::size_t i = 0; i < arrays.size(); ++i) {
+        Buffer numbers;
+        const Py_buffer& view = numbers.view();
+        std::optional<DType> dtype;
+        if (numbers.acquire(nb::handle(arrays[i]).ptr(), PyBUF_RECORDS_RO) &&
+            PyBuffer_IsContiguous(&view, 'C')) {
+            dtype = dtype_of(view);
+        }
+        if (dtype != DType::float32 && dtype != DType::float64) {
+            throw std::invalid_argument("Numbers are C-contiguous arrays of float32 or float64.");
+        }
+        auto bound = nb::cast<double>(bounds[i]);
+        std::int64_t count = view.len / view.itemsize, found;
+        {
+            std::optional<LockReleased> others_run;
+            if (count >= 16 * tile_size) {
+                others_run.emplace();
+            }
+            found = dtype == DType::float32
+                        ? count_below(static_cast<const float*>(view.buf), count, bound)
+                        : count_below(static_cast<const double*>(view.buf), count, bound);
+        }
+        counts.append(found);
+    }
+    return counts;
 }
 
 // The words of marks of `count` elements; `memory` holds them.
@@ -126,6 +162,8 @@ NB_MODULE(_native, module) {
                "How many of `count` elements are marked.");
     module.def("write_marked", &write_marked_of, nb::arg("marks"), nb::arg("count"),
                nb::arg("indices"), "Write the indices of the marked elements.");
+    module.def("counts_below", &counts_below_of, nb::arg("arrays"), nb::arg("bounds"),
+               "How many numbers of each array of float32 or float64 are below its bound.");
     module.def("target", [] { return std::string(target().name); }, "The machine in use.");
     module.def("targets", &target_names, nb::arg("only_here") = false,
                "The machines this build has code for, best first.");

@@ -97,10 +97,13 @@ def carried(row: Row) -> Row:
 
 def total(row: Row) -> int:
     """Return the sum of finite squares, in units of 2^-2148."""
-    found = 0
-    for digit in reversed(row[:DIGITS].tolist()):
+    places = np.flatnonzero(row[:DIGITS])
+    if not places.size:
+        return 0
+    first, found = int(places[0]), 0
+    for digit in reversed(row[first : int(places[-1]) + 1].tolist()):
         found = (found << BITS) + digit
-    return found
+    return found << BITS * first
 
 
 def nonfinite(row: Row) -> int:

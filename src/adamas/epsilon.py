@@ -9,17 +9,18 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from adamas.codecs import BLOCK, Codes, decode
 from adamas.coefficients import Coefficients
+from adamas.engines import native
 from adamas.state import State
 
-__all__ = ["AT_ONCE", "code_bounds", "count_below", "least", "share_below", "v_bound"]
+__all__ = ["AT_ONCE", "Stored", "code_bounds", "counts_below", "least", "shares_below", "v_bound"]
 
 #: Elements that are compared at a time; whole blocks.
 AT_ONCE = 1 << 16
@@ -55,16 +56,20 @@ def code_bounds(bound: float, headers: NDArray[np.uint16]) -> NDArray[np.int16]:
     return counts.astype(np.int16)[places.reshape(headers.shape)]
 
 
-def count_below(
+class Stored(NamedTuple):
+    """A v as it is stored."""
+
+    #: C-contiguous; None where none is kept.
+    square: NDArray[Any] | None
+    form: str
+    #: Of codes.
+    header: NDArray[np.uint16] | None
+
+
+def _count_below(
     square: NDArray[Any], form: str, header: NDArray[np.uint16] | None, bound: float
 ) -> int:
-    """Return how many elements of v are below ``bound``; ``square`` is v as ``form`` stores it."""
     flat = square.reshape(-1)
-    if form == "float32":
-        limit = least(bound, flat.dtype)
-        if flat.size <= AT_ONCE:
-            return int(np.count_nonzero(flat < limit))
-        return sum(int(np.count_nonzero(part < limit)) for part in _parts(flat))
     if form != "8bit":  # bits of bfloat16: the upper half of those of float32
         limit = -(-int(least(bound, np.float32).view(np.uint32)) >> 16)
         return sum(int(np.count_nonzero(part < limit)) for part in _parts(flat))
@@ -77,16 +82,36 @@ def count_below(
     return found
 
 
-def share_below(state: State, bound: float) -> float | None:
-    """Return the fraction of elements of v that are below ``bound``; None where none is kept."""
-    if state.largest_square is not None:
-        count, size = count_below(state.largest_square, "float32", None, bound), state.square
-    elif state.square is not None:
-        count, size = count_below(state.square, state.forms[1], state.header, bound), state.square
-    else:
-        return None
-    assert size is not None
-    return count / size.size if size.size else 0.0
+def shares_below(states: Sequence[State], bounds: Sequence[float]) -> list[float | None]:
+    """Return the fraction of elements of each v that are below its bound; None where none is kept.
+
+    Those that are numbers are looked through in one call.
+    """
+    stored = [
+        Stored(state.square, state.forms[1], state.header)
+        if state.largest_square is None
+        else Stored(state.largest_square, "float32", None)
+        for state in states
+    ]
+    counts = counts_below(stored, bounds)
+    return [
+        None if each.square is None else count / each.square.size if each.square.size else 0.0
+        for each, count in zip(stored, counts, strict=True)
+    ]
+
+
+def counts_below(stored: Sequence[Stored], bounds: Sequence[float]) -> list[int]:
+    """Return how many elements of each v are below its bound; 0 where none is kept."""
+    numbers = [each.square for each in stored if each.square is not None if each.form == "float32"]
+    if len(numbers) == len(stored):  # as nearly always
+        return native.counts_below(numbers, [*bounds])
+    found = [0] * len(stored)
+    for place, (each, bound) in enumerate(zip(stored, bounds, strict=True)):
+        if each.square is not None and each.form == "float32":
+            (found[place],) = native.counts_below([each.square], [bound])
+        elif each.square is not None:
+            found[place] = _count_below(each.square, each.form, each.header, bound)
+    return found
 
 
 def _parts(flat: NDArray[Any]) -> Iterator[NDArray[Any]]:

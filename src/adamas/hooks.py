@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["Handle", "Hook", "Hooks", "call"]
+__all__ = ["Handle", "Hook", "Hooks"]
 
 #: Called with the optimizer, and the positional and keyword arguments of its method ``step``, the
 #: optimizer first among them; what it returns is not looked at.
@@ -36,9 +36,3 @@ class Handle:
     def __exit__(self, *_: object) -> None:
         """Take the hook away."""
         self.remove()
-
-
-def call(hooks: Hooks, optimizer: Any, *args: Any) -> None:
-    """Call hooks after a step that was made with ``args``."""
-    for hook in [*hooks.values()]:  # which may take themselves away
-        hook(optimizer, (optimizer, *args), {})

@@ -31,7 +31,7 @@ from typing import Any, NamedTuple
 
 from numpy.typing import NDArray
 
-from adamas import hooks, settings
+from adamas import settings
 from adamas.assignments import all_at_once, attribute
 from adamas.checks import check_rate, is_listed, with_known_options
 from adamas.dialects import Dialect, with_conventions
@@ -150,7 +150,8 @@ class Optimizer(Reports):
             finally:
                 self._busy = False
             if self._hooks:
-                hooks.call(self._hooks, self, gradients)
+                for hook in (*self._hooks.values(),):  # which may take themselves away
+                    hook(self, (self, gradients), {})
 
     @property
     def groups(self) -> tuple[ParameterGroup, ...]:

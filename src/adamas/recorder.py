@@ -16,7 +16,7 @@ import sys
 import time
 import warnings
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from numbers import Real
 from pathlib import Path
@@ -33,6 +33,7 @@ from adamas.observing import Called, Observed, Taken
 from adamas.runs import Run
 from adamas.settings import stepping
 from adamas.state import State
+from adamas.statistics import OfPart, values_of
 from adamas.summary import by_reason, norms_of
 
 __all__ = ["Recorder"]
@@ -68,6 +69,7 @@ class Recorder:
         """
         self._every = _checked(every)
         self._path = _absolute(path)
+        self._file = records.Writer(self._path)
         self._observed = _observed(optimizer, rank)
         self._process = os.getpid()
         self._header, self._frame = self._described(), self._observed.frame()
@@ -84,7 +86,8 @@ class Recorder:
         self._last = 0
         self._fails = self._is_over = self._is_closed = False
         if self._observed.is_writer:
-            records.append(self._path, _stamped(self._header), is_new=True)
+            self._file.append(lambda: _stamped(self._header), is_new=True)
+        self._is_step_clipped = self._observed.is_clipped
         self._leave = self._observed.follow(self._begin, self._stepped)
 
     @property
@@ -114,6 +117,7 @@ class Recorder:
         self._is_closed = True
         self._leave()
         self._end()
+        self._file.close()
 
     def _end(self) -> None:
         """Record no further step. Hooks stay: torch may be iterating over them now."""
@@ -152,11 +156,10 @@ class Recorder:
 
     def _stepped(self, optimizer: Any, *_: Any) -> None:
         """After each step."""
-        self._count += 1
-        if self._clipped is not None:
-            clipped = self._observed.is_clipped(optimizer)
+        self._count = count = self._count + 1
+        if self._clipped is not None and (clipped := self._is_step_clipped(optimizer)) is not False:
             self._clipped = None if clipped is None else self._clipped + clipped
-        if self._count + 1 < self._due:  # as nearly always
+        if count + 1 < self._due:  # as nearly always
             return
         if self._count == 1:
             self._observed.begun()
@@ -215,7 +218,7 @@ class Recorder:
             goes_back = step is not None and step <= self._last  # an earlier state was loaded
             is_new = goes_back or _lasting(described) != _lasting(header)
             header = described if is_new else header
-        records.append(self._path, _stamped(header), line, is_new=is_new)
+        self._file.append(lambda: _stamped(header), line, is_new=is_new)
         self._header, self._frame, self._fails = header, frame, False
         self._last = self._last if step is None else step
 
@@ -313,45 +316,44 @@ class _Arrays(Observed):
             optimizer._observe(self, wanted)
 
     def is_clipped(self, optimizer: Any) -> bool | None:
-        return optimizer._run.is_clipped
+        return optimizer._run.is_clipped()
 
     def taken(self) -> Taken | None:
         run = self._run
-        outcome, parts = run.outcome, run.statistics
+        outcome = run.outcome
+        parts: Any = None if outcome is None else outcome.statistics
         if outcome is None or (outcome.applied and parts is None):
             return None
         norm = outcome.norm
         if norm is None and parts is not None:
             norm = norms_of(parts, gradients_only=True)[0]
-        tensors = None if parts is None else self._tensors()
         return Taken(
             step=run.steps,
             lr=[*run.rates],
             gradient_norm=norm,
             is_clipping=run.phase.clip_norm is not None,
-            clip_factor=run.clip_factor,
-            skipped=by_reason(self._optimizer().skipped),
-            tensors=tensors,
+            clip_factor=run.clip_factor_of(outcome),
+            skipped=by_reason(run.skipped),
+            tensors=None if parts is None else _tensors(run, parts),
         )
 
-    def _tensors(self) -> dict[str, dict[str, float]]:
-        run = self._run
-        states: list[tuple[ParameterGroup, str, State]] = [
-            (group, *pair)
-            for group in run.parameters.groups
-            for pair in zip(group.names, group.states, strict=True)
-        ]
-        found: dict[str, dict[str, float]] = {}
-        bounds = {
-            id(group): epsilon.v_bound(at_step(group.options, run.steps, 0.0))
-            for group in run.parameters.groups
-        }
-        for (group, name, state), own in zip(states, run.statistics or (), strict=True):
-            found[name] = own.values
-            share = epsilon.share_below(state, bounds[id(group)])
-            if share is not None:
-                found[name]["below_eps"] = share
-        return found
+
+def _tensors(run: Run, parts: Sequence[OfPart]) -> dict[str, dict[str, float]]:
+    """Return the statistics of each array by name, with ε's share."""
+    names: list[str] = []
+    states: list[State] = []
+    bounds: list[float] = []
+    for group in run.parameters.groups:
+        bound = epsilon.v_bound(at_step(group.options, run.steps, 0.0))
+        names += group.names
+        states += group.states
+        bounds += [bound] * len(group.names)
+    found = dict(zip(names, values_of(parts), strict=True))
+    shares = epsilon.shares_below(states, bounds)
+    for values, share in zip(found.values(), shares, strict=True):
+        if share is not None:
+            values["below_eps"] = share
+    return found
 
 
 def _plain(group: ParameterGroup) -> dict[str, Any]:

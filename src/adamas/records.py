@@ -29,11 +29,11 @@ import errno
 import json
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-__all__ = ["FORMAT", "Opening", "append", "last_step", "lines", "read"]
+__all__ = ["FORMAT", "Opening", "Writer", "last_step", "lines", "read"]
 
 #: The number of the format that is written.
 FORMAT = 1
@@ -43,6 +43,7 @@ _BEGIN = f'{{"adamas":"{_KIND}"'.encode()
 #: How numbers are written that JSON has not.
 _NUMBERS = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
 _WORDS = tuple(f'"{word}"'.encode() for word in _NUMBERS)
+_encode = json.JSONEncoder(allow_nan=False, separators=(",", ":")).encode
 _FLAGS = os.O_RDWR | os.O_APPEND | os.O_CREAT | getattr(os, "O_BINARY", 0)
 
 
@@ -103,37 +104,90 @@ def last_step(path: str | os.PathLike[str]) -> int:
     return found
 
 
-def append(
-    path: str | os.PathLike[str],
-    header: Mapping[str, Any],
-    line: Mapping[str, Any] | None = None,
-    *,
-    is_new: bool,
-) -> None:
-    """Append a line to a file by one write; creates the file.
+class Writer:
+    """Appends lines to a file, each by one write; it is closed with the writer."""
 
-    The header goes before it where it is new, or where the file is empty. Raises OSError where not
-    all could be written, ValueError where a new header would go into a file that is no record.
-    """
-    file = _opened(path)
-    try:
-        size = os.lseek(file, 0, os.SEEK_END)
-        text = b""
-        if is_new and size:
-            _check_begin(path, file)
-        if size:
-            os.lseek(file, -1, os.SEEK_END)
-            text = b"" if os.read(file, 1) == b"\n" else b"\n"  # ends a line that is torn
-        if is_new or not size:
-            text += _encoded({"adamas": _KIND, "format": FORMAT, **header})
+    def __init__(self, path: str) -> None:
+        """Take the path; nothing is opened yet."""
+        self._path = Path(path)
+        self._file: int | None = None
+        #: What the file is and how long, after the last line that was written whole.
+        self._left: tuple[int, ...] | None = None
+
+    def append(
+        self,
+        header: Callable[[], Mapping[str, Any]],
+        line: Mapping[str, Any] | None = None,
+        *,
+        is_new: bool,
+    ) -> None:
+        """Append a line; creates the file where there is none under the path by now.
+
+        The header goes before it where it is new, or where the file is empty. Raises OSError where
+        not all could be written, ValueError where a new header would go into a file that is no
+        record.
+        """
+        file = self._open()
+        try:
+            self._write(file, header, line, is_new)
+        except OSError as error:  # of a descriptor, so it names no file
+            raise OSError(error.errno, error.strerror, str(self._path)) from None
+        finally:
+            if os.name == "nt":  # where nobody could rename or remove it
+                self.close()
+
+    def _write(
+        self,
+        file: int,
+        header: Callable[[], Mapping[str, Any]],
+        line: Mapping[str, Any] | None,
+        is_new: bool,
+    ) -> None:
+        text, left, self._left = b"", self._left, None
+        if is_new and os.lseek(file, 0, os.SEEK_END):
+            _check_begin(self._path, file)
+        if left is None:
+            size = os.lseek(file, 0, os.SEEK_END)
+            if size:
+                os.lseek(file, -1, os.SEEK_END)
+                text = b"" if os.read(file, 1) == b"\n" else b"\n"  # ends a line that is torn
+            is_new = is_new or not size
+        if is_new:
+            text += _encoded({"adamas": _KIND, "format": FORMAT, **header()})
         if line is not None:
             text += _encoded(line)
         if os.write(file, text) < len(text):
-            raise OSError(errno.ENOSPC, "Only a part of a line was written", os.fspath(path))
-    except OSError as error:  # of a descriptor, so it names no file
-        raise OSError(error.errno, error.strerror, os.fspath(path)) from None
-    finally:
-        os.close(file)
+            raise OSError(errno.ENOSPC, "Only a part of a line was written", str(self._path))
+        if left is None:
+            found = os.fstat(file)
+            self._left = found.st_dev, found.st_ino, found.st_size
+        else:
+            self._left = *left[:2], left[2] + len(text)
+
+    def _open(self) -> int:
+        """Return the file that the path names by now."""
+        if self._file is not None and self._left is not None and self._left == _seen(self._path):
+            return self._file
+        self.close()
+        self._file = _opened(self._path)
+        return self._file
+
+    def close(self) -> None:
+        """Close the file; the next line opens it again."""
+        file, self._file, self._left = self._file, None, None
+        if file is not None:
+            os.close(file)
+
+    __del__ = close
+
+
+def _seen(path: Path) -> tuple[int, ...] | None:
+    """Return what a file is and how long; None where there is none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino, found.st_size
 
 
 def _opened(path: str | os.PathLike[str]) -> int:
@@ -154,9 +208,9 @@ def _opened(path: str | os.PathLike[str]) -> int:
 
 def _encoded(line: Mapping[str, Any]) -> bytes:
     try:
-        text = json.dumps(line, allow_nan=False, separators=(",", ":"))
+        text = _encode(line)
     except ValueError:  # a number that JSON has not
-        text = json.dumps(_without_numbers(line), allow_nan=False, separators=(",", ":"))
+        text = _encode(_without_numbers(line))
     return text.encode() + b"\n"
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields, replace
 from itertools import repeat
 from typing import Any, Literal
 
@@ -57,6 +57,8 @@ class Run:
     tree: Tree = field(init=False)
     plan: Any = field(init=False)
     fixed_rates: tuple[float, ...] | None = field(init=False)
+    #: Plans of the same arrays, by whether their steps take statistics.
+    plans: dict[bool, Any] = field(init=False)
 
     def __post_init__(self) -> None:
         """Plan the steps."""
@@ -69,6 +71,7 @@ class Run:
         plan = _ENGINES[self.engine].Plan(groups, phase, self.spikes, keep_sums=phase.statistics)
         object.__setattr__(self, "tree", self.parameters.tree)
         object.__setattr__(self, "plan", plan)
+        object.__setattr__(self, "plans", {phase.statistics: plan})
         object.__setattr__(self, "fixed_rates", None if any(map(callable, rates)) else tuple(rates))
 
     @classmethod
@@ -106,15 +109,17 @@ class Run:
         return native.outcome_of(self.record[OUTCOME])
 
     @property
-    def statistics(self) -> tuple[OfPart, ...] | None:
+    def statistics(self) -> Sequence[OfPart] | None:
         """Those of the last step, of each parameter; None where it took none or was left out."""
         return getattr(self.outcome, "statistics", None)
 
-    @property
     def is_clipped(self) -> bool:
-        """Whether the step that was just made clipped."""
-        limit, last = self.phase.clip_norm, self.record[OUTCOME]
-        if limit is None or last is None:
+        """Return whether the step that was just made clipped."""
+        limit = self.phase.clip_norm
+        if limit is None:
+            return False
+        last = self.record[OUTCOME]
+        if last is None:
             return False
         applied, norm = last[:2] if isinstance(last, tuple) else (last.applied, last.norm)
         return applied and norm is not None and norm > limit
@@ -122,8 +127,11 @@ class Run:
     @property
     def clip_factor(self) -> float | None:
         """What the gradients of the last step were multiplied by, where it was clipped."""
+        return None if self._clip_norm is None else self.clip_factor_of(self.outcome)
+
+    def clip_factor_of(self, outcome: Outcome | None) -> float | None:
+        """Return the same; ``outcome`` is that of the last step."""
         limit = self._clip_norm
-        outcome = None if limit is None else self.outcome
         if limit is None or outcome is None or outcome.norm is None or not outcome.applied:
             return None
         return clip_factor(limit, outcome.norm)
@@ -141,8 +149,23 @@ class Run:
         return limit if last is not None and last is outcome else self.phase.clip_norm
 
     def observed(self, is_observed: bool) -> Run:
-        """Return the run with steps that take statistics, or take them as the phase says."""
-        return self if is_observed == self.is_observed else replace(self, is_observed=is_observed)
+        """Return the run with steps that take statistics, or take them as the phase says.
+
+        A plan for either is made once for the two.
+        """
+        if is_observed == self.is_observed:
+            return self
+        plan = self.plans.get(is_observed or self.phase.statistics)
+        if plan is None:
+            found = replace(self, is_observed=is_observed)
+            self.plans.update(found.plans)
+            plan = found.plan
+        found = object.__new__(Run)
+        for name in _PARTS:
+            object.__setattr__(found, name, getattr(self, name))
+        object.__setattr__(found, "is_observed", is_observed)
+        object.__setattr__(found, "plan", plan)
+        return found
 
     def checked(self) -> Run:
         """Return the run with the parameters where they are by now, which may have moved."""
@@ -214,6 +237,9 @@ class Run:
         )
         put = [assignments.values(p, values[name]) for name, p in self.parameters.named]
         return run, [] if parameters is None else put
+
+
+_PARTS = tuple(each.name for each in fields(Run))
 
 
 class Weights:

@@ -8,9 +8,9 @@ layout or cuts of tensors. ``adamas.digits`` has the form in which such sums are
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,10 +23,12 @@ __all__ = [
     "NOT_TAKEN",
     "TILE",
     "OfPart",
+    "OfParts",
     "Outcome",
     "Statistics",
     "norm",
     "row_of",
+    "values_of",
 ]
 
 #: Elements that the native engine steps together.
@@ -68,6 +70,9 @@ def norm(arrays: Iterable[NDArray[Any]]) -> float:
     return norm_of_row(row_of(arrays))
 
 
+_FIELDS = tuple(field.name for field in fields(Statistics))
+
+
 @dataclass(frozen=True)
 class OfPart(Statistics):
     """The statistics of a part of a tensor, with what is needed to make those of the whole."""
@@ -86,6 +91,56 @@ class OfPart(Statistics):
         return {name: value for name, value in vars(self).items() if name != "sums"}
 
 
+class OfParts(Sequence[OfPart]):
+    """The statistics of several parts as an engine reports them: made when they are looked at."""
+
+    __slots__ = ("_digits", "_rows")
+
+    def __init__(self, rows: Sequence[tuple[Any, ...]], digits: bytes) -> None:
+        """Keep the fields of ``Statistics`` of each part, and its rows as bytes."""
+        self._rows, self._digits = rows, digits
+
+    @property
+    def values(self) -> list[dict[str, Any]]:
+        """Those of each part by name, without sums."""
+        return [dict(zip(_FIELDS, own, strict=True)) for own in self._rows]
+
+    @property
+    def sums(self) -> NDArray[np.int64]:
+        """The sums of all: int64[len, 3, WIDTH]."""
+        return np.frombuffer(self._digits, np.int64).reshape(-1, 3, WIDTH)
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._rows)
+
+    @overload
+    def __getitem__(self, index: int) -> OfPart: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[OfPart]: ...
+    def __getitem__(self, index: int | slice) -> OfPart | list[OfPart]:
+        """Return one of them, or some."""
+        if isinstance(index, slice):
+            return [*self][index]
+        return OfPart(*self._rows[index], sums=self.sums[index])
+
+    def __iter__(self) -> Iterator[OfPart]:
+        """Yield them."""
+        for own, sums in zip(self._rows, self.sums, strict=True):
+            yield OfPart(*own, sums=sums)
+
+    def __eq__(self, other: object) -> bool:
+        """Return whether statistics are the same, one by one."""
+        return [*self] == [*other] if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+
+def values_of(parts: Sequence[OfPart]) -> list[dict[str, Any]]:
+    """Return statistics by name, without sums."""
+    return parts.values if isinstance(parts, OfParts) else [part.values for part in parts]
+
+
 @dataclass(frozen=True)
 class Outcome:
     """What a step reports when the phase asked for more than the sweep."""
@@ -97,6 +152,6 @@ class Outcome:
     #: Number of non-finite elements of each gradient; None where nothing needed it.
     nonfinite: tuple[int, ...] | None
     #: One entry for each parameter; None where they were not asked for, or no step was made.
-    statistics: tuple[Statistics, ...] | None
+    statistics: Sequence[Statistics] | None
     #: Whether it was left out because the norm leaps: ``adamas.spikes``.
     spike: bool = False

@@ -8,7 +8,7 @@ import numpy as np
 
 from adamas.digits import WIDTH, carried, norm
 from adamas.spikes import Skipped
-from adamas.statistics import OfPart, Statistics
+from adamas.statistics import OfPart, OfParts, Statistics
 
 __all__ = ["by_reason", "norms_of", "summary", "total"]
 
@@ -19,6 +19,8 @@ _ADDED = 2**14
 def norms_of(parts: Sequence[OfPart], *, gradients_only: bool = False) -> list[float]:
     """Return the norms of gradients, parameters and updates of several tensors taken as one."""
     which = slice(1 if gradients_only else 3)
+    if isinstance(parts, OfParts) and len(parts) <= _ADDED:
+        return [norm(row) for row in parts.sums[:, which].sum(axis=0)]
     sums = np.zeros((which.stop, WIDTH), np.int64)
     for first in range(0, len(parts), _ADDED):
         sums += np.sum([part.sums[which] for part in parts[first : first + _ADDED]], axis=0)

@@ -25,10 +25,8 @@ def squares(optimizer):
 def shares(optimizer):
     numbers = at_step(optimizer.groups[0].options, optimizer.steps, 0.0)
     group = optimizer.groups[0]
-    return {
-        name: epsilon.share_below(state, epsilon.v_bound(numbers))
-        for name, state in zip(group.names, group.states, strict=True)
-    }
+    bounds = [epsilon.v_bound(numbers)] * len(group.names)
+    return dict(zip(group.names, epsilon.shares_below(group.states, bounds), strict=True))
 
 
 def trained(steps=3, *, size=2_500, dtype=np.float32, **options):
@@ -72,7 +70,8 @@ def test_a_bound_between_two_stored_numbers_parts_them(form):
     v = squares(optimizer)["a"].ravel().astype(np.float64)
     for bound in [*np.unique(v)[:: max(1, len(np.unique(v)) // 40)], 0.0, math.inf]:
         for exact in (bound, np.nextafter(bound, math.inf), np.nextafter(bound, 0.0)):
-            found = epsilon.count_below(state.square, state.forms[1], state.header, float(exact))
+            stored = epsilon.Stored(state.square, state.forms[1], state.header)
+            (found,) = epsilon.counts_below([stored], [float(exact)])
             assert found == np.count_nonzero(v < exact)
 
 
@@ -90,7 +89,8 @@ def test_what_is_at_eps_exactly_is_not_below_whatever_is_rounded(step, eps):
     at = np.array([eps * eps * one_minus_power(0.5, step)], np.float32)
     before = np.nextafter(at, np.float32(0))
     bound = epsilon.v_bound(numbers)
-    assert [epsilon.count_below(v, "float32", None, bound) for v in (at, before)] == [0, 1]
+    stored = [epsilon.Stored(v, "float32", None) for v in (at, before)]
+    assert epsilon.counts_below(stored, [bound] * 2) == [0, 1]
 
 
 def test_the_largest_square_counts_where_it_is_kept():
@@ -122,7 +122,7 @@ def test_without_a_second_moment_there_is_no_share():
     assert [*shares(optimizer).values()] == [None]
 
 
-@pytest.mark.parametrize("size", [1, 31, 32, 33, epsilon.AT_ONCE - 1, epsilon.AT_ONCE + 33])
+@pytest.mark.parametrize("size", [1, 31, 33, epsilon.AT_ONCE - 1, 6 * epsilon.AT_ONCE + 33])
 def test_every_element_is_counted_once_whatever_the_size(size):
     for form in FORMS:
         optimizer = adamas.Adam(np.zeros(size, np.float32), state=form, eps=1e-3)

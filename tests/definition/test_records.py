@@ -5,6 +5,7 @@ import os
 import pytest
 
 from adamas import records
+from tests.support.made_records import append
 
 HEADER = {"method": "AdamW", "every": 50, "groups": [{"lr": 0.1, "parameters": ["NaN", "b"]}]}
 
@@ -15,9 +16,9 @@ def step(number, **values):
 
 def test_what_is_read_is_what_was_appended(tmp_path):
     path = tmp_path / "run.jsonl"
-    records.append(path, HEADER, is_new=True)
-    records.append(path, HEADER, step(50, lr=[0.1], notes={"loss": 1 / 3}), is_new=False)
-    records.append(path, HEADER, step(100), is_new=False)
+    append(path, HEADER, is_new=True)
+    append(path, HEADER, step(50, lr=[0.1], notes={"loss": 1 / 3}), is_new=False)
+    append(path, HEADER, step(100), is_new=False)
     (opening,) = records.read(path)
     assert opening.header == {"adamas": "record", "format": 1, **HEADER}
     assert opening.steps == [step(50, lr=[0.1], notes={"loss": 1 / 3}), step(100)]
@@ -26,7 +27,7 @@ def test_what_is_read_is_what_was_appended(tmp_path):
 def test_each_line_is_an_object_of_strict_json(tmp_path):
     path = tmp_path / "run.jsonl"
     values = {"a": math.inf, "b": -math.inf, "c": math.nan, "ваги": 1.0}
-    records.append(path, HEADER, step(1, tensors=values), is_new=True)
+    append(path, HEADER, step(1, tensors=values), is_new=True)
 
     def refuse(word):
         raise AssertionError(f"{word} is no JSON")
@@ -40,7 +41,7 @@ def test_each_line_is_an_object_of_strict_json(tmp_path):
 def test_words_are_numbers_again_and_names_stay_words(tmp_path):
     path = tmp_path / "run.jsonl"
     tensors = {"NaN": {"update_norm": math.nan, "largest_update": -math.inf}}
-    records.append(path, HEADER, step(1, tensors=tensors), is_new=True)
+    append(path, HEADER, step(1, tensors=tensors), is_new=True)
     (opening,) = records.read(path)
     read = opening.steps[0]["tensors"]["NaN"]
     assert math.isnan(read["update_norm"])
@@ -51,12 +52,12 @@ def test_words_are_numbers_again_and_names_stay_words(tmp_path):
 @pytest.mark.parametrize("kept", range(1, 12))
 def test_a_torn_line_costs_no_other(tmp_path, kept):
     path = tmp_path / "run.jsonl"
-    records.append(path, HEADER, step(50), is_new=True)
+    append(path, HEADER, step(50), is_new=True)
     whole = path.read_bytes()
     with path.open("ab") as file:
         file.write(b'{"step":100}'[:kept])
     assert [each.steps for each in records.read(path)] == [[step(50)]]
-    records.append(path, HEADER, step(150), is_new=True)
+    append(path, HEADER, step(150), is_new=True)
     assert [each.steps for each in records.read(path)] == [[step(50)], [step(150)]]
     assert path.read_bytes().startswith(whole)
 
@@ -65,17 +66,17 @@ def test_a_line_is_one_write(tmp_path, monkeypatch):
     written = []
     real = os.write
     monkeypatch.setattr(os, "write", lambda file, text: written.append(text) or real(file, text))
-    records.append(tmp_path / "run.jsonl", HEADER, step(1), is_new=True)
-    records.append(tmp_path / "run.jsonl", HEADER, step(2), is_new=False)
+    append(tmp_path / "run.jsonl", HEADER, step(1), is_new=True)
+    append(tmp_path / "run.jsonl", HEADER, step(2), is_new=False)
     assert [each.count(b"\n") for each in written] == [2, 1]
     assert written[1] == b'{"step":2}\n'
 
 
 def test_a_file_that_was_emptied_begins_with_the_header(tmp_path):
     path = tmp_path / "run.jsonl"
-    records.append(path, HEADER, step(50), is_new=True)
+    append(path, HEADER, step(50), is_new=True)
     path.unlink()
-    records.append(path, HEADER, step(100), is_new=False)
+    append(path, HEADER, step(100), is_new=False)
     assert [each.steps for each in records.read(path)] == [[step(100)]]
 
 
@@ -86,7 +87,7 @@ def test_a_file_that_is_no_record_is_not_written_to(tmp_path, content):
     path = tmp_path / "model.safetensors"
     path.write_bytes(content)
     with pytest.raises(ValueError, match=r"model.safetensors is there already and is no record"):
-        records.append(path, HEADER, is_new=True)
+        append(path, HEADER, is_new=True)
     assert path.read_bytes() == content
 
 
@@ -96,7 +97,7 @@ def test_a_file_that_is_no_record_is_not_written_to(tmp_path, content):
 def test_a_record_whose_header_was_torn_goes_on(tmp_path, content):
     path = tmp_path / "run.jsonl"
     path.write_bytes(content)
-    records.append(path, HEADER, step(50), is_new=True)
+    append(path, HEADER, step(50), is_new=True)
     assert [each.steps for each in records.read(path)] == [[step(50)]]
 
 
@@ -107,16 +108,16 @@ def test_a_record_whose_header_was_torn_goes_on(tmp_path, content):
 )  # fmt: skip
 def test_a_line_of_another_form_is_left_out(tmp_path, values):
     path = tmp_path / "run.jsonl"
-    records.append(path, HEADER, step(50), is_new=True)
-    records.append(path, HEADER, step(100) | values, is_new=False)
-    records.append(path, HEADER, step(150), is_new=False)
+    append(path, HEADER, step(50), is_new=True)
+    append(path, HEADER, step(100) | values, is_new=False)
+    append(path, HEADER, step(150), is_new=False)
     assert [each.steps for each in records.read(path)] == [[step(50), step(150)]]
 
 
 @pytest.mark.parametrize("values", [{"groups": {"a": 1}}, {"groups": [1]}, {"parameters": ["a"]}])
 def test_a_header_of_another_form_makes_no_record(tmp_path, values):
     path = tmp_path / "run.jsonl"
-    records.append(path, HEADER | values, step(50), is_new=True)
+    append(path, HEADER | values, step(50), is_new=True)
     with pytest.raises(ValueError, match=r"run.jsonl is no record"):
         records.read(path)
 

@@ -483,6 +483,27 @@ def test_a_file_that_was_taken_away_is_begun_anew(tmp_path):
     assert numbers(path) == [2]
 
 
+def test_a_file_that_was_renamed_keeps_its_lines_and_another_is_begun(tmp_path):
+    path, before = tmp_path / "run.jsonl", tmp_path / "before.jsonl"
+    optimizer = adamas.Adam(weights())
+    adamas.Recorder(optimizer, path, every=1)
+    train(optimizer, [1, 2])
+    path.rename(before)
+    train(optimizer, [3, 4])
+    assert (numbers(before), numbers(path)) == ([1, 2], [3, 4])
+
+
+def test_what_others_append_meanwhile_is_not_written_into(tmp_path):
+    path = tmp_path / "run.jsonl"
+    optimizer = adamas.Adam(weights())
+    adamas.Recorder(optimizer, path, every=1)
+    train(optimizer, [1])
+    with path.open("a") as file:
+        file.write('{"step": 2, "ti')
+    train(optimizer, [2, 3])
+    assert numbers(path) == [1, 2, 3]
+
+
 def test_the_folder_in_which_a_run_began_counts(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     optimizer = adamas.Adam(weights())

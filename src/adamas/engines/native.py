@@ -27,7 +27,7 @@ from adamas.options import Options, Phase
 from adamas.processors import usable
 from adamas.spikes import Window, kept
 from adamas.state import Entries
-from adamas.statistics import OfPart, Outcome, Statistics
+from adamas.statistics import OfParts, Outcome, Statistics
 from adamas.storage import Storage
 
 try:
@@ -52,6 +52,7 @@ __all__ = [
     "TensorPlan",
     "TensorSlot",
     "TensorWatch",
+    "counts_below",
     "get_num_threads",
     "outcome_of",
     "processor_count",
@@ -171,10 +172,7 @@ def outcome_of(parts: Any) -> Outcome | None:
         return parts
     applied, norm, nonfinite, statistics, spike, *own_sums = parts
     if statistics is not None and own_sums:
-        sums = np.frombuffer(own_sums[0], np.int64).reshape(-1, 3, WIDTH)
-        statistics = tuple(
-            OfPart(*each, sums=own) for each, own in zip(statistics, sums, strict=True)
-        )
+        statistics = OfParts(statistics, own_sums[0])
     elif statistics is not None:
         statistics = tuple(Statistics(*each) for each in statistics)
     return Outcome(applied, norm, nonfinite, statistics, spike)
@@ -189,6 +187,14 @@ def row_of(arrays: Iterable[NDArray[Any]]) -> Row:
     for array in arrays:
         _native.add_squares(np.ascontiguousarray(array), row)
     return row
+
+
+def counts_below(arrays: list[NDArray[Any]], bounds: list[float]) -> list[int]:
+    """Return how many numbers of each C-contiguous array are below its bound.
+
+    Arrays are of float32 or float64, of any shape.
+    """
+    return _native.counts_below(arrays, bounds)
 
 
 def marked_count(marks: NDArray[np.int32], count: int) -> int:

@@ -295,14 +295,19 @@ class Planner:
 
         They are kept where it differs in statistics alone, which come and go.
         """
-        before, self.keeping = self.keeping, keeping
-        self._pipeline.go_by(keeping.phase)
+        before = self.keeping
+        self.go_on_by(keeping)
         if observed(before.phase) != observed(keeping.phase):
             self.forget_earlier()
 
     def forget_earlier(self) -> None:
         """Let go of all plans of before, as where parameters have other marks now."""
         self._earlier.clear()
+
+    def go_on_by(self, keeping: Keeping) -> None:
+        """Do so for a phase that differs in statistics alone."""
+        self.keeping = keeping
+        self._pipeline.go_by(keeping.phase)
 
     def agreed(self, scaling: Scaling, groups: Groups) -> Scaling:
         """Return what a GradScaler says to all processes that take norm and guard together."""

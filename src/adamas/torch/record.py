@@ -13,7 +13,7 @@ from adamas.checks import not_finite
 from adamas.coefficients import clip_factor
 from adamas.engines.triton.launches import DeviceOutcome
 from adamas.options import Phase
-from adamas.statistics import NONE_LEFT, OfPart, Statistics
+from adamas.statistics import NONE_LEFT, OfPart, Statistics, values_of
 from adamas.summary import norms_of, total
 from adamas.torch import gradients
 from adamas.torch.grouping import names_of
@@ -158,8 +158,8 @@ class Record:
                 "Parameters were taken out of param_groups since the last step, so its statistics "
                 "have no names. Make a step first."
             )
-        for member, part in zip(self.reported, self.parts, strict=True):
-            yield names[member.place], part.values
+        for member, values in zip(self.reported, values_of(self.parts), strict=True):
+            yield names[member.place], values
 
 
 def _kept(scale: Any) -> Any:

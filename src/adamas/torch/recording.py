@@ -130,11 +130,12 @@ class Tensors(Observed):
 
     def taken(self) -> Taken | None:
         """Return what the last step did; None where it was not observed."""
-        optimizer, record = self._optimizer(), self._record
+        optimizer = self._optimizer()
+        record: Record = optimizer._stepper.record
         if record.count == self._count:  # as in a step that a GradScaler has left out
             return None
         self._count = record.count
-        with optimizer._stepper.held():
+        with optimizer._stepper.turn.held():
             is_told = bool(record.parts)
             if not is_told and record.is_applied and record.norm is None:
                 return None
@@ -151,13 +152,12 @@ class Tensors(Observed):
 
     def _tensors(self, steps: Sequence[int]) -> dict[str, dict[str, float]]:
         optimizer, record = self._optimizer(), self._record
+        found = dict(record.named(names_of(optimizer.param_groups)))
         scale = record.loss_scale
-        found: dict[str, dict[str, float]] = {}
-        for name, taken in record.named(names_of(optimizer.param_groups)):
-            taken["gradient_norm"] /= scale
-            found[name] = taken
-        parameters = parameters_of(optimizer.param_groups)
-        below = _below_eps(record.reported, steps, optimizer._method, parameters)
+        if scale != 1.0:
+            for values in found.values():
+                values["gradient_norm"] /= scale
+        below = _below_eps(record.reported, steps, optimizer)
         for values, share in zip(found.values(), below, strict=True):
             if share is not None:
                 values["below_eps"] = share
@@ -174,28 +174,31 @@ class Tensors(Observed):
 
 def _steps(members: Sequence[Member]) -> list[int]:
     """Return the steps that were made of members; nothing where they are not counted."""
-    counts = [member.step for member in members]
-    if any(step is None for step in counts):
-        return []
-    own = [distributed.local(step) for step in counts if step is not None]
+    own: list[Any] = []
+    for member in members:
+        step = member.step
+        if step is None:
+            return []
+        own.append(step if type(step) is Tensor else distributed.local(step))
     return [int(number) for number in squares.read(own)]
 
 
 def _below_eps(
-    members: Sequence[Member], steps: Sequence[int], method: Method, parameters: Sequence[Tensor]
+    members: Sequence[Member], steps: Sequence[int], optimizer: Any
 ) -> list[float | None]:
     """Return the fraction of elements of each whole tensor with √v̂ < ε; None without a v."""
     if not steps:
         return [None] * len(members)
-    bounds: dict[Any, float | None] = {}
-    counts: list[Tensor | int] = []
+    method: Method = optimizer._method
+    known: dict[Any, float | None] = {}
+    bounds: list[float | None] = []
     for member, step in zip(members, steps, strict=True):
         key = id(member.group), step
-        if key not in bounds:
-            bounds[key] = method.square_at_eps(member.group, step)
-        bound = bounds[key]
-        counts.append(0 if bound is None else squares.count_below(member, bound))
-    found = squares.read(counts)
+        if key not in known:
+            known[key] = method.square_at_eps(member.group, step)
+        bounds.append(known[key])
+    found = squares.read(squares.counts_below(members, bounds))
+    parameters = parameters_of(optimizer.param_groups)
     exchange = distributed.sets_of(parameters).parts if distributed.is_initialized() else None
     if exchange is not None:
         each = torch.zeros(len(parameters), dtype=torch.int64)

@@ -122,7 +122,7 @@ class Reports:
 
     def _observe(self, who: object, wanted: bool) -> None:
         """Let further steps take statistics for somebody, or not; the phase stays as it is."""
-        with self._stepper.held():
+        with self._stepper.turn.held():
             self._stepper.observe(who, wanted=wanted)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -14,33 +14,51 @@ from adamas.codecs import BLOCK
 from adamas.torch import distributed
 from adamas.torch.members import Member
 
-__all__ = ["count_below", "read"]
+__all__ = ["counts_below", "read"]
 
-_FORMS = {torch.bfloat16: "bfloat16", torch.uint8: "8bit"}
 #: Elements that are compared at a time on a device; whole blocks.
 _AT_ONCE = 1 << 24
 
 
-def count_below(member: Member, bound: float) -> Tensor | int:
-    """Return how many elements of a member's v are below ``bound``, in this process's part.
+def counts_below(members: Sequence[Member], bounds: Sequence[float | None]) -> list[Tensor | int]:
+    """Return how many elements of each v are below its bound, in this process's parts.
 
-    On a device it is counted there, and nothing waits.
+    0 stands for those without a bound. On a device they are counted there, and nothing waits.
     """
-    names, state = member.names, member.state
-    name = names.square if names.largest_square is None else names.largest_square
-    v = state[name]
-    if v.dtype == torch.float32 and v.is_cpu and type(v) is Tensor and v.is_contiguous():
-        return epsilon.count_below(v.numpy(), "float32", None, bound)  # as nearly all are
-    v = _flat(v)
-    header = None if v.dtype != torch.uint8 else _flat(state["header"])
-    if not v.is_cpu:
-        return _on_device(v, header, bound)
+    found: list[Tensor | int] = [0] * len(members)
+    here: list[int] = []
+    stored: list[epsilon.Stored] = []
+    for place, (member, bound) in enumerate(zip(members, bounds, strict=True)):
+        if bound is None:
+            continue
+        names, state = member.names, member.state
+        v = state[names.square if names.largest_square is None else names.largest_square]
+        if v.dtype is torch.float32 and type(v) is Tensor and v.is_cpu and v.is_contiguous():
+            kept = epsilon.Stored(v.numpy(), "float32", None)  # as nearly all are
+        else:
+            v = _flat(v)
+            header = None if v.dtype != torch.uint8 else _flat(state["header"])
+            if not v.is_cpu:
+                found[place] = _on_device(v, header, bound)
+                continue
+            kept = _stored(v, header)
+        here.append(place)
+        stored.append(kept)
+    counts = epsilon.counts_below(stored, [cast(float, bounds[place]) for place in here])
+    for place, count in zip(here, counts, strict=True):
+        found[place] = count
+    return found
+
+
+def _stored(v: Tensor, header: Tensor | None) -> epsilon.Stored:
+    """Return a v in this process's memory as it is stored."""
+    if v.dtype == torch.bfloat16:
+        return epsilon.Stored(v.view(torch.int16).numpy().view(np.uint16), "bfloat16", None)
     if v.dtype == torch.float16:
         v = v.float()
-    form = _FORMS.get(v.dtype, "float32")
-    codes = v.view(torch.int16).numpy().view(np.uint16) if form == "bfloat16" else v.numpy()
-    of_blocks = None if header is None else header.numpy().view(np.uint16)
-    return epsilon.count_below(codes, form, of_blocks, bound)
+    if header is None:
+        return epsilon.Stored(v.numpy(), "float32", None)
+    return epsilon.Stored(v.numpy(), "8bit", header.numpy().view(np.uint16))
 
 
 def read(values: Sequence[Tensor | float]) -> list[float]:
@@ -48,9 +66,12 @@ def read(values: Sequence[Tensor | float]) -> list[float]:
     places: dict[torch.device, list[int]] = {}
     found: list[float] = []
     for place, value in enumerate(values):
-        is_here = not isinstance(value, Tensor) or value.is_cpu
-        found.append(float(value) if is_here else 0.0)
-        if isinstance(value, Tensor) and not is_here:
+        if not isinstance(value, Tensor):
+            found.append(float(value))
+        elif value.is_cpu:
+            found.append(float(value.item()))
+        else:
+            found.append(0.0)
             places.setdefault(value.device, []).append(place)
     for own in places.values():
         stacked = torch.stack([torch.as_tensor(values[place]).double() for place in own])

@@ -102,11 +102,20 @@ class Stepper:
 
     def observe(self, who: object, *, wanted: bool) -> None:
         """Let further steps take statistics for somebody, or not; the turn is taken."""
+        was_wanted = bool(self._observers)
         if wanted:
             self._observers.add(who)
         else:
             self._observers.discard(who)
-        self.go_by(self._asked)
+        if bool(self._observers) == was_wanted or self._asked.phase.statistics:
+            return
+        keeping = self._asked
+        if self._observers:
+            keeping = keeping._replace(phase=observed(keeping.phase))
+        if self._plan is None or not self._plan.goes_by(keeping.phase):
+            self._install(None)
+        self._planner.go_on_by(keeping)
+        self.resume()
 
     def go_by(self, keeping: Keeping) -> None:
         """Go on with another phase, by the plan that there is if it can."""

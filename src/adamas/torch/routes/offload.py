@@ -13,6 +13,7 @@ has the bits of one in the processor's memory.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections import deque
 from collections.abc import Hashable, Sequence
@@ -102,6 +103,11 @@ class _Round(NamedTuple):
     chunks: list[Chunk]
 
 
+@functools.lru_cache(maxsize=64)
+def _carried_on(ema: float | None, statistics: bool, seed: int) -> Phase:
+    return Phase(ema=ema, statistics=statistics, seed=seed)
+
+
 class Offload:
     """Steps items, with chunks and buffers that are made once and kept while they fit."""
 
@@ -119,7 +125,7 @@ class Offload:
 
     def go_by(self, phase: Phase) -> None:
         """Go on by another phase that keeps the same."""
-        self._phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
+        self._phase = _carried_on(phase.ema, phase.statistics, phase.seed)
 
     def prepare(self, items: Sequence[Item]) -> list[_Round]:
         """Return what a step of items goes by, which is kept for the next one."""
