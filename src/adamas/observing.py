@@ -41,6 +41,10 @@ class Observed:
         """Return what differs as soon as the description may; cheap, and compared at each line."""
         raise NotImplementedError
 
+    def origin(self) -> Any:
+        """Return what is another where a state was loaded."""
+        raise NotImplementedError
+
     def follow(self, before_first: Called, after: Called) -> Callable[[], None]:
         """Have functions called before the next step, and after each; return what ends that."""
         raise NotImplementedError

@@ -82,8 +82,9 @@ class Recorder:
         self._notes: dict[str, Any] = {}
         #: Steps that were left out since the last one that was made and recorded.
         self._left_out = 0
-        #: The last one that was made and recorded.
-        self._last = 0
+        #: The last one that was made and recorded, the count then, and the state it was made of.
+        self._last, self._last_count, self._origin = 0, 0, self._observed.origin()
+        self._goes_back = False
         self._fails = self._is_over = self._is_closed = False
         if self._observed.is_writer:
             self._file.append(lambda: _stamped(self._header), is_new=True)
@@ -193,6 +194,8 @@ class Recorder:
 
     def _take(self, taken: Taken) -> None:
         number = self._count if taken.step is None else taken.step
+        if taken.step is not None and taken.tensors is not None:
+            number = self._follows(number)
         # Where steps are left out the next one is recorded, and a line of every 50th of them.
         is_due = taken.tensors is not None or self._left_out % self._every == 0
         if taken.tensors is None:
@@ -210,17 +213,26 @@ class Recorder:
             self._write(_line(told, taken, self._clipped, self._notes))
         self._clipped, self._notes = 0, {}  # what could not be written stays for the next line
 
+    def _follows(self, number: int) -> int:
+        """Return the number of a step that was made, after those of before."""
+        origin = self._observed.origin()
+        if number <= self._last:
+            if origin == self._origin:  # of tensors that were first stepped late
+                number = self._last + self._count - self._last_count
+            else:  # an earlier state was loaded
+                self._goes_back = True
+        self._last, self._last_count, self._origin = number, self._count, origin
+        return number
+
     def _write(self, line: dict[str, Any]) -> None:
-        frame, header, is_new = self._observed.frame(), self._header, False
-        step = line["step"] if "tensors" in line else None
-        if frame != self._frame:
+        frame, header, is_new = self._observed.frame(), self._header, self._goes_back
+        if frame != self._frame or is_new:
             described = self._described()
-            goes_back = step is not None and step <= self._last  # an earlier state was loaded
-            is_new = goes_back or _lasting(described) != _lasting(header)
+            is_new = is_new or _lasting(described) != _lasting(header)
             header = described if is_new else header
         self._file.append(lambda: _stamped(header), line, is_new=is_new)
         self._header, self._frame, self._fails = header, frame, False
-        self._last = self._last if step is None else step
+        self._goes_back = False
 
     def _warn(self, error: Exception) -> None:
         if not self._fails:
@@ -299,8 +311,10 @@ class _Arrays(Observed):
 
     def frame(self) -> Any:
         run = self._run
-        groups = [(group.options, group.names) for group in run.parameters.groups]
-        return run.phase, id(run.parameters), groups
+        return run.phase, [(group.options, group.names) for group in run.parameters.groups]
+
+    def origin(self) -> Any:
+        return id(self._run.parameters)
 
     def follow(self, before_first: Called, after: Called) -> Callable[[], None]:
         handle = self._optimizer().register_step_post_hook(after)

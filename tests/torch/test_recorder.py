@@ -563,3 +563,17 @@ def test_where_an_earlier_state_is_loaded_the_record_goes_on_from_there(tmp_path
         [1, 2, 4, 6, 8, 10],
         [7, 8, 10, 12],
     ]
+
+
+def test_tensors_that_are_stepped_late_go_on_from_the_steps_of_the_others(tmp_path):
+    first, second = (nn.Parameter(torch.ones(3)) for _ in range(2))
+    optimizer = AdamW([first])
+    adamas.Recorder(optimizer, tmp_path / "run.jsonl", every=2)
+    for number in range(12):
+        if number == 6:
+            optimizer.add_param_group({"params": [second]})
+        first.grad, second.grad = (torch.ones(3), None) if number < 6 else (None, torch.ones(3))
+        optimizer.step()
+    told = records.read(tmp_path / "run.jsonl")
+    assert [line["step"] for each in told for line in each.steps] == [1, 2, 4, 6, 8, 10, 12]
+    assert told[-1].steps[-1]["tensors"].keys() == {"1.0"}

@@ -77,6 +77,10 @@ class Tensors(Observed):
         ]
         return optimizer._phase, groups
 
+    def origin(self) -> Any:
+        """Return what is another where a state was loaded, which makes groups anew."""
+        return id(self._optimizer().param_groups[0])
+
     def follow(self, before_first: Called, after: Called) -> Callable[[], None]:
         """Have functions called before the next step, and after each; return what ends that."""
         optimizer = self._optimizer()
