@@ -8,7 +8,7 @@ from typing import Any, Literal, overload
 
 from numpy.typing import NDArray
 
-from adamas.arrays import layout_of
+from adamas.arrays import Layout, layout_of
 from adamas.assignments import Assignment, all_at_once
 from adamas.changes import AVERAGED, NOT_TRACKED, WENT_ON, Change, Changes
 from adamas.checks import check_flag
@@ -95,14 +95,16 @@ class Reports:
             raise RuntimeError(NOT_TRACKED)
         moment = self._looked_at()
         tracked, steps, _ = moment
-        arrays = self._run.parameters.arrays
+        parameters = self._run.parameters
+        arrays = parameters.arrays
+        members = [*zip(parameters.named, parameters.layouts, strict=True)]
 
         def each() -> Iterator[Change]:
-            for place in range(len(arrays)):
-                change = self._change(moment, place)
+            for place, ((name, p), layout) in enumerate(members):
+                change = self._change(moment, place, name, p, layout)
                 if change is not None:
                     yield change
-            self._change(moment, None)
+            self._check_still(moment)
 
         clearing = partial(self._start_anew, moment) if clear else None
         first, is_whole = tracked.first_step(steps), tracked.is_whole(arrays)
@@ -122,17 +124,19 @@ class Reports:
         return self._moment
 
     @in_turn(AVERAGED)
-    def _change(self, moment: Moment, place: int | None) -> Change | None:
-        """Return what has changed of the parameter at a place; raise where the run went on."""
-        parameters = self._run.parameters
+    def _check_still(self, moment: Moment) -> None:
+        """Raise RuntimeError where the run went on."""
         if self._moment != moment:
             raise RuntimeError(WENT_ON)
-        if place is None:
-            return None
-        name, p = parameters.named[place]
-        if layout_of(p) != parameters.layouts[place]:
+
+    @in_turn(AVERAGED)
+    def _change(
+        self, moment: Moment, place: int, name: str, parameter: Any, layout: Layout
+    ) -> Change | None:
+        """Return what has changed of the parameter at a place; raise where the run went on."""
+        if self._moment != moment or layout_of(parameter) != layout:
             raise RuntimeError(WENT_ON)
-        return moment[0].change(place, name, p)
+        return moment[0].change(place, name, parameter)
 
     @in_turn(AVERAGED)
     def _start_anew(self, moment: Moment, others: list[Assignment]) -> None:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 import adamas
+from adamas.groups import Parameters
 from tests.support.interrupts import interrupted_at, whole_or_nothing
 from tests.support.runs import everything
 from tests.support.told import bits_of
@@ -355,3 +356,18 @@ def test_tracking_changes_no_bit_of_anything_else(method):
             optimizer.step([drawn.standard_normal(p.shape).astype(np.float32) for p in weights])
         left.append((everything(optimizer), repr(optimizer.statistics())))
     assert left[0] == left[1]
+
+
+def test_names_are_gathered_once_for_all_that_is_told(monkeypatch):
+    """Once for each of thousands of arrays took minutes."""
+    gathered = []
+    named = Parameters.named.fget
+    monkeypatch.setattr(Parameters, "named", property(lambda p: gathered.append(p) or named(p)))
+    counts = []
+    for length in (2, 40):
+        optimizer = adamas.Adam([np.zeros(3) for _ in range(length)], track_changes=True)
+        optimizer.step([np.ones(3)] * length)
+        gathered.clear()
+        assert len(list(optimizer.changes())) == length
+        counts.append(len(gathered))
+    assert counts[0] == counts[1] < 4
