@@ -159,3 +159,26 @@ def test_bfloat16_arrays_are_followed_by_tensors(tmp_path):
         adamas.save_changes(tmp_path / "delta", optimizer.changes())
         adamas.apply_changes(reader, tmp_path / "delta", after=step - 1)
         assert all_bits(reader)["w"][1:] == all_bits(weights)["w"][1:]
+
+
+def test_two_optimizers_of_one_model_write_files_of_their_own(tmp_path):
+    """Everything of one says nothing of where the tensors of the other stand."""
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(9, 9), torch.nn.Linear(9, 9)).bfloat16()
+    reader, named = copy.deepcopy(model), list(model.named_parameters())
+    optimizers = [
+        AdamW(part, lr=1e-4, rounding="remainder", track_changes=True)
+        for part in (named[:2], named[2:])
+    ]
+    for each in optimizers:
+        each.load_state_dict(each.state_dict())  # everything has changed
+    for step in range(1, 4):
+        model(torch.ones(1, 9).bfloat16()).sum().backward()
+        for number, each in enumerate(optimizers):
+            each.step()
+            path = tmp_path / f"{step}.{number}"
+            changes = each.changes()
+            assert changes.is_whole is (step == 1)
+            adamas.save_changes(path, changes)
+            assert adamas.apply_changes(reader, path) == step
+        assert all_bits(dict(reader.named_parameters())) == all_bits(dict(named))

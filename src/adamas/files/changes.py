@@ -118,10 +118,11 @@ def apply_changes(
     stood = _stood(deltas, targets, _in_part(pieces, targets, named), after)
     last = deltas[0].last
     places = {each.part: each.place for each in deltas}
-    # What stands elsewhere and has not been named stays there.
+    # What stands elsewhere and has not been named stays there; with everything all is named.
+    is_told, is_whole = {*named}, all(each.is_whole for each in deltas)
     told = [
         each for name, each in targets.items()
-        if name in named or stood is None or known(each.memory()) == stood
+        if name in is_told or (not is_whole and (stood is None or known(each.memory()) == stood))
     ]  # fmt: skip
     changed = [(targets[name], targets[name].own(pieces[name])) for name in named]
     _put(changed, told, Standing(last, places))
