@@ -32,13 +32,13 @@ def rows() -> list[Row]:
 
 
 def _transformer(quick: bool) -> tuple[Any, Any]:
-    """Return a model of 6 layers of width 256, and data of 64 sequences of 32."""
+    """Return a model of 6 layers of width 256, and data of 64 sequences of 8, which take little."""
     import torch
     from torch import nn
 
     layer = nn.TransformerEncoderLayer(256, 4, 1024, dropout=0.0, batch_first=True)
     layers = nn.TransformerEncoder(layer, 1 if quick else 6, enable_nested_tensor=False)
-    return layers, torch.randn(64, 8 if quick else 32, 256)
+    return layers, torch.randn(64, 8, 256)
 
 
 def _perceptron(quick: bool) -> tuple[Any, Any]:  # noqa: ARG001
@@ -130,12 +130,12 @@ def _pair(
     adamas.Recorder(optimizer, path)
 
     def check() -> None:
-        for train in (recorded, plain) * 2:
-            train()
+        recorded()
+        plain()
         if not are_equal(ours, theirs):
             raise WrongResultError("A recorded training came to other bits.")
         (opening,) = records.read(path)
-        if [line["step"] for line in opening.steps] != [1, _EVERY, 2 * _EVERY]:
+        if [line["step"] for line in opening.steps] != [1, _EVERY]:
             raise WrongResultError("A recorded training has left other lines.")
 
     return Pair(recorded, plain, check)
