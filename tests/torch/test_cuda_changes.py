@@ -15,6 +15,7 @@ import torch
 import adamas.torch as ours
 from adamas.engines.triton import marks
 from adamas.engines.triton.launches import Launches
+from adamas.torch import operations
 from tests.support.device_trainings import (
     NO_GPU,
     PHASE,
@@ -87,6 +88,24 @@ def test_a_plan_of_tensors_in_another_order_marks_by_indices_and_is_used_again(m
         assert 0.2 < differs.float().mean() < 0.9
         if step == 0:
             monkeypatch.setattr(Launches, "__init__", None)
+
+
+def test_an_interrupted_step_loses_no_change(monkeypatch):
+    p = torch.nn.Parameter(torch.ones(2, 3, 5, 7, device=DEVICE).permute(0, 2, 3, 1))
+    optimizer = ours.AdamW([p], lr=0.1, track_changes=True)
+    p.grad = torch.ones_like(p)
+    optimizer.step()
+    list(optimizer.changes())
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(operations, "take_marks", interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            optimizer.step()
+    (change,) = optimizer.changes()
+    assert len(change.indices) == p.numel()
 
 
 def test_the_device_decides_whether_anything_is_marked(monkeypatch):

@@ -219,6 +219,8 @@ class OnDevice(Route):
             for group, rate in zip(self._groups, self._rates, strict=True)
         ]
         values = Inputs(self._gradients, steps, rates, given=given, found_inf=found, **inputs)
+        # First, so that parameters of a step that is interrupted count as written to.
+        torch.autograd.graph.increment_version([member.parameter for member in self.members])
         outcome = self.launches.step(values, self._shared.counters(self._devices))
         self._first.clear()
         for target, source in self._replaced:
@@ -228,7 +230,6 @@ class OnDevice(Route):
         if self._host_steps and (outcome is None or outcome.applied):
             for counted in self._host_steps.values():
                 counted.add_(1)
-        torch.autograd.graph.increment_version([member.parameter for member in self.members])
         return outcome
 
     def _refuse_capture(self) -> None:
