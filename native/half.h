@@ -38,39 +38,39 @@ inline std::uint16_t to_float16(float x) {
     return static_cast<std::uint16_t>(sign | magnitude);
 }
 
-// Writes the code of an element. With `Flagged` a flag becomes 255 where that is another, else 0.
-template <bool Flagged>
-inline void put_code(std::uint16_t& code, std::uint32_t given, std::uint8_t* __restrict flags,
-                     std::int64_t i) {
+// Writes the code of an element; with `Compared` also its difference from the code before.
+template <bool Compared>
+inline void put_code(std::uint16_t& code, std::uint32_t given,
+                     std::uint16_t* __restrict differences, std::int64_t i) {
     auto now = static_cast<std::uint16_t>(given);
-    if constexpr (Flagged) {
-        flags[i] = now != code ? 255 : 0;
+    if constexpr (Compared) {
+        differences[i] = now ^ code;
     }
     code = now;
 }
 
-template <bool Flagged, class T>
+template <bool Compared, class T>
 inline void write_nearest(DType type, std::uint16_t* __restrict copy, const T* __restrict p,
-                          std::uint8_t* __restrict flags, std::int64_t count) {
+                          std::uint16_t* __restrict differences, std::int64_t count) {
     if (type == DType::bfloat16) {
         for (std::int64_t i = 0; i < count; ++i) {
-            put_code<Flagged>(copy[i], to_bfloat16(static_cast<float>(p[i])), flags, i);
+            put_code<Compared>(copy[i], to_bfloat16(static_cast<float>(p[i])), differences, i);
         }
     } else {
         for (std::int64_t i = 0; i < count; ++i) {
-            put_code<Flagged>(copy[i], to_float16(static_cast<float>(p[i])), flags, i);
+            put_code<Compared>(copy[i], to_float16(static_cast<float>(p[i])), differences, i);
         }
     }
 }
 
-// Writes codes, and flags where they are not null.
+// Writes codes, and their differences from those before where these are wanted: not null.
 template <class T>
-inline void write_copy(DType type, std::uint16_t* copy, const T* p, std::uint8_t* flags,
+inline void write_copy(DType type, std::uint16_t* copy, const T* p, std::uint16_t* differences,
                        std::int64_t count) {
-    if (flags == nullptr) {
-        write_nearest<false>(type, copy, p, flags, count);
+    if (differences == nullptr) {
+        write_nearest<false>(type, copy, p, differences, count);
     } else {
-        write_nearest<true>(type, copy, p, flags, count);
+        write_nearest<true>(type, copy, p, differences, count);
     }
 }
 
@@ -140,23 +140,31 @@ inline void join_remainder(const std::uint16_t* __restrict code, const Remainder
 // The bits for rounding parameters, from those of the state.
 inline std::uint32_t random_bits_of_parameter(std::uint32_t r) { return r * 0xc2b2ae3du; }
 
-template <bool Flagged>
 inline void split_remainder(const float* __restrict x, std::uint16_t* __restrict code,
-                            std::int16_t* __restrict rest, std::uint8_t* __restrict flags,
-                            std::int64_t count) {
+                            std::int16_t* __restrict rest, std::int64_t count) {
     for (std::int64_t i = 0; i < count; ++i) {
         std::uint32_t bits = bits_of(x[i]);
         bool is_nan = x[i] != x[i];
         std::uint32_t high = is_nan ? 0x7fc0u : (bits + 0x8000u) >> 16;
-        put_code<Flagged>(code[i], high, flags, i);
+        code[i] = static_cast<std::uint16_t>(high);
         rest[i] = static_cast<std::int16_t>(is_nan ? 0u : bits - (high << 16));
     }
 }
 
-template <bool Flagged>
+// Puts codes in the place of others, and leaves the differences in their own.
+inline void exchange(std::uint16_t* __restrict code, std::uint16_t* __restrict codes,
+                     std::int64_t count) {
+    for (std::int64_t i = 0; i < count; ++i) {
+        std::uint16_t now = codes[i];
+        codes[i] = now ^ code[i];
+        code[i] = now;
+    }
+}
+
+template <bool Compared>
 inline void split_remainder8(const float* __restrict x, const std::uint32_t* __restrict random,
                              std::uint16_t* __restrict code, std::int8_t* __restrict rest,
-                             std::uint8_t* __restrict flags, std::int64_t count) {
+                             std::uint16_t* __restrict differences, std::int64_t count) {
     for (std::int64_t i = 0; i < count; ++i) {
         std::uint32_t bits = bits_of(x[i]);
         std::uint32_t size = bits & 0x7fffffffu;
@@ -165,46 +173,50 @@ inline void split_remainder8(const float* __restrict x, const std::uint32_t* __r
         std::uint32_t kept = std::min((size + addend) >> 8, most) | (bits & 0x80000000u) >> 8;
         std::uint32_t high = (kept + 0x80u) >> 8;
         bool is_nan = x[i] != x[i];
-        put_code<Flagged>(code[i], is_nan ? 0x7fc0u : high, flags, i);
+        put_code<Compared>(code[i], is_nan ? 0x7fc0u : high, differences, i);
         rest[i] = static_cast<std::int8_t>(is_nan ? 0u : kept - (high << 8));
     }
 }
 
-template <bool Flagged>
+template <bool Compared>
 inline void encode_as(const Layout& layout, const Arrays& arrays, std::int64_t at,
                       const float* __restrict x, const std::uint32_t* __restrict random,
-                      std::uint8_t* __restrict flags, std::int64_t count) {
+                      std::uint16_t* __restrict differences, std::int64_t count) {
     std::uint16_t* __restrict code = static_cast<std::uint16_t*>(arrays.p) + at;
     if (layout.rounding == Rounding::remainder) {
         auto rest = static_cast<std::int16_t*>(arrays.remainder) + at;
-        split_remainder<Flagged>(x, code, rest, flags, count);
+        // Together in one loop this takes longer.
+        split_remainder(x, Compared ? differences : code, rest, count);
+        if constexpr (Compared) {
+            exchange(code, differences, count);
+        }
     } else if (layout.rounding == Rounding::remainder8) {
         auto rest = static_cast<std::int8_t*>(arrays.remainder) + at;
-        split_remainder8<Flagged>(x, random, code, rest, flags, count);
+        split_remainder8<Compared>(x, random, code, rest, differences, count);
     } else if (layout.rounding == Rounding::nearest) {
-        write_nearest<Flagged>(layout.dtype, code, x, flags, count);
+        write_nearest<Compared>(layout.dtype, code, x, differences, count);
     } else if (layout.dtype == DType::bfloat16) {
         for (std::int64_t i = 0; i < count; ++i) {
             std::uint32_t addend = random_bits_of_parameter(random[i]) >> 16;
-            put_code<Flagged>(code[i], to_bfloat16_by_chance(x[i], addend), flags, i);
+            put_code<Compared>(code[i], to_bfloat16_by_chance(x[i], addend), differences, i);
         }
     } else {
         for (std::int64_t i = 0; i < count; ++i) {
             std::uint32_t addend = random_bits_of_parameter(random[i]) >> 16;
-            put_code<Flagged>(code[i], to_float16_by_chance(x[i], addend), flags, i);
+            put_code<Compared>(code[i], to_float16_by_chance(x[i], addend), differences, i);
         }
     }
 }
 
-// Writes float32 parameters from element `at` on as they are stored, and flags where they are not
-// null.
+// Writes float32 parameters from element `at` on as they are stored, and the differences of their
+// codes where these are not null.
 inline void encode_parameters(const Layout& layout, const Arrays& arrays, std::int64_t at,
-                              const float* x, const std::uint32_t* random, std::uint8_t* flags,
-                              std::int64_t count) {
-    if (flags == nullptr) {
-        encode_as<false>(layout, arrays, at, x, random, flags, count);
+                              const float* x, const std::uint32_t* random,
+                              std::uint16_t* differences, std::int64_t count) {
+    if (differences == nullptr) {
+        encode_as<false>(layout, arrays, at, x, random, differences, count);
     } else {
-        encode_as<true>(layout, arrays, at, x, random, flags, count);
+        encode_as<true>(layout, arrays, at, x, random, differences, count);
     }
 }
 

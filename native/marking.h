@@ -5,6 +5,7 @@
 // read for it but the words.
 #pragma once
 
+#include <algorithm>
 #include <bit>
 #include <cstdint>
 #include <cstring>
@@ -24,6 +25,8 @@ template <class T>
 inline Bits<T> difference(T before, T after) {
     return std::bit_cast<Bits<T>>(before) ^ std::bit_cast<Bits<T>>(after);
 }
+
+#if !defined(__AVX512BW__)
 
 // Turns 32 bytes, which are 0 or 255, into 32 bits.
 inline std::uint32_t gathered(const std::uint8_t* flags) {
@@ -50,73 +53,105 @@ inline std::uint32_t gathered(const std::uint8_t* flags) {
 #endif
 }
 
-// Marks some elements, a tile at most, that a step has changed: by flags that are written with
-// codes (of the copy, or of a parameter in half precision), or by the differences of their bits.
+#endif
+
+// Turns 32 differences into a word: a bit is 1 where they are not 0.
+template <class Bits>
+inline std::uint32_t word_of(const Bits* differences) {
+#if defined(__AVX512BW__)  // where one instruction does it, which compilers do not find
+    constexpr int lanes = 64 / sizeof(Bits);
+    std::uint32_t word = 0;
+    for (int i = 0; i < marks_in_word; i += lanes) {
+        __m512i loaded = _mm512_load_si512(differences + i);
+        std::uint32_t part;
+        if constexpr (lanes == 32) {
+            part = _mm512_test_epi16_mask(loaded, loaded);
+        } else if constexpr (lanes == 16) {
+            part = _mm512_test_epi32_mask(loaded, loaded);
+        } else {
+            part = _mm512_test_epi64_mask(loaded, loaded);
+        }
+        word |= part << i;
+    }
+    return word;
+#else
+    alignas(32) std::uint8_t flags[marks_in_word];
+    for (int i = 0; i < marks_in_word; ++i) {
+        flags[i] = differences[i] != 0 ? 255 : 0;
+    }
+    return gathered(flags);
+#endif
+}
+
+// Marks some elements, a tile at most, that a step has changed: by the differences of codes (of the
+// copy, or of a parameter in half precision), or of the parameters' bits.
 template <class T>
 class Marking {
 public:
     // Begins with the elements from `at` on.
-    void begin(const Arrays& arrays, std::int64_t at, std::int64_t count) {
+    void begin(const Arrays& arrays, std::int64_t at, std::int64_t count, DType dtype) {
         marks_ = arrays.marks == nullptr ? nullptr : arrays.marks + at / marks_in_word;
         count_ = count;
+        by_codes_ = arrays.copy != nullptr || is_half(dtype);
     }
 
-    // Where they go; null where those are not wanted.
-    std::uint8_t* flags_of_copy(const Arrays& arrays) {
-        return arrays.marks != nullptr && arrays.copy != nullptr ? flags_ : nullptr;
+    // Whether codes tell what changes: only then may `end` wait for the next elements' numbers.
+    bool is_by_codes() const { return by_codes_; }
+
+    // Where the differences go; null where those are not wanted.
+    std::uint16_t* of_copy(const Arrays& arrays) {
+        return arrays.marks != nullptr && arrays.copy != nullptr ? codes_ : nullptr;
     }
-    std::uint8_t* flags_of_codes(const Arrays& arrays) {
-        return arrays.marks != nullptr && arrays.copy == nullptr ? flags_ : nullptr;
+    std::uint16_t* of_codes(const Arrays& arrays) {
+        return arrays.marks != nullptr && arrays.copy == nullptr ? codes_ : nullptr;
     }
-    Bits<T>* differences(const Arrays& arrays, DType dtype) {
+    Bits<T>* of_numbers(const Arrays& arrays, DType dtype) {
         bool wanted = arrays.marks != nullptr && arrays.copy == nullptr && !is_half(dtype);
-        return wanted ? differences_ : nullptr;
+        return wanted ? numbers_ : nullptr;
     }
 
-    // Turns differences into flags; those of parameters `before` where a step has recorded them in
-    // their place.
-    void compare(const Arrays& arrays, DType dtype, const T* before, const T* p) {
-        const Bits<T>* differ = differences(arrays, dtype);
-        if (differ == nullptr) {
+    // Takes the differences from parameters `before`, where a step has recorded these in their
+    // place.
+    void compare(const T* __restrict before, const T* __restrict p) {
+        if (marks_ == nullptr || by_codes_) {
             return;
         }
-        if (before == nullptr) {
-            flag([=](std::int64_t i) { return differ[i] != 0; });
-        } else {
-            flag([=](std::int64_t i) { return difference(before[i], p[i]) != 0; });
+        Bits<T>* __restrict numbers = numbers_;
+        std::int64_t count = count_;
+        for (std::int64_t i = 0; i < count; ++i) {
+            numbers[i] = difference(before[i], p[i]);
         }
     }
 
-    // Adds the marks of elements that are flagged.
+    // Adds the marks of elements that differ.
     void end() {
         if (marks_ == nullptr) {
             return;
         }
-        std::uint32_t* __restrict marks = marks_;
-        std::int64_t count = count_, words = mark_count(count);
-        for (std::int64_t i = count; i < words * marks_in_word; ++i) {
-            flags_[i] = 0;
-        }
-        for (std::int64_t i = 0; i < words; ++i) {
-            marks[i] |= gathered(flags_ + marks_in_word * i);
+        if (by_codes_) {
+            add(codes_);
+        } else {
+            add(numbers_);
         }
         marks_ = nullptr;
     }
 
 private:
-    template <class Differs>
-    void flag(Differs differs) {
-        std::uint8_t* __restrict flags = flags_;
-        std::int64_t count = count_;  // bytes that are written may be those of any member
-        for (std::int64_t i = 0; i < count; ++i) {
-            flags[i] = differs(i) ? 255 : 0;
+    template <class Each>
+    void add(Each* differences) {
+        std::uint32_t* __restrict marks = marks_;
+        std::int64_t words = mark_count(count_);
+        std::fill(differences + count_, differences + words * marks_in_word, Each(0));
+        for (std::int64_t i = 0; i < words; ++i) {
+            marks[i] |= word_of(differences + marks_in_word * i);
         }
     }
 
     std::uint32_t* marks_ = nullptr;
     std::int64_t count_ = 0;
-    alignas(64) Bits<T> differences_[tile_size];
-    alignas(64) std::uint8_t flags_[tile_size];
+    bool by_codes_ = false;
+    alignas(64) std::uint16_t codes_[tile_size];
+    alignas(64) Bits<T> numbers_[tile_size];
 };
 
 }  // namespace

@@ -140,12 +140,12 @@ void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t 
     for (std::int64_t at = first; at < last; at += stride) {
         std::int64_t count = std::min(stride, last - at);
         if (arrays.marks != nullptr) {
-            marking.begin(arrays, at, count);
+            marking.begin(arrays, at, count, DType::float32);
         }
         step_elements<T, Mean, Square, Largest>(
             c, p + at, g + at, Mean ? m + at : nullptr, Square ? v + at : nullptr,
             Largest ? w + at : nullptr, report == nullptr ? nullptr : &record,
-            marking.differences(arrays, DType::float32), count);
+            marking.of_numbers(arrays, DType::float32), count);
         if (report != nullptr) {
             add_to(*report, tile, p + at, g + at, count);
         }
@@ -153,12 +153,12 @@ void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t 
             average(ema_keep, ema_take, ema + at, p + at, count);
         }
         if (arrays.copy != nullptr) {
-            write_copy(arrays.copy_type, arrays.copy + at, p + at, marking.flags_of_copy(arrays),
-                       count);
+            write_copy(arrays.copy_type, arrays.copy + at, p + at, marking.of_copy(arrays), count);
         }
         if (arrays.marks != nullptr) {
-            marking.compare(arrays, DType::float32, report == nullptr ? nullptr : tile.before,
-                            p + at);
+            if (report != nullptr) {
+                marking.compare(tile.before, p + at);
+            }
             marking.end();
         }
     }
@@ -195,11 +195,16 @@ inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, 
     float* v = squares_of(layout, arrays, at, scratch);
     float* w = Largest ? arrays.at<float>(arrays.w, at) : nullptr;
     step_elements<float, Mean, Square, Largest>(work.c, p, g, m, v, w, record,
-                                                marking.differences(arrays, layout.dtype), N);
-    // That of the strip before: a processor does it while it divides.
+                                                marking.of_numbers(arrays, layout.dtype), N);
+    // The codes of the strip before: a processor compares them while it divides.
     marking.end();
-    marking.begin(arrays, at, N);
-    marking.compare(arrays, layout.dtype, record == nullptr ? nullptr : record->before, p);
+    marking.begin(arrays, at, N, layout.dtype);
+    if (record != nullptr) {
+        marking.compare(record->before, p);
+    }
+    if (!marking.is_by_codes()) {
+        marking.end();
+    }
     if (layout.draws()) {
         draw<N>(work.key, arrays, at, scratch.random);
     }
@@ -209,8 +214,8 @@ inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, 
     auto ema = static_cast<float*>(arrays.ema);
     bool follows = ema != nullptr || arrays.copy != nullptr || record != nullptr;
     if (half) {
-        encode_parameters(layout, arrays, at, scratch.p, scratch.random,
-                          marking.flags_of_codes(arrays), N);
+        encode_parameters(layout, arrays, at, scratch.p, scratch.random, marking.of_codes(arrays),
+                          N);
         if (follows) {
             decode_parameters(layout, arrays, at, scratch.p, N);
         }
@@ -220,7 +225,7 @@ inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, 
     }
     if (arrays.copy != nullptr) {
         write_copy(arrays.copy_type, arrays.copy + at, static_cast<const float*>(p),
-                   marking.flags_of_copy(arrays), N);
+                   marking.of_copy(arrays), N);
     }
     if (record != nullptr && half) {
         std::copy_n(p, N, record->p);
