@@ -188,7 +188,7 @@ TEXTS = [
      "AdamW() has the unknown option 'weigth_decay'. Did you mean 'weight_decay'? "
      "Possible are amsgrad, betas, capturable, clip_group, clip_norm, copy_to, differentiable, "
      "ema, engine, eps, foreach, fused, lr, maximize, offload, on_nonfinite, params, rounding, "
-     "seed, state, statistics, track_changes, weight_decay."),
+     "seed, skip_above, skip_window, state, statistics, track_changes, weight_decay."),
     ("AdamW", {"decoupled_weight_decay": True}, TypeError,
      "AdamW() has the unknown option 'decoupled_weight_decay'."),
     ("SGD", {"learning_rate": 0.1}, TypeError,
