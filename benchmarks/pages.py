@@ -33,6 +33,7 @@ TOGETHER = {
     "dtensors": ("dtensors",),
     "phase": ("torch_phase",),
     "norm": ("norm",),
+    "changes": ("changes",),
     "recorder": ("recorder",),
     "ranks": ("ranks",),
     "jax": ("jax_step",),
