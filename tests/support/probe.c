@@ -47,6 +47,9 @@ static void on_instruction(int number, siginfo_t* information, void* context) {
     if (at[0] == 0x66) {
         ++at; /* sqrtpd, where sqrtps has no such prefix */
     }
+    if ((at[0] & 0xf0) == 0x40) {
+        ++at; /* REX, where a register is one of the upper eight */
+    }
     if (at[0] == 0x0f && at[1] == 0x51) {
         ++roots_128;
     } else if (at[0] == 0xc5 && at[2] == 0x51 && (at[1] & 4)) {
