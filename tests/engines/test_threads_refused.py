@@ -95,7 +95,7 @@ print(large()[:2])
 @linux
 def test_a_child_of_fork_that_gets_no_threads_has_the_same_bits_and_blocks_no_signal(granted):
     code = """
-print(large())
+print(large(), flush=True)  # what is in a buffer would be the child's, too
 child = os.fork()
 if child == 0:
     signal.alarm(30)
