@@ -150,12 +150,7 @@ function make_controls() {
   make_buttons();
   make_start();
   addEventListener("resize", show);
-  addEventListener("hashchange", () => {
-    if (location.hash !== hash_of(state)) {
-      clear_errors();
-      take_hash();
-    }
-  });
+  addEventListener("hashchange", follow_hash);
 }
 
 function make_buttons() {

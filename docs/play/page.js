@@ -119,6 +119,17 @@ function choose_method(method) {
   set({ ...defaults(name, method), x, y, seed });
 }
 
+/** The hash as it was read or written last; another one is that of a link on its way here. */
+let known_hash = location.hash;
+/** Take what a link says, unless it is what is shown. */
+function follow_hash() {
+  known_hash = location.hash;
+  if (known_hash !== hash_of(state)) {
+    clear_errors();
+    take_hash();
+  }
+}
+
 function take_hash() {
   stop();
   const found = from_hash(location.hash);
@@ -139,9 +150,9 @@ function listed(parts) {
 let hash_waits = null;
 function write_hash() {
   clearTimeout(hash_waits);
-  const hash = hash_of(state);
-  if (hash !== location.hash) {
-    history.replaceState(null, "", hash);
+  if (location.hash === known_hash) {
+    history.replaceState(null, "", hash_of(state));
+    known_hash = location.hash;
   }
 }
 

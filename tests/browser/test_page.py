@@ -386,6 +386,18 @@ def test_each_experiment_shows_a_path_and_says_nothing_wrong(opened):
             assert message(page) == ""
 
 
+def test_a_link_is_followed_though_the_page_is_about_to_write_its_own(opened):
+    with opened() as page:
+        links = page.locator("#experiments a").all()
+        address, other = (each.get_attribute("href") for each in links[:2])
+        page.evaluate(f"location.hash = '{address}'")
+        page.wait_for_function("document.getElementById('time').value !== ''")
+        # Its event comes after this script, and so after what the page writes here.
+        page.evaluate(f"location.hash = '{other}'; write_hash()")
+        expected = int(other.partition("&t=")[2].partition("&")[0])
+        page.wait_for_function(f"document.getElementById('time').value === '{expected}'")
+
+
 def test_the_link_is_copied(opened):
     with opened("#t=4", permissions=["clipboard-read", "clipboard-write"]) as page:
         page.click("#share")
