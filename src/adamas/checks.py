@@ -51,6 +51,7 @@ _ELSEWHERE = {
     "beta_1": ("betas", "b1"),
     "beta_2": ("betas", "b2"),
     "betas": ("b1",),
+    "clip_threshold": ("clip_update",),
     "clipnorm": ("clip_norm",),
     "epsilon": ("eps",),
     "global_clipnorm": ("clip_norm",),

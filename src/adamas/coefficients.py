@@ -29,6 +29,7 @@ __all__ = [
     "ema_weights",
     "is_count",
     "one_minus_power",
+    "update_factor",
 ]
 
 
@@ -52,6 +53,10 @@ class Coefficients(NamedTuple):
     def rounded(self, dtype: np.dtype[Any]) -> Coefficients:
         """Return the numbers as scalars of ``dtype``, each rounded once."""
         return Coefficients(*(dtype.type(number) for number in self))
+
+    def shortened(self, factor: float) -> Coefficients:
+        """Return the numbers of an update that is so much smaller, its decay with it."""
+        return self._replace(decay=self.decay * factor, step=self.step * factor)
 
 
 class StepNumbers(NamedTuple):
@@ -149,6 +154,18 @@ def clip_factor(clip_norm: float, norm: float) -> float:
     A norm that is not a number gives NaN, as gradients that hold one would.
     """
     return clip_norm / norm if not norm <= clip_norm else 1.0
+
+
+def update_factor(clip_update: float, norm: float, count: int, root: float) -> float:
+    """Return what the update of a tensor is multiplied by, at most 1.
+
+    ``norm`` is that of ``adamas.rule.unsmoothed``, over all ``count`` elements of the whole tensor.
+    A ``root`` of 0, which is given to ``rule``, says that the step divides by nothing: then nothing
+    is clipped.
+    """
+    if count == 0 or root == 0:
+        return 1.0
+    return clip_factor(clip_update, norm / math.sqrt(count))
 
 
 def ema_weights(beta: float, step: int) -> tuple[float, float]:

@@ -68,6 +68,7 @@ class PhaseArguments(TypedDict, total=False):
     track_changes: bool
     skip_above: float | None
     skip_window: int
+    clip_update: float | None
 
 
 class MinimizeArguments(TypedDict, total=False):
@@ -98,3 +99,4 @@ class MinimizeArguments(TypedDict, total=False):
     eps_root: float
     bias_correction: BiasCorrection | None
     clip_norm: float | None
+    clip_update: float | None

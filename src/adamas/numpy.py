@@ -92,11 +92,12 @@ class Optimizer(Reports):
     "reference" is the rule itself, "triton" the kernels for GPUs, where all arrays go there and
     back at each step. Without a GPU these run in Triton's interpreter (``TRITON_INTERPRET=1``).
 
-    ``clip_norm``, ``on_nonfinite`` and ``skip_above`` may be set between steps, and count from the
-    next one on.
+    ``clip_norm``, ``clip_update``, ``on_nonfinite`` and ``skip_above`` may be set between steps,
+    and count from the next one on.
     """
 
     clip_norm = Setting[float | None]()
+    clip_update = Setting[float | None]()
     on_nonfinite = Setting[OnNonfinite]()
     ema = Fixed[float | None](lambda optimizer: optimizer._phase.ema)
     seed = Fixed[int](lambda optimizer: optimizer._phase.seed)
@@ -235,10 +236,10 @@ class Optimizer(Reports):
         ``step`` and ``skipped`` are counts; ``groups`` has the names and options of each group (a
         schedule is stored as None); ``state`` maps the name of each parameter to its arrays
         ``mean``, ``square``, ``largest_square``, ``ema`` and ``remainder``, as far as they are
-        kept. Where ``clip_norm``, ``on_nonfinite`` or ``skip_above`` was set in the run, ``phase``
-        has what to. ``spikes`` has the norms that ``skip_above`` judges by, and how many steps it
-        left out; ``skipped`` counts those of ``on_nonfinite``. Raises RuntimeError within
-        ``ema_weights()``.
+        kept. Where ``clip_norm``, ``clip_update``, ``on_nonfinite`` or ``skip_above`` was set in
+        the run, ``phase`` has what to. ``spikes`` has the norms that ``skip_above`` judges by, and
+        how many steps it left out; ``skipped`` counts those of ``on_nonfinite``. Raises
+        RuntimeError within ``ema_weights()``.
         """
         return self._run.state_dict(packed=packed, copy=copy)
 
@@ -366,6 +367,7 @@ class Adam(Optimizer):
         track_changes: bool = False,
         skip_above: float | None = None,
         skip_window: int = 128,
+        clip_update: float | None = None,
         engine: Engine = "native",
     ) -> None:
         """Create the state; ``adamas.Options`` and ``adamas.Phase`` tell the options."""
@@ -408,6 +410,7 @@ class Momentum(Optimizer):
         track_changes: bool = False,
         skip_above: float | None = None,
         skip_window: int = 128,
+        clip_update: float | None = None,
         engine: Engine = "native",
     ) -> None:
         """Create the state; ``adamas.Options`` and ``adamas.Phase`` tell the options."""
@@ -449,6 +452,7 @@ class RMSProp(Optimizer):
         track_changes: bool = False,
         skip_above: float | None = None,
         skip_window: int = 128,
+        clip_update: float | None = None,
         engine: Engine = "native",
     ) -> None:
         """Create the state; ``adamas.Options`` and ``adamas.Phase`` tell the options."""

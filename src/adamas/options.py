@@ -37,6 +37,7 @@ __all__ = [
     "Rounding",
     "Schedule",
     "StateForm",
+    "check_together",
     "learning_rate_at",
     "observed",
 ]
@@ -196,6 +197,11 @@ class Phase:
     skip_above: float | None = None
     #: How many steps these are. Nothing is left out before half as many.
     skip_window: int = 128
+    #: Shorten the update of a tensor where its gradient has outgrown its second moment: where the
+    #: root mean square of g / max(√v̂, ε) is above this, its step and its decay are multiplied by
+    #: this over that (StableAdamW: Wortsman et al. 2023, arXiv 2304.13013, algorithm 2, takes 1;
+    #: after Shazeer & Stern 2018). The tensor is the whole one, however it is sharded; None: never.
+    clip_update: float | None = None
 
     def __post_init__(self) -> None:
         """Check every choice."""
@@ -211,6 +217,14 @@ class Phase:
                     "Give a positive norm, or None for no clipping."
                 )
             object.__setattr__(self, "clip_norm", norm)
+        if self.clip_update is not None:
+            bound = check_amount("clip_update", self.clip_update)
+            if bound == 0:
+                raise ValueError(
+                    "clip_update is 0, which would let no parameter move. Give how large the root "
+                    "mean square of a tensor's update may be, such as 1.0, or None for no clipping."
+                )
+            object.__setattr__(self, "clip_update", bound)
         if self.ema is not None:
             object.__setattr__(self, "ema", check_rate("ema", self.ema))
         window = check_count("skip_window", self.skip_window, most=MOST_NORMS, least=4)
@@ -237,6 +251,19 @@ class Phase:
             self.clip_norm is not None
             or self.on_nonfinite != "propagate"
             or self.skip_above is not None
+        )
+
+
+def check_together(phase: Phase, *, has_square: bool, others: str) -> None:
+    """Raise ValueError where a group cannot be stepped as ``phase`` says.
+
+    ``has_square``: whether its method keeps a second moment; ``others`` are methods that do.
+    """
+    if phase.clip_update is not None and not has_square:
+        raise ValueError(
+            f"clip_update is {phase.clip_update!r}, but this method keeps no second moment (moving "
+            "average of squared gradients) that updates could be measured by. Use "
+            f"{others}, or leave clip_update out."
         )
 
 

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["Result", "flush", "maximum", "ratio", "rule", "smooth"]
+__all__ = ["Result", "flush", "maximum", "ratio", "rule", "smooth", "unsmoothed"]
 
 Array = Any  # an array of any library with __array_namespace__
 
@@ -67,6 +67,23 @@ def rule(c: Any, p: Array, g: Array, m: Array = None, v: Array = None, w: Array 
     change = c.step * u + c.decay * p
     p = p - change
     return Result(p, m, v, w, u, change)
+
+
+def unsmoothed(c: Any, p: Array, g: Array, v: Array, w: Array = None) -> Array:
+    """Return the update as it would be without a first moment: g / max(√v̂, ε).
+
+    Arguments are those of ``rule``, of the coming step. About 1 where gradients are as large as
+    they were, and up to 1 / √(1 - β2) where they have outgrown ``v``: updates are clipped by it
+    (``adamas.Phase.clip_update``). Source: Wortsman et al. (NeurIPS 2023), algorithm 2.
+    """
+    g = g * c.grad_scale + c.l2 * p
+    v = flush(c.keep2 * v + c.take2 * g * g)
+    s = v
+    if w is not None:
+        w = maximum(w, v)
+        s = w
+    d = maximum(sqrt(s + c.inner) * c.root, c.eps)
+    return ratio(g, d)
 
 
 def smooth(keep: Any, take: Any, mean: Array, x: Array) -> Array:

@@ -15,7 +15,7 @@ from adamas.checks import check_count
 from adamas.coefficients import clip_factor
 from adamas.engines import OUTCOME, SKIPPED, STEPS, native, reference, triton
 from adamas.groups import Parameters, check_entries
-from adamas.options import Options, Phase, observed
+from adamas.options import Options, Phase, check_together, observed
 from adamas.spikes import Skipped, Window
 from adamas.statistics import OfPart, Outcome
 from adamas.tracked import Tracked
@@ -62,6 +62,9 @@ class Run:
 
     def __post_init__(self) -> None:
         """Plan the steps."""
+        for group in self.parameters.groups:
+            has_square = group.options.has_square
+            check_together(self.phase, has_square=has_square, others="Adam, AdamW or RMSProp")
         rates = [group.options.lr for group in self.parameters.groups]
         marks = repeat(None) if self.tracked is None else iter(self.tracked.marks)
         groups = tuple(group.planned(marks) for group in self.parameters.groups)

@@ -32,7 +32,7 @@ __all__ = [
 
 #: Where it stands in a state_dict, if anything was set.
 KEY = "phase"
-_SETTABLE = ("clip_norm", "on_nonfinite", "skip_above")
+_SETTABLE = ("clip_norm", "clip_update", "on_nonfinite", "skip_above")
 #: The same in a sentence.
 SETTABLE = f"{', '.join(_SETTABLE[:-1])} and {_SETTABLE[-1]}"
 #: What the options of whole steps are where none is given.
@@ -41,6 +41,8 @@ _USUAL = {**vars(Phase()), "offload": False}
 _SAID = {
     "clip_norm": "Largest global norm of the gradients (clipping); None: no clipping. May be set "
     "between steps.",
+    "clip_update": "Largest root mean square of a tensor's update, by its gradient and its second "
+    "moment (StableAdamW); None: no clipping. May be set between steps.",
     "on_nonfinite": (
         "What happens to a step with NaN or infinite gradients: it computes with them "
         '("propagate"), is skipped ("skip") or refused ("raise"). May be set between steps.'

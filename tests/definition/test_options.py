@@ -101,6 +101,17 @@ PHASES = [
     ),
     ({"clip_norm": -1}, ValueError, "clip_norm is -1.0, but it must be finite and at least 0."),
     (
+        {"clip_update": 0},
+        ValueError,
+        "clip_update is 0, which would let no parameter move. Give how large the root mean square "
+        "of a tensor's update may be, such as 1.0, or None for no clipping.",
+    ),
+    (
+        {"clip_update": float("nan")},
+        ValueError,
+        "clip_update is nan, but it must be finite and at least 0.",
+    ),
+    (
         {"on_nonfinite": "ignore"},
         ValueError,
         'on_nonfinite is \'ignore\', but it must be one of "propagate", "skip", "raise".',

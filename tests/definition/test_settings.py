@@ -39,6 +39,14 @@ WRONG = [
     ("clip_norm", "1", TypeError, "clip_norm is '1', but it must be a number. It is text: give"),
     ("clip_norm", True, TypeError, "clip_norm is True, but it must be a number."),
     (
+        "clip_update",
+        0,
+        ValueError,
+        "clip_update is 0, which would let no parameter move. Give how ",
+    ),
+    ("clip_update", -1, ValueError, "clip_update is -1.0, but it must be finite and at least 0."),
+    ("clip_update", "1", TypeError, "clip_update is '1', but it must be a number. It is text: "),
+    (
         "on_nonfinite",
         "ignore",
         ValueError,
@@ -242,8 +250,8 @@ def test_what_a_run_of_tensors_cannot_change_is_refused_with_a_way_out(name, val
         ),
         (
             "phase",
-            "Set its options one by one (clip_norm, on_nonfinite and skip_above), or create "
-            "another optimizer.",
+            "Set its options one by one (clip_norm, clip_update, on_nonfinite and skip_above), or "
+            "create another optimizer.",
         ),
     ],
 )
@@ -272,7 +280,7 @@ def test_the_phase_as_a_whole_cannot_be_set():
         with pytest.raises(AttributeError) as told:
             optimizer.phase = adamas.Phase(clip_norm=1.0)
         assert str(told.value) == (
-            "phase cannot be set in a run. Set its options one by one (clip_norm, "
+            "phase cannot be set in a run. Set its options one by one (clip_norm, clip_update, "
             "on_nonfinite and skip_above), or create another optimizer."
         )
 
@@ -414,8 +422,8 @@ def test_what_concerns_the_whole_step_is_no_option_of_a_group_of_arrays(option):
     with pytest.raises(TypeError) as told:
         optimizer.set_options(**option)
     assert str(told.value) == (
-        f"set_options has {name}, which concerns the whole step. clip_norm, on_nonfinite and "
-        "skip_above are set at the optimizer: optimizer.clip_norm = 1.0."
+        f"set_options has {name}, which concerns the whole step. clip_norm, clip_update, "
+        "on_nonfinite and skip_above are set at the optimizer: optimizer.clip_norm = 1.0."
     )
     with pytest.raises(TypeError) as told:
         adamas.AdamW([{"params": arrays(), **option}])

@@ -192,7 +192,7 @@ def test_torchs_classes_load_a_state_with_settings():
 
 
 WRONG_STATES = [
-    ([], TypeError, "'phase' to load is a list, but it must be a dict of clip_norm, on"),
+    ([], TypeError, "'phase' to load is a list, but it must be a dict of clip_norm, cl"),
     (None, TypeError, "'phase' to load is None, but it must be a dict"),
     ({"clip_nrom": 1.0}, TypeError, "'phase' to load has the unknown option 'clip_nrom'. Did you"),
     ({"ema": 0.9}, TypeError, "'phase' to load has the unknown option 'ema'."),

@@ -136,7 +136,7 @@ def test_momentum_set_in_a_run_counts_from_then_on():
 @pytest.mark.parametrize("phase", [{"ema": 0.9}, {"statistics": True}])
 @pytest.mark.parametrize("option", [{"momentum": 0.9}, {"centered": True}])
 def test_what_its_own_formula_has_not_is_refused_wherever_it_is_asked_for(option, phase):
-    text = "^ema and statistics are not possible for RMSprop with momentum or centered"
+    text = "^ema, statistics and clip_update are not possible for RMSprop with momentum or"
     p, q = (nn.Parameter(torch.ones(4)) for _ in range(2))
     with pytest.raises(ValueError, match=text):
         ours.RMSprop([p], **option, **phase)

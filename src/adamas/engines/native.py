@@ -133,6 +133,8 @@ class Plan:
         keep_sums: bool = False,
     ) -> None:
         """Keep the memory of ``groups`` and ``spikes``; nothing is copied."""
+        if phase.clip_update is not None:
+            raise NotImplementedError("clip_update: the native engine has it not yet.")
         self._plan = _native.Plan(groups, phase, keep_sums, kept(phase, spikes))
         if not phase.reads_first and not phase.statistics:
             # They return None: there is nothing to unpack.

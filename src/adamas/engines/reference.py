@@ -17,11 +17,18 @@ from numpy.typing import NDArray
 from adamas import marks
 from adamas.assignments import Assignment, all_at_once, values
 from adamas.codecs import decode_parameter, encode_parameter, key_of, random_bits_at
-from adamas.coefficients import at_step, check_step, clip_factor, ema_weights
+from adamas.coefficients import (
+    Coefficients,
+    at_step,
+    check_step,
+    clip_factor,
+    ema_weights,
+    update_factor,
+)
 from adamas.digits import norm as norm_of_row
 from adamas.engines import Group, Slot, check_rates, noted, places, readable
 from adamas.options import Options, Phase
-from adamas.rule import Result, rule, smooth
+from adamas.rule import Result, rule, smooth, unsmoothed
 from adamas.spikes import Window, entered, is_spike, kept
 from adamas.statistics import OfPart, Outcome, Statistics, norm, row_of
 
@@ -98,13 +105,12 @@ class Plan:
                 key = key_of(phase.seed, step, number)
                 random = random_bits_at(key, places(slot, gradient.size))
                 before = _value(slot)
-                result = rule(
-                    numbers.rounded(before.dtype),
-                    before,
-                    gradient,
-                    *slot.state.means(),
-                    slot.state.largest_square,
-                )
+                mean, square = slot.state.means()
+                largest = slot.state.largest_square
+                own = numbers
+                if phase.clip_update is not None:
+                    own = _shortened(numbers, phase.clip_update, before, gradient, square, largest)
+                result = rule(own.rounded(before.dtype), before, gradient, mean, square, largest)
                 after, changed = _stored(slot, result, group.options, random)
                 new_values += changed
                 if phase.ema is not None:
@@ -125,6 +131,14 @@ def _value(slot: Slot) -> Array:
     NumPy 2.1.
     """
     return np.atleast_1d(decode_parameter(slot.parameter, slot.state.remainder))
+
+
+def _shortened(
+    numbers: Coefficients, bound: float, p: Array, g: Array, v: Array | None, w: Array | None
+) -> Coefficients:
+    """Return the numbers of a tensor whose update is clipped at ``bound``."""
+    length = norm([unsmoothed(numbers.rounded(p.dtype), p, g, v, w)])
+    return numbers.shortened(update_factor(bound, length, p.size, numbers.root))
 
 
 def _stored(

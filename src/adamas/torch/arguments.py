@@ -74,6 +74,7 @@ _FLAGS = (*_MEANINGS, *_WAYS)
 #: Options that concern the whole step, and so make no sense in a group.
 _OF_THE_STEP = (
     "clip_norm",
+    "clip_update",
     "copy_to",
     "ema",
     "engine",

@@ -6,7 +6,7 @@ All of it follows from a method, a phase, the groups and what is stored already.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adamas.coefficients import is_count
 from adamas.engines.triton import devices
-from adamas.options import Phase
+from adamas.options import Phase, check_together
 from adamas.state import Entries
 from adamas.storage import Storage
 from adamas.torch import (
@@ -220,9 +220,17 @@ class Keeping(NamedTuple):
 
     # -- what is refused -----------------------------------------------------------------------
 
+    def refuse_phase(self, groups: Iterable[Group]) -> None:
+        """Raise ValueError where groups cannot be stepped as the phase says."""
+        for group in groups:
+            _, names = self.method.names(group)
+            others = "Adam, AdamW, NAdam or RMSprop"
+            check_together(self.phase, has_square=names.square is not None, others=others)
+            self._refuse_own_step(group)
+
     def refuse_group(self, group: Group, defaults: Group) -> None:
         """Raise TypeError or ValueError for parameters that ``group`` cannot have."""
-        self._refuse_own_step(group)
+        self.refuse_phase([group])
         if group.get("rounding") != defaults.get("rounding"):
             arguments.check_remainder([group])
         for parameter in group["params"]:
@@ -234,7 +242,7 @@ class Keeping(NamedTuple):
 
     def refuse_loaded(self, group: Group) -> None:
         """Raise TypeError or ValueError where ``group`` could not be stepped once it is loaded."""
-        self._refuse_own_step(group)
+        self.refuse_phase([group])
         if self.method.own_step(group) is not None:
             for parameter in group["params"]:
                 form = self.form(group, parameter, {}) if "state" in group else None
@@ -272,7 +280,7 @@ class Keeping(NamedTuple):
             raise ValueError(NOT_DIFFERENTIABLE)
         arguments.refuse_parameter(member.parameter)
         self._refuse_step_number(member, name)
-        self._refuse_own_step(group)
+        self.refuse_phase([group])
         if "state" in group or "rounding" in group:
             chosen, is_special = (
                 member.form if "state" in group else None,
@@ -282,11 +290,12 @@ class Keeping(NamedTuple):
 
     def _refuse_own_step(self, group: Group) -> None:
         """Raise ValueError where a group of another rule is asked for what ours alone has."""
-        asked = self.phase.ema is not None or self.phase.statistics
+        phase = self.phase
+        asked = phase.ema is not None or phase.statistics or phase.clip_update is not None
         if asked and self.method.own_step(group) is not None:
             raise ValueError(
-                "ema and statistics are not possible for RMSprop with momentum or centered, "
-                "which follows another rule. Leave out the one or the other."
+                "ema, statistics and clip_update are not possible for RMSprop with momentum or "
+                "centered, which follows another rule. Leave out the one or the other."
             )
 
     def _refuse_step_number(self, member: Member, name: str) -> None:

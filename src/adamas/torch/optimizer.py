@@ -51,6 +51,7 @@ class Optimizer(Reports, torch.optim.Optimizer):
     """Base of the optimizers; make an Adam, AdamW, NAdam, RMSprop or SGD."""
 
     clip_norm = Setting[float | None]()
+    clip_update = Setting[float | None]()
     on_nonfinite = Setting[OnNonfinite]()
     ema = Fixed[float | None](lambda optimizer: optimizer._phase.ema)
     seed = Fixed[int](lambda optimizer: optimizer._phase.seed)
@@ -104,7 +105,9 @@ class Optimizer(Reports, torch.optim.Optimizer):
     def _change_phase(self, changes: Mapping[str, Any]) -> None:
         """Take other options of the phase from the next step on."""
         with self._stepper.held():
-            self._phase = replace(self._phase, **changes)
+            phase = replace(self._phase, **changes)
+            self._keeping._replace(phase=phase).refuse_phase(self.param_groups)
+            self._phase = phase
             self._phase_set = self._phase_set.union(changes)
             self._stepper.go_by(self._keeping)
             self._show()

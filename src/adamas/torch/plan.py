@@ -433,6 +433,9 @@ class Planner:
         for route in allowed:
             # What shares memory is stepped one after another, as torch does.
             if route.takes(member) and (route not in _AT_ONCE or taken.add(member.parts())):
+                if self.keeping.phase.clip_update is not None:
+                    name = route.__name__.rpartition(".")[2]
+                    raise NotImplementedError(f"clip_update: the route {name!r} has it not yet.")
                 return route
         p = member.parameter
         laid = f"strides {p.stride()}" if p.layout == torch.strided else p.layout
@@ -460,7 +463,12 @@ class Planner:
         is_several = sum(map(bool, chosen.values())) > 1 or chosen[plain] or chosen[offload]
         apart = phase.reads_first and bool(is_several)
         if apart:
-            phase = Phase(ema=phase.ema, statistics=phase.statistics, seed=phase.seed)
+            phase = Phase(
+                ema=phase.ema,
+                statistics=phase.statistics,
+                seed=phase.seed,
+                clip_update=phase.clip_update,
+            )
         own = setup._replace(phase=phase, exchange=None if apart else setup.exchange)
         on_device = chosen[device]
         routes: list[Route] = []
@@ -552,6 +560,6 @@ class Planner:
         return member
 
 
-def _looks(phase: Phase) -> tuple[bool, bool]:
-    """Return what a step looks at first: gradients, and norms of before."""
-    return phase.reads_first, phase.skip_above is not None
+def _looks(phase: Phase) -> tuple[bool, bool, bool]:
+    """Return what a step looks at first: gradients, norms of before, and updates."""
+    return phase.reads_first, phase.skip_above is not None, phase.clip_update is not None
