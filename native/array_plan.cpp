@@ -72,6 +72,28 @@ public:
         return stepped(find, loss_scale, factor, [&]() { take_numbers(numbers); }, 0, nb::none());
     }
 
+    // The sums that step_with would clip updates by, as bytes: a row for each tensor. Changes
+    // nothing.
+    nb::object measured(nb::object gradients, nb::object numbers, double loss_scale,
+                        double factor) {
+        Turn<ArrayPlan> turn(*this);
+        FloatMode mode;
+        if (!list(gradients) || !borrow() || has_changed()) {
+            return nb::borrow(Py_NotImplemented);
+        }
+        take_numbers(numbers);
+        copy_twins(&StridedTwin::read);
+        std::optional<LockReleased> others_run;
+        if (plan_.is_long()) {
+            others_run.emplace();
+        }
+        scale(numbers_, loss_scale, factor);
+        plan_.measure(numbers_);
+        std::vector<std::int64_t> rows = plan_.update_rows();
+        others_run.reset();
+        return nb::bytes(rows.data(), rows.size() * sizeof(std::int64_t));
+    }
+
     Turns& turns() { return turns_; }
 
     // Gives gradients back, at the end of a Turn.
@@ -125,10 +147,8 @@ private:
         put_numbers();
         Record counts(record, number, plan_.phase());
         // No signal is handled from here on, until the step is made and counted.
-        for (const Slot& slot : slots_) {
-            if (slot.watch.changed()) {
-                return nb::borrow(Py_NotImplemented);
-            }
+        if (has_changed()) {
+            return nb::borrow(Py_NotImplemented);
         }
         copy_twins(&StridedTwin::read);
         Outcome outcome = step_released(plan_, numbers_, loss_scale, factor);
@@ -139,6 +159,11 @@ private:
         nb::object parts = parts_of(outcome, plan_.phase());
         counts.put_outcome(parts);
         return parts;
+    }
+
+    // Whether a parameter is no longer what it was.
+    bool has_changed() const {
+        return std::ranges::any_of(slots_, [](const Slot& slot) { return slot.watch.changed(); });
     }
 
     void copy_twins(void (StridedTwin::*copy)() const) {
@@ -320,7 +345,10 @@ void bind_array_plan(nb::module_& module) {
              "Make one step with gradients built as the containers of the parameters.")
         .def("step_with", &ArrayPlan::step_with, nb::arg("gradients"), nb::arg("numbers"),
              nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0,
-             "Make one step with given numbers, adamas.coefficients.StepNumbers of each group.");
+             "Make one step with given numbers, adamas.coefficients.StepNumbers of each group.")
+        .def("measured", &ArrayPlan::measured, nb::arg("gradients"), nb::arg("numbers"),
+             nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0,
+             "The sums that step_with would clip updates by: rows of adamas.digits as bytes.");
 }
 
 }  // namespace adamas

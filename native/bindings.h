@@ -71,10 +71,12 @@ private:
     PyThreadState* state_;
 };
 
-// Makes a step. Where the phase reads gradients first, `exchange` is called between, with Python's
-// lock held; the rest lets other Python threads run where it is long enough to pay.
+// Makes a step. Where the phase reads gradients first, `exchange` is called between, and where it
+// clips updates `exchange_updates`, with Python's lock held; the rest lets other Python threads run
+// where it is long enough to pay.
 inline Outcome step_released(Plan& plan, std::vector<StepNumbers>& numbers, double loss_scale = 1.0,
-                             double factor = 1.0, const Exchange& exchange = {}) {
+                             double factor = 1.0, const Exchange& exchange = {},
+                             const Exchange& exchange_updates = {}) {
     std::optional<LockReleased> others_run;
     auto release = [&]() {
         if (plan.is_long()) {
@@ -88,7 +90,17 @@ inline Outcome step_released(Plan& plan, std::vector<StepNumbers>& numbers, doub
         plan.exchange(exchange);
         release();
     }
-    return plan.step(numbers, loss_scale, factor);
+    Outcome outcome = plan.judge(numbers, loss_scale, factor);
+    if (outcome.applied && plan.phase().clips_updates) {
+        plan.measure(numbers);
+        if (!exchange_updates.is_none()) {
+            others_run.reset();
+            plan.exchange_updates(exchange_updates, exchange_updates.row_count());
+            release();
+        }
+    }
+    plan.apply(numbers, outcome);
+    return outcome;
 }
 
 }  // namespace adamas

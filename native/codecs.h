@@ -379,17 +379,25 @@ inline float* squares_of(const Layout& layout, const Arrays& arrays, std::int64_
     return layout.square_form == Form::plain ? arrays.at<float>(arrays.v, at) : scratch.v;
 }
 
+// Fills scratch with v of that strip, where it is codes.
+template <int N>
+inline void decode_squares(const Layout& layout, const Arrays& arrays, std::int64_t at,
+                           Scratch& scratch) {
+    if (layout.square && layout.square_form == Form::eight_bit) {
+        auto code = arrays.at<std::uint8_t>(arrays.v, at);
+        decode_squares_8bit<N>(code, arrays.header_at(at), scratch.v);
+    } else if (layout.square && layout.square_form != Form::plain) {
+        decode_bfloat16<N>(arrays.at<std::uint16_t>(arrays.v, at), scratch.v);
+    }
+}
+
 // Fills scratch with m and v of that strip, where they are codes.
 template <int N>
 inline void decode_means(const Layout& layout, const Arrays& arrays, std::int64_t at,
                          Scratch& scratch) {
     const std::uint16_t* header = arrays.header_at(at);
     const float* v = squares_of(layout, arrays, at, scratch);
-    if (layout.square && layout.square_form == Form::eight_bit) {
-        decode_squares_8bit<N>(arrays.at<std::uint8_t>(arrays.v, at), header, scratch.v);
-    } else if (layout.square && layout.square_form != Form::plain) {
-        decode_bfloat16<N>(arrays.at<std::uint16_t>(arrays.v, at), scratch.v);
-    }
+    decode_squares<N>(layout, arrays, at, scratch);
     if (!layout.mean) {
         return;
     }

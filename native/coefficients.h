@@ -59,6 +59,22 @@ inline double clip_factor(double clip_norm, double norm) {
     return norm <= clip_norm ? 1.0 : clip_norm / norm;
 }
 
+// `norm` is of what rule.h calls unsmoothed, over all `count` elements of the whole tensor.
+inline double update_factor(double clip_update, double norm, std::int64_t count, double root) {
+    if (count == 0 || root == 0) {
+        return 1.0;
+    }
+    return clip_factor(clip_update, norm / std::sqrt(static_cast<double>(count)));
+}
+
+// The numbers of an update that is so much smaller.
+inline Numbers<double> shortened(const Numbers<double>& numbers, double factor) {
+    Numbers<double> result = numbers;
+    result.decay = numbers.decay * factor;
+    result.step = numbers.step * factor;
+    return result;
+}
+
 inline double unbias(const Options& options, double beta, std::int64_t step) {
     if (options.bias_correction == BiasCorrection::none) {
         return 1.0;

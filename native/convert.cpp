@@ -135,6 +135,9 @@ Phase phase_of(nb::handle given) {
     nb::object skip_above = given.attr("skip_above");
     phase.skips_spikes = !skip_above.is_none();
     phase.skip_above = phase.skips_spikes ? number_of(skip_above, "skip_above") : 0.0;
+    nb::object clip_update = given.attr("clip_update");
+    phase.clips_updates = !clip_update.is_none();
+    phase.clip_update = phase.clips_updates ? number_of(clip_update, "clip_update") : 0.0;
     return phase;
 }
 

@@ -18,7 +18,8 @@ namespace adamas {
 class Exchange {
 public:
     Exchange() = default;
-    Exchange(nanobind::object function, std::size_t rows) : function_(std::move(function)) {
+    Exchange(nanobind::object function, std::size_t rows)
+        : function_(std::move(function)), row_count_(rows) {
         if (function_.is_none()) {
             return;
         }
@@ -30,6 +31,7 @@ public:
         memory_.acquire(array_.ptr(), PyBUF_CONTIG);
     }
 
+    std::size_t row_count() const { return row_count_; }
     bool is_none() const { return !function_.is_valid() || function_.is_none(); }
 
     void operator()(std::vector<std::int64_t>& rows) const {
@@ -53,6 +55,7 @@ public:
 
 private:
     nanobind::object function_, array_;
+    std::size_t row_count_ = 0;
     Buffer memory_;
 };
 

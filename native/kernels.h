@@ -94,6 +94,9 @@ struct Kernels {
                   std::int64_t last, Report* report);
     // Adds the squares of elements first to last.
     void (*add_squares)(DType, const void* x, std::int64_t first, std::int64_t last, Squares& sum);
+    // Adds those of their updates without a first moment: rule.h's unsmoothed.
+    void (*add_updates)(const Layout&, const Arrays&, const Numbers<double>&, std::int64_t first,
+                        std::int64_t last, Squares& sum);
 };
 
 }  // namespace adamas

@@ -149,32 +149,88 @@ Outcome Plan::read_outcome(double loss_scale) {
     return outcome;
 }
 
-Outcome Plan::step(std::vector<StepNumbers>& numbers, double loss_scale, double factor) {
+Outcome Plan::judge(std::vector<StepNumbers>& numbers, double loss_scale, double factor) {
     Outcome outcome;
     if (phase_.reads_first()) {
         outcome = read_outcome(loss_scale);
     }
-    if (outcome.applied) {
-        step_applied(numbers, loss_scale, factor, outcome);
-    }
-    if (phase_.skips_spikes) {
-        spikes_.enter(outcome.norm, outcome.spike);
-    }
-    return outcome;
-}
-
-void Plan::step_applied(std::vector<StepNumbers>& numbers, double loss_scale, double factor,
-                        Outcome& outcome) {
     if (phase_.clips) {
         factor *= clip_factor(phase_.clip_norm, outcome.norm);
     }
-    for (StepNumbers& each : numbers) {
-        each.rule.grad_scale = each.rule.grad_scale / loss_scale * factor;
+    scale(numbers, loss_scale, factor);
+    return outcome;
+}
+
+void Plan::measure(const std::vector<StepNumbers>& numbers) {
+    const Kernels& kernels = *target().kernels;
+    updates_.resize(present_);
+    for (Squares& sum : updates_) {
+        reset(sum);
     }
-    if (phase_.statistics) {
-        sweep_described(numbers, outcome);
-    } else {
-        sweep(numbers, nullptr);
+    std::mutex guard;
+    for_each_group([&](const Group& group) {
+        for (std::size_t i = group.first; i < group.last; ++i) {
+            const Chunk& chunk = chunks_[i];
+            const Tensor& tensor = tensors_[chunk.tensor];
+            const Numbers<double>& own = numbers[tensor.numbers].rule;
+            if (own.root == 0 || !tensor.layout.square) {
+                continue;
+            }
+            auto add_to = [&](Squares& sum) {
+                kernels.add_updates(tensor.layout, tensor.arrays, own, chunk.first, chunk.last,
+                                    sum);
+            };
+            Squares& sum = updates_[chunk.place];
+            if (chunk.last - chunk.first == tensor.count) {  // nobody else adds to it
+                add_to(sum);
+                continue;
+            }
+            Squares part;
+            add_to(part);
+            std::lock_guard<std::mutex> lock(guard);
+            add(sum, part);
+        }
+    });
+}
+
+void Plan::shorten(const std::vector<StepNumbers>& numbers) {
+    shortened_.clear();
+    shortened_.reserve(present_);
+    for (const Tensor& tensor : tensors_) {
+        if (!tensor.is_present) {
+            continue;
+        }
+        const StepNumbers& own = numbers[tensor.numbers];
+        double norm = norm_of(updates_[shortened_.size()]);
+        double factor =
+            update_factor(phase_.clip_update, norm, tensor.whole_count(), own.rule.root);
+        shortened_.push_back(own);
+        shortened_.back().rule = shortened(own.rule, factor);
+    }
+}
+
+std::vector<std::int64_t> Plan::update_rows() {
+    std::vector<std::int64_t> rows;
+    for (Squares& sum : updates_) {
+        carry(sum);
+        rows.insert(rows.end(), sum.row, sum.row + row_width);
+    }
+    return rows;
+}
+
+void Plan::apply(const std::vector<StepNumbers>& numbers, Outcome& outcome) {
+    if (outcome.applied) {
+        if (phase_.clips_updates) {
+            shorten(numbers);
+        }
+        if (phase_.statistics) {
+            sweep_described(numbers, outcome);
+        } else {
+            sweep(numbers, nullptr);
+        }
+    }
+    if (phase_.skips_spikes) {
+        spikes_.enter(outcome.norm, outcome.spike);
     }
 }
 
@@ -209,7 +265,8 @@ void Plan::sweep(const std::vector<StepNumbers>& numbers, Report* reports) {
         for (std::size_t i = group.first; i < group.last; ++i) {
             const Chunk& chunk = chunks_[i];
             const Tensor& tensor = tensors_[chunk.tensor];
-            const StepNumbers& own = numbers[tensor.numbers];
+            const StepNumbers& own =
+                phase_.clips_updates ? shortened_[chunk.place] : numbers[tensor.numbers];
             Key key = key_of(phase_.seed, own.number, tensor.number);
             if (reports == nullptr) {
                 kernels.sweep(tensor.layout, tensor.arrays, own, key, chunk.first, chunk.last,

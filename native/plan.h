@@ -1,6 +1,8 @@
 // A step over fixed tensors: what src/adamas/engines/reference.py does, in two passes at most.
 #pragma once
 
+#include <algorithm>
+#include <cstddef>
 #include <cstdint>
 #include <vector>
 
@@ -24,6 +26,8 @@ struct Phase {
     std::uint64_t seed = 0;
     bool skips_spikes = false;
     double skip_above = 0;
+    bool clips_updates = false;
+    double clip_update = 0;
 
     bool reads_first() const {
         return clips || on_nonfinite != OnNonfinite::propagate || skips_spikes;
@@ -39,6 +43,11 @@ struct Tensor {
     std::size_t row = 0;       // of the sum that its gradient is counted in
     bool is_present = true;    // whether it has a gradient; see Plan::cut
     std::vector<Runs> runs{};  // what `arrays` has the address of; empty where it has none
+    std::int64_t whole = -1;   // how many elements the whole tensor has, of which this is a part
+    // Which of the rows that processes add up its update is counted in; none where -1.
+    std::int64_t update_row = -1;
+
+    std::int64_t whole_count() const { return whole < 0 ? count : whole; }
 
     // Says where the elements of a part stand in the whole tensor; nowhere else where empty.
     void put(std::vector<Runs> given);
@@ -68,6 +77,13 @@ void add_squares(DType dtype, const void* x, std::int64_t count, std::int64_t* r
 
 // The numbers of one step of a tensor with these options.
 StepNumbers numbers_at(const Options& options, const Phase& phase, std::int64_t step, double lr);
+
+// Undoes what gradients are multiplied by, and multiplies them by a factor.
+inline void scale(std::vector<StepNumbers>& numbers, double loss_scale, double factor) {
+    for (StepNumbers& each : numbers) {
+        each.rule.grad_scale = each.rule.grad_scale / loss_scale * factor;
+    }
+}
 
 class Plan {
 public:
@@ -117,9 +133,43 @@ public:
         }
     }
 
-    // Makes one step, of gradients that were read. They are `loss_scale` times what they stand for.
-    // What undoes this, the clip factor and `factor` are put into `numbers`.
-    Outcome step(std::vector<StepNumbers>& numbers, double loss_scale = 1.0, double factor = 1.0);
+    // Concludes from gradients that were read, which are `loss_scale` times what they stand for,
+    // whether a step is made. What undoes this, the clip factor and `factor` are put into
+    // `numbers`.
+    Outcome judge(std::vector<StepNumbers>& numbers, double loss_scale = 1.0, double factor = 1.0);
+
+    // Takes sums of the updates of all present tensors.
+    void measure(const std::vector<StepNumbers>& numbers);
+
+    // Lets exchange(rows) add to these sums, of tensors that others have parts of: `count` rows.
+    template <class Exchange>
+    void exchange_updates(const Exchange& exchange, std::size_t count) {
+        std::vector<std::int64_t> rows(count * row_width);
+        auto for_each_shared = [&](auto body) {
+            Squares* sum = updates_.data();
+            for (const Tensor& tensor : tensors_) {
+                if (tensor.is_present && tensor.update_row >= 0) {
+                    body(*sum, rows.data() + tensor.update_row * row_width);
+                }
+                sum += tensor.is_present;
+            }
+        };
+        for_each_shared([](Squares& sum, std::int64_t* row) {
+            carry(sum);
+            std::copy_n(sum.row, row_width, row);
+        });
+        exchange(rows);
+        for_each_shared([](Squares& sum, const std::int64_t* row) {
+            reset(sum);
+            add_row(sum, row);
+        });
+    }
+
+    // Makes a step as it was judged, of updates that were measured.
+    void apply(const std::vector<StepNumbers>& numbers, Outcome& outcome);
+
+    // The rows of these sums, one for each present tensor.
+    std::vector<std::int64_t> update_rows();
 
 private:
     // A run of whole tiles of one tensor.
@@ -140,9 +190,8 @@ private:
     void for_each_group(Body body) const;
     // Concludes from what was read.
     Outcome read_outcome(double loss_scale);
-    // Makes a step that is not left out.
-    void step_applied(std::vector<StepNumbers>& numbers, double loss_scale, double factor,
-                      Outcome& outcome);
+    // Takes what every tensor is stepped with, where the phase clips updates.
+    void shorten(const std::vector<StepNumbers>& numbers);
     // Steps all chunks; `reports` are of all tensors that are present, or null where nothing is
     // recorded.
     void sweep(const std::vector<StepNumbers>& numbers, Report* reports);
@@ -158,6 +207,9 @@ private:
     std::vector<Group> groups_;
     std::vector<Squares> sums_;            // of the gradients, as they were read
     std::vector<std::int64_t> nonfinite_;  // of each present tensor, as it was read
+    // Of each present tensor, where updates are clipped: their sums, and the numbers of its step.
+    std::vector<Squares> updates_;
+    std::vector<StepNumbers> shortened_;
 };
 
 }  // namespace adamas

@@ -61,6 +61,23 @@ inline T smooth(T keep, T take, T mean, T x) {
     return flush(keep * mean + take * x);
 }
 
+template <class T, bool Decays, bool Largest, class Division>
+inline T unsmoothed(const Numbers<T>& c, T p, T g, T v, T w, Division ratio) {
+    using std::sqrt;
+    g = g * c.grad_scale;
+    if constexpr (Decays) {
+        g = g + c.l2 * p;
+    }
+    v = flush(c.keep2 * v + c.take2 * g * g);
+    T s = v;
+    if constexpr (Largest) {
+        w = maximum(w, v);
+        s = w;
+    }
+    T d = maximum(sqrt(s + c.inner) * c.root, c.eps);
+    return ratio(g, d);
+}
+
 template <class T, bool Mean, bool Square, bool Largest, class Division>
 inline Result<T> rule(const Numbers<T>& c, T p, T g, T m, T v, T w, Division ratio) {
     using std::sqrt;

@@ -8,6 +8,7 @@
 #include "rule.h"
 #include "statistics.h"
 #include "sweep.h"
+#include "unsmoothed.h"
 
 namespace adamas {
 namespace {
@@ -71,6 +72,6 @@ void add_squares_any(DType dtype, const void* x, std::int64_t first, std::int64_
 }  // namespace
 
 extern const Kernels ADAMAS_TARGET_KERNELS;
-const Kernels ADAMAS_TARGET_KERNELS = {sweep_any, add_squares_any};
+const Kernels ADAMAS_TARGET_KERNELS = {sweep_any, add_squares_any, add_updates_any};
 
 }  // namespace adamas

@@ -85,23 +85,33 @@ struct Cohort {
 // Sets of processes that parameters are spread over; a bound, so that a mistake takes no memory.
 constexpr std::int64_t most_rows = 1 << 16;
 
+// The same of tensors whose updates are measured.
+std::size_t count_of(nb::handle update_rows) {
+    constexpr std::int64_t most = 1 << 24;
+    return static_cast<std::size_t>(whole_number_of(update_rows, "update_rows", 0, most));
+}
+
 class TensorPlan {
 public:
     // `groups` are the optimizer's own dicts, `slots` and `cohorts` the TensorSlot and Cohort of
     // adamas.engines.native. `idle` are parameters that must not have a gradient. Gradients are
     // summed up in `rows` sums; exchange(array), where there is one, is called between reading and
     // stepping, with an int64 array of them, and adds in place what is not there. With `keep_sums`
-    // an outcome has the sums of its statistics, too. `versions`, where changes are tracked, is an
+    // an outcome has the sums of its statistics, too. exchange_updates(array) likewise adds to sums
+    // of updates, where the phase clips these: an array of `update_rows` of them, one for each
+    // tensor that other processes have parts of. `versions`, where changes are tracked, is an
     // array with one int64 for each number of a slot, the version that the last step has left, and
     // one more: the number of steps, which goes on.
     TensorPlan(nb::type_object tensor_type, nb::type_object parameter_type, nb::list groups,
                nb::sequence slots, nb::sequence cohorts, nb::sequence idle, nb::object phase,
                nb::object increment_version, nb::object rows, nb::object exchange,
-               nb::object distributed, bool keep_sums, nb::object spikes, nb::object versions)
+               nb::object distributed, bool keep_sums, nb::object spikes, nb::object versions,
+               nb::object update_rows, nb::object exchange_updates)
         : watch_(tensor_type, parameter_type, std::move(groups), std::move(idle), distributed),
           increment_version_(std::move(increment_version)),
           row_count_(static_cast<std::size_t>(whole_number_of(rows, "rows", 1, most_rows))),
           exchange_(std::move(exchange), row_count_),
+          exchange_updates_(std::move(exchange_updates), count_of(update_rows)),
           spikes_(spikes) {
         bool has_versions = !versions.is_none();
         if (has_versions &&
@@ -174,7 +184,8 @@ public:
         Py_VISIT(increment_version_.ptr());
         Py_VISIT(changed_.ptr());
         Py_VISIT(versions_.view().obj);
-        for (int found : {exchange_.traverse(visit, arg), spikes_.traverse(visit, arg)}) {
+        for (int found : {exchange_.traverse(visit, arg), exchange_updates_.traverse(visit, arg),
+                          spikes_.traverse(visit, arg)}) {
             if (found != 0) {
                 return found;
             }
@@ -189,6 +200,7 @@ public:
         plan_.clear();
         changed_ = nb::list();
         exchange_.clear();
+        exchange_updates_.clear();
         steps_ = nullptr;
         versions_.release();
         spikes_.clear();
@@ -206,7 +218,8 @@ private:
         }
         take_gradients();
         mark_written();
-        Outcome outcome = step_released(plan_, numbers_, loss_scale, factor, exchange_);
+        Outcome outcome =
+            step_released(plan_, numbers_, loss_scale, factor, exchange_, exchange_updates_);
         if (outcome.applied) {
             count_step();
             if (steps_ != nullptr && changed_.size() > 0) {  // else the front-end looks into it
@@ -223,7 +236,7 @@ private:
         static const struct {
             Name parameter{"parameter"}, state{"state"}, step{"step"}, names{"names"},
                 storage{"storage"}, top{"top"}, number{"number"}, copy{"copy"}, cohort{"cohort"},
-                row{"row"}, runs{"runs"}, marks{"marks"};
+                row{"row"}, runs{"runs"}, marks{"marks"}, whole{"whole"}, update_row{"update_row"};
         } of;
         auto state = nb::cast<nb::dict>(of.state.of(slot));
         nb::object names = of.names.of(slot);
@@ -265,6 +278,14 @@ private:
             member.version = version_at(tensor.number);
         }
         tensor.row = index_of(of.row.of(slot), "row", row_count_);
+        nb::object whole = of.whole.of(slot), update_row = of.update_row.of(slot);
+        if (!whole.is_none()) {
+            tensor.whole = place_of(whole, "whole");
+        }
+        if (!update_row.is_none()) {
+            tensor.update_row = static_cast<std::int64_t>(
+                index_of(update_row, "update_row", exchange_updates_.row_count()));
+        }
         tensor.put(runs_of(of.runs.of(slot), tensor.count));
         members_.push_back(member);
         return tensor;
@@ -457,7 +478,7 @@ private:
     TensorWatch watch_;
     nb::object increment_version_;  // tells autograd that the members changed
     std::size_t row_count_;
-    Exchange exchange_;  // adds what other processes read
+    Exchange exchange_, exchange_updates_;  // add what other processes read, and measured
     Window spikes_;
     Buffer versions_;                // that the last step has left, of all parameters
     std::int64_t* steps_ = nullptr;  // behind them: how many were made
@@ -478,12 +499,13 @@ void bind_tensor_plan(nb::module_& module) {
                            "A step over the parameters of a torch.optim.Optimizer.")
         .def(nb::init<nb::type_object, nb::type_object, nb::list, nb::sequence, nb::sequence,
                       nb::sequence, nb::object, nb::object, nb::object, nb::object, nb::object,
-                      bool, nb::object, nb::object>(),
+                      bool, nb::object, nb::object, nb::object, nb::object>(),
              nb::arg("tensor_type"), nb::arg("parameter_type"), nb::arg("groups"), nb::arg("slots"),
              nb::arg("cohorts"), nb::arg("idle"), nb::arg("phase"), nb::arg("increment_version"),
              nb::arg("rows") = 1, nb::arg("exchange") = nb::none(),
              nb::arg("distributed") = nb::none(), nb::arg("keep_sums") = false,
-             nb::arg("spikes") = nb::none(), nb::arg("versions") = nb::none())
+             nb::arg("spikes") = nb::none(), nb::arg("versions") = nb::none(),
+             nb::arg("update_rows") = 0, nb::arg("exchange_updates") = nb::none())
         .def("step", &TensorPlan::step, nb::arg("groups"), nb::arg("state"),
              nb::arg("loss_scale") = 1.0, nb::arg("factor") = 1.0, nb::arg("numbers") = nb::none(),
              "Make one step; None, the parts of an Outcome, or NotImplemented.")

@@ -39,6 +39,14 @@ class Plan:
         loss_scale: float = 1.0,
         factor: float = 1.0,
     ) -> Any: ...
+    def measured(
+        self,
+        gradients: Sequence[Any],
+        numbers: Sequence[StepNumbers],
+        loss_scale: float = 1.0,
+        factor: float = 1.0,
+    ) -> Any:
+        """Return the sums that ``step_with`` would clip updates by: a row for each slot, bytes."""
 
 class TensorPlan:
     """A step over the parameters of a torch.optim.Optimizer."""
@@ -59,6 +67,8 @@ class TensorPlan:
         keep_sums: bool = False,
         spikes: NDArray[np.float64] | None = None,
         versions: NDArray[np.int64] | None = None,
+        update_rows: int = 0,
+        exchange_updates: Callable[[NDArray[np.int64]], None] | None = None,
     ) -> None:
         """Gradients are summed up in ``rows`` rows of ``adamas.digits``, as each slot says.
 
@@ -69,6 +79,10 @@ class TensorPlan:
         ``adamas.spikes``. ``versions`` are those of all parameters that the last step has
         left, and then the number of steps, which goes on: where a version is another by now, all
         of that parameter is marked as changed.
+
+        Where the phase clips updates, ``exchange_updates`` is called before anything is written,
+        in every step that is not left out, with int64[update_rows, WIDTH]: the sums of the tensors
+        that other processes have parts of, as their slots say; the rows of others are 0.
         """
     def step(
         self,

@@ -72,11 +72,14 @@ def rule(c: Any, p: Array, g: Array, m: Array = None, v: Array = None, w: Array 
 def unsmoothed(c: Any, p: Array, g: Array, v: Array, w: Array = None) -> Array:
     """Return the update as it would be without a first moment: g / max(√v̂, ε).
 
-    Arguments are those of ``rule``, of the coming step. About 1 where gradients are as large as
-    they were, and up to 1 / √(1 - β2) where they have outgrown ``v``: updates are clipped by it
+    Arguments are those of ``rule``, of the coming step; ``p`` is None where ``c.l2`` is 0, so that
+    a parameter that is not finite spoils nothing but itself. About 1 where gradients are as large
+    as they were, and up to 1 / √(1 - β2) where they have outgrown ``v``: updates are clipped by it
     (``adamas.Phase.clip_update``). Source: Wortsman et al. (NeurIPS 2023), algorithm 2.
     """
-    g = g * c.grad_scale + c.l2 * p
+    g = g * c.grad_scale
+    if p is not None:
+        g = g + c.l2 * p
     v = flush(c.keep2 * v + c.take2 * g * g)
     s = v
     if w is not None:

@@ -133,7 +133,7 @@ def test_momentum_set_in_a_run_counts_from_then_on():
     assert state["momentum_buffer"].tolist() == [buffer] * 4
 
 
-@pytest.mark.parametrize("phase", [{"ema": 0.9}, {"statistics": True}])
+@pytest.mark.parametrize("phase", [{"ema": 0.9}, {"statistics": True}, {"clip_update": 1.0}])
 @pytest.mark.parametrize("option", [{"momentum": 0.9}, {"centered": True}])
 def test_what_its_own_formula_has_not_is_refused_wherever_it_is_asked_for(option, phase):
     text = "^ema, statistics and clip_update are not possible for RMSprop with momentum or"

@@ -99,6 +99,10 @@ class TensorSlot(NamedTuple):
     runs: Sequence[Runs] = ()
     #: What is marked where it changes, as ``adamas.marks`` says: an int32 tensor, or None.
     marks: Any = None
+    #: How many elements the whole tensor has, of a part of one, and which of the rows that its
+    #: update is counted in that the plan exchanges; None of a whole one.
+    whole: int | None = None
+    update_row: int | None = None
 
 
 class Cohort(NamedTuple):
@@ -133,8 +137,6 @@ class Plan:
         keep_sums: bool = False,
     ) -> None:
         """Keep the memory of ``groups`` and ``spikes``; nothing is copied."""
-        if phase.clip_update is not None:
-            raise NotImplementedError("clip_update: the native engine has it not yet.")
         self._plan = _native.Plan(groups, phase, keep_sums, kept(phase, spikes))
         if not phase.reads_first and not phase.statistics:
             # They return None: there is nothing to unpack.
@@ -166,6 +168,21 @@ class Plan:
         for, and are multiplied by ``factor`` besides. The rest is as in ``step``.
         """
         return outcome_of(self._plan.step_with(gradients, numbers, loss_scale, factor))
+
+    def measured(
+        self,
+        gradients: Sequence[NDArray[Any]],
+        numbers: Sequence[StepNumbers],
+        loss_scale: float = 1.0,
+        factor: float = 1.0,
+    ) -> NDArray[np.int64]:
+        """Return the sums of squares by which ``step_with`` would clip updates; it steps nothing.
+
+        int64[slots, digits.WIDTH], of ``adamas.rule.unsmoothed``. Arguments are those of
+        ``step_with``; NotImplemented where that would decline.
+        """
+        rows = self._plan.measured(gradients, numbers, loss_scale, factor)
+        return rows if rows is NotImplemented else np.frombuffer(rows, np.int64).reshape(-1, WIDTH)
 
 
 def outcome_of(parts: Any) -> Outcome | None:

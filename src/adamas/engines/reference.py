@@ -137,7 +137,8 @@ def _shortened(
     numbers: Coefficients, bound: float, p: Array, g: Array, v: Array | None, w: Array | None
 ) -> Coefficients:
     """Return the numbers of a tensor whose update is clipped at ``bound``."""
-    length = norm([unsmoothed(numbers.rounded(p.dtype), p, g, v, w)])
+    c = numbers.rounded(p.dtype)
+    length = norm([unsmoothed(c, p if c.l2 != 0 else None, g, v, w)])
     return numbers.shortened(update_factor(bound, length, p.size, numbers.root))
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -433,7 +434,9 @@ class Planner:
         for route in allowed:
             # What shares memory is stepped one after another, as torch does.
             if route.takes(member) and (route not in _AT_ONCE or taken.add(member.parts())):
-                if self.keeping.phase.clip_update is not None:
+                if self.keeping.phase.clip_update is not None and (
+                    route is not native or distributed.cuts(member.parameter)
+                ):
                     name = route.__name__.rpartition(".")[2]
                     raise NotImplementedError(f"clip_update: the route {name!r} has it not yet.")
                 return route
@@ -463,12 +466,7 @@ class Planner:
         is_several = sum(map(bool, chosen.values())) > 1 or chosen[plain] or chosen[offload]
         apart = phase.reads_first and bool(is_several)
         if apart:
-            phase = Phase(
-                ema=phase.ema,
-                statistics=phase.statistics,
-                seed=phase.seed,
-                clip_update=phase.clip_update,
-            )
+            phase = replace(phase, clip_norm=None, on_nonfinite="propagate", skip_above=None)
         own = setup._replace(phase=phase, exchange=None if apart else setup.exchange)
         on_device = chosen[device]
         routes: list[Route] = []
