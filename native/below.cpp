@@ -10,9 +10,11 @@
 namespace adamas {
 namespace {
 
-// Numbers that one thread takes at once, and from how many on several threads pay.
-constexpr std::int64_t chunk_size = 1 << 16;
-constexpr std::int64_t least_threaded = 4 * chunk_size;
+// Numbers that one thread takes at once at least.
+constexpr std::int64_t chunk_size = 1 << 14;
+
+// How long that takes at least.
+constexpr std::int64_t nanoseconds_for_chunk = 1000;
 
 }  // namespace
 
@@ -37,7 +39,8 @@ std::int64_t count_below(const Number* numbers, std::int64_t count, double bound
         std::int64_t first = chunk * chunk_size;
         counts[chunk] = in_range(first, std::min(first + chunk_size, count));
     };
-    for_each(static_cast<std::int64_t>(counts.size()), count >= least_threaded, in_chunk);
+    auto chunks = static_cast<std::int64_t>(counts.size());
+    for_each(chunks, chunks * nanoseconds_for_chunk, in_chunk);
     std::int64_t total = 0;
     for (std::int32_t found : counts) {
         total += found;

@@ -11,9 +11,11 @@
 namespace adamas {
 namespace {
 
-// Words that one thread takes at once, and from how many on several threads pay.
+// Words that one thread takes at once at least.
 constexpr std::int64_t chunk_words = 1 << 13;
-constexpr std::int64_t least_threaded = 4 * chunk_words;
+
+// How long that takes at least.
+constexpr std::int64_t nanoseconds_for_chunk = 2000;
 
 std::int64_t chunk_count(std::int64_t words) { return (words + chunk_words - 1) / chunk_words; }
 
@@ -24,7 +26,8 @@ void for_each_chunk(std::int64_t words, Body body) {
         std::int64_t first = chunk * chunk_words;
         body(chunk, first, std::min(first + chunk_words, words));
     };
-    for_each(chunk_count(words), words >= least_threaded, at);
+    std::int64_t chunks = chunk_count(words);
+    for_each(chunks, chunks * nanoseconds_for_chunk, at);
 }
 
 // How many bits are 1, by operations that every machine has for vectors.

@@ -14,11 +14,18 @@
 namespace adamas {
 namespace {
 
-constexpr std::int64_t chunk_size = 64 * tile_size;
-constexpr std::int64_t group_size = 16 * tile_size;
+constexpr std::int64_t chunk_size = 16 * tile_size;
 
-// Below this a second thread takes longer to wake than it saves.
-constexpr std::int64_t least_threaded = 96 * tile_size;
+// How long one core works on an element at least, in picoseconds: in cache, on fast machines.
+constexpr std::int64_t picoseconds_to_read = 100;
+
+std::int64_t picoseconds_to_step(const Layout& layout) {
+    std::int64_t plain = layout.square ? 350 : 150;
+    if (layout.dtype == DType::float64) {
+        return 2 * plain;
+    }
+    return layout.is_small() || is_half(layout.dtype) ? 2 * plain : plain;
+}
 
 void add(Report& report, Report& other) {
     add(report.gradient, other.gradient);
@@ -78,6 +85,7 @@ Plan::Plan(std::vector<Tensor> tensors, Phase phase, std::size_t rows)
 
 void Plan::cut() {
     elements_ = 0;
+    std::int64_t picoseconds = 0;
     present_ = 0;
     chunks_.clear();
     groups_.clear();
@@ -87,10 +95,11 @@ void Plan::cut() {
         }
         std::int64_t count = tensors_[i].count;
         elements_ += count;
+        picoseconds += count * picoseconds_to_step(tensors_[i].layout);
         for (std::int64_t first = 0; first < count; first += chunk_size) {
             std::int64_t last = std::min(first + chunk_size, count);
             if (groups_.empty() || groups_.back().room < last - first) {
-                groups_.push_back({chunks_.size(), chunks_.size(), group_size});
+                groups_.push_back({chunks_.size(), chunks_.size(), chunk_size});
             }
             chunks_.push_back({i, first, last, present_});
             ++groups_.back().last;
@@ -98,12 +107,23 @@ void Plan::cut() {
         }
         ++present_;
     }
+    nanoseconds_ = picoseconds / 1000;
+}
+
+Plan::Chunk Plan::joined(std::size_t& at, std::size_t end) const {
+    Chunk chunk = chunks_[at];
+    while (++at < end && chunks_[at].tensor == chunk.tensor) {
+        chunk.last = chunks_[at].last;
+    }
+    return chunk;
 }
 
 template <class Body>
-void Plan::for_each_group(Body body) const {
-    auto at = [&](std::int64_t i) { body(groups_[i]); };
-    for_each(static_cast<std::int64_t>(groups_.size()), elements_ >= least_threaded, at);
+void Plan::for_each_span(Body body) const {
+    auto run = [&](std::int64_t first, std::int64_t last) {
+        body(groups_[first].first, groups_[last - 1].last);
+    };
+    for_each_run(static_cast<std::int64_t>(groups_.size()), nanoseconds_, run);
 }
 
 void Plan::read() {
@@ -116,15 +136,17 @@ void Plan::read() {
     }
     nonfinite_.assign(present_, 0);
     std::mutex guard;
-    for_each_group([&](const Group& group) {
+    // By itself this may not be worth another thread. But who is woken for it is there for the
+    // rest.
+    for_each_span([&](std::size_t at, std::size_t end) {
         Squares own;
-        for (std::size_t i = group.first; i < group.last; ++i) {
-            const Chunk& chunk = chunks_[i];
+        while (at < end) {
+            Chunk chunk = joined(at, end);
             const Tensor& tensor = tensors_[chunk.tensor];
             std::int64_t before = nonfinite_of(own);
             kernels.add_squares(tensor.layout.dtype, tensor.arrays.g, chunk.first, chunk.last, own);
             std::int64_t found = nonfinite_of(own) - before;
-            bool is_last = i + 1 == group.last || tensors_[chunks_[i + 1].tensor].row != tensor.row;
+            bool is_last = at == end || tensors_[chunks_[at].tensor].row != tensor.row;
             if (is_last || found > 0) {
                 std::lock_guard<std::mutex> lock(guard);
                 nonfinite_[chunk.place] += found;
@@ -238,14 +260,14 @@ void add_squares(DType dtype, const void* x, std::int64_t count, std::int64_t* r
     const Kernels& kernels = *target().kernels;
     Squares sum;
     std::mutex guard;
-    auto at = [&](std::int64_t chunk) {
-        std::int64_t first = chunk * chunk_size;
+    auto run = [&](std::int64_t begin, std::int64_t end) {
         Squares own;
-        kernels.add_squares(dtype, x, first, std::min(first + chunk_size, count), own);
+        kernels.add_squares(dtype, x, begin * chunk_size, std::min(end * chunk_size, count), own);
         std::lock_guard<std::mutex> lock(guard);
         add(sum, own);
     };
-    for_each((count + chunk_size - 1) / chunk_size, count >= least_threaded, at);
+    std::int64_t chunks = (count + chunk_size - 1) / chunk_size;
+    for_each_run(chunks, count * picoseconds_to_read / 1000, run);
     carry(sum);
     add_row(sum, row);
     carry(sum);
@@ -261,9 +283,9 @@ StepNumbers numbers_at(const Options& options, const Phase& phase, std::int64_t 
 void Plan::sweep(const std::vector<StepNumbers>& numbers, Report* reports) {
     const Kernels& kernels = *target().kernels;
     std::mutex guard;
-    for_each_group([&](const Group& group) {
-        for (std::size_t i = group.first; i < group.last; ++i) {
-            const Chunk& chunk = chunks_[i];
+    for_each_span([&](std::size_t at, std::size_t end) {
+        while (at < end) {
+            Chunk chunk = joined(at, end);
             const Tensor& tensor = tensors_[chunk.tensor];
             const StepNumbers& own =
                 phase_.clips_updates ? shortened_[chunk.place] : numbers[tensor.numbers];

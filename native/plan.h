@@ -172,22 +172,24 @@ public:
     std::vector<std::int64_t> update_rows();
 
 private:
-    // A run of whole tiles of one tensor.
+    // Some whole tiles of one tensor.
     struct Chunk {
         std::size_t tensor;
         std::int64_t first, last;
         std::size_t place;  // of its tensor among those that are present
     };
 
-    // Some chunks that one thread takes at once: many small tensors, or one chunk of a large one.
+    // The least that one thread takes at once: some small tensors, or one chunk of a large one.
     struct Group {
         std::size_t first, last;
         std::int64_t room;  // for more elements
     };
 
-    // Calls body(group), on several threads where that pays.
+    // The chunk `at` with those of the same tensor that follow it before `end`; moves `at` on.
+    Chunk joined(std::size_t& at, std::size_t end) const;
+    // Calls body(at, end) for spans of all chunks, on several threads where that pays.
     template <class Body>
-    void for_each_group(Body body) const;
+    void for_each_span(Body body) const;
     // Concludes from what was read.
     Outcome read_outcome(double loss_scale);
     // Takes what every tensor is stepped with, where the phase clips updates.
@@ -202,7 +204,8 @@ private:
     SpikeWindow spikes_;
     bool keeps_sums_ = false;
     std::int64_t elements_ = 0;
-    std::size_t present_ = 0;  // how many tensors are present
+    std::int64_t nanoseconds_ = 0;  // that a step takes one thread at least
+    std::size_t present_ = 0;       // how many tensors are present
     std::vector<Chunk> chunks_;
     std::vector<Group> groups_;
     std::vector<Squares> sums_;            // of the gradients, as they were read
