@@ -434,11 +434,9 @@ class Planner:
         for route in allowed:
             # What shares memory is stepped one after another, as torch does.
             if route.takes(member) and (route not in _AT_ONCE or taken.add(member.parts())):
-                if self.keeping.phase.clip_update is not None and (
-                    route is not native or distributed.cuts(member.parameter)
-                ):
-                    name = route.__name__.rpartition(".")[2]
-                    raise NotImplementedError(f"clip_update: the route {name!r} has it not yet.")
+                its = (route, distributed.cuts(member.parameter))
+                if self.keeping.phase.clip_update and its != (native, []):
+                    raise NotImplementedError("clip_update: this route has it not yet.")
                 return route
         p = member.parameter
         laid = f"strides {p.stride()}" if p.layout == torch.strided else p.layout
@@ -558,6 +556,6 @@ class Planner:
         return member
 
 
-def _looks(phase: Phase) -> tuple[bool, bool, bool]:
+def _looks(phase: Phase) -> tuple[bool, ...]:
     """Return what a step looks at first: gradients, norms of before, and updates."""
     return phase.reads_first, phase.skip_above is not None, phase.clip_update is not None
