@@ -430,15 +430,13 @@ class Planner:
 
         Raises ValueError where that is none.
         """
-        allowed = ROUTES if self._engine is None else _OF_ENGINES[self._engine]
+        allowed, p = ROUTES if self._engine is None else _OF_ENGINES[self._engine], member.parameter
         for route in allowed:
             # What shares memory is stepped one after another, as torch does.
             if route.takes(member) and (route not in _AT_ONCE or taken.add(member.parts())):
-                its = (route, distributed.cuts(member.parameter))
-                if self.keeping.phase.clip_update and its != (native, []):
+                if self.keeping.phase.clip_update and (route, distributed.cuts(p)) != (native, []):
                     raise NotImplementedError("clip_update: this route has it not yet.")
                 return route
-        p = member.parameter
         laid = f"strides {p.stride()}" if p.layout == torch.strided else p.layout
         raise ValueError(
             f'engine is "{self._engine}", but {name} has dtype {p.dtype}, {laid} and device '
