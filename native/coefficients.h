@@ -28,6 +28,7 @@ struct Options {
     BiasCorrection bias_correction = BiasCorrection::paper;
     bool amsgrad = false;
     bool nesterov = false;
+    bool rectify = false;
     bool maximize = false;
 };
 
@@ -83,6 +84,33 @@ inline double unbias(const Options& options, double beta, std::int64_t step) {
     return one_minus_power(beta, grows ? static_cast<std::uint64_t>(step) : 1);
 }
 
+// r_t of Liu et al. (2020), or 0 where rho_t is not above 5.
+inline double rectification(double beta, std::uint64_t step) {
+    double weights = 0.0, numbers = 0.0;
+    double q = 1.0 - beta, of_numbers = 1.0 - beta, power = beta, terms = 1.0;
+    for (;;) {
+        if (step & 1) {
+            numbers = of_numbers + power * (terms * weights + numbers);
+            weights = q + power * weights;
+        }
+        step >>= 1;
+        if (step == 0) {
+            break;
+        }
+        of_numbers = of_numbers + power * (terms * q + of_numbers);
+        q = q + power * q;
+        power = q <= 0.5 ? 1.0 - q : power * power;
+        terms = terms + terms;
+    }
+    double length = 2.0 * (numbers / weights) - 1.0;
+    if (!(length > 5.0)) {
+        return 0.0;
+    }
+    double longest = 2.0 / (1.0 - beta) - 1.0;
+    double now = (length - 4.0) * (length - 2.0), last = (longest - 4.0) * (longest - 2.0);
+    return std::sqrt(now * longest / (last * length));
+}
+
 inline Numbers<double> at_step(const Options& options, std::int64_t step, double lr,
                                double grad_scale) {
     double l2 = 0, decay = 0;
@@ -122,6 +150,16 @@ inline Numbers<double> at_step(const Options& options, std::int64_t step, double
         inside = inside + eps;
         eps = 0.0;
     }
+    double rate = lr;
+    if (options.rectify) {
+        double rectified = rectification(options.beta2, static_cast<std::uint64_t>(step));
+        if (rectified == 0.0) {
+            root = 0.0;
+            eps = 1.0;
+        } else {
+            rate = lr * rectified;
+        }
+    }
     // In one piece: clearing them all first takes longer than what is computed here.
     return {.grad_scale = options.maximize ? -grad_scale : grad_scale,
             .l2 = l2,
@@ -135,7 +173,7 @@ inline Numbers<double> at_step(const Options& options, std::int64_t step, double
             .root = root,
             .inner = inside * unbias2,
             .eps = eps,
-            .step = lr};
+            .step = rate};
 }
 
 }  // namespace adamas

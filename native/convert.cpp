@@ -116,6 +116,7 @@ Options options_of(nb::handle given) {
         choice_of<BiasCorrection>(given.attr("bias_correction"), {"paper", "first-step", "none"});
     options.amsgrad = nb::cast<bool>(given.attr("amsgrad"));
     options.nesterov = nb::cast<bool>(given.attr("nesterov"));
+    options.rectify = nb::cast<bool>(given.attr("rectify"));
     options.maximize = nb::cast<bool>(given.attr("maximize"));
     return options;
 }

@@ -13,6 +13,7 @@ const DEFAULT_OPTIONS = Object.freeze({
   lr_max: null,
   amsgrad: false,
   nesterov: false,
+  rectify: false,
   maximize: false,
   eps_place: "corrected", // or "uncorrected", "inside"
   eps_root: 0,
@@ -33,7 +34,7 @@ function at_step(options, step, lr, grad_scale = 1) {
   }
   const [from_m, from_g] = beta1 === null ? [1, 0] : mean_weights(options, beta1, step);
   const unbias2 = beta2 === null ? 1 : unbias(options, beta2, step);
-  const root = 1 / Math.sqrt(unbias2);
+  let root = 1 / Math.sqrt(unbias2);
   let eps = options.eps;
   let inside = options.eps_root;
   if (options.eps_place === "uncorrected") {
@@ -41,6 +42,16 @@ function at_step(options, step, lr, grad_scale = 1) {
   } else if (options.eps_place === "inside") {
     inside = inside + eps;
     eps = 0;
+  }
+  let rate = lr;
+  if (options.rectify) {
+    const rectified = rectification(beta2, step);
+    if (rectified === 0) {
+      root = 0;
+      eps = 1;
+    } else {
+      rate = lr * rectified;
+    }
   }
   return {
     grad_scale: options.maximize ? -grad_scale : grad_scale,
@@ -55,7 +66,7 @@ function at_step(options, step, lr, grad_scale = 1) {
     root,
     inner: inside * unbias2,
     eps,
-    step: lr,
+    step: rate,
   };
 }
 
@@ -78,6 +89,38 @@ function one_minus_power(beta, exponent) {
     }
     q = q * (2 - q);
   }
+}
+
+/** r_t of Liu et al. (2020), or 0 where ρ_t is not above 5. */
+function rectification(beta, step) {
+  let weights = 0;
+  let numbers = 0;
+  let q = 1 - beta; // of a power of two of terms, as all that follow
+  let of_numbers = 1 - beta;
+  let power = beta;
+  let terms = 1;
+  for (;;) {
+    if (step & 1) {
+      numbers = of_numbers + power * (terms * weights + numbers);
+      weights = q + power * weights;
+    }
+    step >>= 1;
+    if (step === 0) {
+      break;
+    }
+    of_numbers = of_numbers + power * (terms * q + of_numbers);
+    q = q + power * q;
+    power = q <= 0.5 ? 1 - q : power * power;
+    terms = terms + terms;
+  }
+  const length = 2 * (numbers / weights) - 1;
+  if (!(length > 5)) {
+    return 0;
+  }
+  const longest = 2 / (1 - beta) - 1;
+  const now = (length - 4) * (length - 2);
+  const last = (longest - 4) * (longest - 2);
+  return Math.sqrt((now * longest) / (last * length));
 }
 
 /** What a mean is divided by at a step: 1 − β^t, or its like in the other forms. */

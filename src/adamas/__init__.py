@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from adamas.changes import Change, Changes
 from adamas.engines.native import get_num_threads, set_num_threads, target, targets
-from adamas.numpy import Adam, AdamW, Momentum, Optimizer, RMSProp
+from adamas.numpy import Adam, AdamW, Momentum, Optimizer, RAdam, RMSProp
 from adamas.options import Options, Phase
 from adamas.smoothing import ema
 from adamas.spikes import Skipped
@@ -38,6 +38,7 @@ __all__ = [
     "Optimizer",
     "Options",
     "Phase",
+    "RAdam",
     "RMSProp",
     "Recorder",
     "Skipped",

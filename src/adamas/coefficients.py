@@ -29,6 +29,7 @@ __all__ = [
     "ema_weights",
     "is_count",
     "one_minus_power",
+    "rectification",
     "update_factor",
 ]
 
@@ -101,6 +102,14 @@ def at_step(options: Options, step: int, lr: float, grad_scale: float = 1.0) -> 
         eps = eps * root
     elif options.eps_place == "inside":
         eps, inside = 0.0, inside + eps
+    rate = lr
+    if options.rectify:
+        assert beta2 is not None
+        rectified = rectification(beta2, step)
+        if rectified == 0.0:  # no division: sqrt(v)·0 + 1 is 1
+            root, eps = 0.0, 1.0
+        else:
+            rate = lr * rectified
     return Coefficients(
         grad_scale=-grad_scale if options.maximize else grad_scale,
         l2=l2,
@@ -114,7 +123,7 @@ def at_step(options: Options, step: int, lr: float, grad_scale: float = 1.0) -> 
         root=root,
         inner=inside * unbias2,
         eps=eps,
-        step=lr,
+        step=rate,
     )
 
 
@@ -141,6 +150,36 @@ def one_minus_power(beta: float, exponent: int) -> float:
         if exponent == 0:
             return total
         q = q * (2.0 - q)
+
+
+def rectification(beta: float, step: int) -> float:
+    """Return r_t of Liu et al. (2020, algorithm 2), or 0 where ρ_t is not above 5.
+
+    ρ_t = ρ_∞ − 2tβ^t/(1 − β^t) loses at small t all that a β near 1 leaves. It is also 2k̄ − 1,
+    where k̄ is the mean of 1, 2, … t with weights 1, β, … β^(t−1). Sums of these weights and of the
+    weighted numbers, both times 1 − β, are put together as the bits of t say: a + b terms are a,
+    and β^a times b whose numbers are greater by a. All terms are positive, so nothing cancels.
+    """
+    weights, numbers = 0.0, 0.0
+    q, of_numbers, power, terms = 1.0 - beta, 1.0 - beta, beta, 1.0  # of a power of two of terms
+    while True:
+        if step & 1:
+            numbers = of_numbers + power * (terms * weights + numbers)
+            weights = q + power * weights
+        step >>= 1
+        if step == 0:
+            break
+        of_numbers = of_numbers + power * (terms * q + of_numbers)
+        q = q + power * q
+        # 1 − q loses what is left of a small power; a square doubles the error of a large one.
+        power = 1.0 - q if q <= 0.5 else power * power
+        terms = terms + terms
+    length = 2.0 * (numbers / weights) - 1.0
+    if not length > 5.0:
+        return 0.0
+    longest = 2.0 / (1.0 - beta) - 1.0
+    now, last = (length - 4.0) * (length - 2.0), (longest - 4.0) * (longest - 2.0)
+    return math.sqrt(now * longest / (last * length))
 
 
 def is_count(done: float) -> bool:

@@ -11,7 +11,7 @@ of a method says has to be given, and what a library computes by another rule is
            under the root in RMSprop
 "paper"    Kingma & Ba 2015, algorithm 1; AMSGrad without correction (Reddi et al. 2018, algorithm
            2); AdamW with a decay apart from the learning rate (Loshchilov & Hutter 2019, algorithm
-           2); RMSProp without ε (Tieleman & Hinton 2012)
+           2); RAdam (Liu et al. 2020, algorithm 2) and RMSProp (Tieleman & Hinton 2012) without ε
 "note"     1 - β without the exponent t in the correction, as some texts write it
 ========== =====================================================================================
 """
@@ -52,6 +52,12 @@ _CONVENTIONS: dict[str, dict[str | None, dict[str, Any]]] = {
         "paper": {"decay": "fully-decoupled"},
         "note": {"weight_decay": 0.01, "decay": "decoupled"},
     },
+    "RAdam": {
+        None: {"lr": 1e-3, "betas": _BETAS, **_CORRECTED, **_L2},
+        "torch": {"lr": 1e-3, "betas": _BETAS, **_CORRECTED, "eps_place": "uncorrected", **_L2},
+        "optax": {"betas": _BETAS, **_CORRECTED, **_L2},
+        "paper": {"betas": _BETAS, **_CORRECTED, "eps": 0.0, **_L2},
+    },
     "RMSProp": {
         None: {"lr": 1e-3, "beta": 0.9, **_BESIDE, **_L2},
         "torch": {"lr": 1e-2, "beta": 0.99, **_BESIDE, **_L2},
@@ -86,13 +92,20 @@ _OTHER_RULES = {
 def with_conventions(method: str, dialect: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that are given, and for those that are None what the dialect says.
 
-    ``method`` is "Adam", "AdamW" or "RMSProp"; ``given`` has the method's own arguments. Raises
-    ValueError for a dialect that does not exist, for an option that is None and has no default
-    there, and for what the named library computes by another rule.
+    ``method`` is "Adam", "AdamW", "RAdam" or "RMSProp"; ``given`` has the method's own
+    arguments. Raises ValueError for a dialect that does not exist or has no such method, for an
+    option that is None and has no default there, and for what the named library computes by
+    another rule.
     """
     if dialect is not None and dialect not in get_args(Dialect):
         possible = ", ".join(f'"{name}"' for name in get_args(Dialect))
         raise ValueError(f"dialect is {dialect!r}, but it must be one of {possible}, or None.")
+    if dialect not in _CONVENTIONS[method]:
+        possible = ", ".join(f'"{name}"' for name in _CONVENTIONS[method] if name is not None)
+        raise ValueError(
+            f'dialect is "{dialect}", which has no {method}. With {method} it must be one of '
+            f"{possible}, or None."
+        )
     for option in ("amsgrad", "nesterov"):
         reason = _OTHER_RULES.get((str(dialect), option))
         if reason is not None and given.get(option) is True:

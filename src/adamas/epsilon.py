@@ -34,7 +34,12 @@ _OF_SQUARES = np.uint16(0x0FFF)
 
 
 def v_bound(numbers: Coefficients) -> float:
-    """Return what v is below where √v̂ < ε, with the numbers of the last step."""
+    """Return what v is below where √v̂ < ε, with the numbers of the last step.
+
+    Nothing is where nothing is divided (``rectify``).
+    """
+    if numbers.root == 0.0:
+        return 0.0
     outside = numbers.eps / numbers.root
     return max(outside * outside * _NEXT, numbers.inner)
 

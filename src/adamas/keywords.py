@@ -35,7 +35,7 @@ else:
 __all__ = ["MethodName", "MinimizeArguments", "OptionArguments", "PhaseArguments", "Unpack"]
 
 #: The method that looks for the minimum.
-MethodName = Literal["adam", "momentum", "rmsprop"]
+MethodName = Literal["adam", "momentum", "radam", "rmsprop"]
 
 
 class OptionArguments(TypedDict, total=False):
@@ -52,6 +52,7 @@ class OptionArguments(TypedDict, total=False):
     bias_correction: BiasCorrection
     amsgrad: bool
     nesterov: bool
+    rectify: bool
     maximize: bool
     state: StateForm | tuple[StateForm, StateForm]
     rounding: Rounding | None

@@ -1,4 +1,4 @@
-"""Optimizers for NumPy arrays, in place: Adam, AdamW, Momentum, RMSProp.
+"""Optimizers for NumPy arrays, in place: Adam, AdamW, RAdam, Momentum, RMSProp.
 
     >>> import numpy as np, adamas
     >>> weights = {"hidden": np.ones((3, 2)), "output": np.ones(2)}
@@ -64,7 +64,16 @@ from adamas.turns import (
     in_turn,
 )
 
-__all__ = ["Adam", "AdamW", "Momentum", "Optimizer", "ParameterGroup", "RMSProp", "Snapshot"]
+__all__ = [
+    "Adam",
+    "AdamW",
+    "Momentum",
+    "Optimizer",
+    "ParameterGroup",
+    "RAdam",
+    "RMSProp",
+    "Snapshot",
+]
 
 Array = NDArray[Any]
 
@@ -81,7 +90,7 @@ class Snapshot(NamedTuple):
 
 
 class Optimizer(Reports):
-    """What all optimizers of NumPy arrays share; make an Adam, AdamW, Momentum or RMSProp.
+    """What all optimizers of NumPy arrays share; make an Adam, AdamW, RAdam, Momentum or RMSProp.
 
     Calls from several threads are carried out one after the other. A call within another of the
     same thread (by a schedule, or by a signal handler in the midst of a step) is refused with
@@ -382,6 +391,49 @@ class AdamW(Adam):
     """
 
     _method = "AdamW"
+
+
+class RAdam(Optimizer):
+    """Rectified Adam (Liu et al. 2020, algorithm 2): steps by lr * r_t, which warms up by itself.
+
+    r_t grows to 1 as the second moment becomes sure. Where it cannot be told yet (ρ_t at most 5,
+    the first five steps at beta2 = 0.999) a step is lr times the first moment. Options that are
+    None have the defaults of ``dialect``; without one they are those of ``Adam``.
+    """
+
+    @with_known_options
+    def __init__(
+        self,
+        params: Tree,
+        lr: LearningRate | None = None,
+        betas: tuple[float, float] | None = None,
+        eps: float | None = None,
+        weight_decay: float | None = None,
+        *,
+        dialect: Dialect | None = None,
+        decay: Decay | None = None,
+        lr_max: float | None = None,
+        nesterov: bool = False,
+        maximize: bool = False,
+        eps_place: EpsPlace | None = None,
+        eps_root: float = 0.0,
+        clip_norm: float | None = None,
+        on_nonfinite: OnNonfinite = "propagate",
+        ema: float | None = None,
+        statistics: bool = False,
+        state: StateForm | tuple[StateForm, StateForm] = "float32",
+        rounding: Rounding | None = None,
+        seed: int = 0,
+        track_changes: bool = False,
+        skip_above: float | None = None,
+        skip_window: int = 128,
+        clip_update: float | None = None,
+        engine: Engine = "native",
+    ) -> None:
+        """Create the state; ``adamas.Options`` and ``adamas.Phase`` tell the options."""
+        _check_pair(betas)
+        given = with_conventions("RAdam", dialect, locals())
+        super().__init__(**_sorted({**given, "rectify": True}))
 
 
 class Momentum(Optimizer):

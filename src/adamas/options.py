@@ -91,6 +91,9 @@ class Options:
     amsgrad: bool = False
     #: Take Nesterov's momentum (Dozat 2016), with a constant β1.
     nesterov: bool = False
+    #: Rectify the variance of the adaptive learning rate (RAdam; Liu et al. 2020, algorithm 2):
+    #: steps are lr * r_t, or while ρ_t is at most 5, lr times the first moment alone.
+    rectify: bool = False
     #: Step along the gradient, not against it.
     maximize: bool = False
     #: How the moments are stored (``adamas.codecs``): one form for both, or a pair for m
@@ -104,7 +107,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Check every option; fill in ``lr_max`` where a fixed learning rate gives it."""
-        for name in ("amsgrad", "nesterov", "maximize"):
+        for name in ("amsgrad", "nesterov", "rectify", "maximize"):
             object.__setattr__(self, name, check_flag(name, getattr(self, name)))
         check_choice("bias_correction", self.bias_correction, get_args(BiasCorrection))
         check_choice("decay", self.decay, get_args(Decay))
@@ -153,6 +156,17 @@ class Options:
             raise ValueError(
                 "nesterov is True, but this method keeps no first moment (moving average of "
                 "gradients). Use Adam, AdamW or Momentum, or leave nesterov out."
+            )
+        if self.rectify and not (self.has_mean and self.has_square):
+            raise ValueError(
+                "rectify is True, but this method does not keep both moments. Use RAdam, which "
+                "does, or leave rectify out."
+            )
+        if self.rectify and self.bias_correction != "paper":
+            raise ValueError(
+                f"rectify is True and bias_correction is {self.bias_correction!r}, but r_t is the "
+                'variance of moments that are corrected by 1 - β^t. Use "paper", or leave rectify '
+                "out."
             )
         if self.lr_max is not None and self.decay != "fully-decoupled":
             raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import mpmath
@@ -11,8 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from adamas import _native
-from adamas.coefficients import Coefficients, at_step, clip_factor, ema_weights, one_minus_power
+from adamas.coefficients import (
+    Coefficients,
+    at_step,
+    clip_factor,
+    ema_weights,
+    one_minus_power,
+    rectification,
+)
 from adamas.options import Options
+from tests.support import rectified
 
 U = 2.0**-53
 
@@ -53,6 +62,96 @@ def test_one_minus_power_at_one_is_what_the_running_mean_takes():
         assert one_minus_power(beta, 1) == 1.0 - beta
 
 
+#: Decay rates that rectify at some step, those of the smallest and the largest memory among them.
+RECTIFYING = [
+    0.67,
+    0.7,
+    0.8,
+    0.9,
+    0.95,
+    0.99,
+    0.999,
+    1 - 1e-4,
+    1 - 1e-6,
+    1 - 1e-7,
+    1 - 1e-12,
+    1 - U,
+]
+COUNTS = [*range(1, 80), 127, 128, 129, 999, 4095, 10**4, 65537, 10**5 + 1, 10**6, 10**7]
+
+
+@pytest.mark.parametrize("beta", RECTIFYING)
+def test_the_rectification_is_liu_et_als_within_roundings_for_each_bit_of_t(beta):
+    on = 0
+    for t in COUNTS:
+        ours, exact = rectification(beta, t), rectified.rectification(beta, t)
+        assert (ours == 0) == (exact == 0), t
+        with mpmath.workprec(400):
+            bound = rectified.ROUNDINGS * t.bit_length() * U * exact
+            assert abs(mpmath.mpf(ours) - exact) <= bound, t
+        on += ours > 0
+    assert on > 20
+
+
+def test_the_papers_formula_of_the_rectification_loses_what_ours_keeps():
+    def papers(beta, t):
+        longest, power = 2 / (1 - beta) - 1, beta**t
+        rho = longest - 2 * t * power / (1 - power)
+        now, last = (rho - 4) * (rho - 2), (longest - 4) * (longest - 2)
+        return math.sqrt(now * longest / (last * rho))
+
+    def distance(computed, beta):
+        exact = rectified.rectification(beta, 9)
+        return abs(mpmath.mpf(computed) / exact - 1)
+
+    betas = (0.999, 1 - 1e-5, 1 - 1e-7)
+    assert max(distance(papers(beta, 9), beta) for beta in betas) > 10**6 * U
+    assert max(distance(rectification(beta, 9), beta) for beta in betas) < 16 * U
+
+
+@pytest.mark.parametrize("beta", [0.0, 1e-300, 0.5, 0.6, 2 / 3 - 1e-9])
+def test_a_memory_of_five_steps_or_fewer_is_never_rectified(beta):
+    assert [rectification(beta, t) for t in (1, 2, 5, 6, 100, 10**7, 2**53)] == [0.0] * 7
+
+
+@pytest.mark.parametrize("beta", RECTIFYING)
+def test_the_rectification_begins_once_and_ends_at_1(beta):
+    """It grows with t, but for roundings."""
+    made = [rectification(beta, t) for t in (*COUNTS, 2**52 + 1)]
+    slack = 1 - 2 * rectified.ROUNDINGS * 53 * U
+    assert all(later >= earlier * slack for earlier, later in itertools.pairwise(made))
+    if 2**52 * (1 - beta) > 64:
+        assert abs(made[-1] - 1) <= rectified.ROUNDINGS * 53 * U
+
+
+def test_a_step_is_rectified_from_the_sixth_on():
+    """At β2 = 0.999; before, nothing is divided, whatever ε is, and the decay keeps the rate."""
+    for place in ("corrected", "uncorrected", "inside"):
+        options = Options(
+            rectify=True, eps=1e-3, eps_place=place, weight_decay=0.5, decay="decoupled"
+        )
+        plain = options.replace(rectify=False)
+        for t in range(1, 12):
+            numbers, usual = at_step(options, t, 0.25), at_step(plain, t, 0.25)
+            if t < 6:
+                assert numbers == usual._replace(root=0.0, eps=1.0)
+            else:
+                assert numbers == usual._replace(step=0.25 * rectification(0.999, t))
+
+
+def test_rho_is_5_for_no_decay_rate_of_binary64():
+    """So ``>`` and ``≥`` mean the same: what solves Σ (k - 3) β^(k-1) = 0 is no binary fraction.
+
+    An odd number over a power of two that solves it has a numerator that divides the first
+    coefficient, -2, and is 1: β is 1/2 or less. But then ρ is below 2/(1 - 1/2) - 1 = 3.
+    """
+    for t in range(4, 200):
+        for denominator in (2, 4, 8, 16):
+            terms = sum((k - 3) * denominator ** (t - k) for k in range(1, t + 1))
+            assert terms != 0
+    assert rectified.length(0.5, 10**4) <= 3
+
+
 RATES = st.floats(0, 1, exclude_max=True)
 AMOUNTS = st.one_of(st.just(0.0), st.floats(1e-30, 1e3))
 
@@ -63,6 +162,7 @@ def options(draw):
     beta1 = draw(RATES) if method in ("adam", "momentum") else None
     beta2 = draw(RATES) if method in ("adam", "rmsprop") else None
     decay = draw(st.sampled_from(["l2", "decoupled", "fully-decoupled"]))
+    rectify = method == "adam" and draw(st.booleans())
     return Options(
         lr=1.0,
         betas=(beta1, beta2),
@@ -72,7 +172,10 @@ def options(draw):
         weight_decay=draw(AMOUNTS),
         decay=decay,
         lr_max=draw(st.floats(1e-10, 10)) if decay == "fully-decoupled" else None,
-        bias_correction=draw(st.sampled_from(["paper", "first-step", "none"])),
+        bias_correction="paper"
+        if rectify
+        else draw(st.sampled_from(["paper", "first-step", "none"])),
+        rectify=rectify,
         amsgrad=beta2 is not None and draw(st.booleans()),
         nesterov=beta1 is not None and draw(st.booleans()),
         maximize=draw(st.booleans()),

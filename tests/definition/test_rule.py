@@ -12,6 +12,7 @@ import pytest
 from adamas.coefficients import Coefficients, at_step
 from adamas.options import Options
 from adamas.rule import flush, maximum, ratio, rule, smooth
+from tests.support import rectified
 from tests.support.cases import FLOATS
 from tests.support.running_error import BITS, Format, Number
 
@@ -27,6 +28,16 @@ DIALECTS: dict[str, dict[str, Any]] = {
     "adam, maximize": {"maximize": True, "weight_decay": 0.1},
     "amsgrad": {"amsgrad": True},
     "nadam": {"nesterov": True},
+    "radam": {"rectify": True},
+    "radam, short memory": {"rectify": True, "betas": (0.5, 0.75), "weight_decay": 0.1},
+    "radam, never on": {"rectify": True, "betas": (0.5, 0.6)},
+    "radam, decoupled": {
+        "rectify": True,
+        "betas": (0.9, 0.9999999),
+        "weight_decay": 0.1,
+        "decay": "decoupled",
+    },
+    "radam, Nesterov's": {"rectify": True, "nesterov": True, "eps_root": 1e-4, "maximize": True},
     "adam, eps_root": {"eps_root": 1e-4, "eps": 0.0},
     "adam, no correction": {"bias_correction": "none"},
     "adam, the note's": {"bias_correction": "first-step"},
@@ -61,9 +72,11 @@ def papers_step(options, t, p, g, m, v, w):
         if options.amsgrad:
             w = divides = max(w, v)
         corrected = divides / (1 - beta2**exponent)
-        direction = direction / (
-            mpmath.sqrt(corrected + mpmath.mpf(options.eps_root)) + mpmath.mpf(options.eps)
-        )
+        divisor = mpmath.sqrt(corrected + mpmath.mpf(options.eps_root)) + mpmath.mpf(options.eps)
+        if not options.rectify:
+            direction = direction / divisor
+        elif rectified.length(options.betas[1], t) > 5:  # Liu et al. 2020, algorithm 2
+            direction = rectified.rectification(options.betas[1], t) * direction / divisor
     shrink = {
         "l2": 0,
         "decoupled": eta * decay,
@@ -107,9 +120,13 @@ def exact_numbers(options, t, form):
     if beta2 is not None:
         values |= {"keep2": beta2, "take2": 1 - beta2, "root": 1 / mpmath.sqrt(unbias(beta2, t))}
         values["inner"] = options.eps_root * unbias(beta2, t)
-    relative = form.u + 64 * mpmath.mpf(2) ** -53
+    relative = dict.fromkeys(values, form.u + 64 * mpmath.mpf(2) ** -53)
+    if options.rectify:
+        found = rectified.rectification(options.betas[1], t)
+        values |= {"step": eta * found} if found else {"root": 0, "eps": 1}
+        relative["step"] += rectified.ROUNDINGS * t.bit_length() * mpmath.mpf(2) ** -53
     return Coefficients(
-        **{name: Number(x, abs(mpmath.mpf(x)) * relative, form) for name, x in values.items()}
+        **{name: Number(x, abs(mpmath.mpf(x)) * relative[name], form) for name, x in values.items()}
     )
 
 

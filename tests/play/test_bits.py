@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from adamas.codecs import key_of, random_bits
-from adamas.coefficients import at_step, one_minus_power
+from adamas.coefficients import at_step, one_minus_power, rectification
 from adamas.options import Options
 from adamas.rule import rule
 from adamas.tracks import FUNCTIONS
@@ -77,6 +77,7 @@ _CHOICES = [
     *({"bias_correction": each} for each in ("first-step", "none")),
     *({"eps_place": each, "eps_root": 1e-3} for each in ("corrected", "uncorrected", "inside")),
     {"nesterov": True, "maximize": True},
+    {"rectify": True, "eps_place": "uncorrected"},
     {"nesterov": True, "bias_correction": "first-step"},
     {"weight_decay": 0.3},
     {"weight_decay": 0.3, "decay": "decoupled"},
@@ -92,6 +93,7 @@ def test_the_numbers_of_a_step_have_the_bits_of_python():
         for step in (1, 2, 3, 10, 999, 65537)
         if betas[0] is not None or "nesterov" not in choice
         if betas[1] is not None or "eps_place" not in choice
+        if None not in betas or "rectify" not in choice
     ]
     script = """
     return given.map(([[beta1, beta2], choice, step]) => {
@@ -109,6 +111,12 @@ def test_one_minus_a_power_has_the_bits_of_python():
     cases = [(beta, t) for beta in (0.0, 0.3, 0.9, 0.999999) for t in (1, 2, 7, 100, 4999)]
     made = node("return given.map(([beta, t]) => bits64(one_minus_power(beta, t)))", cases)
     assert made == bits64([one_minus_power(beta, t) for beta, t in cases])
+
+
+def test_the_rectification_has_the_bits_of_python():
+    cases = [(beta, t) for beta in (0.5, 0.7, 0.9, 0.999999) for t in (1, 5, 6, 7, 100, 4999)]
+    made = node("return given.map(([beta, t]) => bits64(rectification(beta, t)))", cases)
+    assert made == bits64([rectification(beta, t) for beta, t in cases])
 
 
 # ── functions and noise ────────────────────────────────────────────────────────────────────────

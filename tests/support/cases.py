@@ -34,6 +34,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "rmsprop-amsgrad": {"betas": (None, 0.99), "amsgrad": True},
     "adam": {"betas": (0.9, 0.999)},
     "nadam": {"betas": (0.9, 0.999), "nesterov": True},
+    "radam": {"betas": (0.9, 0.99), "rectify": True},
     "adam-amsgrad": {"betas": (0.9, 0.999), "amsgrad": True},
     "nadam-amsgrad": {"betas": (0.9, 0.999), "nesterov": True, "amsgrad": True},
 }
@@ -66,6 +67,7 @@ def every_option(method: str) -> list[Options]:
         for correction, maximize, decay, epsilon in itertools.product(
             ("paper", "first-step", "none"), (False, True), DECAYS, EPSILONS
         )
+        if correction == "paper" or "rectify" not in METHODS[method]
     ]
 
 

@@ -43,6 +43,7 @@ METHODS = [
     ("AdamW", {"betas": (0.5, 0.9), "eps": 1e-3}),
     ("AdamW", {"lr": torch.tensor(0.02), "fused": True}),
     ("NAdam", {"momentum_decay": 0.1}),
+    ("RAdam", {"betas": (0.9, 0.8)}),
     ("RMSprop", {"weight_decay": 0.1}),
     ("SGD", {"momentum": 0.9, "dampening": 0.3}),
     ("SGD", {"weight_decay": 0.1}),

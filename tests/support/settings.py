@@ -45,7 +45,7 @@ ROUTES = {
     "device": (torch.float32, (), {}),
     "offload": (torch.float32, (), {"offload": True}),
 }
-METHODS = ["Adam", "AdamW", "NAdam", "RMSprop", "SGD"]
+METHODS = ["Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD"]
 NEW = {"clip_norm": 0.5, "on_nonfinite": "skip"}
 
 

@@ -25,13 +25,15 @@ VARIANTS = [
     ("AdamW", {"weight_decay": 0.1}),
     ("NAdam", {"weight_decay": 0.1}),
     ("NAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True, "momentum_decay": 0.1}),
+    ("RAdam", {"weight_decay": 0.1, "betas": (0.9, 0.99)}),
+    ("RAdam", {"weight_decay": 0.1, "decoupled_weight_decay": True, "maximize": True}),
     ("RMSprop", {"weight_decay": 0.1}),
     ("RMSprop", {"momentum": 0.9, "centered": True}),
     ("SGD", {"lr": 0.1, "weight_decay": 0.1}),
     ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.3}),
     ("SGD", {"lr": 0.1, "momentum": 0.9, "nesterov": True, "maximize": True}),
 ]
-NAMES = ["Adam", "AdamW", "NAdam", "RMSprop", "SGD"]
+NAMES = ["Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD"]
 
 
 def model(seed=0, dtype=torch.float32):

@@ -57,6 +57,7 @@ METHODS = [
     ("AdamW", {"state": "8bit", "seed": 3}),
     ("AdamW", {"on_nonfinite": "skip"}),
     ("NAdam", {}),
+    ("RAdam", {"betas": (0.9, 0.8)}),
     ("RMSprop", {}),
     ("SGD", {"lr": 0.1}),
     ("SGD", {"lr": 0.1, "momentum": 0.9, "dampening": 0.5}),

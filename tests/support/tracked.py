@@ -21,6 +21,7 @@ METHODS = [
     ("Adam", {"amsgrad": True}),
     ("AdamW", {"weight_decay": 0.1}),
     ("NAdam", {}),
+    ("RAdam", {"betas": (0.9, 0.8)}),
     ("RMSprop", {}),
     ("RMSprop", {"momentum": 0.9}),
     ("SGD", {}),

@@ -18,7 +18,7 @@ from torch import nn
 
 import adamas.torch as ours
 
-KINDS = ("Adam", "AdamW", "NAdam", "RMSprop", "SGD")
+KINDS = ("Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD")
 NAN = float("nan")
 
 

@@ -17,6 +17,7 @@ CLASSES = {
     "adam": ours.Adam,
     "adamw": ours.AdamW,
     "nadam": ours.NAdam,
+    "radam": ours.RAdam,
     "rmsprop": ours.RMSprop,
     "sgd": ours.SGD,
 }
@@ -38,7 +39,7 @@ def test_names_are_those_of_all_classes_sorted_and_taken_by_patterns():
         if inspect.isclass(getattr(ours, name)) and name not in ("Optimizer", "Packed")
     }
     assert ours.names() == sorted(made) == sorted(CLASSES)
-    assert ours.names("*adam*") == ["adam", "adamw", "nadam"]
+    assert ours.names("*adam*") == ["adam", "adamw", "nadam", "radam"]
     assert ours.names("Adam*") == ["adam", "adamw"]
     assert ours.names(["sgd", "*prop"]) == ["rmsprop", "sgd"]
     assert ours.names("lion") == []
@@ -113,13 +114,14 @@ def test_what_is_made_by_name_gives_the_bits_of_what_is_made_by_its_class():
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("adma", "There is no optimizer 'adma', but there are adam, adamw, nadam, rmsprop, sgd. "
-                 "Did you mean 'adam'?"),
-        ("lion", "There is no optimizer 'lion', but there are adam, adamw, nadam, rmsprop, sgd."),
+        ("adma", "There is no optimizer 'adma', but there are adam, adamw, nadam, radam, rmsprop, "
+                 "sgd. Did you mean 'adam'?"),
+        ("lion", "There is no optimizer 'lion', but there are adam, adamw, nadam, radam, rmsprop, "
+                 "sgd."),
         ("AdamW_8bit", "There is no optimizer 'AdamW_8bit', but there are adam, adamw, nadam, "
-                       "rmsprop, sgd. Use create('adamw', params, state=\"8bit\")."),
-        ("nadamw", "There is no optimizer 'nadamw', but there are adam, adamw, nadam, rmsprop, "
-                   "sgd. Use create('nadam', params, decoupled_weight_decay=True)."),
+                       "radam, rmsprop, sgd. Use create('adamw', params, state=\"8bit\")."),
+        ("nadamw", "There is no optimizer 'nadamw', but there are adam, adamw, nadam, radam, "
+                   "rmsprop, sgd. Use create('nadam', params, decoupled_weight_decay=True)."),
     ],
 )  # fmt: skip
 def test_an_unknown_name_is_refused_with_those_that_there_are(name, text):
@@ -129,7 +131,7 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(name, text):
 
 
 @pytest.mark.parametrize(
-    "name", ["adam8bit", "adamw_8bit", "AMSGrad", "momentum", "NAdamW", "nesterov"]
+    "name", ["adam8bit", "adamw_8bit", "AMSGrad", "momentum", "NAdamW", "nesterov", "RAdamW"]
 )
 def test_what_is_said_instead_of_a_name_of_others_can_be_done(name):
     with pytest.raises(ValueError, match=r" Use create\('") as refused:

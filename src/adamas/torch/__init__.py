@@ -41,7 +41,7 @@ from adamas.torch.by_name import create, names
 from adamas.torch.checkpoints import Packed
 from adamas.torch.grouping import param_groups
 from adamas.torch.optimizer import Optimizer
-from adamas.torch.optimizers import SGD, Adam, AdamW, NAdam, RMSprop
+from adamas.torch.optimizers import SGD, Adam, AdamW, NAdam, RAdam, RMSprop
 
 __all__ = [
     "SGD",
@@ -50,6 +50,7 @@ __all__ = [
     "NAdam",
     "Optimizer",
     "Packed",
+    "RAdam",
     "RMSprop",
     "create",
     "functional",

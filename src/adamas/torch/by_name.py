@@ -15,12 +15,12 @@ from adamas.torch import arguments
 from adamas.torch.arguments import PhaseArguments
 from adamas.torch.grouping import param_groups
 from adamas.torch.optimizer import Optimizer, Params
-from adamas.torch.optimizers import SGD, Adam, AdamW, NAdam, RMSprop
+from adamas.torch.optimizers import SGD, Adam, AdamW, NAdam, RAdam, RMSprop
 
 __all__ = ["create", "names"]
 
 _CLASSES: dict[str, type[Optimizer]] = {
-    each.__name__.lower(): each for each in (Adam, AdamW, NAdam, RMSprop, SGD)
+    each.__name__.lower(): each for each in (Adam, AdamW, NAdam, RAdam, RMSprop, SGD)
 }
 #: Names that other libraries have for what is an option here.
 _OPTIONS = {
@@ -30,6 +30,7 @@ _OPTIONS = {
     "momentum": ("sgd", "momentum=0.9"),
     "nadamw": ("nadam", "decoupled_weight_decay=True"),
     "nesterov": ("sgd", "momentum=0.9, nesterov=True"),
+    "radamw": ("radam", "decoupled_weight_decay=True"),
 }
 
 
@@ -69,6 +70,15 @@ class NAdamArguments(GroupingArguments, total=False):
     betas: tuple[float, float]
     eps: float
     momentum_decay: float
+    decoupled_weight_decay: bool
+    capturable: bool
+
+
+class RAdamArguments(GroupingArguments, total=False):
+    """The options of ``RAdam``."""
+
+    betas: tuple[float, float]
+    eps: float
     decoupled_weight_decay: bool
     capturable: bool
 
@@ -129,6 +139,10 @@ def create(
 def create(
     name: Literal["nadam"], params: Params | nn.Module, **options: Unpack[NAdamArguments]
 ) -> NAdam: ...
+@overload
+def create(
+    name: Literal["radam"], params: Params | nn.Module, **options: Unpack[RAdamArguments]
+) -> RAdam: ...
 @overload
 def create(
     name: Literal["rmsprop"], params: Params | nn.Module, **options: Unpack[RMSpropArguments]

@@ -38,10 +38,10 @@ from adamas.torch import lists, methods
 from adamas.torch.given import Given, Listed, check_is_number
 from adamas.torch.numbers import UNSCALED, Scaling
 
-__all__ = ["adam", "adamw", "nadam", "rmsprop", "sgd"]
+__all__ = ["adam", "adamw", "nadam", "radam", "rmsprop", "sgd"]
 
 _ADAM, _NADAM = methods.Adam("adam"), methods.NAdam("nadam")
-_ADAMW = methods.Adam("adamw")
+_ADAMW, _RADAM = methods.Adam("adamw"), methods.RAdam("radam")
 _RMSPROP, _SGD = methods.RMSprop("rmsprop"), methods.SGD("sgd")
 
 
@@ -160,6 +160,38 @@ def nadam(
         "differentiable": differentiable,
     }
     lists.step(Given(_NADAM, params, Listed("grads", grads), listed, options, lr), UNSCALED)
+
+
+def radam(
+    params: list[Tensor],
+    grads: list[Tensor],
+    exp_avgs: list[Tensor],
+    exp_avg_sqs: list[Tensor],
+    state_steps: list[Tensor],
+    decoupled_weight_decay: bool = False,
+    foreach: bool | None = None,  # noqa: ARG001
+    differentiable: bool = False,
+    capturable: bool = False,  # noqa: ARG001
+    has_complex: bool = False,  # noqa: ARG001
+    maximize: bool = False,
+    *,
+    beta1: float,
+    beta2: float,
+    lr: float,
+    weight_decay: float,
+    eps: float,
+) -> None:
+    """Make one step of RAdam in place, as torch.optim.radam.radam."""
+    listed = _of_adam(exp_avgs, exp_avg_sqs, None, state_steps)
+    options = {
+        "betas": (beta1, beta2),
+        "eps": eps,
+        "weight_decay": weight_decay,
+        "decoupled_weight_decay": decoupled_weight_decay,
+        "maximize": maximize,
+        "differentiable": differentiable,
+    }
+    lists.step(Given(_RADAM, params, Listed("grads", grads), listed, options, lr), UNSCALED)
 
 
 def rmsprop(

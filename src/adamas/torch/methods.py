@@ -1,7 +1,7 @@
 """The methods: what each keeps as state, and what a step of it means in numbers of the rule.
 
-A method knows groups, members and their states, and never the optimizer. Adam and RMSprop have
-options, from which engines take the numbers of their steps themselves; NAdam and SGD, whose
+A method knows groups, members and their states, and never the optimizer. Adam, RAdam and RMSprop
+have options, from which engines take the numbers of their steps themselves; NAdam and SGD, whose
 formulas the options do not know, say the numbers of each step.
 """
 
@@ -13,14 +13,14 @@ from typing import Any
 import torch
 
 from adamas.codecs import mean_top
-from adamas.coefficients import Coefficients, one_minus_power
+from adamas.coefficients import Coefficients, one_minus_power, rectification
 from adamas.options import Options
 from adamas.state import Entries
 from adamas.torch.members import Member, OwnStep, scalar
 from adamas.torch.operations import Tensors, step_rmsprop
 from adamas.torch.storage import Kept
 
-__all__ = ["SGD", "Adam", "Method", "NAdam", "RMSprop"]
+__all__ = ["SGD", "Adam", "Method", "NAdam", "RAdam", "RMSprop"]
 
 Group = dict[str, Any]
 State = dict[str, Any]
@@ -120,6 +120,32 @@ class Adam(Method):
             weight_decay=scalar(group["weight_decay"]),
             decay="decoupled" if group["decoupled_weight_decay"] else "l2",
             amsgrad=bool(group["amsgrad"]),
+            maximize=bool(group["maximize"]),
+        )
+
+
+class RAdam(Method):
+    """Adam with a rectified learning rate (Liu et al. 2020)."""
+
+    def names(self, group: Group) -> tuple[str | None, Entries]:  # noqa: ARG002
+        """Return torch's names."""
+        return "step", Entries("exp_avg", "exp_avg_sq")
+
+    def square_at_eps(self, group: Group, step: int) -> float | None:
+        """Return ε², since torch adds ε to √v before its correction; 0 where nothing is divided."""
+        eps, beta2 = scalar(group["eps"]), scalar(group["betas"][1])
+        return eps * eps if rectification(beta2, step) else 0.0
+
+    def options(self, group: Group) -> Options | None:
+        """Return what torch's options mean."""
+        beta1, beta2 = group["betas"]
+        return Options(
+            betas=(scalar(beta1), scalar(beta2)),
+            eps=scalar(group["eps"]),
+            eps_place="uncorrected",
+            weight_decay=scalar(group["weight_decay"]),
+            decay="decoupled" if group["decoupled_weight_decay"] else "l2",
+            rectify=True,
             maximize=bool(group["maximize"]),
         )
 

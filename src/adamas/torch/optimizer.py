@@ -48,7 +48,7 @@ Params = Iterable[Tensor] | Iterable[dict[str, Any]] | Iterable[tuple[str, Tenso
 
 
 class Optimizer(Reports, torch.optim.Optimizer):
-    """Base of the optimizers; make an Adam, AdamW, NAdam, RMSprop or SGD."""
+    """Base of the optimizers; make an Adam, AdamW, NAdam, RAdam, RMSprop or SGD."""
 
     clip_norm = Setting[float | None]()
     clip_update = Setting[float | None]()

@@ -11,7 +11,7 @@ from adamas.torch import arguments, methods
 from adamas.torch.arguments import PhaseArguments
 from adamas.torch.optimizer import Optimizer, Params
 
-__all__ = ["SGD", "Adam", "AdamW", "NAdam", "RMSprop"]
+__all__ = ["SGD", "Adam", "AdamW", "NAdam", "RAdam", "RMSprop"]
 
 
 class Adam(Optimizer):
@@ -105,6 +105,33 @@ class NAdam(Optimizer):
         super().__init__(params, _given(locals()), **phase)
 
 
+class RAdam(Optimizer):
+    """Adam with a rectified learning rate (Liu et al. 2020), as torch.optim.RAdam.
+
+    ε is added to √v before its correction, as there.
+    """
+
+    _made_method = methods.RAdam
+
+    def __init__(
+        self,
+        params: Params,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0,
+        decoupled_weight_decay: bool = False,
+        *,
+        foreach: bool | None = None,
+        maximize: bool = False,
+        capturable: bool = False,
+        differentiable: bool = False,
+        **phase: Unpack[PhaseArguments],
+    ) -> None:
+        first = "lr", "betas", "eps", "weight_decay", "maximize", "foreach", "capturable"
+        super().__init__(params, _given(locals(), first), **phase)
+
+
 class RMSprop(Optimizer):
     """Gradients over the root of their mean square (Tieleman & Hinton 2012), as torch's RMSprop.
 
@@ -171,5 +198,5 @@ def _given(names: dict[str, Any], first: tuple[str, ...] = ()) -> dict[str, Any]
 
     They have torch's order in groups, which is not that of the arguments in every class.
     """
-    others = ("self", "params", "phase", "__class__")
+    others = ("self", "params", "phase", "first", "__class__")
     return {name: names[name] for name in (*first, *names) if name not in others}

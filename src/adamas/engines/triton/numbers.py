@@ -60,6 +60,7 @@ from adamas.engines.triton.tables import (
     PLACE,
     RECIPE,
     RECIPE_WIDTH,
+    RECTIFY,
     SCALE,
     SEED,
     SKIP_ABOVE,
@@ -288,6 +289,12 @@ def write_numbers(recipe, step, lr, scale, factor, into):
     eps_place = tl.load(recipe + EPS_PLACE)
     inside = tl.where(eps_place == INSIDE, inside + eps, inside)
     eps = tl.where(eps_place == INSIDE, 0.0, tl.where(eps_place == UNCORRECTED, eps * root, eps))
+    rate = lr
+    if tl.load(recipe + RECTIFY) != 0:
+        rectified = rectification(beta2, step)
+        is_off = rectified == 0.0
+        root, eps = tl.where(is_off, 0.0, root), tl.where(is_off, 1.0, eps)
+        rate = tl.where(is_off, lr, lr * rectified)
     sign = tl.where(tl.load(recipe + MAXIMIZE) != 0, -1.0, 1.0).to(tl.float64)
     tl.store(into + C_GRAD_SCALE, sign / scale * factor)
     tl.store(into + C_L2, tl.where(kind == L2, weight_decay, 0.0))
@@ -301,7 +308,7 @@ def write_numbers(recipe, step, lr, scale, factor, into):
     tl.store(into + C_ROOT, root)
     tl.store(into + C_INNER, inside * now2)
     tl.store(into + C_EPS, eps)
-    tl.store(into + C_STEP, lr)
+    tl.store(into + C_STEP, rate)
     ema = real(recipe, EMA_RATE)
     tl.store(into + KEEP, tl.where(step == 1, 0.0, ema))
     tl.store(into + TAKE, tl.where(step == 1, 1.0, 1.0 - ema))
@@ -345,3 +352,29 @@ def one_minus_power(beta, exponent):
         q = q * (2.0 - q)
         exponent = exponent >> 1
     return total
+
+
+@triton.jit
+def rectification(beta, step):
+    """Return r_t, or 0 where it is off; see ``adamas.coefficients.rectification``."""
+    weights = beta * 0.0
+    numbers = beta * 0.0
+    q = 1.0 - beta
+    of_numbers = 1.0 - beta
+    power = beta
+    terms = beta * 0.0 + 1.0
+    while step > 0:
+        is_set = (step & 1) == 1
+        numbers = tl.where(is_set, of_numbers + power * (terms * weights + numbers), numbers)
+        weights = tl.where(is_set, q + power * weights, weights)
+        of_numbers = of_numbers + power * (terms * q + of_numbers)
+        q = q + power * q
+        power = tl.where(q <= 0.5, 1.0 - q, power * power)
+        terms = terms + terms
+        step = step >> 1
+    length = 2.0 * (numbers / weights) - 1.0
+    is_on = length > 5.0
+    longest = 2.0 / (1.0 - beta) - 1.0
+    now = (length - 4.0) * (length - 2.0)
+    last = (longest - 4.0) * (longest - 2.0)
+    return tl.where(is_on, tl.sqrt(tl.where(is_on, now * longest / (last * length), 0.0)), 0.0)

@@ -91,6 +91,7 @@ HAS_MEAN = constexpr(10)
 HAS_SQUARE = constexpr(11)
 NESTEROV = constexpr(12)
 MAXIMIZE = constexpr(13)
+RECTIFY = constexpr(14)
 RECIPE_WIDTH = constexpr(16)
 
 #: How the choices of ``adamas.options.Options`` are numbered.
@@ -214,6 +215,7 @@ def recipe(options: Options | None, phase: Phase) -> Int64:
         (HAS_SQUARE, options.has_square),
         (NESTEROV, options.nesterov),
         (MAXIMIZE, options.maximize),
+        (RECTIFY, options.rectify),
     ):
         row[column.value] = choice
     return row
