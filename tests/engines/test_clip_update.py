@@ -91,11 +91,12 @@ def does_clip(options, phase, parameters, gradients):
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("method", WITH_SQUARES)
 def test_every_option_gives_the_bits_of_the_reference(method, dtype):
-    parameters, gradients = drawn(ordinary, [67, 5], dtype)
+    rectifies = "rectify" in METHODS[method]  # from the sixth step on
+    parameters, gradients = drawn(ordinary, [67, 5], dtype, steps=8 if rectifies else 3)
     phase = Phase(clip_update=0.5)
     for decay in DECAYS:
         for epsilon in EPSILONS:
-            for correction in ("paper", "none"):
+            for correction in ("paper",) if rectifies else ("paper", "none"):
                 more = {**METHODS[method], **decay, **epsilon, "bias_correction": correction}
                 options = Options(lr=0.1, maximize=correction == "none", **more)
                 check(options, phase, parameters, gradients)

@@ -104,6 +104,16 @@ def test_where_nothing_is_divided_an_infinite_square_gives_nan_in_every_engine()
         assert np.isnan(p).tolist() == [True, False]
 
 
+def test_updates_are_clipped_where_they_are_divided():
+    """Before, there is nothing that they could be a multiple of."""
+    given = (
+        np.ones((8, 40), np.float32) * np.float32(4.0) ** np.arange(8, dtype=np.float32)[:, None]
+    )
+    for steps in range(1, 9):
+        ends = [trained(given[:steps], clip_update=limit)[0].tobytes() for limit in (None, 0.5)]
+        assert (ends[0] == ends[1]) == (steps < 6)
+
+
 def test_a_run_goes_on_across_the_switch_with_the_bits_of_an_unbroken_one():
     given = gradients(12)
     for cut in (3, 5, 6, 8):
