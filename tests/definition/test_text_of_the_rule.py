@@ -163,6 +163,12 @@ def test_the_rule_has_the_same_lines_in_triton():
     assert gives_triton.strip() == "return Result(p, some(m, p), some(v, p), some(w, p), u, change)"
 
 
+def test_what_updates_are_measured_by_has_the_same_lines_in_triton():
+    python = python_function("unsmoothed").strip().splitlines()
+    assert python == triton_function("unsmoothed").strip().splitlines()
+    assert len(python) == 10
+
+
 @pytest.mark.parametrize("name", ["smooth", "flush", "maximum"])
 def test_a_function_of_the_rule_has_the_same_formula_in_triton(name):
     python = lines(r"return (.*)", python_function(name))

@@ -67,7 +67,7 @@ def title(each):
 def test_every_kernel_compiles_for_every_capability(found):
     compiled = {(each["kernel"], each["capability"]) for each in found}
     assert compiled == {(name, each) for name in kernel_names() for each in CAPABILITIES}
-    assert len(kernel_names()) == 9
+    assert len(kernel_names()) == 11
 
 
 def test_every_value_of_every_constant_is_among_what_is_compiled(found):
@@ -92,6 +92,13 @@ def test_every_value_of_every_constant_is_among_what_is_compiled(found):
         ("collect", "SIZE"): {16},
         ("collect", "BLOCK"): {64},
         ("number", "GUARDED"): flags,
+        ("measure", "P"): set(DTYPES.values()),
+        ("measure", "V"): {"own", *get_args(StateForm)} - {"float32"},
+        ("measure", "W"): flags,
+        ("measure", "ROUNDING"): set(get_args(Rounding)),
+        ("measure", "GUARDED"): flags,
+        ("measure", "ALIGNED"): flags,
+        ("shorten", "STEP"): {digits.WIDTH, sums.ROW.value},
         ("conclude", "READS"): flags,
         ("conclude", "SKIPS"): flags,
         ("conclude", "COUNTS"): flags,
@@ -153,7 +160,7 @@ def test_what_has_a_square_divides_and_takes_roots(found):
 
 def test_float64_divides_and_takes_roots_where_the_numbers_of_a_step_are_made(found):
     for each in found:
-        if each["kernel"] == "number" or (
+        if each["kernel"] in ("number", "shorten") or (
             each["kernel"] == "conclude" and each["constants"]["READS"]
         ):
             assert counted(each, r"div\.rn\.f64"), title(each)

@@ -39,7 +39,8 @@ NUMPY = {
     "bfloat16": np.uint16,
     "float16": np.float16,
 }
-EVERYTHING = Phase(clip_norm=1.0, on_nonfinite="skip", ema=0.9, statistics=True)
+EVERYTHING = Phase(clip_norm=1.0, on_nonfinite="skip", ema=0.9, statistics=True, clip_update=1.0)
+CLIPPED = Phase(clip_update=1.0)
 _ADAM = (0.9, 0.999)
 
 
@@ -67,10 +68,16 @@ class Variant(NamedTuple):
 #: Compiled for all capabilities: each dtype, form and rounding, and each flag.
 SHARED = (
     Variant(),
-    Variant("float64", amsgrad=True),
+    Variant("float64", amsgrad=True, phase=CLIPPED),
     Variant("bfloat16", state="8bit", rounding="stochastic", copy="float16", is_spread=True),
     Variant("bfloat16", state="compact", rounding="remainder8", phase=EVERYTHING),
-    Variant("float16", state="bfloat16", is_aligned=False, phase=Phase(clip_norm=1.0)),
+    Variant(
+        "float16",
+        state="bfloat16",
+        is_aligned=False,
+        phase=Phase(clip_norm=1.0, clip_update=1.0),
+        is_exchanged=True,
+    ),
     Variant("bfloat16", rounding="remainder", phase=Phase(ema=0.9), copy="bfloat16"),
     Variant(is_tracked=True),
     Variant("bfloat16", rounding="remainder8", state="8bit", is_tracked=True, phase=EVERYTHING),
@@ -85,7 +92,7 @@ SHARED = (
 #: Compiled for one of them.
 MORE = (
     Variant(betas=(0.9, None), is_scaled=True),
-    Variant(betas=(None, 0.99), amsgrad=True),
+    Variant(betas=(None, 0.99), amsgrad=True, phase=CLIPPED),
     Variant(betas=(None, 0.99), state="8bit"),
     Variant(state=("float32", "8bit"), rounding="nearest"),
     Variant(state=("8bit", "float32"), phase=Phase(on_nonfinite="skip")),
@@ -95,7 +102,7 @@ MORE = (
     Variant("float64", betas=(0.9, None), phase=Phase(ema=0.9), copy="bfloat16"),
     Variant("float64", betas=(None, None), copy="float16", is_aligned=False),
     Variant("float16", state="8bit", rounding="stochastic", phase=EVERYTHING),
-    Variant("bfloat16", state="8bit", rounding="remainder"),
+    Variant("bfloat16", state="8bit", rounding="remainder", phase=CLIPPED),
     Variant("bfloat16", state="compact", rounding="nearest", copy="bfloat16"),
     Variant("float16", betas=(0.9, None)),
     Variant("float64", copy="bfloat16", is_tracked=True),
@@ -182,7 +189,7 @@ def launched(variant: Variant) -> None:
     if not variant.is_aligned:
         inputs["gradients"] = np.array([parameter.ctypes.data + parameter.itemsize])
     exchange = torch.Tensor.zero_ if variant.is_exchanged else None
-    plan = plan_with(groups, variant.phase, changed, exchange=exchange)
+    plan = plan_with(groups, variant.phase, changed, exchange=exchange, wholes=exchange)
     step_with(plan, [parameter], 1, [0.1], **inputs)
 
 

@@ -58,7 +58,9 @@ optimizers = [
         state="8bit",
         track_changes=True,
     ),
-    ours.Adam([*params, *halves], lr=torch.tensor(0.1), capturable=True, amsgrad=True),
+    ours.Adam(
+        [*params, *halves], lr=torch.tensor(0.1), capturable=True, amsgrad=True, clip_update=1.0
+    ),
     ours.SGD(halves, momentum=0.9, rounding="remainder8"),
 ]
 for optimizer in optimizers:

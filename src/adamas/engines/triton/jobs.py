@@ -69,6 +69,8 @@ class Job(NamedTuple):
     row: int = 0
     #: Whether its numbers are given with each step.
     is_given: bool = False
+    #: How many elements the whole tensor has; None: as many as are here.
+    whole: int | None = None
     #: One bit an element, in int32 words, which is set where the element changes: see
     #: ``adamas.marks``. Elements are numbered as they lie in memory.
     marks: Tensor | None = None
@@ -132,6 +134,9 @@ class Inputs(NamedTuple):
     factor: float = 1.0
     #: For each job that is given its own.
     given: Sequence[StepNumbers] = ()
+    #: Of each job, the row of the squares of its update, of the whole tensor: what updates are
+    #: clipped by. None where that is taken here.
+    updates: Int64 | None = None
     #: A GradScaler's float32 scalars, on any device.
     found_inf: Tensor | None = None
     scale_on_device: Tensor | None = None

@@ -1,4 +1,4 @@
-"""The kernels that go through memory: one reads gradients, one steps everything.
+"""The kernels that go through memory: two read, one steps everything.
 
 A launch covers all tensors that are stored alike, whatever their number and shapes: each program
 takes one chunk, and finds its tensor's addresses in the table. What a chunk's elements are stored
@@ -35,7 +35,7 @@ from adamas.engines.triton.codecs import (
     root_scale,
 )
 from adamas.engines.triton.numbers import coefficients_at, number_at
-from adamas.engines.triton.rule import rule, smooth
+from adamas.engines.triton.rule import rule, smooth, unsmoothed
 from adamas.engines.triton.sums import (
     ENTRIES,
     LARGEST,
@@ -76,7 +76,7 @@ from adamas.engines.triton.tables import (
     UNMOVED,
 )
 
-__all__ = ["describe", "read", "sweep"]
+__all__ = ["describe", "measure", "read", "sweep"]
 
 #: Elements with one header of the 8bit codec.
 _RUN: tl.constexpr = tl.constexpr(BLOCK)
@@ -87,6 +87,8 @@ assert _WORD.value == BLOCK
 #: written 16 bytes at a time, arrays of all widths are spread over threads alike, and small forms
 #: need two thirds of the registers that eight would.
 _BLOCK: tl.constexpr = tl.constexpr(512)
+#: Elements whose squares are added at once where updates are measured.
+_MEASURED: tl.constexpr = tl.constexpr(1024)
 
 
 class Arrays(NamedTuple):
@@ -132,6 +134,95 @@ def read(
             code = load(g, at + start, offsets, offsets < left - start, P, ALIGNED)
         total += squares(value(code, None, P), LOW)
     put_row(rows, tl.program_id(0), total)
+
+
+@triton.jit(do_not_specialize=["chunks_each"])
+def measure(
+    pieces, table, gradients, numbers, verdict, rows, chunks_each,
+    P: tl.constexpr, V: tl.constexpr, W: tl.constexpr, ROUNDING: tl.constexpr,
+    GUARDED: tl.constexpr, ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Write the row of the squares of what updates are clipped by, of one piece of a tensor.
+
+    The constants are those of ``sweep``.
+    """
+    if GUARDED:
+        if tl.load(verdict + APPLIED) == 0.0:
+            return
+    T: tl.constexpr = tl.float64 if P == "float64" else tl.float32
+    tensor, at, left = piece_of(pieces, table, chunks_each)
+    row = table + tensor * TABLE_WIDTH
+    p, g = tl.load(row + PARAMETER), tl.load(gradients + tensor)
+    v, w = tl.load(row + SQUARE), tl.load(row + LARGEST_SQUARE)
+    header, remainder = tl.load(row + HEADER), tl.load(row + REMAINDER)
+    c = coefficients_at(numbers + tensor * NUMBERS, T)
+    offsets, blocks = tl.arange(0, _MEASURED), tl.arange(0, _MEASURED // _RUN)
+    total = no_row()
+    for start in range(0, left, _MEASURED):
+        if start + _MEASURED <= left:
+            update = update_at(
+                c, p, g, v, w, header, remainder, at + start, offsets, blocks, None, None,
+                P, V, W, ROUNDING, ALIGNED,
+            )  # fmt: skip
+        else:
+            mask = offsets < left - start
+            update = update_at(
+                c, p, g, v, w, header, remainder, at + start, offsets, blocks,
+                mask, blocks * _RUN < left - start,
+                P, V, W, ROUNDING, ALIGNED,
+            )  # fmt: skip
+            update = tl.where(mask, update, 0.0)
+        total += squares(update, 0)
+    put_row(rows, tl.program_id(0), total)
+
+
+@triton.jit
+def update_at(
+    c, p, g, v, w, header, remainder, at, offsets, blocks, mask, block_mask,
+    P: tl.constexpr, V: tl.constexpr, W: tl.constexpr, ROUNDING: tl.constexpr,
+    ALIGNED: tl.constexpr,
+):  # fmt: skip
+    """Return what the update of some elements would be without a first moment."""
+    OWN: tl.constexpr = "float64" if P == "float64" else "float32"
+    g = value(load(g, at, offsets, mask, P, ALIGNED), None, P)
+    if V == "8bit":
+        header = header_at(header, at, blocks, block_mask)
+    v = square_at(v, header, at, offsets, mask, V, OWN, ALIGNED)
+    if W:
+        w = load(w, at, offsets, mask, OWN, ALIGNED)
+    else:
+        w = None
+    if c.l2 != 0:
+        lower = None
+        if ROUNDING == "remainder":
+            lower = load(remainder, at, offsets, mask, "int16", ALIGNED)
+        elif ROUNDING == "remainder8":
+            lower = load(remainder, at, offsets, mask, "int8", ALIGNED)
+        own = value(load(p, at, offsets, mask, P, ALIGNED), lower, P)
+        update = unsmoothed(c, own, g, v, w)
+    else:
+        update = unsmoothed(c, None, g, v, w)
+    return update
+
+
+@triton.jit
+def header_at(address, at, blocks, block_mask):
+    """Return the headers of some blocks, unsigned."""
+    header = load(address, at // _RUN, blocks, block_mask, "int16", False)
+    return header.to(tl.int32) & 0xFFFF
+
+
+@triton.jit
+def square_at(
+    address, header, at, offsets, mask, V: tl.constexpr, OWN: tl.constexpr, ALIGNED: tl.constexpr
+):
+    """Return v of some elements; ``header`` has what ``header_at`` gives, where it is needed."""
+    if V == "own":
+        return load(address, at, offsets, mask, OWN, ALIGNED)
+    elif V == "8bit":
+        return decode_squares_8bit(load(address, at, offsets, mask, "uint8", ALIGNED), header)
+    else:
+        return decode_bfloat16(load(address, at, offsets, mask, "bfloat16", ALIGNED))
 
 
 @triton.jit
@@ -255,15 +346,10 @@ def step_block(
     OWN: tl.constexpr = "float64" if P == "float64" else "float32"
     header = None
     if M == "8bit" or V == "8bit":
-        header = load(arrays.header, at // _RUN, blocks, block_mask, "int16", False)
-        header = header.to(tl.int32) & 0xFFFF
+        header = header_at(arrays.header, at, blocks, block_mask)
     v = None
-    if V == "own":
-        v = load(arrays.v, at, offsets, mask, OWN, ALIGNED)
-    elif V == "8bit":
-        v = decode_squares_8bit(load(arrays.v, at, offsets, mask, "uint8", ALIGNED), header)
-    elif V is not None:
-        v = decode_bfloat16(load(arrays.v, at, offsets, mask, "bfloat16", ALIGNED))
+    if V is not None:
+        v = square_at(arrays.v, header, at, offsets, mask, V, OWN, ALIGNED)
     m = None
     if M == "own":
         m = load(arrays.m, at, offsets, mask, OWN, ALIGNED)

@@ -104,20 +104,24 @@ class Launches:
         exchange: Callable[[Tensor], None] | None = None,
         device: torch.device | None = None,
         spikes: Tensor | None = None,
+        wholes: Callable[[Tensor], None] | None = None,
     ) -> None:
         """Make the tables of ``jobs``; ``options`` has those of each group, None where given.
 
         Gradients are counted in sums, of which there are ``rows``. ``exchange`` adds up, in place,
         what other processes have in them: int64[rows, digits.WIDTH] on the first job's device, or
         on ``device`` where there are no jobs. ``spikes`` is the window of ``adamas.spikes``, on
-        that device; where the phase needs one and none is given, it is one of its own.
+        that device; where the phase needs one and none is given, it is one of its own. ``wholes``
+        makes sums of whole tensors of those of the jobs, where updates are clipped by them: in
+        place, int64[jobs, digits.WIDTH] on that device.
         """
         from adamas.engines.triton.parts import Part
 
         self.phase = phase
         self._exchange = exchange
+        self._wholes = wholes
         #: What it is made of: equal where it may be used again.
-        self.signature = signature_of(jobs, options, phase, exchange, spikes)
+        self.signature = signature_of(jobs, options, phase, (exchange, wholes), spikes)
         by_device: dict[torch.device, list[int]] = {}
         if not jobs and device is not None:
             by_device[device] = []
@@ -165,6 +169,10 @@ class Launches:
             if phase.on_nonfinite == "raise" and not outcome.applied:
                 return outcome
         for part in self.parts:
+            part.number(guarded)
+        if phase.clip_update is not None:
+            self._shorten(guarded, inputs)
+        for part in self.parts:
             part.sweep(guarded)
         return outcome if guarded or phase.statistics else None
 
@@ -180,6 +188,32 @@ class Launches:
         rows = lead.carried(torch.stack(own))
         self._exchange(rows)
         return rows
+
+    def _shorten(self, guarded: bool, inputs: Inputs) -> None:
+        """Clip updates, by sums of all processes where there are several."""
+        if inputs.updates is not None:
+            for part, places in zip(self.parts, self._places, strict=True):
+                part.shorten(torch.from_numpy(inputs.updates[places]).to(part.device))
+            return
+        own = [part.measure(guarded) for part in self.parts]
+        if self._wholes is not None:
+            lead = self.parts[0]
+            pairs = zip(self.parts, own, strict=True)
+            carried = [part.carried(rows.unsqueeze(0)) for part, rows in pairs]
+            rows = torch.cat([each.to(lead.device) for each in carried])
+            if len(own) > 1:  # in the order of the jobs
+                rows = rows[self._order]
+            self._wholes(rows)
+            own = (
+                [rows]
+                if len(own) == 1
+                else [
+                    rows[places].to(part.device)
+                    for part, places in zip(self.parts, self._places, strict=True)
+                ]
+            )
+        for part, rows in zip(self.parts, own, strict=True):
+            part.shorten(rows)
 
     def of_jobs(self, found: Iterable[Sequence[T]]) -> tuple[T, ...]:
         """Return what the parts have found of each tensor, in the order of the jobs."""

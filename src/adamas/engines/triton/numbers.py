@@ -31,6 +31,7 @@ from adamas.engines.triton.tables import (
     C_TAKE1,
     C_TAKE2,
     CLIP_NORM,
+    CLIP_UPDATE,
     DECAY,
     DECOUPLED,
     EMA_RATE,
@@ -71,9 +72,10 @@ from adamas.engines.triton.tables import (
     TAKE,
     UNCORRECTED,
     WEIGHT_DECAY,
+    WHOLE,
 )
 
-__all__ = ["conclude", "number"]
+__all__ = ["conclude", "number", "shorten"]
 
 
 @triton.jit(do_not_specialize=["row_count", "window_size"])
@@ -229,6 +231,26 @@ def number(
     place = tl.load(row + PLACE).to(tl.uint64)
     key = key_of(seed, step.to(tl.uint64), place)
     tl.store(keys + tensor, key.to(tl.int64, bitcast=True))
+
+
+@triton.jit
+def shorten(rows, table, limits, numbers, STEP: tl.constexpr):
+    """Multiply what moves a tensor by the factor that its update is clipped by.
+
+    One program for each tensor. ``rows`` are sums of squares of updates, ``STEP`` entries apart.
+    """
+    tensor = tl.program_id(0)
+    norm = norm_of(added(rows + tensor.to(tl.int64) * STEP, 1, STEP))
+    count = tl.load(table + tensor * TABLE_WIDTH + WHOLE).to(tl.float64)
+    own = numbers + tensor * NUMBERS
+    is_free = (count == 0.0) | (tl.load(own + C_ROOT) == 0.0)
+    size = norm / tl.sqrt(tl.where(count == 0.0, 1.0, count))
+    limit = tl.load(limits + CLIP_UPDATE)
+    factor = tl.where(is_free | (size <= limit), 1.0, limit / size)
+    place = tl.arange(0, NUMBERS)
+    values = tl.load(own + place)
+    is_shortened = (place == C_DECAY) | (place == C_STEP)
+    tl.store(own + place, tl.where(is_shortened, values * factor, values))
 
 
 @triton.jit

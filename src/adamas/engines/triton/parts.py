@@ -112,11 +112,14 @@ class Part:
         self.verdict = self._zeros(tables.VERDICT_WIDTH.value, torch.float64)
         self._numbers = self._zeros((len(jobs), tables.NUMBERS.value), torch.float64)
         self._keys = self._zeros(len(jobs), torch.int64)
-        self._limits = self._sent(np.array([phase.clip_norm or 0.0, phase.skip_above or 0.0]))
-        self._read = self._recorded = self._no_sums()
+        limits = (phase.clip_norm, phase.skip_above, phase.clip_update)
+        self._limits = self._sent(np.array([each or 0.0 for each in limits]))
+        self._read = self._recorded = self._measured = self._no_sums()
         if phase.reads_first:
             own = np.array([job.row for job in jobs], np.int64)[owners]
             self._read = self._room_for_sums(own, row_count, 1)
+        if phase.clip_update is not None:
+            self._measured = self._room_for_sums(owners, len(jobs), 1)
         if phase.statistics:
             self._recorded = self._room_for_sums(owners, len(jobs), _NORMS)
             width = tables.STATISTICS_WIDTH.value
@@ -180,9 +183,10 @@ class Part:
         """Return rows of ``adamas.digits``, of those of several parts: (parts, sums, ROW)."""
         parts, count, _ = rows.shape
         carried = torch.empty((count, digits.WIDTH), dtype=torch.int64, device=self.device)
-        with self._here():
-            kernel = _untyped(sums.carry)
-            kernel[(count,)](rows, parts, carried, num_warps=1, **OPTIONS)
+        if count:
+            with self._here():
+                kernel = _untyped(sums.carry)
+                kernel[(count,)](rows, parts, carried, num_warps=1, **OPTIONS)
         return carried
 
     def conclude(
@@ -216,8 +220,8 @@ class Part:
                 **OPTIONS,
             )
 
-    def sweep(self, guarded: bool) -> None:
-        """Take the numbers of each tensor, and step them all."""
+    def number(self, guarded: bool) -> None:
+        """Take the numbers of each tensor's step."""
         if not self._jobs:
             return
         live = self.live.on_device
@@ -238,6 +242,59 @@ class Part:
                 GUARDED=guarded,
                 num_warps=1,
             )
+
+    def measure(self, guarded: bool) -> Tensor:
+        """Return the rows of the squares of updates, ``sums.ROW`` entries apart."""
+        live = self.live.on_device
+        with self._here():
+            for i, chunks in enumerate(self.chunks):
+                is_aligned = chunks.is_aligned and self._has_aligned_gradients(chunks)
+                stored = chunks.stored
+                self.launch(
+                    (i, guarded, is_aligned),
+                    kernels.measure,
+                    (len(chunks.pieces),),
+                    chunks.pieces,
+                    self.table,
+                    live["gradients"],
+                    self._numbers,
+                    self.verdict,
+                    self._measured.by_launch[i],
+                    self.chunks_each,
+                    P=stored.P,
+                    V=stored.V,
+                    W=stored.W,
+                    ROUNDING=stored.ROUNDING,
+                    GUARDED=guarded,
+                    ALIGNED=is_aligned,
+                )
+            if self._jobs:
+                self._collect(self._measured)
+        return self._measured.total.view(-1, sums.ROW.value)
+
+    def shorten(self, rows: Tensor) -> None:
+        """Clip updates by the rows of their squares, in the numbers of their steps."""
+        if not self._jobs:
+            return
+        with self._here():
+            self.launch(
+                rows.shape[1],
+                numbers.shorten,
+                (self._jobs,),
+                rows,
+                self.table,
+                self._limits,
+                self._numbers,
+                STEP=rows.shape[1],
+                num_warps=1,
+            )
+
+    def sweep(self, guarded: bool) -> None:
+        """Step all tensors, by the numbers that were taken."""
+        if not self._jobs:
+            return
+        live = self.live.on_device
+        with self._here():
             for i, chunks in enumerate(self.chunks):
                 is_aligned = chunks.is_aligned and self._has_aligned_gradients(chunks)
                 covered = chunks.pieces if self._phase.statistics else chunks.chunks

@@ -58,8 +58,6 @@ class Plan:
         keep_sums: bool = False,
     ) -> None:
         """Make room for the arrays of ``groups`` on the device; they are sent with each step."""
-        if phase.clip_update is not None:
-            raise NotImplementedError("clip_update: the Triton engine has it not yet.")
         self._device = device()
         self._phase = phase
         self._keep_sums = keep_sums

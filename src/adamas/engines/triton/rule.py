@@ -13,7 +13,7 @@ import triton.language as tl
 
 from adamas.rule import Result
 
-__all__ = ["OPTIONS", "flush", "maximum", "ratio", "rule", "smooth", "sqrt"]
+__all__ = ["OPTIONS", "flush", "maximum", "ratio", "rule", "smooth", "sqrt", "unsmoothed"]
 
 #: What every kernel that computes must be compiled with: products keep their own rounding.
 OPTIONS = {"enable_fp_fusion": False}
@@ -46,6 +46,21 @@ def rule(c, p, g, m, v, w):
     change = c.step * u + c.decay * p
     p = p - change
     return Result(p, some(m, p), some(v, p), some(w, p), u, change)
+
+
+@triton.jit
+def unsmoothed(c, p, g, v, w):
+    """Return the update as it would be without a first moment; see ``adamas.rule.unsmoothed``."""
+    g = g * c.grad_scale
+    if p is not None:
+        g = g + c.l2 * p
+    v = flush(c.keep2 * v + c.take2 * g * g)
+    s = v
+    if w is not None:
+        w = maximum(w, v)
+        s = w
+    d = maximum(sqrt(s + c.inner) * c.root, c.eps)
+    return ratio(g, d)
 
 
 @triton.jit

@@ -69,6 +69,7 @@ GIVEN = constexpr(15)  # row of given numbers, or -1
 LR = constexpr(16)  # address of the learning rate, or 0: it is a live value
 LR_IS_DOUBLE = constexpr(17)
 MARKS = constexpr(18)  # one bit an element: which have changed
+WHOLE = constexpr(19)  # elements of the whole tensor
 TABLE_WIDTH = constexpr(20)
 
 #: Columns of addresses, in the order in which a job's entries follow its parameter.
@@ -122,6 +123,7 @@ VERDICT_WIDTH = constexpr(5)
 # ── places of limits (float64), which a phase has ──
 CLIP_NORM = constexpr(0)
 SKIP_ABOVE = constexpr(1)
+CLIP_UPDATE = constexpr(2)
 
 #: Norms of a window that are added up at once, as many times at most (``MOST_NORMS``).
 NORMS_AT_ONCE = constexpr(128)
@@ -184,6 +186,7 @@ def _fill(row: Int64, job: Job, given: int) -> None:
         (TOP, job.top),
         (RECIPE, job.group),
         (GIVEN, given),
+        (WHOLE, job.parameter.numel() if job.whole is None else job.whole),
     ):
         row[column.value] = number
 
