@@ -24,6 +24,9 @@ from tests.support.twins import Language, Twins, assert_same, here, whole_number
 
 #: Options that look at all processes, and that keep something beside each parameter.
 PHASE = {"clip_norm": 5.0, "on_nonfinite": "skip", "ema": 0.75, "copy_to": torch.bfloat16}
+PHASE |= {"clip_update": 0.5}
+#: Of parts that do not tell of which tensors they are.
+OF_FLAT_PARTS = PHASE | {"clip_update": None}
 
 
 def mesh_of(*shape, names=("dp", "tp")):
@@ -261,13 +264,18 @@ def fsdp1_is_clipped_as_one_model_by_its_process_group():
     for use_orig_params in (False, True):
         plain = Language()
         spread = fsdp1(Language(), device_id=torch.device("cpu"), use_orig_params=use_orig_params)
-        alone = ours.AdamW(spread.parameters(), **PHASE)
+        alone = ours.AdamW(spread.parameters(), **OF_FLAT_PARTS)
         for p in spread.parameters():
             p.grad = torch.ones_like(p)
         with pytest.raises(ValueError, match=r"clip_group=model\.process_group"):
             alone.step()
-        one = ours.AdamW(plain.parameters(), lr=0.25, **PHASE)
-        other = ours.AdamW(spread.parameters(), lr=0.25, clip_group=spread.process_group, **PHASE)
+        text = r"^0\.0 is a part of a flat parameter .* leave clip_update out\.$"
+        with pytest.raises(ValueError, match=text):
+            ours.AdamW(spread.parameters(), clip_group=spread.process_group, **PHASE).step()
+        one = ours.AdamW(plain.parameters(), lr=0.25, **OF_FLAT_PARTS)
+        other = ours.AdamW(
+            spread.parameters(), lr=0.25, clip_group=spread.process_group, **OF_FLAT_PARTS
+        )
         pair = Twins(plain, spread, share=(rank, 4))
         pair.optimizers = [one, other]
         summon = FullyShardedDataParallel.summon_full_params
@@ -297,7 +305,7 @@ def fsdp1_without_shards_needs_no_group():
             use_orig_params=use_orig_params,
             sharding_strategy=ShardingStrategy.NO_SHARD,
         )
-        optimizer = ours.AdamW(spread.parameters(), lr=0.25, **PHASE)
+        optimizer = ours.AdamW(spread.parameters(), lr=0.25, **OF_FLAT_PARTS)
         spread(torch.arange(4).view(1, 4)).sum().backward()
         squares = sum(p.grad.double().square().sum().item() for p in spread.parameters())
         optimizer.step()

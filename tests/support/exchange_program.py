@@ -12,7 +12,6 @@ import math
 import os
 import pickle
 import sys
-from contextlib import contextmanager
 from datetime import timedelta
 
 import pytest
@@ -26,6 +25,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_tenso
 import adamas.torch as ours
 from adamas import digits
 from tests.support.exchange_spikes import check_spikes, check_spikes_of_stages
+from tests.support.exchange_updates import check_updates, check_updates_of_grids, sent
 
 LIMIT = timedelta(seconds=300)
 UNEVEN = ((1, 5), (3, 5), (5, 5), (7, 5), (101, 37), (), (1,), (0, 3), (6,))
@@ -52,26 +52,6 @@ def norm_of(tensors):
 def set_gradients(parameters, gradients):
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient
-
-
-@contextmanager
-def sent():
-    """Count the bytes of all-reduces, and refuse what pickles."""
-    found = []
-    all_reduce, gather = dist.all_reduce, dist.all_gather_object
-
-    def counted(tensor, *args, **options):
-        found.append(tensor.numel() * tensor.element_size())
-        return all_reduce(tensor, *args, **options)
-
-    def refused(*_args, **_options):
-        raise AssertionError("A step has pickled something.")
-
-    dist.all_reduce, dist.all_gather_object = counted, refused
-    try:
-        yield found
-    finally:
-        dist.all_reduce, dist.all_gather_object = all_reduce, gather
 
 
 def check_uneven(mesh):
@@ -470,6 +450,7 @@ def main():
     mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
     if mesh.ndim == 2:
         checks = [check_stages, check_replicas, check_two_dimensions, check_spikes_of_stages]
+        checks.append(check_updates_of_grids)
     else:
         checks = [
             check_uneven,
@@ -479,6 +460,7 @@ def main():
             check_one_nan,
             check_scaler,
             check_spikes,
+            check_updates,
             check_device_of_messages,
             check_experts,
             check_zero,

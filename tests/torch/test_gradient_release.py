@@ -20,6 +20,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "average": {"ema": 0.9, "weight_decay": 0.1},
     "copies": {"copy_to": torch.bfloat16},
     "amsgrad": {"amsgrad": True},
+    "clipped updates": {"clip_update": 0.5},
     "remainder": {"state": "8bit", "rounding": "remainder"},
     "torch's operations": {"state": "8bit", "engine": "torch"},
 }
@@ -99,12 +100,12 @@ dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_
 mesh = init_device_mesh("cpu", (2,))
 
 
-def trained(is_released):
+def trained(is_released, options):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 2))
     for module in (net[0], net[2], net):
         fully_shard(module, mesh=mesh)
-    optimizer = ours.AdamW(net.parameters(), lr=0.1)
+    optimizer = ours.AdamW(net.parameters(), lr=0.1, **options)
 
     def step_and_free(parameter):
         optimizer.step()
@@ -122,7 +123,8 @@ def trained(is_released):
     return [p.full_tensor() for p in net.parameters()]
 
 
-assert all(map(torch.equal, trained(False), trained(True)))
+for options in ({}, {"clip_update": 0.5}):
+    assert all(map(torch.equal, trained(False, options), trained(True, options)))
 dist.barrier()
 os._exit(0)  # gloo's own threads sometimes abort an orderly end
 """

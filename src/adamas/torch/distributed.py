@@ -472,6 +472,8 @@ class Exchange:
             complete = [row for row in spread if row not in further]
             self._passes.append((group, sorted(further), complete))
         self._count = sum(math.prod(map(dist.get_world_size, own)) for own in groups)
+        #: By device, for each pass, which sums are spread over its group; sent there once.
+        self._spread: dict[torch.device, list[Tensor]] = {}
 
     def __eq__(self, other: object) -> bool:
         """Return whether the same is added up, so that a plan may be used again."""
@@ -514,8 +516,12 @@ class Exchange:
         ``values`` has an entry, or a row, for each sum; they are added up where no ``operation`` is
         given.
         """
-        for group, apart, complete in self._passes:
-            where = torch.tensor(sorted((*apart, *complete)), device=values.device)
+        if values.device not in self._spread:
+            self._spread[values.device] = [
+                torch.tensor(sorted((*apart, *complete)), device=values.device)
+                for _, apart, complete in self._passes
+            ]
+        for (group, _, _), where in zip(self._passes, self._spread[values.device], strict=True):
             stacked = values[where]
             self._reduce(stacked, dist.ReduceOp.SUM if operation is None else operation, group)
             values[where] = stacked

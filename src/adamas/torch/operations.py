@@ -24,7 +24,7 @@ from adamas.digits import BITS, DIGITS, INFINITE, NAN, WIDTH
 from adamas.engines import native
 from adamas.engines.triton import devices
 from adamas.marks import LARGEST, word_count
-from adamas.rule import Result, flush, ratio, rule, smooth
+from adamas.rule import Result, flush, ratio, rule, smooth, unsmoothed
 from adamas.state import Entries
 from adamas.statistics import OfPart
 
@@ -42,6 +42,7 @@ __all__ = [
     "step_tensor",
     "store",
     "take_marks",
+    "update_row",
 ]
 
 #: Elements that are looked at at once: copies of all would be too large.
@@ -123,6 +124,19 @@ def step_tensor(
         store(entries.ema, smooth(keep, take, average, now).tensor)
     store(tensors.copy, stored, tensors.marks)
     return record
+
+
+def update_row(tensors: Tensors, numbers: Coefficients) -> Tensor:
+    """Return the row of ``adamas.digits`` of what an update is clipped by; nothing is changed."""
+    entries = tensors.entries
+    start = tensors.parameter if tensors.value is None else tensors.value
+    dtype = _arithmetic(start)
+    c = _rounded(numbers, dtype)
+    p, g, v, w = (
+        None if each is None else _Operand(_real(each).to(dtype))
+        for each in (start, tensors.gradient, entries.square, entries.largest_square)
+    )
+    return row_of(unsmoothed(c, p if c.l2 != 0 else None, g, v, w).tensor)
 
 
 def step_rows(

@@ -13,7 +13,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,7 +21,7 @@ from adamas.coefficients import clip_factor
 from adamas.engines.triton import devices
 from adamas.options import Phase, observed
 from adamas.statistics import Outcome, Statistics
-from adamas.torch import clip_groups, distributed, gradients, sharding, statistics, storage
+from adamas.torch import clip_groups, distributed, sharding, statistics, storage, sums
 from adamas.torch.arguments import Engine
 from adamas.torch.grouping import parameters_of, places_of
 from adamas.torch.keeping import Group, Keeping, State
@@ -62,9 +61,6 @@ _TAKEN = {
 #: Those that step all of theirs at once.
 _AT_ONCE = (device, native)
 
-#: Rows of digits that are added before they are carried.
-_ADDED = 2**14
-
 #: Plans for devices that are kept for the next time.
 _MOST_EARLIER = 8
 
@@ -103,7 +99,7 @@ class Plan:
         self._setup = setup
         self._parts = parts
         #: Whether it was made knowing which processes have parts of what.
-        self._is_shared = phase.reads_first or phase.statistics
+        self._is_shared = _is_shared(phase)
         self._clip_groups = clip_groups.given_in(setup.owned.groups)
         #: The route that takes all there is, norm and guard included, or None.
         self._whole: Native | OnDevice | None = None
@@ -156,7 +152,7 @@ class Plan:
         """Go on by another phase, as a run may adapt clip_norm at each step; False if it cannot."""
         if self._native is None or _looks(phase) != _looks(self._phase):
             return False
-        if phase.statistics and not self._is_shared and distributed.is_initialized():
+        if _is_shared(phase) and not self._is_shared and distributed.is_initialized():
             return False  # who else has parts was not asked
         self._native.go_by(phase)
         self._phase = phase
@@ -211,18 +207,21 @@ class Plan:
         norm = nonfinite = None
         factor = 1.0
         if phase.reads_first:
-            row, nonfinite = self._read()
+            row, nonfinite = sums.read(self.members, self._setup)
             norm = digits.norm(row) / scaling.loss_scale
             if digits.nonfinite(row) and phase.on_nonfinite != "propagate":
+                sums.measure_nothing(self._setup)
                 return Outcome(applied=False, norm=norm, nonfinite=nonfinite, statistics=None)
             if spikes is not None and spikes.leaves_out(norm, phase):
+                sums.measure_nothing(self._setup)
                 return Outcome(False, norm, nonfinite, statistics=None, spike=True)
             if phase.clip_norm is not None:
                 factor = clip_factor(phase.clip_norm, norm)
         self.ready()
+        updates = sums.measured(self._routes, self._setup, scaling, factor)
         records: list[Statistics] = []
         for route in self._routes:
-            made = route.step(scaling, factor)
+            made = route.step(scaling, factor, updates)
             if made is NotImplemented:
                 raise RuntimeError(CHANGED)
             if made is not None:
@@ -233,21 +232,6 @@ class Plan:
             return None
         taken = tuple(records) if phase.statistics else None
         return Outcome(applied=True, norm=norm, nonfinite=nonfinite, statistics=taken)
-
-    def _read(self) -> tuple[digits.Row, tuple[int, ...]]:
-        """Return the digits of all gradients, and numbers of non-finite elements of those here."""
-        members, setup = self.members, self._setup
-        owns = [gradients.row_of(member.local_gradient) for member in members]  # nothing waits yet
-        found = [each.cpu().numpy() if isinstance(each, Tensor) else each for each in owns]
-        rows = np.zeros((setup.row_count, digits.WIDTH), np.int64)
-        for i, (member, own) in enumerate(zip(members, found, strict=True)):
-            rows[setup.row(member.place)] += own
-            if (i + 1) % _ADDED == 0 or i == len(members) - 1:
-                rows = np.stack([*map(digits.carried, rows)])
-        counts = tuple(map(digits.nonfinite, found))
-        if setup.exchange is not None:
-            setup.exchange(rows)
-        return rows.sum(0), counts
 
     def nonfinite(self, made: Made) -> list[Nonfinite]:
         """Return which gradients are not finite, after a step that found some.
@@ -313,7 +297,7 @@ class Planner:
     def agreed(self, scaling: Scaling, groups: Groups) -> Scaling:
         """Return what a GradScaler says to all processes that take norm and guard together."""
         found, phase = scaling.found_inf, self.keeping.phase
-        if found is None or not (phase.reads_first or phase.statistics):
+        if found is None or not _is_shared(phase):
             return scaling
         if not distributed.is_initialized():
             return scaling
@@ -387,8 +371,9 @@ class Planner:
         Raises before anything is touched where a parameter, a gradient or a state is refused.
         """
         phase = self.keeping.phase
-        is_shared = phase.reads_first or phase.statistics
-        sets = self._sets(owned.groups, anew=True) if is_shared else distributed.Sets()
+        sets = self._sets(owned.groups, anew=True) if _is_shared(phase) else distributed.Sets()
+        if phase.clip_update is not None:
+            sharding.refuse_parts_of_several(parameters_of(owned.groups), owned.names)
         if phase.reads_first:
             clips, _ = clip_groups.of_all(owned.groups, self.keeping.clip_group)
             for refuse in (sharding.refuse_flat_parts, sharding.refuse_absent_parts):
@@ -434,8 +419,6 @@ class Planner:
         for route in allowed:
             # What shares memory is stepped one after another, as torch does.
             if route.takes(member) and (route not in _AT_ONCE or taken.add(member.parts())):
-                if self.keeping.phase.clip_update and (route, distributed.cuts(p)) != (native, []):
-                    raise NotImplementedError("clip_update: this route has it not yet.")
                 return route
         laid = f"strides {p.stride()}" if p.layout == torch.strided else p.layout
         raise ValueError(
@@ -458,9 +441,12 @@ class Planner:
         idle = [p for p in parameters if id(p) not in stepped]
         exchange = sets.exchange if phase.reads_first else None
         setup = Setup(owned, phase, self.numbers, idle, sets.rows, sets.row_count, exchange)
-        setup = setup._replace(spikes=self.spikes)
-        is_several = sum(map(bool, chosen.values())) > 1 or chosen[plain] or chosen[offload]
-        apart = phase.reads_first and bool(is_several)
+        is_several = bool(sum(map(bool, chosen.values())) > 1 or chosen[plain] or chosen[offload])
+        is_cut = phase.clip_update is not None and sets.parts is not None
+        setup = setup._replace(
+            spikes=self.spikes, parts=sets.parts, is_given_updates=is_cut and is_several
+        )
+        apart = phase.reads_first and is_several
         if apart:
             phase = replace(phase, clip_norm=None, on_nonfinite="propagate", skip_above=None)
         own = setup._replace(phase=phase, exchange=None if apart else setup.exchange)
@@ -469,7 +455,7 @@ class Planner:
         if chosen[native]:
             routes.append(Native(chosen[native], own))
         # Who has no gradient takes part all the same, and waits for no device either.
-        is_idle = setup.exchange is not None and not stepped and bool(idle)
+        is_idle = (setup.exchange is not None or is_cut) and not stepped and bool(idle)
         if on_device or (is_idle and devices.takes(idle[0].device)):
             known = None if before is None else before.device
             routes.append(OnDevice(on_device, own, self.devices, known))
@@ -552,6 +538,11 @@ class Planner:
         if is_new and member.step is not None and devices.takes(member.parameter.device):
             self.devices.counts.created(member.step)
         return member
+
+
+def _is_shared(phase: Phase) -> bool:
+    """Return whether steps need to know which processes have parts of what."""
+    return phase.reads_first or phase.statistics or phase.clip_update is not None
 
 
 def _looks(phase: Phase) -> tuple[bool, ...]:

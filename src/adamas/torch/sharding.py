@@ -16,7 +16,13 @@ from torch import Tensor, nn
 
 from adamas.torch import distributed, gradients
 
-__all__ = ["gather_anew", "refuse_absent_parts", "refuse_flat_parts", "refuse_strays"]
+__all__ = [
+    "gather_anew",
+    "refuse_absent_parts",
+    "refuse_flat_parts",
+    "refuse_parts_of_several",
+    "refuse_strays",
+]
 
 _WAY_OUT = "Shard the model first, then make the optimizer from model.parameters()."
 #: Where FSDP2 has the class of its modules, in newer and older releases.
@@ -113,17 +119,26 @@ def refuse_flat_parts(
     They are plain tensors, and a norm of them would be of this process alone. ``clip_groups`` has
     what is said of each, or None.
     """
-    flat = {i: p for i, p in enumerate(parameters) if hasattr(p, "_fsdp_flattened")}
-    if any(p.ndim > 1 for p in flat.values()):
-        return  # parts have one axis; where nothing is sharded, parameters have their own
-    for place, p in flat.items():
-        is_whole = getattr(p, "_unpadded_unsharded_size", None) == p.shape
-        if not is_whole and clip_groups[place] is None:
+    for place in _flat_parts(parameters):
+        if clip_groups[place] is None:
             raise ValueError(
                 f"{names[place]} is a part of a flat parameter of FullyShardedDataParallel. The "
                 "other processes have others, so clip_norm and on_nonfinite need to know them: "
                 "give the optimizer clip_group=model.process_group."
             )
+
+
+def refuse_parts_of_several(parameters: Sequence[Tensor], names: Sequence[str]) -> None:
+    """Raise ValueError for parts of FSDP1's flat parameters, where updates are clipped.
+
+    They are of several tensors, or tell nobody which part of a tensor they are.
+    """
+    for place in _flat_parts(parameters)[:1]:
+        raise ValueError(
+            f"{names[place]} is a part of a flat parameter of FullyShardedDataParallel, and does "
+            "not tell of which tensors it has elements, but clip_update goes by the update of each "
+            "whole tensor. Shard the model by fully_shard (FSDP2), or leave clip_update out."
+        )
 
 
 def refuse_absent_parts(
@@ -144,6 +159,14 @@ def refuse_absent_parts(
             "clip_norm and on_nonfinite would differ between processes. Put it into a group of its "
             "own with a clip_group of all processes of the optimizer, such as dist.group.WORLD."
         )
+
+
+def _flat_parts(parameters: Sequence[Tensor]) -> list[int]:
+    """Return the places of parts of FSDP1's flat parameters."""
+    flat = {i: p for i, p in enumerate(parameters) if hasattr(p, "_fsdp_flattened")}
+    if any(p.ndim > 1 for p in flat.values()):
+        return []  # parts have one axis; where nothing is sharded, parameters have their own
+    return [i for i, p in flat.items() if getattr(p, "_unpadded_unsharded_size", None) != p.shape]
 
 
 def _is_here(parameter: Tensor) -> bool:

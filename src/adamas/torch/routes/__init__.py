@@ -13,16 +13,19 @@ that steps those it was made for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from adamas.digits import Row
 from adamas.engines.triton.launches import DeviceOutcome
 from adamas.options import Phase
 from adamas.statistics import OfPart, Outcome, Statistics
+from adamas.torch import updates
+from adamas.torch.distributed import Exchange
 from adamas.torch.members import Member
 from adamas.torch.numbers import Numbers, Scaling
 from adamas.torch.spikes import Spikes
@@ -73,6 +76,11 @@ class Setup(NamedTuple):
     exchange: Callable[[Any], None] | None = None
     #: What norms are judged by, where the phase asks for it.
     spikes: Spikes | None = None
+    #: Makes sums of whole tensors of those of this process's parts, where updates are clipped and
+    #: any is cut: of all parameters, by place. None where this process has all there is.
+    parts: Exchange | None = None
+    #: Whether each step is given what updates are clipped by, of all routes together.
+    is_given_updates: bool = False
 
     def row(self, place: int) -> int:
         """Return the sum that the parameter at a place is counted in."""
@@ -84,6 +92,8 @@ class Route:
 
     #: What ``adamas.torch.Optimizer.routes`` calls it.
     name: str
+    #: Whether a step sees itself to what updates are clipped by.
+    measures = False
 
     def __init__(self, members: Sequence[Member], setup: Setup) -> None:
         self._all = tuple(members)
@@ -109,11 +119,24 @@ class Route:
         """Raise what would be raised in the midst of a step; nothing is touched."""
         raise NotImplementedError
 
-    def step(self, scaling: Scaling, factor: float = 1.0) -> Made | None:
+    def measured(self, scaling: Scaling, factor: float) -> Sequence[Any]:
+        """Return, of each member, the row of what its update is clipped by, of its part here."""
+        options = self._numbers.options(self.members)
+        rules = (self._numbers.of(each, options[id(each.group)]).rule for each in self.members)
+        factor = factor / scaling.loss_scale
+        return [
+            updates.row_of(member, rule._replace(grad_scale=rule.grad_scale * factor))
+            for member, rule in zip(self.members, rules, strict=True)
+        ]
+
+    def step(
+        self, scaling: Scaling, factor: float = 1.0, updates: Mapping[int, Row] | None = None
+    ) -> Made | None:
         """Make one step in place, of gradients multiplied by ``factor``.
 
-        Returns None where there is nothing to report, and NotImplemented, having changed nothing,
-        where something is no longer what it was.
+        ``updates`` has the rows that updates are clipped by, of whole tensors, by place; none for a
+        route that ``measures`` them. Returns None where there is nothing to report, and
+        NotImplemented, having changed nothing, where something is no longer what it was.
         """
         raise NotImplementedError
 

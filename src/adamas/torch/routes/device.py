@@ -7,13 +7,14 @@ not contiguous, and whether all this still fits.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from adamas.digits import Row
 from adamas.engines.native import TensorWatch
 from adamas.engines.triton import devices as triton
 from adamas.engines.triton.jobs import Inputs, Job, signature_of
@@ -24,6 +25,8 @@ from adamas.torch.counting import DeviceCounts
 from adamas.torch.members import WIDE, Member, scalar
 from adamas.torch.numbers import Scaling
 from adamas.torch.routes import PLAIN_TYPES, Groups, Made, Route, Setup, States
+from adamas.torch.statistics import elements_of
+from adamas.torch.updates import Wholes
 
 __all__ = ["Lasting", "OnDevice", "takes"]
 
@@ -140,13 +143,19 @@ class OnDevice(Route):
                     group=group,
                     row=setup.row(member.place),
                     is_given=options[group] is None,
+                    whole=elements_of(member.parameter),
                 )
             )
         #: Those whose numbers are given with each step.
         self._given = [m for m in members if options[index[id(m.group)]] is None]
         self._lead = self._jobs[0].device if self._jobs else min(self._devices, key=str)
         window = None if self._spikes is None else self._spikes.room(self._lead)
-        signature = signature_of(self._jobs, options, phase, setup.exchange, window)
+        self.measures = not setup.is_given_updates
+        wholes = None
+        if phase.clip_update is not None and setup.parts is not None and self.measures:
+            places = tuple(member.place for member in members)
+            wholes = Wholes(setup.parts, len(setup.owned.names), places)
+        signature = signature_of(self._jobs, options, phase, (setup.exchange, wholes), window)
         if before is not None and before.launches.signature == signature:
             self.launches = before.launches
         else:
@@ -158,6 +167,7 @@ class OnDevice(Route):
                 exchange=setup.exchange,
                 device=self._lead,
                 spikes=window,
+                wholes=wholes,
             )
         #: Addresses of the gradients.
         self._gradients = np.array([each.data_ptr() for each in self._first], np.int64)
@@ -200,10 +210,14 @@ class OnDevice(Route):
         for member in self._given:
             self._numbers.of(member, None)
 
-    def step(self, scaling: Scaling, factor: float = 1.0) -> Made | None:
+    def step(
+        self, scaling: Scaling, factor: float = 1.0, updates: Mapping[int, Row] | None = None
+    ) -> Made | None:
         """Launch one step, and wait for none of it."""
         found, scale = scaling.found_inf, scaling.grad_scale
         inputs: dict[str, Any] = {"factor": factor, "scale_on_device": scale}
+        if updates and not self.measures:
+            inputs["updates"] = np.stack([updates[member.place] for member in self.members])
         if not isinstance(scale, Tensor):
             inputs["loss_scale"], inputs["scale_on_device"] = scaling.loss_scale, None
         self._refuse_capture()

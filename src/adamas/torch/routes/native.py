@@ -6,19 +6,25 @@ whether all of it is as it was, and takes the gradients that are there.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from adamas.coefficients import StepNumbers
+from adamas.digits import Row
 from adamas.engines.native import Cohort, TensorPlan, TensorSlot, outcome_of
-from adamas.options import Phase
-from adamas.torch import gradients, parts, small
+from adamas.options import Options, Phase
+from adamas.torch import distributed, gradients, parts, small
+from adamas.torch.distributed import Exchange
 from adamas.torch.members import WIDE, Member
 from adamas.torch.numbers import UNSCALED, Scaling
 from adamas.torch.routes import PLAIN_TYPES, Groups, Made, Route, Setup, States
+from adamas.torch.updates import shortened
 
 __all__ = ["Native", "is_plain", "takes"]
 
@@ -69,20 +75,23 @@ class Native(Route):
         """Make the plan; those of ``members`` without a gradient are left out of a step."""
         super().__init__(members, setup)
         self._groups, self._states = setup.owned.groups, setup.owned.states
-        cohorts, places = _cohorts(members, setup)
+        #: Of their groups, by identity.
+        self._options = setup.numbers.options(members)
+        self._is_given_updates = setup.is_given_updates
+        phase = setup.phase
+        if setup.is_given_updates:
+            phase = replace(phase, clip_update=None)
+        cohorts, places = _cohorts(members, setup, self._options)
         #: One member of each cohort whose numbers are given with each step.
         self._given = tuple(member for member, cohort in cohorts if cohort.options is None)
         self.plan = TensorPlan(
             Tensor,
             torch.nn.Parameter,
             setup.owned.groups,
-            [
-                _slot(member, cohort, setup.row(member.place))
-                for member, cohort in zip(members, places, strict=True)
-            ],
+            [_slot(member, cohort, setup) for member, cohort in zip(members, places, strict=True)],
             [cohort for _, cohort in cohorts],
             setup.idle,
-            setup.phase,
+            phase,
             torch.autograd.graph.increment_version,
             setup.row_count,
             setup.exchange,
@@ -90,7 +99,14 @@ class Native(Route):
             keep_sums=True,
             spikes=None if self._spikes is None else self._spikes.here(),
             versions=setup.owned.versions,
+            update_rows=0 if setup.parts is None else len(setup.owned.names),
+            exchange_updates=None if setup.parts is None else _added_up(setup.parts),
         )
+
+    @property
+    def measures(self) -> bool:  # type: ignore[override]
+        """Whether a step sees itself to what updates are clipped by."""
+        return not self._is_given_updates
 
     @property
     def direct(self) -> Callable[[Groups, States], Any] | None:
@@ -120,14 +136,16 @@ class Native(Route):
 
     def ready(self) -> None:
         """Take the numbers."""
-        self._numbers_given()
+        self._numbers_given(None)
 
-    def step(self, scaling: Scaling, factor: float = 1.0) -> Made | None:
+    def step(
+        self, scaling: Scaling, factor: float = 1.0, updates: Mapping[int, Row] | None = None
+    ) -> Made | None:
         """Make one step in one call."""
         given = None
         if self._given:
             try:
-                given = self._numbers_given()
+                given = self._numbers_given(updates)
             except _WRONG:
                 return NotImplemented
         if self._spikes is not None:
@@ -135,20 +153,28 @@ class Native(Route):
         scale = 1.0 if scaling is UNSCALED else scaling.loss_scale
         return outcome_of(self.plan.step(self._groups, self._states, scale, factor, given))
 
-    def _numbers_given(self) -> list[StepNumbers]:
+    def _numbers_given(self, updates: Mapping[int, Row] | None) -> list[StepNumbers]:
         """Return the numbers of the coming step that the plan does not make itself."""
         for member in self._given:
             for name in self._numbers.method.counts(member):
                 _ = member.state[name]  # which may have been taken out
-        return [self._numbers.of(member, None) for member in self._given]
+        if not self._is_given_updates:
+            return [self._numbers.of(member, None) for member in self._given]
+        found: list[StepNumbers] = []
+        for member in self._given:
+            numbers = self._numbers.of(member, self._options[id(member.group)])
+            row, bound = (updates or {}).get(member.place), self._phase.clip_update
+            if row is not None:
+                numbers = numbers._replace(rule=shortened(numbers.rule, member, row, bound))
+            found.append(numbers)
+        return found
 
 
 def _cohorts(
-    members: Sequence[Member], setup: Setup
+    members: Sequence[Member], setup: Setup, options: Mapping[int, Options | None]
 ) -> tuple[list[tuple[Member, Cohort]], list[int]]:
     """Return cohorts, each with one of its members, and of each member which it is of."""
     index = {id(group): i for i, group in enumerate(setup.owned.groups)}
-    options = setup.numbers.options(members)
     known: dict[Hashable, int] = {}
     cohorts: list[tuple[Member, Cohort]] = []
     places: list[int] = []
@@ -156,6 +182,8 @@ def _cohorts(
         group = id(member.group)
         own = options[group]
         key = setup.numbers.cohort(member) if own is None else group
+        if setup.is_given_updates:  # each is clipped by its own factor
+            own, key = None, member.place
         if key not in known:
             known[key] = len(cohorts)
             cohorts.append((member, Cohort(index[group], own)))
@@ -163,8 +191,9 @@ def _cohorts(
     return cohorts, places
 
 
-def _slot(member: Member, cohort: int, row: int) -> TensorSlot:
+def _slot(member: Member, cohort: int, setup: Setup) -> TensorSlot:
     """Return what the plan has to know of a parameter."""
+    is_cut = setup.parts is not None and distributed.is_cut(member.parameter)
     return TensorSlot(
         parameter=member.parameter,
         state=member.state,
@@ -175,7 +204,14 @@ def _slot(member: Member, cohort: int, row: int) -> TensorSlot:
         number=member.place,
         copy=member.copy,
         cohort=cohort,
-        row=row,
+        row=setup.row(member.place),
         runs=(parts.runs(member.parameter) or ()) if member.draws else (),
         marks=member.marks,
+        whole=member.parameter.numel() if is_cut else None,
+        update_row=member.place if is_cut else None,
     )
+
+
+def _added_up(parts: Exchange) -> Callable[[NDArray[np.int64]], None]:
+    """Return what makes rows of all parameters, by place, those of whole tensors."""
+    return lambda rows: parts.each(torch.from_numpy(rows))

@@ -16,13 +16,15 @@ from __future__ import annotations
 import functools
 import itertools
 from collections import deque
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from adamas.coefficients import StepNumbers
+from adamas.digits import WIDTH, Row, carried
 from adamas.options import Phase
 from adamas.statistics import Statistics
 from adamas.torch import operations, small
@@ -39,6 +41,7 @@ from adamas.torch.routes.chunks import (
     staging_bytes,
     wide_bytes,
 )
+from adamas.torch.updates import shortened
 
 __all__ = ["BUFFERS", "CudaStreams", "Offload", "Offloaded", "takes"]
 
@@ -167,30 +170,12 @@ class Offload:
         """Make the step of one round; return the records of its items."""
         streams = self._streams_of(items[this.items[0]].parameter.device)
         flat = _Flat(items, this.items)
-        # What the device computed before, gradients above all, is done before it is read. The
-        # copies up need not wait for it: each is of what came down.
-        streams.wait("down", streams.record("own"))
-        if self.uploaded is not None:
-            streams.wait("down", self.uploaded)
-        came: deque[Any] = deque()
         records: list[tuple[int, Statistics]] = []
-
-        def fetch(chunk: Chunk) -> None:
-            streams.copy("down", flat.sources(chunk))
-            came.append(streams.record("down"))
-
         try:
-            for chunk in this.chunks[: len(self.buffers)]:
-                fetch(chunk)
-            following = this.chunks[len(self.buffers) :]
-            for chunk, later in itertools.zip_longest(this.chunks, following):
-                streams.synchronize(came.popleft())
+            for chunk in self._coming_down(this, flat, streams):
                 records += _stepped(chunk, numbers, loss_scale, factor)
                 streams.copy("up", flat.targets(chunk))
                 self.uploaded = streams.record("up")
-                if later is not None:  # into the buffer that is now read
-                    streams.wait("down", self.uploaded)
-                    fetch(later)
         finally:
             # What is asked of the device next finds the new parameters, and no copy under way
             # reads or writes memory that it takes.
@@ -198,6 +183,53 @@ class Offload:
             streams.wait("own", streams.record("up"))
         flat.put_back()
         return records
+
+    def measured(
+        self,
+        items: Sequence[Item],
+        numbers: Sequence[StepNumbers],
+        loss_scale: float,
+        factor: float,
+    ) -> list[Row]:
+        """Return the rows of what the updates of items are clipped by; nothing is changed."""
+        rows = [np.zeros(WIDTH, np.int64) for _ in items]
+        for this in self.prepare(items):
+            streams = self._streams_of(items[this.items[0]].parameter.device)
+            flat = _Flat(items, this.items)
+            try:
+                for chunk in self._coming_down(this, flat, streams):
+                    for item, row in _measured(chunk, numbers, loss_scale, factor):
+                        rows[item] = carried(rows[item] + row)
+            finally:
+                streams.wait("own", streams.record("down"))
+        return rows
+
+    def _coming_down(self, this: _Round, flat: _Flat, streams: CudaStreams) -> Iterator[Chunk]:
+        """Yield chunks as they come down; the buffer of one is free when the next is asked for.
+
+        Copies up that read it, if any, are those that were recorded last.
+        """
+        # What the device computed before, gradients above all, is done before it is read. The
+        # copies up need not wait for it: each is of what came down.
+        streams.wait("down", streams.record("own"))
+        if self.uploaded is not None:
+            streams.wait("down", self.uploaded)
+        came: deque[Any] = deque()
+
+        def fetch(chunk: Chunk) -> None:
+            streams.copy("down", flat.sources(chunk))
+            came.append(streams.record("down"))
+
+        for chunk in this.chunks[: len(self.buffers)]:
+            fetch(chunk)
+        following = this.chunks[len(self.buffers) :]
+        for chunk, later in itertools.zip_longest(this.chunks, following):
+            streams.synchronize(came.popleft())
+            yield chunk
+            if later is not None:  # into the buffer that is now read
+                if self.uploaded is not None:
+                    streams.wait("down", self.uploaded)
+                fetch(later)
 
     def _streams_of(self, device: torch.device) -> CudaStreams:
         if device not in self._streams:
@@ -260,16 +292,28 @@ class Offloaded(Route):
         self._items, self._given = [], []
         for member in self.members:
             key = numbers.cohort(member)
+            if self._phase.clip_update is not None:  # each is clipped by its own factor
+                key = member.place
             if key not in cohorts:
                 cohorts[key] = len(cohorts)
                 self._given.append(numbers.of(member, options[id(member.group)]))
             self._items.append(Item.of(member, cohorts[key]))
         self._pipeline.prepare(self._items)
 
-    def step(self, scaling: Scaling, factor: float = 1.0) -> Made | None:
+    def measured(self, scaling: Scaling, factor: float) -> Sequence[Row]:
+        """Return the rows of what updates are clipped by, chunk by chunk."""
+        return self._pipeline.measured(self._items, self._given, scaling.loss_scale, factor)
+
+    def step(
+        self, scaling: Scaling, factor: float = 1.0, updates: Mapping[int, Row] | None = None
+    ) -> Made | None:
         """Make one step, chunk by chunk."""
         items, self._items = self._items, []  # gradients are to go when the user lets them go
-        records = self._pipeline.step(items, self._given, scaling.loss_scale, factor)
+        given, updates, bound = self._given, updates or {}, self._phase.clip_update
+        for item in items if bound is not None else ():
+            own, row = given[item.cohort], updates[item.member.place]
+            given[item.cohort] = own._replace(rule=shortened(own.rule, item.member, row, bound))
+        records = self._pipeline.step(items, given, scaling.loss_scale, factor)
         for member in self.members:
             if member.step is not None:
                 member.step.add_(1)
@@ -292,6 +336,17 @@ def _stepped(
     if outcome is None or outcome.statistics is None:
         return []
     return list(zip(chunk.items, outcome.statistics, strict=True))
+
+
+def _measured(
+    chunk: Chunk, numbers: Sequence[StepNumbers], loss_scale: float, factor: float
+) -> list[tuple[int, Row]]:
+    """Return items with the rows of their elements that lie in a staging buffer."""
+    for narrow, wide in chunk.widened:
+        wide.copy_(narrow)
+    own = [numbers[cohort] for cohort in chunk.cohorts]
+    rows = chunk.plan.measured(chunk.gradients, own, loss_scale, factor)
+    return list(zip(chunk.items, rows, strict=True))
 
 
 class _Flat:

@@ -6,12 +6,13 @@ that follow another rule. Codes are read and written by ``adamas.codecs``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
 
 from adamas.codecs import key_of, random_bits_at
+from adamas.digits import Row
 from adamas.state import Entries
 from adamas.statistics import Statistics
 from adamas.torch import distributed, operations, small
@@ -19,6 +20,7 @@ from adamas.torch.members import Member
 from adamas.torch.numbers import Scaling
 from adamas.torch.operations import Tensors
 from adamas.torch.routes import Made, Route, Setup
+from adamas.torch.updates import shortened
 
 __all__ = ["Plain", "takes"]
 
@@ -44,18 +46,24 @@ class Plain(Route):
                 self._numbers.of(member, self._options[id(member.group)])
 
     @torch.no_grad()
-    def step(self, scaling: Scaling, factor: float = 1.0) -> Made | None:
+    def step(
+        self, scaling: Scaling, factor: float = 1.0, updates: Mapping[int, Row] | None = None
+    ) -> Made | None:
         """Make one step of each."""
-        factor = factor / scaling.loss_scale
-        return self._reported([self._step(member, factor) for member in self.members])
+        factor, updates = factor / scaling.loss_scale, updates or {}
+        return self._reported(
+            [self._step(member, factor, updates.get(member.place)) for member in self.members]
+        )
 
-    def _step(self, member: Member, factor: float) -> Statistics | None:
+    def _step(self, member: Member, factor: float, row: Row | None) -> Statistics | None:
         if member.own_step is not None:
             parts = {name: distributed.local(each) for name, each in member.state.items()}
             member.own_step(self._tensors(member), parts, factor)
             return None
         numbers = self._numbers.of(member, self._options[id(member.group)])
         rule = numbers.rule._replace(grad_scale=numbers.rule.grad_scale * factor)
+        if row is not None:
+            rule = shortened(rule, member, row, self._phase.clip_update)
         if member.gradient.is_sparse and self._steps_rows(member):
             p = member.parameter.detach()
             operations.step_rows(p, member.gradient, rule, member.marks)
