@@ -42,7 +42,7 @@ def check(mesh, device):
     parts = [nn.Parameter(cut(each, mesh)) for each in values[:2]]
     parts.append(nn.Parameter(values[2].clone()))  # all processes have it
     options = {"lr": 0.1, "clip_norm": 1.0, "on_nonfinite": "skip", "statistics": True}
-    options |= {"skip_above": 3.0, "skip_window": 4}
+    options |= {"skip_above": 3.0, "skip_window": 4, "clip_update": 0.5}
     optimizers = [ours.AdamW(each, **options) for each in (whole, parts)]
     for _ in range(3):
         for p, q, gradient in zip(whole, parts, gradients, strict=True):

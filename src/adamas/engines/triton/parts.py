@@ -65,7 +65,82 @@ class _Sums(NamedTuple):
     total: Tensor
 
 
-class Part:
+class _Device:
+    """What is kept on one device, and what is launched there."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._kept: list[Tensor] = []  # that a graph reads from
+        self._compiled: dict[Any, Any] = {}
+
+    def launch(
+        self,
+        which: Any,
+        kernel: Any,
+        grid: tuple[int, ...],
+        *arguments: Any,
+        num_warps: int = 4,
+        **constants: Any,
+    ) -> None:
+        """Launch a kernel, and keep what it was compiled to: to find that takes longer than to run.
+
+        ``which`` tells apart launches of one kernel whose constants or addresses differ.
+        """
+        compiled = self._compiled.get((kernel, which))
+        if compiled is None:
+            options = {"num_warps": num_warps, **OPTIONS}
+            compiled = kernel[grid](*arguments, **constants, **options)
+            self._compiled[kernel, which] = compiled  # None in Triton's interpreter
+        else:
+            names = kernel.arg_names[len(arguments) :]
+            compiled[(*grid, 1, 1)[:3]](*arguments, *(constants[name] for name in names))
+
+    def _room_for_sums(
+        self, targets: Int64, count: int, norms: int, launches: Sequence[_Chunks]
+    ) -> _Sums:
+        """Return room for rows of sums of each piece, added up to ``count`` by ``targets``."""
+        ends = np.cumsum(np.bincount(targets, minlength=count))
+        rows = self._zeros((len(targets), norms, sums.ROW.value), torch.int64)
+        return _Sums(
+            rows=rows,
+            by_launch=[rows[chunks.first_row :] for chunks in launches],
+            order=self._sent(np.argsort(targets, kind="stable").astype(np.int32)),
+            ranges=self._sent(np.concatenate([[0], ends]).astype(np.int32)),
+            total=self._zeros((count, norms, sums.ROW.value), torch.int64),
+        )
+
+    def _collect(self, room: _Sums) -> None:
+        """Add up the rows of pieces."""
+        groups, norms, entries = room.total.shape
+        self.launch(
+            norms,
+            sums.collect,
+            (groups, norms, entries // _COLLECTED),
+            room.rows,
+            room.order,
+            room.ranges,
+            room.total,
+            SIZE=_COLLECTED,
+            BLOCK=_AT_ONCE,
+        )
+
+    def _here(self) -> Any:
+        """Return a context in which launches go to the device."""
+        is_cuda = self.device.type == "cuda"
+        return torch.cuda.device(self.device) if is_cuda else contextlib.nullcontext()
+
+    def _zeros(self, shape: Any, dtype: torch.dtype) -> Tensor:
+        return torch.zeros(shape, dtype=dtype, device=self.device)
+
+    def _sent(self, array: NDArray[Any]) -> Tensor:
+        source = torch.from_numpy(np.ascontiguousarray(array))
+        if self.device.type == "cuda" and source.numel():
+            source = source.pin_memory()
+            self._kept.append(source)
+        return source.to(self.device, non_blocking=True)
+
+
+class Part(_Device):
     """The tensors of a plan that are on one device."""
 
     def __init__(
@@ -77,10 +152,8 @@ class Part:
         row_count: int,
     ) -> None:
         """Send the tables of ``jobs``; gradients are counted in ``row_count`` sums."""
-        self.device = device
+        super().__init__(device)
         self._phase = phase
-        self._kept: list[Tensor] = []  # that a graph reads from
-        self._compiled: dict[Any, Any] = {}
         counts = np.array([job.parameter.numel() for job in jobs], np.int64)
         self._jobs = len(jobs)
         table = tables.table_of(jobs)
@@ -117,25 +190,13 @@ class Part:
         self._read = self._recorded = self._measured = self._no_sums()
         if phase.reads_first:
             own = np.array([job.row for job in jobs], np.int64)[owners]
-            self._read = self._room_for_sums(own, row_count, 1)
+            self._read = self._room_for_sums(own, row_count, 1, self.chunks)
         if phase.clip_update is not None:
-            self._measured = self._room_for_sums(owners, len(jobs), 1)
+            self._measured = self._room_for_sums(owners, len(jobs), 1, self.chunks)
         if phase.statistics:
-            self._recorded = self._room_for_sums(owners, len(jobs), _NORMS)
+            self._recorded = self._room_for_sums(owners, len(jobs), _NORMS, self.chunks)
             width = tables.STATISTICS_WIDTH.value
             self._statistics = self._zeros((len(jobs), width), torch.float64)
-
-    def _room_for_sums(self, targets: Int64, count: int, norms: int) -> _Sums:
-        """Return room for rows of sums of each piece, added up to ``count`` by ``targets``."""
-        ends = np.cumsum(np.bincount(targets, minlength=count))
-        rows = self._zeros((len(targets), norms, sums.ROW.value), torch.int64)
-        return _Sums(
-            rows=rows,
-            by_launch=[rows[chunks.first_row :] for chunks in self.chunks],
-            order=self._sent(np.argsort(targets, kind="stable").astype(np.int32)),
-            ranges=self._sent(np.concatenate([[0], ends]).astype(np.int32)),
-            total=self._zeros((count, norms, sums.ROW.value), torch.int64),
-        )
 
     def _no_sums(self) -> _Sums:
         """Return pointers that are not followed."""
@@ -330,43 +391,6 @@ class Part:
     def _has_aligned_gradients(self, chunks: _Chunks) -> bool:
         return not (self.live.host["gradients"][chunks.rows] % _ALIGNMENT).any()
 
-    def _collect(self, room: _Sums) -> None:
-        """Add up the rows of pieces."""
-        groups, norms, entries = room.total.shape
-        self.launch(
-            norms,
-            sums.collect,
-            (groups, norms, entries // _COLLECTED),
-            room.rows,
-            room.order,
-            room.ranges,
-            room.total,
-            SIZE=_COLLECTED,
-            BLOCK=_AT_ONCE,
-        )
-
-    def launch(
-        self,
-        which: Any,
-        kernel: Any,
-        grid: tuple[int, ...],
-        *arguments: Any,
-        num_warps: int = 4,
-        **constants: Any,
-    ) -> None:
-        """Launch a kernel, and keep what it was compiled to: to find that takes longer than to run.
-
-        ``which`` tells apart launches of one kernel whose constants or addresses differ.
-        """
-        compiled = self._compiled.get((kernel, which))
-        if compiled is None:
-            options = {"num_warps": num_warps, **OPTIONS}
-            compiled = kernel[grid](*arguments, **constants, **options)
-            self._compiled[kernel, which] = compiled  # None in Triton's interpreter
-        else:
-            names = kernel.arg_names[len(arguments) :]
-            compiled[(*grid, 1, 1)[:3]](*arguments, *(constants[name] for name in names))
-
     # -- what it has left; all but the first three wait for it ------------------------------------
 
     @property
@@ -403,23 +427,6 @@ class Part:
             OfPart(**vars(each), sums=np.stack([*map(digits.carried, own)]))
             for each, own in zip(self.statistics(), rows, strict=True)
         ]
-
-    # -- inside ------------------------------------------------------------------------------------
-
-    def _here(self) -> Any:
-        """Return a context in which launches go to the device."""
-        is_cuda = self.device.type == "cuda"
-        return torch.cuda.device(self.device) if is_cuda else contextlib.nullcontext()
-
-    def _zeros(self, shape: Any, dtype: torch.dtype) -> Tensor:
-        return torch.zeros(shape, dtype=dtype, device=self.device)
-
-    def _sent(self, array: NDArray[Any]) -> Tensor:
-        source = torch.from_numpy(np.ascontiguousarray(array))
-        if self.device.type == "cuda" and source.numel():
-            source = source.pin_memory()
-            self._kept.append(source)
-        return source.to(self.device, non_blocking=True)
 
 
 def _chunked(
