@@ -190,9 +190,9 @@ void Plan::measure(const std::vector<StepNumbers>& numbers) {
         reset(sum);
     }
     std::mutex guard;
-    for_each_group([&](const Group& group) {
-        for (std::size_t i = group.first; i < group.last; ++i) {
-            const Chunk& chunk = chunks_[i];
+    for_each_span([&](std::size_t at, std::size_t end) {
+        while (at < end) {
+            Chunk chunk = joined(at, end);
             const Tensor& tensor = tensors_[chunk.tensor];
             const Numbers<double>& own = numbers[tensor.numbers].rule;
             if (own.root == 0 || !tensor.layout.square) {
