@@ -17,6 +17,7 @@ from adamas import keywords, options
 from tests.support.cases import PATIENCE, ROOT
 
 SCRIPT = ROOT / "tests" / "support" / "typed_script.py"
+NAMES = ("Adam", "AdamW", "NAdam", "RAdam", "RMSprop", "SGD")
 
 
 def names_and_types(of: type) -> dict[str, object]:
@@ -73,7 +74,7 @@ def test_pyright_knows_the_types_of_what_an_optimizer_shows(told):
 def test_the_script_plants_each_kind_of_mistake_in_each_front_end():
     text = SCRIPT.read_text(encoding="utf-8")
     for each in (
-        *(f"{name}(weights, clip_nrom=1)" for name in ("Adam", "AdamW", "NAdam", "RMSprop", "SGD")),
+        *(f"{name}(weights, clip_nrom=1)" for name in NAMES),
         *('state="9bit"', 'on_nonfinite="ignore"', "optimizer.ema = 0.9", "max_iter=100"),
     ):
         assert re.search(re.escape(each) + r".*# refused$", text, re.MULTILINE), each
@@ -120,7 +121,7 @@ def test_keywords_of_torch_are_what_its_optimizers_take():
     for name, value in usual.items():
         given: typing.Any = {name: value}
         assert repr(torch.Adam([pytest.importorskip("torch").ones(1)], **given)) == plain
-    for name in ("Adam", "AdamW", "NAdam", "Optimizer", "RMSprop", "SGD"):
+    for name in (*NAMES, "Optimizer"):
         init = getattr(torch, name).__init__
         assert init.__annotations__["phase"] == "Unpack[PhaseArguments]"
         assert typing.get_type_hints(init)  # as frameworks ask for it

@@ -30,7 +30,7 @@ from tests.support.jax_cases import (
     tree,
 )
 
-NAMES = ["adam", "adamw", "amsgrad", "nadam", "nadamw", "rmsprop", "sgd"]
+NAMES = ["adam", "adamw", "amsgrad", "nadam", "nadamw", "radam", "rmsprop", "sgd"]
 SCHEDULE = optax.linear_schedule(0.1, 0.01, 10)
 
 

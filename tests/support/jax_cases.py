@@ -52,6 +52,7 @@ CASES: dict[str, Case] = {
         {"weight_decay": 0.1, "decay": "decoupled", "nesterov": True},
         weight_decay=0.1,
     ),
+    "radam": _adam(ours.radam, {"rectify": True}),
     "amsgrad": _adam(ours.amsgrad, {"amsgrad": True}),
     "amsgrad-uncorrected": _adam(
         ours.amsgrad,

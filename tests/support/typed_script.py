@@ -13,7 +13,7 @@ from typing_extensions import reveal_type
 
 import adamas
 import adamas.jax
-from adamas.torch import SGD, Adam, AdamW, NAdam, RMSprop, create, names, param_groups
+from adamas.torch import SGD, Adam, AdamW, NAdam, RAdam, RMSprop, create, names, param_groups
 
 weights = [torch.zeros(3)]
 arrays = np.zeros(3)
@@ -28,12 +28,14 @@ def quadratic(x: np.ndarray) -> float:
 Adam(weights, 1e-3, clip_norm=1, on_nonfinite="skip", ema=None, statistics=True, seed=3)
 AdamW(weights, state=("bfloat16", "8bit"), rounding="remainder", copy_to=torch.bfloat16)
 NAdam(weights, state="compact", copy_to=[torch.zeros(3)], clip_norm=None)
+RAdam(weights, decoupled_weight_decay=True, ema=0.9)
 RMSprop(weights, momentum=0.9, offload=False, state=None)
 SGD(weights, lr=0.1, state="bfloat16", rounding="stochastic")
 
 Adam(weights, clip_nrom=1)  # refused
 AdamW(weights, clip_nrom=1)  # refused
 NAdam(weights, clip_nrom=1)  # refused
+RAdam(weights, clip_nrom=1)  # refused
 RMSprop(weights, clip_nrom=1)  # refused
 SGD(weights, clip_nrom=1)  # refused
 Adam(weights, state="9bit")  # refused
@@ -127,6 +129,7 @@ adamas.minimize(quadratic, [0.0], seed=1)  # refused
 
 adamas.jax.adamw(1e-3, 0.9, state=("bfloat16", "8bit"), rounding="nearest", seed=1)
 adamas.jax.nadam(1e-3, b2=0.99)
+adamas.jax.radam(1e-3, threshold=5.0)
 
 adamas.jax.adam(1e-3, stat="8bit")  # refused
 adamas.jax.nadamw(1e-3, state="9bit")  # refused

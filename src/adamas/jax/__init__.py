@@ -29,6 +29,7 @@ from adamas.jax.transformations import (
     momentum,
     nadam,
     nadamw,
+    radam,
     rmsprop,
     sgd,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "momentum",
     "nadam",
     "nadamw",
+    "radam",
     "rmsprop",
     "sgd",
 ]

@@ -29,6 +29,7 @@ __all__ = [
     "number",
     "number_or_schedule",
     "rate",
+    "threshold",
 ]
 
 Array = Any
@@ -100,6 +101,12 @@ def amount(name: str, value: Any) -> Number:
     return _array(name, value) if isinstance(value, jax.Array) else check_amount(name, value)
 
 
+def threshold(name: str, value: Any) -> Number:
+    """Return a bound of ρ_t that is at least 4."""
+    _check_fixed(name, value)
+    return _array(name, value) if isinstance(value, jax.Array) else _check_threshold(name, value)
+
+
 def check_values(arrays: Mapping[str, Array], names: Mapping[str, str]) -> None:
     """Raise ValueError where an array whose value can be seen holds none that makes sense.
 
@@ -108,6 +115,7 @@ def check_values(arrays: Mapping[str, Array], names: Mapping[str, str]) -> None:
     checks: dict[str, Callable[[str, Any], float]]
     checks = dict.fromkeys(("b1", "b2", "momentum"), check_rate)
     checks |= dict.fromkeys(("eps", "eps_root", "initial_scale"), check_amount)
+    checks["threshold"] = _check_threshold
     for name, array in arrays.items():
         if not isinstance(array, Tracer) and array.is_fully_addressable:
             checks.get(name, _finite)(names.get(name, name), float(array))
@@ -153,6 +161,16 @@ def _finite(name: str, value: Any) -> float:
     found = check_number(name, value)
     if not math.isfinite(found):
         raise ValueError(f"{name} is {found!r}, but it must be finite.")
+    return found
+
+
+def _check_threshold(name: str, value: Any) -> float:
+    found = _finite(name, value)
+    if found < 4:
+        raise ValueError(
+            f"{name} is {found!r}, but it must be at least 4: below, r_t is no real number. Liu et "
+            "al. (2020) rectify above 5."
+        )
     return found
 
 

@@ -12,7 +12,8 @@ turned into a float again.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import itertools
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -25,13 +26,18 @@ from adamas.jax.words import Wide, Word, product_of
 __all__ = [
     "Binary64",
     "add",
+    "at_least",
     "divide",
+    "doubled",
     "from_array",
     "from_float",
+    "from_words",
     "multiply",
     "one_minus",
     "one_minus_power",
+    "rectification",
     "select",
+    "side_by_side",
     "sqrt",
     "stack",
     "subtract",
@@ -79,15 +85,19 @@ def from_array(x: Array) -> Binary64:
     """Return the absolute values of finite floats, of 64 bits or fewer."""
     if x.dtype == jnp.float64:
         pair = lax.bitcast_convert_type(x, jnp.uint32)  # the low word first
-        low, high = pair[..., 0], pair[..., 1] & _U(0x7FFFFFFF)
-        field = high >> _U(20)
-        digits = Wide(high & _U(0xFFFFF), low) << 11
-        bias = 1023
-    else:
-        bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32) & _U(0x7FFFFFFF)
-        field = bits >> _U(23)
-        digits = Wide(bits << _U(8) & ~_TOP, jnp.zeros_like(bits))
-        bias = 127
+        return from_words(pair[..., 1], pair[..., 0])
+    bits = lax.bitcast_convert_type(x.astype(jnp.float32), jnp.uint32) & _U(0x7FFFFFFF)
+    digits = Wide(bits << _U(8) & ~_TOP, jnp.zeros_like(bits))
+    return _of_field(bits >> _U(23), digits, 127)
+
+
+def from_words(high: Word, low: Word) -> Binary64:
+    """Return the absolute values of finite float64 numbers, given as words of their bits."""
+    high = high & _U(0x7FFFFFFF)
+    return _of_field(high >> _U(20), Wide(high & _U(0xFFFFF), low) << 11, 1023)
+
+
+def _of_field(field: Word, digits: Wide, bias: int) -> Binary64:
     # A normal number has a top bit besides; one that is subnormal has the exponent of field 1.
     is_normal = field > 0
     digits = words.where(is_normal, digits | (1 << 63), digits << 1)
@@ -231,6 +241,72 @@ def one_minus_power(complement: Binary64, exponent: Array) -> Binary64:
 
     start = exponent, _like(0.0, complement), complement
     return lax.while_loop(more, bit, start)[1]
+
+
+def rectification(beta: Binary64, exponent: Array, threshold: Binary64) -> Binary64:
+    """Return r_t as ``adamas.coefficients.rectification`` does, bit for bit, and 0 where it is off.
+
+    It is on where ρ_t is above ``threshold``, which is at least 4. ``exponent`` is t: uint32, and
+    at least 1.
+    """
+    zero, half, one, two, four, any_length = (
+        _like(number, beta) for number in (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
+    )
+    complement = subtract(one, beta)
+
+    def more(carried: tuple[Any, ...]) -> Array:
+        return jnp.any(carried[0] != 0)
+
+    def bit(carried: tuple[Any, ...]) -> tuple[Any, ...]:
+        left, weights, numbers, q, of_numbers, power, terms = carried
+        moved, of_moved = side_by_side(multiply, (terms, weights), (terms, q))
+        moved, of_moved = side_by_side(add, (moved, numbers), (of_moved, of_numbers))
+        factors = weights, moved, q, of_moved, power
+        *products, square = side_by_side(multiply, *((power, each) for each in factors))
+        terms_before = q, of_numbers, q, of_numbers
+        sums = side_by_side(add, *zip(terms_before, products, strict=True))
+        is_set = left & _U(1) == 1
+        weights, numbers = (
+            select(is_set, each, old)
+            for each, old in zip(sums[:2], (weights, numbers), strict=True)
+        )
+        q, of_numbers = sums[2:]
+        # What is as small as this counts for nothing, and an exponent can still be doubled.
+        square = square._replace(exponent=jnp.maximum(square.exponent, _OF_ZERO // 4))
+        power = select(at_least(half, q), subtract(one, q), square)
+        return left >> _U(1), weights, numbers, q, of_numbers, power, doubled(terms)
+
+    start = exponent, zero, zero, complement, complement, beta, one
+    _, weights, numbers, *_ = lax.while_loop(more, bit, start)
+    mean, reciprocal = side_by_side(divide, (numbers, weights), (one, complement))
+    lengths = side_by_side(subtract, (doubled(mean), one), (doubled(reciprocal), one))
+    is_on = ~at_least(threshold, lengths[0])
+    # Where it is off differences would be negative, and are left out.
+    length, longest = (select(is_on, each, any_length) for each in lengths)
+    pairs = itertools.product((length, longest), (four, two))
+    a, b, c, d = side_by_side(subtract, *pairs)
+    now, last = side_by_side(multiply, (a, b), (c, d))
+    over, under = side_by_side(multiply, (now, longest), (last, length))
+    return select(is_on, sqrt(divide(over, under)), zero)
+
+
+def side_by_side(
+    operation: Callable[[Binary64, Binary64], Binary64], *pairs: tuple[Binary64, Binary64]
+) -> list[Binary64]:
+    """Return what an operation makes of pairs, of which it is compiled once for all."""
+    first, second = zip(*pairs, strict=True)
+    return unstack(operation(stack(first), stack(second)))
+
+
+def at_least(a: Binary64, b: Binary64) -> Array:
+    """Return whether a ≥ b."""
+    same = a.exponent == b.exponent
+    return (a.exponent > b.exponent) | (same & ~(a.digits < b.digits))
+
+
+def doubled(x: Binary64) -> Binary64:
+    """Return 2·x."""
+    return x._replace(exponent=jnp.where(x.high == 0, x.exponent, x.exponent + 1))
 
 
 def select(where: Array, a: Binary64, b: Binary64) -> Binary64:

@@ -64,6 +64,8 @@ class Choices:
     #: lr · weight_decay, where it is known better than its factors.
     decay: Number = None
     nesterov: bool = False
+    #: Above which ρ_t the learning rate is rectified; None: it is not.
+    threshold: Number = None
     #: Whether the bias is taken out of the moments.
     unbias1: bool = False
     unbias2: bool = False
@@ -127,6 +129,8 @@ def _exactly(choices: Choices, count: Array, dtype: np.dtype[Any]) -> Coefficien
     wanted = [name for name, number in numbers.items() if number is None]
     if wanted:
         numbers |= _computed(choices, count, wanted, dtype)
+    if choices.threshold is not None:
+        numbers |= _rectified(choices, numbers, count, dtype)
     return Coefficients(**numbers)
 
 
@@ -237,6 +241,47 @@ def _one_minus_powers(beta: float, steps: NDArray[np.uint64]) -> Float64:
     return total
 
 
+@functools.lru_cache(maxsize=64)
+def rectifications(beta: float, threshold: float) -> NDArray[np.uint32] | None:
+    """Return r_t for each count as the words of a float64, high ones first; 0 where it is off.
+
+    The last row is for all greater counts too. None where there were more rows than in a table.
+    """
+    # Of so many terms the weights of all that follow are below 2^-92 of theirs: nothing changes any
+    # more, since counts are put together from powers of two of terms.
+    enough = 1 << max(math.ceil(math.log2(64.0 / (1.0 - beta))), 0)
+    if enough > _LONGEST:
+        return None
+    r = _rectifications(beta, np.arange(1, enough + 1, dtype=np.uint64), threshold)
+    changing = np.flatnonzero(r != r[-1])
+    r = r[: changing[-1] + 2 if changing.size else 1]
+    bits = r.view(np.uint64)
+    return np.stack([bits >> np.uint64(32), bits & np.uint64(0xFFFFFFFF)], -1).astype(np.uint32)
+
+
+def _rectifications(beta: float, steps: NDArray[np.uint64], threshold: float) -> Float64:
+    """Return ``adamas.coefficients.rectification`` of many steps at once."""
+    weights = numbers = np.zeros(len(steps))
+    q, of_numbers, power, terms, left = 1.0 - beta, 1.0 - beta, beta, 1.0, steps.copy()
+    while left.any():
+        is_set = left & np.uint64(1) == 1
+        longer = of_numbers + power * (terms * weights + numbers)
+        numbers = np.where(is_set, longer, numbers)
+        weights = np.where(is_set, q + power * weights, weights)
+        left >>= np.uint64(1)
+        of_numbers = of_numbers + power * (terms * q + of_numbers)
+        q = q + power * q
+        power = 1.0 - q if q <= 0.5 else power * power
+        terms = terms + terms
+    length = 2.0 * (numbers / weights) - 1.0
+    longest = 2.0 / (1.0 - beta) - 1.0
+    is_on = length > threshold
+    length = np.where(is_on, length, 8.0)
+    last = (longest - 4.0) * (longest - 2.0) if is_on.any() else 1.0
+    squares = (length - 4.0) * (length - 2.0) * longest / (last * length)
+    return np.where(is_on, np.sqrt(np.where(is_on, squares, 0.0)), 0.0)
+
+
 # -- binary64 ------------------------------------------------------------------------------------
 
 
@@ -286,6 +331,36 @@ def _computed(
     return {name: numbers[name] for name in wanted}
 
 
+def _rectified(
+    choices: Choices, numbers: dict[str, Number], count: Array, dtype: np.dtype[Any]
+) -> dict[str, Array]:
+    """Return root, ε and learning rate with r_t, or without a root where that is off."""
+    r = _rectification(choices, count)
+    is_on = r.high != 0
+    lr = choices.lr
+    size = binary64.multiply(r, _magnitude(lr, is_on.shape))
+    rate = binary64.to_array(size, dtype)
+    rate = jnp.where(lr < 0, -rate, rate)
+    plain = jnp.asarray(lr, dtype)
+    return {
+        "root": jnp.where(is_on, jnp.asarray(numbers["root"], dtype), 0),
+        "eps": jnp.where(is_on, jnp.asarray(numbers["eps"], dtype), 1),
+        "step": jnp.where(is_on & jnp.isfinite(plain), rate, plain),
+    }
+
+
+def _rectification(choices: Choices, count: Array) -> Binary64:
+    beta, threshold = choices.b2, choices.threshold
+    if isinstance(beta, float) and isinstance(threshold, float):
+        rows = rectifications(beta, threshold)
+        if rows is not None:
+            row = jnp.take(jnp.asarray(rows), jnp.asarray(count), axis=0, mode="clip")
+            return binary64.from_words(row[..., 0], row[..., 1])
+    step = jnp.asarray(count).astype(jnp.uint32) + np.uint32(1)
+    given = (_magnitude(each, step.shape) for each in (beta, threshold))
+    return binary64.rectification(next(given), step, next(given))
+
+
 def _signed(size: Array, choices: Choices, dtype: np.dtype[Any]) -> Array:
     """Return lr · weight_decay with its sign, and as it is where a factor is not finite."""
     factors = (choices.lr, choices.weight_decay)
@@ -300,9 +375,8 @@ def _side_by_side(
     operation: Callable[[Binary64, Binary64], Binary64],
     pairs: Sequence[tuple[str, Binary64, Binary64]],
 ) -> dict[str, Binary64]:
-    names, a, b = zip(*pairs, strict=True)
-    found = binary64.unstack(operation(binary64.stack(a), binary64.stack(b)))
-    return dict(zip(names, found, strict=True))
+    found = binary64.side_by_side(operation, *((a, b) for _, a, b in pairs))
+    return {name: each for (name, _, _), each in zip(pairs, found, strict=True)}
 
 
 def _magnitude(number: Number, shape: tuple[int, ...]) -> Binary64:
@@ -344,6 +418,11 @@ def _formulas(choices: Choices, count: Array, dtype: np.dtype[Any]) -> Coefficie
         take1, from_m, from_g = 1.0, b1 if choices.nesterov else 1.0, float(choices.nesterov)
     elif b1 is not None and choices.nesterov:
         from_m, from_g = b1 / following, take1 / q1
+    root, eps, rate = 1 / jnp.sqrt(q2), choices.eps, choices.lr
+    if choices.threshold is not None:
+        r = _rectification_formula(choices, b2, count, dtype)
+        root, eps = jnp.where(r > 0, root, 0), jnp.where(r > 0, eps, 1)
+        rate = rate * jnp.where(r > 0, r, 1)
     numbers = Coefficients(
         grad_scale=1.0,
         l2=0.0,
@@ -354,9 +433,35 @@ def _formulas(choices: Choices, count: Array, dtype: np.dtype[Any]) -> Coefficie
         take2=1.0 if b2 is None else 1 - b2,
         from_m=from_m,
         from_g=from_g,
-        root=1 / jnp.sqrt(q2),
+        root=root,
         inner=choices.eps_root * q2,
-        eps=choices.eps,
-        step=choices.lr,
+        eps=eps,
+        step=rate,
     )
     return Coefficients(*(jnp.asarray(number, dtype) for number in numbers))
+
+
+def _rectification_formula(
+    choices: Choices, beta: Array, count: Array, dtype: np.dtype[Any]
+) -> Array:
+    """Return r_t of Liu et al. (2020), or 0 where it is off; see ``adamas.coefficients``."""
+
+    def bit(_: int, carried: tuple[Array, ...]) -> tuple[Array, ...]:
+        left, weights, numbers, q, of_numbers, power, terms = carried
+        is_set = left & 1 == 1
+        numbers = jnp.where(is_set, of_numbers + power * (terms * weights + numbers), numbers)
+        weights = jnp.where(is_set, q + power * weights, weights)
+        of_numbers = of_numbers + power * (terms * q + of_numbers)
+        q = q + power * q
+        power = jnp.where(q <= 0.5, 1 - q, power * power)
+        return left >> 1, weights, numbers, q, of_numbers, power, terms + terms
+
+    zero, one = jnp.zeros((), dtype), jnp.ones((), dtype)
+    start = jnp.asarray(count) + 1, zero, zero, 1 - beta, 1 - beta, beta, one
+    # As many times whatever the count is, so that it has a derivative backwards, too.
+    _, weights, numbers, *_ = lax.fori_loop(0, 32, bit, start)
+    length, longest = 2 * (numbers / weights) - 1, 2 / (1 - beta) - 1
+    is_on = length > choices.threshold
+    length, longest = jnp.where(is_on, length, 8), jnp.where(is_on, longest, 8)
+    square = (length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length)
+    return jnp.where(is_on, jnp.sqrt(square), 0)

@@ -24,7 +24,7 @@ from adamas.jax.small import CodedState
 from adamas.jax.trees import Gradients
 from adamas.options import Options, Phase, Rounding, StateForm
 
-__all__ = ["adam", "adamw", "amsgrad", "momentum", "nadam", "nadamw", "rmsprop", "sgd"]
+__all__ = ["adam", "adamw", "amsgrad", "momentum", "nadam", "nadamw", "radam", "rmsprop", "sgd"]
 
 Array = Any
 Tree = Any
@@ -115,6 +115,32 @@ def amsgrad(
     amsgrad = optax.scale_by_amsgrad(mu_dtype=mu_dtype)
     moments = _Kept(amsgrad, "mu", "nu", "nu_max", dtype=mu_dtype)
     return _Optimizer(choices, None, moments, learning_rate).transformation()
+
+
+@known_by("radam")
+def radam(
+    learning_rate: Number | Schedule,
+    b1: Number = 0.9,
+    b2: Number = 0.999,
+    eps: Number = 1e-8,
+    eps_root: Number = 0.0,
+    threshold: Number = 5.0,
+    *,
+    nesterov: bool = False,
+    state: Forms = "float32",
+    rounding: Rounding | None = None,
+    seed: int | Array = 0,
+) -> Transformation:
+    """Return Adam with a rectified learning rate (Liu et al. 2020, algorithm 2), as optax.radam.
+
+    It is rectified where ρ_t is above ``threshold``, which is at least 4; before, a step is the
+    learning rate times the first moment. The rest is as in ``adam``.
+    """
+    choices = _adam_choices(b1, b2, eps, eps_root, nesterov)
+    choices = replace(choices, threshold=arguments.threshold("threshold", threshold))
+    coding = _stored(choices, state, rounding, seed)
+    moments = _Kept(optax.scale_by_radam(), "mu", "nu")
+    return _Optimizer(choices, coding, moments, learning_rate).transformation()
 
 
 @known_by("rmsprop")
