@@ -20,6 +20,14 @@ namespace {
 
 constexpr int strip_size = 256;
 
+// What is the same for all strips of a tensor.
+struct Work {
+    const Layout& layout;
+    Numbers<float> c;
+    float ema_keep, ema_take;
+    Key key;
+};
+
 // One strip as numbers, and the random bits to encode it with.
 struct Scratch {
     alignas(64) float p[strip_size];

@@ -7,6 +7,14 @@
 #include "contract.h"
 #include "storage.h"
 
+// For functions that are slow where a compiler leaves them out of the loops they stand in: beyond
+// some size of a source file it may.
+#if defined(_MSC_VER)
+#define ADAMAS_INLINE __forceinline
+#else
+#define ADAMAS_INLINE [[gnu::always_inline]] inline
+#endif
+
 namespace adamas {
 
 // How many elements go through all that a step does to them, while they are in the first-level

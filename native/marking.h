@@ -123,6 +123,28 @@ public:
         }
     }
 
+    // Keeps what the step that follows overwrites, for `compare_kept` to find what it has changed.
+    void keep(const Arrays& arrays, std::int64_t at, DType dtype) {
+        if (std::uint16_t* codes = of_codes(arrays); codes != nullptr && is_half(dtype)) {
+            std::copy_n(static_cast<const std::uint16_t*>(arrays.p) + at, count_, codes);
+        } else if (Bits<T>* numbers = of_numbers(arrays, dtype)) {
+            std::memcpy(numbers, static_cast<const T*>(arrays.p) + at, count_ * sizeof(T));
+        }
+    }
+    void compare_kept(const Arrays& arrays, std::int64_t at, DType dtype) {
+        if (std::uint16_t* codes = of_codes(arrays); codes != nullptr && is_half(dtype)) {
+            auto now = static_cast<const std::uint16_t*>(arrays.p) + at;
+            for (std::int64_t i = 0; i < count_; ++i) {
+                codes[i] ^= now[i];
+            }
+        } else if (Bits<T>* numbers = of_numbers(arrays, dtype)) {
+            auto now = static_cast<const T*>(arrays.p) + at;
+            for (std::int64_t i = 0; i < count_; ++i) {
+                numbers[i] ^= std::bit_cast<Bits<T>>(now[i]);
+            }
+        }
+    }
+
     // Adds the marks of elements that differ.
     void end() {
         if (marks_ == nullptr) {

@@ -27,12 +27,12 @@ struct Result {
 };
 
 template <class T>
-inline T flush(T x) {
+ADAMAS_INLINE T flush(T x) {
     return std::abs(x) < std::numeric_limits<T>::min() ? T(0) : x;
 }
 
 template <class T>
-inline T ratio(T u, T d) {
+ADAMAS_INLINE T ratio(T u, T d) {
     bool still = (d == 0) & (u == u);
     return still ? T(0) : u / d;
 }
@@ -52,12 +52,12 @@ struct Quotient {
 };
 
 template <class T>
-inline T maximum(T a, T b) {
+ADAMAS_INLINE T maximum(T a, T b) {
     return (a > b) | (a != a) ? a : b;
 }
 
 template <class T>
-inline T smooth(T keep, T take, T mean, T x) {
+ADAMAS_INLINE T smooth(T keep, T take, T mean, T x) {
     return flush(keep * mean + take * x);
 }
 
@@ -79,7 +79,7 @@ inline T unsmoothed(const Numbers<T>& c, T p, T g, T v, T w, Division ratio) {
 }
 
 template <class T, bool Mean, bool Square, bool Largest, class Division>
-inline Result<T> rule(const Numbers<T>& c, T p, T g, T m, T v, T w, Division ratio) {
+ADAMAS_INLINE Result<T> rule(const Numbers<T>& c, T p, T g, T m, T v, T w, Division ratio) {
     using std::sqrt;
     g = g * c.grad_scale + c.l2 * p;
     if constexpr (Mean) {

@@ -17,6 +17,9 @@
 #include "marking.h"
 #include "rule.h"
 #include "statistics.h"
+#if defined(ADAMAS_FOR_ANY_AVX512)
+#include "avx512_strips.h"
+#endif
 
 namespace adamas {
 namespace {
@@ -166,13 +169,48 @@ void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t 
 
 // -- in strips -----------------------------------------------------------------------------------
 
-// What is the same for all strips of a tensor.
-struct Work {
-    const Layout& layout;
-    Numbers<float> c;
-    float ema_keep, ema_take;
-    Key key;
-};
+#if defined(ADAMAS_FOR_ANY_AVX512)
+using ByHand = StepStrip;
+#else
+using ByHand = std::nullptr_t;
+#endif
+
+// What steps whole strips of a tensor by hand; null where they go through the stages below.
+template <bool Mean, bool Square, bool Largest>
+inline ByHand step_by_hand([[maybe_unused]] const Work& work, [[maybe_unused]] const Arrays& arrays,
+                           [[maybe_unused]] const Report* report) {
+#if defined(ADAMAS_FOR_ANY_AVX512)
+    if constexpr (Mean && Square && !Largest) {
+        return report == nullptr ? by_hand(work, arrays) : nullptr;
+    }
+#endif
+    return nullptr;
+}
+
+// What a strip needs after its step: averages, copies and statistics of the new parameters.
+template <int N>
+inline void follow(const Work& work, const Arrays& arrays, std::int64_t at, Scratch& scratch,
+                   const Record<float>* record, Marking<float>& marking) {
+    auto ema = static_cast<float*>(arrays.ema);
+    bool half = is_half(work.layout.dtype);
+    if (ema == nullptr && arrays.copy == nullptr && record == nullptr) {
+        return;
+    }
+    if (half) {
+        decode_parameters(work.layout, arrays, at, scratch.p, N);
+    }
+    const float* p = half ? scratch.p : arrays.at<float>(arrays.p, at);
+    if (ema != nullptr) {
+        average(work.ema_keep, work.ema_take, ema + at, p, N);
+    }
+    if (arrays.copy != nullptr) {
+        write_copy(arrays.copy_type, arrays.copy + at, p, marking.of_copy(arrays), N);
+    }
+    if (record != nullptr && half) {
+        std::copy_n(p, N, record->p);
+        std::copy_n(scratch.g, N, record->g);
+    }
+}
 
 // Steps the N elements from `at` on. `record` is null where nothing is recorded.
 template <int N, bool Mean, bool Square, bool Largest>
@@ -211,27 +249,32 @@ inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, 
     if (layout.is_small()) {
         encode_means<N>(layout, arrays, at, scratch);
     }
-    auto ema = static_cast<float*>(arrays.ema);
-    bool follows = ema != nullptr || arrays.copy != nullptr || record != nullptr;
     if (half) {
         encode_parameters(layout, arrays, at, scratch.p, scratch.random, marking.of_codes(arrays),
                           N);
-        if (follows) {
-            decode_parameters(layout, arrays, at, scratch.p, N);
-        }
     }
-    if (ema != nullptr) {
-        average(work.ema_keep, work.ema_take, ema + at, static_cast<const float*>(p), N);
-    }
-    if (arrays.copy != nullptr) {
-        write_copy(arrays.copy_type, arrays.copy + at, static_cast<const float*>(p),
-                   marking.of_copy(arrays), N);
-    }
-    if (record != nullptr && half) {
-        std::copy_n(p, N, record->p);
-        std::copy_n(g, N, record->g);
-    }
+    follow<N>(work, arrays, at, scratch, record, marking);
 }
+
+#if defined(ADAMAS_FOR_ANY_AVX512)
+
+// The same for a whole strip by hand, and with nothing to record.
+inline void step_strip_by_hand(ByHand step, const Work& work, const Arrays& arrays, std::int64_t at,
+                               Scratch& scratch, Marking<float>& marking) {
+    constexpr int N = strip_size;
+    DType dtype = work.layout.dtype;
+    marking.end();
+    marking.begin(arrays, at, N, dtype);
+    marking.keep(arrays, at, dtype);
+    step(work, arrays, at, scratch);
+    marking.compare_kept(arrays, at, dtype);
+    if (!marking.is_by_codes()) {
+        marking.end();
+    }
+    follow<N>(work, arrays, at, scratch, nullptr, marking);
+}
+
+#endif
 
 // The last elements of a tensor, fewer than a block, filled up with zeros.
 class LastBlock {
@@ -300,6 +343,7 @@ void sweep_strips(const Layout& layout, const Arrays& arrays, const StepNumbers&
                   std::int64_t first, std::int64_t last, Report* report) {
     Work work{layout, rounded<float>(numbers.rule), static_cast<float>(numbers.ema_keep),
               static_cast<float>(numbers.ema_take), key};
+    [[maybe_unused]] ByHand by_hand = step_by_hand<Mean, Square, Largest>(work, arrays, report);
     Scratch scratch;
     RecordedTile<float> recorded;
     Marking<float> marking;
@@ -310,6 +354,12 @@ void sweep_strips(const Layout& layout, const Arrays& arrays, const StepNumbers&
             record = recorded.from(at - tile);
             return report == nullptr ? nullptr : &record;
         };
+#if defined(ADAMAS_FOR_ANY_AVX512)
+        for (; by_hand != nullptr && at + strip_size <= end && draws_by_hand(arrays, at);
+             at += strip_size) {
+            step_strip_by_hand(by_hand, work, arrays, at, scratch, marking);
+        }
+#endif
         for (; at + strip_size <= end; at += strip_size) {
             step_strip<strip_size, Mean, Square, Largest>(work, arrays, at, scratch, recording(),
                                                           marking);
