@@ -48,7 +48,7 @@ def function_of(path: Path, name: str) -> str:
 
 def cpp_function(name: str) -> str:
     """The body of a function of rule.h."""
-    function = rf"^inline \S+ {name}\(.*?\) \{{\n(.*?)^\}}"
+    function = rf"^(?:ADAMAS_INLINE|inline) \S+ {name}\(.*?\) \{{\n(.*?)^\}}"
     return the_only(function, NATIVE.read_text(encoding="utf-8"))
 
 
