@@ -19,7 +19,7 @@ from adamas.changes import Change, Changes
 from adamas.engines.native import get_num_threads, set_num_threads, target, targets
 from adamas.numpy import Adam, AdamW, Momentum, Optimizer, RAdam, RMSProp
 from adamas.options import Options, Phase
-from adamas.smoothing import ema
+from adamas.smoothing import beta_for, ema, half_life
 from adamas.spikes import Skipped
 from adamas.statistics import Statistics
 
@@ -44,9 +44,11 @@ __all__ = [
     "Skipped",
     "Statistics",
     "apply_changes",
+    "beta_for",
     "check",
     "ema",
     "get_num_threads",
+    "half_life",
     "load",
     "minimize",
     "save",

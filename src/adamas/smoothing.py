@@ -1,15 +1,22 @@
-"""Exponential smoothing of any series: the moving average that the optimizers are made of."""
+"""Exponential smoothing of any series: the moving average that the optimizers are made of.
+
+How long it remembers is a decay rate to the optimizers, and a half-life to people.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+import math
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from adamas.checks import check_flag, check_plain, check_rate
+from adamas.checks import check_flag, check_number, check_plain, check_rate
 
-__all__ = ["ema"]
+if TYPE_CHECKING:
+    from decimal import Context
+
+__all__ = ["beta_for", "ema", "half_life"]
 
 
 def ema(values: ArrayLike, beta: float = 0.9, *, debias: bool = True) -> NDArray[np.float64]:
@@ -55,3 +62,58 @@ def _as_series(values: ArrayLike) -> NDArray[np.float64]:
         f"values is {values!r:.80}, but it must be a series of real numbers: one along axis 0, or "
         "an array for each time, all of one shape."
     )
+
+
+def beta_for(half_life: float, every: float = 1) -> float:
+    """Return the decay rate at which a value counts half as much after ``half_life``.
+
+    ``every`` is how much passes from one step to the next, in the same unit: 1 where half-lives are
+    in steps; the tokens or samples of a batch where they are in those. So the memory of a moment
+    stays when the batch changes: β = 2^(-every / half_life), as Marek et al. (2025, arXiv
+    2507.07101) choose β2. It is the float64 nearest to that, on every machine. Raises TypeError or
+    ValueError where they are no numbers that are finite and above 0, or where β would be 1.
+    """
+    context = _digits()
+    life, step = (
+        _decimal(context, _span(name, value))
+        for name, value in (("half_life", half_life), ("every", every))
+    )
+    beta = float(context.power(2, context.minus(context.divide(step, life))))
+    if beta == 1:
+        raise ValueError(
+            f"half_life is {half_life!r} and every is {every!r}, so that the decay rate is 1 in "
+            "float64 and nothing would be forgotten. Give a half-life of less than 10^16 steps."
+        )
+    return beta
+
+
+def half_life(beta: float, every: float = 1) -> float:
+    """Return after how much a value counts half as much at the decay rate ``beta``.
+
+    The inverse of ``beta_for``, in the unit of ``every``: 0.95 has a half-life of 13.5 steps, or of
+    3,459 samples where each step has 256. Raises ValueError where ``beta`` is not in [0, 1).
+    """
+    rate, step = check_rate("beta", beta), _span("every", every)
+    if rate == 0:
+        return 0.0
+    context = _digits()
+    lives = context.divide(context.ln(2), context.minus(context.ln(_decimal(context, rate))))
+    return float(context.multiply(lives, _decimal(context, step)))
+
+
+def _span(name: str, value: Any) -> float:
+    number = check_number(name, value)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} is {number!r}, but it must be finite and above 0.")
+    return number
+
+
+def _digits() -> Context:
+    """Return arithmetic of more digits than float64 has, in which every machine agrees."""
+    from decimal import Context
+
+    return Context(prec=50)
+
+
+def _decimal(context: Context, number: float) -> Any:
+    return context.create_decimal_from_float(number)
