@@ -153,9 +153,9 @@ LAYOUTS = {
     [
         {},
         {"state": "8bit"},
-        {"state": "compact", "clip_norm": 1.0},
+        {"state": "compact", "clip_norm": 1.0, "clip_update": 0.5},
         {"clip_norm": 1.0},
-        {"clip_norm": 1.0, "ema": 0.9, "statistics": True, "copy_to": torch.float16},
+        {"ema": 0.9, "statistics": True, "copy_to": torch.float16, "clip_update": 0.5},
     ],
     ids=["plain", "8bit", "compact", "clip", "phase"],
 )

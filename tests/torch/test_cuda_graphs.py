@@ -96,7 +96,7 @@ def test_a_step_that_raises_changes_nothing():
 
 @pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
-    "options", [{"fused": True}, {"clip_norm": 0.5}, {"on_nonfinite": "raise"}]
+    "options", [{"fused": True}, {"clip_norm": 0.5, "clip_update": 0.5}, {"on_nonfinite": "raise"}]
 )
 def test_a_scalers_word_is_taken_on_the_device(options, on_device):
     def made(device):
@@ -272,7 +272,12 @@ def test_what_a_graph_has_recorded_outlives_the_plan_and_nothing_else_does(
 @NO_GPU
 @pytest.mark.parametrize(
     "options",
-    [{}, PHASE, {"state": "8bit"}, {"skip_above": 1000.0, "skip_window": 4}],
+    [
+        {},
+        PHASE,
+        {"state": "8bit", "clip_update": 0.5},
+        {"skip_above": 1000.0, "skip_window": 4, "clip_update": 0.5},
+    ],
     ids=["plain", "phase", "8bit", "spikes"],
 )
 def test_a_replayed_graph_has_the_bits_of_eager_steps(options):

@@ -26,9 +26,12 @@ def test_parts_have_the_bits_of_whole_tensors_without_an_operation_of_dtensors(c
 @pytest.mark.parametrize(
     ("dtype", "options"),
     [
-        (torch.float32, {"clip_norm": 0.05, "on_nonfinite": "skip", "ema": 0.9}),
-        (torch.bfloat16, {"rounding": "stochastic", "state": "8bit", "clip_norm": 0.05}),
-        (torch.bfloat16, {"rounding": "remainder", "offload": True}),
+        (
+            torch.float32,
+            {"clip_norm": 0.05, "on_nonfinite": "skip", "ema": 0.9, "clip_update": 0.5},
+        ),
+        (torch.bfloat16, {"rounding": "stochastic", "state": "8bit", "clip_update": 0.5}),
+        (torch.bfloat16, {"rounding": "remainder", "offload": True, "clip_update": 0.5}),
     ],
 )
 def test_fsdp2_with_one_process_steps_on_the_card_and_waits_for_nothing(dtype, options, tmp_path):
