@@ -127,7 +127,10 @@ def check_updates(mesh):
 
 
 def check_several_routes(mesh):
-    """One that is strided is stepped by torch's operations, beside others by the native engine."""
+    """One that is strided is stepped by torch's operations, beside others by the native engine.
+
+    But for a process that has nothing of it.
+    """
     values = [drawn((6, 5), i) for i in range(4)]
     for more in ({}, {"clip_norm": 3.0, "on_nonfinite": "skip"}):
         pair = pair_of(values, [[Shard(0)], [Shard(0)], None, [Shard(0)]], mesh, **more)
@@ -135,7 +138,8 @@ def check_several_routes(mesh):
         parameters(pair[1])[1] = nn.Parameter(turned)
         for step in range(3):
             step_both(pair, step)
-        assert set(pair[1].routes().values()) == {"native", "torch"}
+        routes = {"native", "torch"} if here(turned).numel() else {"native"}
+        assert set(pair[1].routes().values()) == routes
 
 
 def check_absent(mesh):
