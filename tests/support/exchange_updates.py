@@ -120,6 +120,7 @@ def check_updates(mesh):
     check_routes(mesh, values, ways)
     check_several_routes(mesh)
     check_absent(mesh)
+    check_gone(mesh)
     check_one_nan(mesh)
     check_messages(mesh)
     check_set_between_steps(mesh)
@@ -161,6 +162,25 @@ def check_absent(mesh):
                     assert torch.equal(here(q), here(laid_out(p, q))), (step, options)
         if rank == 0:
             assert not pair[1].state
+
+
+def check_gone(mesh):
+    """A process that has gradients at one step and none at the next takes part once in each."""
+    rank, count = dist.get_rank(), dist.get_world_size()
+    for options in ({}, {"engine": "torch"}, {"clip_norm": 1.0}):
+        pair = pair_of([drawn((8, 3), i) for i in range(2)], [[Shard(0)]] * 2, mesh, **options)
+        for step in range(2):
+            for i, (p, q) in enumerate(zip(*map(parameters, pair), strict=True)):
+                p.grad = gradient_of(p, step, i)
+                p.grad[: 8 // count] *= 1 - step
+                q.grad = None if rank == 0 and step == 1 else laid_out(p.grad, q)
+            with sent() as messages:
+                pair[1].step()
+            assert messages == [ROW, 2 * ROW][0 if "clip_norm" in options else 1 :], options
+            pair[0].step()
+            if rank > 0 or step == 0:
+                for p, q in zip(*map(parameters, pair), strict=True):
+                    assert torch.equal(here(q), here(laid_out(p, q))), (step, options)
 
 
 def check_one_nan(mesh):

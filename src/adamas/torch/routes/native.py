@@ -78,6 +78,7 @@ class Native(Route):
         #: Of their groups, by identity.
         self._options = setup.numbers.options(members)
         self._is_given_updates = setup.is_given_updates
+        self._is_shared = setup.parts is not None
         phase = setup.phase
         if setup.is_given_updates:
             phase = replace(phase, clip_update=None)
@@ -111,8 +112,11 @@ class Native(Route):
     @property
     def direct(self) -> Callable[[Groups, States], Any] | None:
         """Makes a step where that is all there is to do: nothing to give, and nothing to report."""
-        is_silent = not self._phase.reads_first and not self._phase.statistics
-        return self.plan.step_if_open if is_silent and not self._given else None
+        phase = self._phase
+        is_silent = not phase.reads_first and not phase.statistics
+        # Without a gradient it would ask others for their sums, and then somebody for a look.
+        is_alone = phase.clip_update is None or not self._is_shared
+        return self.plan.step_if_open if is_silent and is_alone and not self._given else None
 
     def go_by(self, phase: Phase) -> None:
         """Step by another phase that keeps the same and reads the same first."""
