@@ -160,6 +160,9 @@ def parts(variant: Variant, settings: Settings) -> Parts:
         eps = s.eps if variant.eps_fixed is None else variant.eps_fixed
         corrected = Corrected(square, correction, variant.largest)
         denominator = Denominator(corrected, variant.epsilon, eps, s.eps_root, variant.root)
+        if variant.rectified != "no":
+            rectification = Rectification(beta2, clock, float(variant.rectified[0]))
+            denominator = Rectified(denominator, rectification, variant.rectified)
     return Parts(mean, square, numerator, denominator)
 
 
@@ -286,6 +289,46 @@ class Correction(NamedTuple):
         one, base = a.number(1.0), a.number(self.beta)
         table = [one - base**n for n in range(int(t.max()) + 1)]
         return np.asarray(table, dtype=a.array(np.ones(1)).dtype)[t]
+
+
+class Rectification(NamedTuple):
+    """r_t of Liu et al. (2020, algorithm 2), shape (steps, arrays, 1); 0 where it is off."""
+
+    beta: float
+    clock: Clock
+    #: Above which ρ_t it is on.
+    threshold: float
+
+    def __call__(self, run: Prediction) -> Array:
+        a, t = run.arithmetic, run.of(self.clock)
+        one, two, four = a.number(1.0), a.number(2.0), a.number(4.0)
+        beta = a.number(self.beta)
+        longest = two / (one - beta) - one
+        table, weights, numbers, power = [one - one], one - one, one - one, one
+        for n in range(1, int(t.max()) + 1):
+            # ρ_t is 2·k̄ - 1, with k̄ the mean of 1 … t by these weights: nothing cancels.
+            weights, numbers, power = weights + power, numbers + power * n, power * beta
+            length = two * numbers / weights - one
+            square = one - one
+            if length > self.threshold:
+                square = (length - four) * (length - two) * longest
+                square = square / ((longest - four) * (longest - two) * length)
+            table.append(square)
+        return a.sqrt(np.asarray(table, dtype=a.array(np.ones(1)).dtype))[t]
+
+
+class Rectified(NamedTuple):
+    """What RAdam divides by: √v̂ + ε over r_t, or 1; ``kind`` is that of a variant."""
+
+    denominator: Denominator
+    rectification: Rectification
+    kind: str
+
+    def __call__(self, run: Prediction) -> Array:
+        a, d, r = run.arithmetic, run.of(self.denominator), run.of(self.rectification)
+        is_off = r == 0
+        over = a.number(1.0) if self.kind == "5, no factor" else np.where(is_off, a.number(1.0), r)
+        return np.where(is_off, a.number(1.0), d / over)
 
 
 class Numerator(NamedTuple):

@@ -56,6 +56,9 @@ class Variant(NamedTuple):
     largest: Literal["no", "then corrected", "corrected first", "fed back"] = "no"
     #: "raw" leaves the gradient's part without a correction; a schedule is one for β1.
     nesterov: Literal["no", "dozat", "same step", "raw", "torch schedule", "keras schedule"] = "no"
+    #: RAdam: above which ρ_t the learning rate is rectified; up to there nothing is divided. "5, no
+    #: factor" leaves out r_t.
+    rectified: Literal["no", "5", "4", "5, no factor"] = "no"
     #: What is kept from step to step; with "nothing" not even t.
     memory: Literal["all", "nothing", "t", "m and t", "v and t"] = "all"
     #: What parameters have in common; "t" is counted once for each.
@@ -142,7 +145,8 @@ def axes(constants: Constants) -> dict[str, tuple[_Changes, ...]]:
         "betas": tuple(_betas(constants)),
         "eps": tuple({"eps_fixed": eps} for eps in _fixed_eps(constants)),
     }
-    names = ("mean", "square", "root", "largest", "nesterov", "memory", "float32", "storage")
+    names = ("mean", "square", "root", "largest", "nesterov", "rectified", "memory")
+    names += ("float32", "storage")
     for name in (*names, *(["shared"] if constants.several else [])):
         table[name] = _CHANGES[name]
     return table
@@ -205,6 +209,12 @@ def is_valid(variant: Variant) -> bool:
         ("mean", "first-step"),
         ("sum", "none"),
     )
+    # Of one gradient there is nothing to rectify; without means nothing is as long as ρ_t.
+    unrectified = variant.rectified != "no" and (
+        "absent" in (variant.mean, variant.square)
+        or variant.memory != "all"
+        or variant.largest == "fed back"
+    )
     without_past = variant.memory in ("nothing", "t", "m and t") and variant.largest == "fed back"
     return not (
         without_square
@@ -215,6 +225,7 @@ def is_valid(variant: Variant) -> bool:
         or without_t
         or mean_of_one
         or without_past
+        or unrectified
     )
 
 
@@ -225,6 +236,8 @@ def rule_nearest(variant: Variant) -> Variant:
         rule = rule.but(largest=variant.largest)
     if variant.nesterov == "dozat" or variant.nesterov.endswith("schedule"):
         rule = rule.but(nesterov=variant.nesterov)
+    if variant.rectified != "no":
+        rule = rule.but(rectified="4" if variant.rectified == "4" else "5")
     if variant.epsilon == "outside before":
         rule = rule.but(epsilon=variant.epsilon)
     if variant.decay in ("decoupled", "fully"):

@@ -52,6 +52,9 @@ _DEVIATIONS: dict[str, dict[Any, str]] = {
         "same step": "Nesterov's form with the correction of step t for m, where it is that of t+1",
         "raw": "Nesterov's form with a gradient that is not corrected",
     },
+    "rectified": {
+        "5, no factor": "the factor r_t is missing: m̂ alone while ρ_t is up to 5, then Adam",
+    },
     "memory": {
         "nothing": "no state is kept: every step is a first one",
         "t": "m and v are not kept from step to step",
@@ -150,6 +153,9 @@ def description(variant: Variant, *, decays: bool = True) -> tuple[str, ...]:
     elif variant.largest in _LARGEST:
         order = f" ({_LARGEST[variant.largest]})"
         found.append("AMSGrad" + order * (variant.correction2 != "none"))
+    if variant.rectified in ("5", "4"):
+        whose = " as in the paper" if variant.rectified == "4" else ""
+        found.append(f"RAdam (rectified above ρ = {variant.rectified}{whose})")
     if variant.nesterov == "dozat":
         found.append("Nesterov's form (Dozat's)")
     elif variant.nesterov.endswith("schedule"):
@@ -238,6 +244,12 @@ def sheet(variant: Variant) -> dict[str, str]:
         elif variant.largest == "then corrected":
             lines["v̂"] = "w ← max(w, v)"
         update = f"{top} / {_denominator(variant, second)}"
+    if variant.rectified != "no":
+        lines["ρ"] = f"ρ∞ = 2/(1−{second}) − 1, ρ = ρ∞ − 2t·{second}^t/(1−{second}^t)"
+        if variant.rectified != "5, no factor":
+            lines["r"] = "r = √((ρ−4)(ρ−2)ρ∞ / ((ρ∞−4)(ρ∞−2)ρ))"
+            update = f"r·{update}"
+        update = f"({update} where ρ > {variant.rectified[0]}, else {top})"
     rate = "η" if variant.lr_fixed is None else f"{variant.lr_fixed:.6g}"
     sign = "+" if variant.direction == "added" else "−"
     decay = {
