@@ -155,6 +155,8 @@ def one_minus_power(beta: float, exponent: int) -> float:
 def rectification(beta: float, step: int) -> float:
     """Return r_t of Liu et al. (2020, algorithm 2), or 0 where ρ_t is not above 5.
 
+    The paper begins above 4, its code and others at 5.
+
     ρ_t = ρ_∞ − 2tβ^t/(1 − β^t) loses at small t all that a β near 1 leaves. It is also 2k̄ − 1,
     where k̄ is the mean of 1, 2, … t with weights 1, β, … β^(t−1). Sums of these weights and of the
     weighted numbers, both times 1 − β, are put together as the bits of t say: a + b terms are a,

@@ -11,7 +11,7 @@ of a method says has to be given, and what a library computes by another rule is
            under the root in RMSprop
 "paper"    Kingma & Ba 2015, algorithm 1; AMSGrad without correction (Reddi et al. 2018, algorithm
            2); AdamW with a decay apart from the learning rate (Loshchilov & Hutter 2019, algorithm
-           2); RAdam (Liu et al. 2020, algorithm 2) and RMSProp (Tieleman & Hinton 2012) without ε
+           2); RMSProp without ε (Tieleman & Hinton 2012)
 "note"     1 - β without the exponent t in the correction, as some texts write it
 ========== =====================================================================================
 """
@@ -56,7 +56,6 @@ _CONVENTIONS: dict[str, dict[str | None, dict[str, Any]]] = {
         None: {"lr": 1e-3, "betas": _BETAS, **_CORRECTED, **_L2},
         "torch": {"lr": 1e-3, "betas": _BETAS, **_CORRECTED, "eps_place": "uncorrected", **_L2},
         "optax": {"betas": _BETAS, **_CORRECTED, **_L2},
-        "paper": {"betas": _BETAS, **_CORRECTED, "eps": 0.0, **_L2},
     },
     "RMSProp": {
         None: {"lr": 1e-3, "beta": 0.9, **_BESIDE, **_L2},
@@ -88,6 +87,14 @@ _OTHER_RULES = {
     ),
 }  # fmt: skip
 
+#: Why a method is missing in a dialect that has something of its name: dialect, method, reason.
+_NO_METHODS = {
+    ("paper", "RAdam"): (
+        "but Liu et al. (2020) rectify where ρ_t is above 4, and adamas above 5, as their own code "
+        "and torch do"
+    )
+}
+
 
 def with_conventions(method: str, dialect: str | None, given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the options that are given, and for those that are None what the dialect says.
@@ -101,10 +108,11 @@ def with_conventions(method: str, dialect: str | None, given: Mapping[str, Any])
         possible = ", ".join(f'"{name}"' for name in get_args(Dialect))
         raise ValueError(f"dialect is {dialect!r}, but it must be one of {possible}, or None.")
     if dialect not in _CONVENTIONS[method]:
+        reason = _NO_METHODS.get((str(dialect), method), f"which has no {method}")
         possible = ", ".join(f'"{name}"' for name in _CONVENTIONS[method] if name is not None)
         raise ValueError(
-            f'dialect is "{dialect}", which has no {method}. With {method} it must be one of '
-            f"{possible}, or None."
+            f'dialect is "{dialect}", {reason}. With {method} it must be one of {possible}, or '
+            "None."
         )
     for option in ("amsgrad", "nesterov"):
         reason = _OTHER_RULES.get((str(dialect), option))

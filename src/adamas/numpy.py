@@ -396,9 +396,9 @@ class AdamW(Adam):
 class RAdam(Optimizer):
     """Rectified Adam (Liu et al. 2020, algorithm 2): steps by lr * r_t, which warms up by itself.
 
-    r_t grows to 1 as the second moment becomes sure. Where it cannot be told yet (ρ_t at most 5,
-    the first five steps at beta2 = 0.999) a step is lr times the first moment. Options that are
-    None have the defaults of ``dialect``; without one they are those of ``Adam``.
+    r_t grows to 1 as the second moment becomes sure. While it cannot be told (ρ_t at most 5, as in
+    the authors' code; the first five steps at beta2 = 0.999) a step is lr times the first moment.
+    Options that are None have the defaults of ``dialect``; without one they are those of ``Adam``.
     """
 
     @with_known_options

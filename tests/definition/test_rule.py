@@ -75,7 +75,7 @@ def papers_step(options, t, p, g, m, v, w):
         divisor = mpmath.sqrt(corrected + mpmath.mpf(options.eps_root)) + mpmath.mpf(options.eps)
         if not options.rectify:
             direction = direction / divisor
-        elif rectified.length(options.betas[1], t) > 5:  # Liu et al. 2020, algorithm 2
+        elif rectified.length(options.betas[1], t) > 5:  # Liu et al. 2020
             direction = rectified.rectification(options.betas[1], t) * direction / divisor
     shrink = {
         "l2": 0,

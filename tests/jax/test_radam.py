@@ -214,7 +214,7 @@ def test_derivatives_are_those_of_the_formulas():
 def test_a_threshold_below_4_is_refused(threshold):
     text = (
         f"threshold is {threshold!r}, but it must be at least 4: below, r_t is no real number. Liu "
-        "et al. (2020) rectify above 5."
+        "et al. (2020) have 4 in the paper and 5 in their code."
     )
     for make in (
         lambda: ours.radam(1e-3, threshold=threshold),

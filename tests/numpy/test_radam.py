@@ -51,7 +51,7 @@ def test_steps_are_liu_et_als_in_mpmath():
     lr, beta1, beta2 = 0.01, 0.9, 0.999
     given = gradients(12, 5, np.float64)
     p = np.zeros(5)
-    optimizer = adamas.RAdam(p, lr=lr, dialect="paper", betas=(beta1, beta2))
+    optimizer = adamas.RAdam(p, lr=lr, eps=0.0, betas=(beta1, beta2))
     with mpmath.workprec(200):
         exact = [mpmath.mpf(0)] * 5
         m, v = [mpmath.mpf(0)] * 5, [mpmath.mpf(0)] * 5
@@ -76,7 +76,7 @@ def test_steps_are_liu_et_als_in_mpmath():
     [
         {},
         {"dialect": "torch", "weight_decay": 0.1, "ema": 0.9, "clip_norm": 3.0},
-        {"dialect": "paper", "lr": 0.01, "nesterov": True, "on_nonfinite": "skip"},
+        {"dialect": "optax", "lr": 0.01, "eps": 0.0, "nesterov": True, "on_nonfinite": "skip"},
         {"betas": (0.5, 0.75), "decay": "decoupled", "weight_decay": 0.1, "statistics": True},
         {"betas": (0.5, 0.6), "eps_root": 1e-3, "eps_place": "inside", "maximize": True},
         {"weight_decay": 0.1, "decay": "fully-decoupled", "lr_max": 0.01},
@@ -139,10 +139,10 @@ def test_a_schedule_gives_the_rate_of_each_step():
 
 
 def test_dialects_differ_in_epsilon_alone():
-    places = {None: "corrected", "torch": "uncorrected", "optax": "corrected", "paper": "corrected"}
+    places = {None: "corrected", "torch": "uncorrected", "optax": "corrected"}
     for dialect, place in places.items():
         (group,) = adamas.RAdam(np.ones(1), lr=1e-3, dialect=dialect).groups
-        wanted = Options(rectify=True, eps_place=place, eps=0.0 if dialect == "paper" else 1e-8)
+        wanted = Options(rectify=True, eps_place=place)
         assert group.options == wanted
 
 
@@ -159,11 +159,17 @@ def test_no_element_is_below_epsilon_where_nothing_is_divided():
         (
             lambda p: adamas.RAdam(p, dialect="keras"),
             'dialect is "keras", which has no RAdam. With RAdam it must be one of "torch", '
-            '"optax", "paper", or None.',
+            '"optax", or None.',
         ),
         (
             lambda p: adamas.RAdam(p, dialect="paper"),
-            'lr is missing: dialect "paper" has no default for it. Give one.',
+            'dialect is "paper", but Liu et al. (2020) rectify where ρ_t is above 4, and adamas '
+            "above 5, as their own code and torch do. With RAdam it must be one of "
+            '"torch", "optax", or None.',
+        ),
+        (
+            lambda p: adamas.RAdam(p, dialect="optax"),
+            'lr is missing: dialect "optax" has no default for it. Give one.',
         ),
         (
             lambda p: adamas.RAdam(p, betas=(0.9, None)),

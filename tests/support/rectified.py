@@ -27,7 +27,7 @@ def length(beta, t):
 
 
 def rectification(beta, t):
-    """Return r_t, or 0 where ρ_t is at most 5."""
+    """Return r_t, or 0 where ρ_t is at most 5: 4 in the paper, 5 in its code."""
     with mpmath.workprec(600):
         rho, longest = length(beta, t), 2 / (1 - mpmath.mpf(beta)) - 1
         if rho <= 5:

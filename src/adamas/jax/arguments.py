@@ -169,7 +169,7 @@ def _check_threshold(name: str, value: Any) -> float:
     if found < 4:
         raise ValueError(
             f"{name} is {found!r}, but it must be at least 4: below, r_t is no real number. Liu et "
-            "al. (2020) rectify above 5."
+            "al. (2020) have 4 in the paper and 5 in their code."
         )
     return found
 

@@ -133,8 +133,8 @@ def radam(
 ) -> Transformation:
     """Return Adam with a rectified learning rate (Liu et al. 2020, algorithm 2), as optax.radam.
 
-    It is rectified where ρ_t is above ``threshold``, which is at least 4; before, a step is the
-    learning rate times the first moment. The rest is as in ``adam``.
+    It is rectified where ρ_t is above ``threshold``, which is at least 4 (as in the paper); before,
+    a step is the learning rate times the first moment. The rest is as in ``adam``.
     """
     choices = _adam_choices(b1, b2, eps, eps_root, nesterov)
     choices = replace(choices, threshold=arguments.threshold("threshold", threshold))
