@@ -462,7 +462,6 @@ class Momentum(Optimizer):
         track_changes: bool = False,
         skip_above: float | None = None,
         skip_window: int = 128,
-        clip_update: float | None = None,
         engine: Engine = "native",
     ) -> None:
         """Create the state; ``adamas.Options`` and ``adamas.Phase`` tell the options."""

@@ -281,7 +281,7 @@ def _lasting(header: Mapping[str, Any]) -> dict[str, Any]:
         for group in header["groups"]
     ]
     phase = {
-        key: value is not None if key in ("clip_norm", "skip_above") else value
+        key: value is not None if key in ("clip_norm", "clip_update", "skip_above") else value
         for key, value in header["phase"].items()
     }
     return {**header, "groups": groups, "phase": phase}

@@ -100,6 +100,7 @@ def test_keywords_of_torch_are_what_its_optimizers_take():
     usual = {
         "clip_group": None,
         "clip_norm": None,
+        "clip_update": None,
         "copy_to": None,
         "ema": None,
         "engine": None,

@@ -452,7 +452,8 @@ GIVEN = {
     "lr": 0.5, "betas": (0.5, 0.25), "beta": 0.5, "eps": 0.5, "weight_decay": 0.5,
     "decay": "fully-decoupled", "lr_max": 2.0, "amsgrad": True, "nesterov": True, "maximize": True,
     "eps_place": "inside", "eps_root": 0.5, "bias_correction": "first-step", "clip_norm": 0.5,
-    "on_nonfinite": "skip", "ema": 0.5, "statistics": True, "state": ("bfloat16", "float32"),
+    "clip_update": 0.5, "on_nonfinite": "skip", "ema": 0.5, "statistics": True,
+    "state": ("bfloat16", "float32"),
     "rounding": "nearest", "seed": 5, "track_changes": True, "skip_above": 5.0,
     "skip_window": 64, "engine": "reference",
 }  # fmt: skip

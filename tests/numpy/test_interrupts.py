@@ -41,6 +41,7 @@ def like(tree, seed=5):
 
 def made(**options):
     options = {"lr": 0.1, "ema": 0.9, "clip_norm": 1.0, "statistics": True, **options}
+    options = {"clip_update": 0.5, **options}
     tree = params()
     optimizer = adamas.Adam(tree, **options)
     optimizer.step(like(tree, 3))
