@@ -35,7 +35,7 @@ else:
 __all__ = ["MethodName", "MinimizeArguments", "OptionArguments", "PhaseArguments", "Unpack"]
 
 #: The method that looks for the minimum.
-MethodName = Literal["adam", "momentum", "radam", "rmsprop"]
+MethodName = Literal["adam", "momentum", "rmsprop"]
 
 
 class OptionArguments(TypedDict, total=False):

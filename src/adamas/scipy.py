@@ -40,7 +40,7 @@ from adamas.checks import (
 )
 from adamas.coefficients import ema_weights
 from adamas.keywords import MethodName, MinimizeArguments, Unpack
-from adamas.numpy import Adam, Momentum, Optimizer, RAdam, RMSProp
+from adamas.numpy import Adam, Momentum, Optimizer, RMSProp
 from adamas.options import LearningRate, Options, Schedule
 from adamas.rule import smooth
 
@@ -68,8 +68,8 @@ __all__ = ["OWN", "Settings", "minimize"]
 
 Vector = NDArray[np.float64]
 
-_METHODS = {each.__name__.lower(): each for each in (Adam, Momentum, RAdam, RMSProp)}
-_RATES = {"adam": 0.1, "momentum": 0.01, "radam": 0.1, "rmsprop": 0.1}
+_METHODS: dict[str, type[Optimizer]] = {"adam": Adam, "momentum": Momentum, "rmsprop": RMSProp}
+_RATES = {"adam": 0.1, "momentum": 0.01, "rmsprop": 0.1}
 #: Options of the optimizers that minimize decides itself, or that float64 has no use for.
 OWN = {"self", "params", "maximize", "on_nonfinite", "ema", "statistics", "engine"} | {
     "state",
@@ -91,7 +91,7 @@ class Settings:
 
     #: Which optimizer makes the steps.
     method: MethodName = "adam"
-    #: A number is the rate of the first step, in units of x but for Momentum; it falls to zero
+    #: A number is the rate of the first step, in units of x for Adam and RMSProp; it falls to zero
     #: along half a cosine over ``maxiter`` steps. A function of the step number (1 first) is taken
     #: as it is. None: 0.1, and 0.01 for Momentum.
     lr: LearningRate | None = None

@@ -175,7 +175,7 @@ REFUSED = [
     (
         {"method": "newton"},
         ValueError,
-        'method is \'newton\', but it must be one of "adam", "momentum", "radam", "rmsprop".',
+        'method is \'newton\', but it must be one of "adam", "momentum", "rmsprop".',
     ),
     ({"lr": -1.0}, ValueError, "lr is -1.0, but it must be finite and at least 0."),
     (
@@ -212,8 +212,8 @@ REFUSED = [
         {"method": "adm"},
         ValueError,
         (
-            'method is \'adm\', but it must be one of "adam", "momentum", "radam", "rmsprop". Did '
-            "you mean 'adam'?"
+            'method is \'adm\', but it must be one of "adam", "momentum", "rmsprop". Did you mean '
+            "'adam'?"
         ),
     ),
     ({"noisy": "yes"}, TypeError, "noisy is 'yes', but it must be True or False."),

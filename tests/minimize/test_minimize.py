@@ -36,9 +36,7 @@ def test_rosenbrocks_valley_is_walked_to_its_end_with_the_defaults(way, size):
     assert np.max(np.abs(result.x - 1)) < 0.01
 
 
-@pytest.mark.parametrize(
-    "options", [{"method": name} for name in ("rmsprop", "radam", "momentum")] + [{"lr": 0.3}]
-)
+@pytest.mark.parametrize("options", [{"method": "rmsprop"}, {"method": "momentum"}, {"lr": 0.3}])
 def test_every_method_and_a_rate_of_ones_own_lead_to_the_minimum(options):
     result = adamas.minimize(bowl, np.zeros(3), jac=bowl_slope, **options)
     assert result.success
