@@ -215,13 +215,14 @@ private:
 
 // Numbers of the rule in all lanes.
 struct Lanes {
-    __m512 grad_scale, l2, decay, keep1, take1, keep2, take2, from_m, from_g, root, inner, eps,
-        step;
+    __m512 grad_scale, l2, decay, opposed, keep1, take1, keep2, take2, from_m, from_g, root, inner,
+        eps, step;
 
     explicit Lanes(const Numbers<float>& c)
         : grad_scale(_mm512_set1_ps(c.grad_scale)),
           l2(_mm512_set1_ps(c.l2)),
           decay(_mm512_set1_ps(c.decay)),
+          opposed(_mm512_set1_ps(c.opposed)),
           keep1(_mm512_set1_ps(c.keep1)),
           take1(_mm512_set1_ps(c.take1)),
           keep2(_mm512_set1_ps(c.keep2)),
@@ -245,10 +246,20 @@ ADAMAS_INLINE __m512 flushed(__m512 x) {
     return _mm512_maskz_mov_ps(normal, x);
 }
 
+// `shrinkage` of rule.h.
+ADAMAS_INLINE __m512 shrinkage_of(const Lanes& c, __m512 u, __m512 p) {
+    __m512 zero = _mm512_setzero_ps();
+    __mmask16 up = _mm512_cmp_ps_mask(u, zero, _CMP_LT_OQ);
+    __mmask16 down = _mm512_cmp_ps_mask(u, zero, _CMP_GT_OQ);
+    __mmask16 differ = _mm512_mask_cmp_ps_mask(up, p, zero, _CMP_GT_OQ) |
+                       _mm512_mask_cmp_ps_mask(down, p, zero, _CMP_LT_OQ);
+    return _mm512_mask_mul_ps(_mm512_mul_ps(c.decay, p), differ, c.opposed, p);
+}
+
 // `rule` of rule.h, with Quotient, for 16 elements. `keep1` is that number times what m is still to
 // be multiplied by, a power of two. If `neutral`, l2, from_g and inner are 0 and their terms left
 // out, which changes nothing where the new p is not NaN: but for NaN they add 0 to what is not 0,
-// or to a 0 whose sign the next flush, or the 0 beside it, takes away.
+// or to a 0 whose sign the next flush, or the 0 beside it, takes away. And both decays are one.
 template <bool neutral>
 ADAMAS_INLINE void step_lanes(const Lanes& c, __m512 keep1, __m512& p, __m512 g, __m512& m,
                               __m512& v) {
@@ -266,7 +277,8 @@ ADAMAS_INLINE void step_lanes(const Lanes& c, __m512 keep1, __m512& p, __m512 g,
     }
     __m512 d = _mm512_add_ps(_mm512_mul_ps(_mm512_sqrt_ps(s), c.root), c.eps);
     u = _mm512_div_ps(u, d);
-    p = _mm512_sub_ps(p, _mm512_add_ps(_mm512_mul_ps(c.step, u), _mm512_mul_ps(c.decay, p)));
+    __m512 shrinkage = neutral ? _mm512_mul_ps(c.decay, p) : shrinkage_of(c, u, p);
+    p = _mm512_sub_ps(p, _mm512_add_ps(_mm512_mul_ps(c.step, u), shrinkage));
 }
 
 }  // namespace

@@ -36,8 +36,8 @@ std::vector<std::string> target_names(bool only_here) {
 
 nb::tuple numbers_of(nb::handle options, nb::handle step, double lr, double grad_scale) {
     Numbers<double> c = at_step(options_of(options), step_of(step), lr, grad_scale);
-    return nb::make_tuple(c.grad_scale, c.l2, c.decay, c.keep1, c.take1, c.keep2, c.take2, c.from_m,
-                          c.from_g, c.root, c.inner, c.eps, c.step);
+    return nb::make_tuple(c.grad_scale, c.l2, c.decay, c.opposed, c.keep1, c.take1, c.keep2,
+                          c.take2, c.from_m, c.from_g, c.root, c.inner, c.eps, c.step);
 }
 
 // Adds the squares of an array to a row of adamas.digits.

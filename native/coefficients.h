@@ -10,7 +10,7 @@
 namespace adamas {
 
 enum class BiasCorrection { paper, first_step, none };
-enum class Decay { l2, decoupled, fully_decoupled };
+enum class Decay { l2, decoupled, fully_decoupled, cautious, corrected };
 enum class EpsPlace { corrected, uncorrected, inside };
 
 // adamas.options.Options, without the learning rate, which comes with each step.
@@ -72,6 +72,7 @@ inline double update_factor(double clip_update, double norm, std::int64_t count,
 inline Numbers<double> shortened(const Numbers<double>& numbers, double factor) {
     Numbers<double> result = numbers;
     result.decay = numbers.decay * factor;
+    result.opposed = numbers.opposed * factor;
     result.step = numbers.step * factor;
     return result;
 }
@@ -119,10 +120,14 @@ inline Numbers<double> at_step(const Options& options, std::int64_t step, double
             l2 = options.weight_decay;
             break;
         case Decay::decoupled:
+        case Decay::cautious:
             decay = lr * options.weight_decay;
             break;
         case Decay::fully_decoupled:
             decay = options.weight_decay * (lr / options.lr_max);
+            break;
+        case Decay::corrected:
+            decay = lr * (options.weight_decay * (lr / options.lr_max));
             break;
     }
     double keep1 = 0, take1 = 1, from_m = 1, from_g = 0;
@@ -164,6 +169,7 @@ inline Numbers<double> at_step(const Options& options, std::int64_t step, double
     return {.grad_scale = options.maximize ? -grad_scale : grad_scale,
             .l2 = l2,
             .decay = decay,
+            .opposed = options.decay == Decay::cautious ? 0.0 : decay,
             .keep1 = keep1,
             .take1 = take1,
             .keep2 = keep2,

@@ -108,8 +108,9 @@ Options options_of(nb::handle given) {
         choice_of<EpsPlace>(given.attr("eps_place"), {"corrected", "uncorrected", "inside"});
     options.eps_root = number_of(nb::object(given.attr("eps_root")), "eps_root");
     options.weight_decay = number_of(nb::object(given.attr("weight_decay")), "weight_decay");
-    options.decay = choice_of<Decay>(given.attr("decay"), {"l2", "decoupled", "fully-decoupled"});
-    if (options.decay == Decay::fully_decoupled) {
+    options.decay = choice_of<Decay>(
+        given.attr("decay"), {"l2", "decoupled", "fully-decoupled", "cautious", "corrected"});
+    if (options.decay == Decay::fully_decoupled || options.decay == Decay::corrected) {
         options.lr_max = number_of(nb::object(given.attr("lr_max")), "lr_max");
     }
     options.bias_correction =
@@ -203,6 +204,7 @@ StepNumbers step_numbers_of(nb::handle given) {
         {Name("grad_scale"), &Numbers<double>::grad_scale},
         {Name("l2"), &Numbers<double>::l2},
         {Name("decay"), &Numbers<double>::decay},
+        {Name("opposed"), &Numbers<double>::opposed},
         {Name("keep1"), &Numbers<double>::keep1},
         {Name("take1"), &Numbers<double>::take1},
         {Name("keep2"), &Numbers<double>::keep2},

@@ -8,11 +8,14 @@
 #include "storage.h"
 
 // For functions that are slow where a compiler leaves them out of the loops they stand in: beyond
-// some size of a source file it may.
+// some size of a source file it may. And for functions that make others slow where they are not
+// left out.
 #if defined(_MSC_VER)
 #define ADAMAS_INLINE __forceinline
+#define ADAMAS_APART __declspec(noinline)
 #else
 #define ADAMAS_INLINE [[gnu::always_inline]] inline
+#define ADAMAS_APART [[gnu::noinline]]
 #endif
 
 namespace adamas {
@@ -29,7 +32,8 @@ struct Key {
 // The numbers of the rule: src/adamas/coefficients.py.
 template <class T>
 struct Numbers {
-    T grad_scale, l2, decay, keep1, take1, keep2, take2, from_m, from_g, root, inner, eps, step;
+    T grad_scale, l2, decay, opposed, keep1, take1, keep2, take2, from_m, from_g, root, inner, eps,
+        step;
 };
 
 // Elements of a part of a tensor that stand in runs of one length in the whole tensor; both are

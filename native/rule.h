@@ -16,9 +16,9 @@ namespace {
 // The numbers in the arithmetic T of the parameter, each rounded once.
 template <class T>
 inline Numbers<T> rounded(const Numbers<double>& c) {
-    return {T(c.grad_scale), T(c.l2),    T(c.decay),  T(c.keep1),  T(c.take1),
-            T(c.keep2),      T(c.take2), T(c.from_m), T(c.from_g), T(c.root),
-            T(c.inner),      T(c.eps),   T(c.step)};
+    return {T(c.grad_scale), T(c.l2),    T(c.decay), T(c.opposed), T(c.keep1),
+            T(c.take1),      T(c.keep2), T(c.take2), T(c.from_m),  T(c.from_g),
+            T(c.root),       T(c.inner), T(c.eps),   T(c.step)};
 }
 
 template <class T>
@@ -57,6 +57,26 @@ ADAMAS_INLINE T maximum(T a, T b) {
 }
 
 template <class T>
+ADAMAS_INLINE T shrinkage(T decay, T opposed, T u, T p) {
+    bool differ = ((u < 0) & (p > 0)) | ((u > 0) & (p < 0));
+    return differ ? opposed * p : decay * p;
+}
+
+// The two ways to decay: by the signs of update and parameter, and where both numbers are one.
+struct BySigns {
+    template <class T>
+    ADAMAS_INLINE T operator()(T decay, T opposed, T u, T p) const {
+        return shrinkage(decay, opposed, u, p);
+    }
+};
+struct Alike {
+    template <class T>
+    ADAMAS_INLINE T operator()(T decay, T, T, T p) const {
+        return decay * p;
+    }
+};
+
+template <class T>
 ADAMAS_INLINE T smooth(T keep, T take, T mean, T x) {
     return flush(keep * mean + take * x);
 }
@@ -78,8 +98,9 @@ inline T unsmoothed(const Numbers<T>& c, T p, T g, T v, T w, Division ratio) {
     return ratio(g, d);
 }
 
-template <class T, bool Mean, bool Square, bool Largest, class Division>
-ADAMAS_INLINE Result<T> rule(const Numbers<T>& c, T p, T g, T m, T v, T w, Division ratio) {
+template <class T, bool Mean, bool Square, bool Largest, class Division, class Decaying>
+ADAMAS_INLINE Result<T> rule(const Numbers<T>& c, T p, T g, T m, T v, T w, Division ratio,
+                             Decaying shrinkage) {
     using std::sqrt;
     g = g * c.grad_scale + c.l2 * p;
     if constexpr (Mean) {
@@ -101,7 +122,7 @@ ADAMAS_INLINE Result<T> rule(const Numbers<T>& c, T p, T g, T m, T v, T w, Divis
         T d = sqrt(s + c.inner) * c.root + c.eps;
         u = ratio(u, d);
     }
-    T change = c.step * u + c.decay * p;
+    T change = c.step * u + shrinkage(c.decay, c.opposed, u, p);
     p = p - change;
     return {p, m, v, w, u, change};
 }

@@ -48,16 +48,18 @@ struct RecordedTile {
 // parameters' bits.
 enum class Left { nothing, record, differences };
 
-template <class T, bool Mean, bool Square, bool Largest, Left left, class Division>
-inline void step_dividing(const Numbers<T>& c, T* __restrict p, const T* __restrict g,
+template <class T, bool Mean, bool Square, bool Largest, Left left, class Division, class Decaying>
+inline void step_dividing(const Numbers<T> c, T* __restrict p, const T* __restrict g,
                           T* __restrict m, T* __restrict v, T* __restrict w, Record<T> record,
-                          Bits<T>* __restrict differences, std::int64_t count, Division ratio) {
+                          Bits<T>* __restrict differences, std::int64_t count, Division ratio,
+                          Decaying shrinkage) {
     T* __restrict before = record.before;
     T* __restrict u = record.u;
     T* __restrict change = record.change;
     for (std::int64_t i = 0; i < count; ++i) {
-        Result<T> result = rule<T, Mean, Square, Largest>(
-            c, p[i], g[i], Mean ? m[i] : T(0), Square ? v[i] : T(0), Largest ? w[i] : T(0), ratio);
+        Result<T> result =
+            rule<T, Mean, Square, Largest>(c, p[i], g[i], Mean ? m[i] : T(0), Square ? v[i] : T(0),
+                                           Largest ? w[i] : T(0), ratio, shrinkage);
         if constexpr (left == Left::record) {
             before[i] = p[i];
             u[i] = result.u;
@@ -78,21 +80,43 @@ inline void step_dividing(const Numbers<T>& c, T* __restrict p, const T* __restr
     }
 }
 
+// Steps by the signs of update and parameter; the rest is as in step_elements. It is a function of
+// its own, which takes the numbers by value, so that compilers treat the loops of all other decays
+// as if it were not there.
+template <class T, bool Mean, bool Square, bool Largest>
+ADAMAS_APART void step_by_signs(Numbers<T> c, T* p, const T* g, T* m, T* v, T* w,
+                                const Record<T>* record, Bits<T>* differences, std::int64_t count) {
+    if (record != nullptr) {
+        step_dividing<T, Mean, Square, Largest, Left::record>(c, p, g, m, v, w, *record, nullptr,
+                                                              count, Ratio(), BySigns());
+    } else if (differences != nullptr) {
+        step_dividing<T, Mean, Square, Largest, Left::differences>(
+            c, p, g, m, v, w, {}, differences, count, Ratio(), BySigns());
+    } else {
+        step_dividing<T, Mean, Square, Largest, Left::nothing>(c, p, g, m, v, w, {}, nullptr, count,
+                                                               Ratio(), BySigns());
+    }
+}
+
 // Steps `count` elements; `record` is null where nothing is recorded. `differences` are written
 // where they are not null and nothing is recorded.
 template <class T, bool Mean, bool Square, bool Largest>
-inline void step_elements(const Numbers<T>& c, T* p, const T* g, T* m, T* v, T* w,
+inline void step_elements(const Numbers<T> c, T* p, const T* g, T* m, T* v, T* w,
                           const Record<T>* record, Bits<T>* differences, std::int64_t count) {
+    if (c.opposed != c.decay) {
+        step_by_signs<T, Mean, Square, Largest>(c, p, g, m, v, w, record, differences, count);
+        return;
+    }
     auto divide = [&](auto division) {
         if (record != nullptr) {
-            step_dividing<T, Mean, Square, Largest, Left::record>(c, p, g, m, v, w, *record,
-                                                                  nullptr, count, division);
+            step_dividing<T, Mean, Square, Largest, Left::record>(
+                c, p, g, m, v, w, *record, nullptr, count, division, Alike());
         } else if (differences != nullptr) {
             step_dividing<T, Mean, Square, Largest, Left::differences>(
-                c, p, g, m, v, w, {}, differences, count, division);
+                c, p, g, m, v, w, {}, differences, count, division, Alike());
         } else {
             step_dividing<T, Mean, Square, Largest, Left::nothing>(c, p, g, m, v, w, {}, nullptr,
-                                                                   count, division);
+                                                                   count, division, Alike());
         }
     };
     // d is a root, times a positive number, plus eps: with eps > 0 it is positive, or NaN.

@@ -9,7 +9,7 @@ const DEFAULT_OPTIONS = Object.freeze({
   beta2: 0.999,
   eps: 1e-8,
   weight_decay: 0,
-  decay: "l2", // or "decoupled", "fully-decoupled"
+  decay: "l2", // or "decoupled", "fully-decoupled", "cautious", "corrected"
   lr_max: null,
   amsgrad: false,
   nesterov: false,
@@ -27,10 +27,13 @@ function at_step(options, step, lr, grad_scale = 1) {
   let decay = 0;
   if (options.decay === "l2") {
     l2 = weight_decay;
-  } else if (options.decay === "decoupled") {
+  } else if (options.decay === "decoupled" || options.decay === "cautious") {
     decay = lr * weight_decay;
   } else {
     decay = weight_decay * (lr / options.lr_max);
+    if (options.decay === "corrected") {
+      decay = lr * decay;
+    }
   }
   const [from_m, from_g] = beta1 === null ? [1, 0] : mean_weights(options, beta1, step);
   const unbias2 = beta2 === null ? 1 : unbias(options, beta2, step);
@@ -57,6 +60,7 @@ function at_step(options, step, lr, grad_scale = 1) {
     grad_scale: options.maximize ? -grad_scale : grad_scale,
     l2,
     decay,
+    opposed: options.decay === "cautious" ? 0 : decay,
     keep1: beta1 === null ? 0 : beta1,
     take1: beta1 === null ? 1 : 1 - beta1,
     keep2: beta2 === null ? 0 : beta2,

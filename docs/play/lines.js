@@ -32,7 +32,7 @@ const RULE_LINES = [
   ["u = c.from_m * m + c.from_g * g", "m"],
   ["d = sqrt(s + c.inner) * c.root + c.eps", "v"],
   ["u = ratio(u, d)", "v"],
-  ["change = c.step * u + c.decay * p"],
+  ["change = c.step * u + shrinkage(c.decay, c.opposed, u, p)"],
   ["p = p - change"],
 ];
 

@@ -31,7 +31,7 @@ function rule(c, p, g, m = null, v = null, w = null) {
     const d = f(f(sqrt(f(s + c.inner)) * c.root) + c.eps);
     u = ratio(u, d);
   }
-  const change = f(f(c.step * u) + f(c.decay * p));
+  const change = f(f(c.step * u) + shrinkage(c.decay, c.opposed, u, p));
   p = f(p - change);
   return { p, m, v, w, u, change };
 }
@@ -55,6 +55,12 @@ function ratio(u, d) {
 /** The larger of a and b, b where they are equal, NaN where either is. */
 function maximum(a, b) {
   return a > b || a !== a ? a : b;
+}
+
+/** decay · p, and opposed · p where u and p have opposite signs. */
+function shrinkage(decay, opposed, u, p) {
+  const differ = (u < 0 && p > 0) || (u > 0 && p < 0);
+  return differ ? f(opposed * p) : f(decay * p);
 }
 
 /** The correctly rounded square root. */

@@ -40,6 +40,8 @@ class Coefficients(NamedTuple):
     grad_scale: Any
     l2: Any
     decay: Any
+    #: The decay where the update and the parameter have opposite signs.
+    opposed: Any
     keep1: Any
     take1: Any
     keep2: Any
@@ -53,11 +55,20 @@ class Coefficients(NamedTuple):
 
     def rounded(self, dtype: np.dtype[Any]) -> Coefficients:
         """Return the numbers as scalars of ``dtype``, each rounded once."""
-        return Coefficients(*(dtype.type(number) for number in self))
+        return Coefficients(*(dtype.type(number) for number in self)).with_shared_decay()
+
+    def with_shared_decay(self) -> Coefficients:
+        """Return the numbers with one object for ``decay`` and ``opposed``, where they are equal.
+
+        By that the rule knows that it need not compare signs.
+        """
+        return self._replace(opposed=self.decay) if self.opposed == self.decay else self
 
     def shortened(self, factor: float) -> Coefficients:
         """Return the numbers of an update that is so much smaller, its decay with it."""
-        return self._replace(decay=self.decay * factor, step=self.step * factor)
+        return self._replace(
+            decay=self.decay * factor, opposed=self.opposed * factor, step=self.step * factor
+        )
 
 
 class StepNumbers(NamedTuple):
@@ -89,11 +100,13 @@ def at_step(options: Options, step: int, lr: float, grad_scale: float = 1.0) -> 
     l2 = decay = 0.0
     if options.decay == "l2":
         l2 = weight_decay
-    elif options.decay == "decoupled":
+    elif options.decay in ("decoupled", "cautious"):
         decay = lr * weight_decay
     else:
         assert options.lr_max is not None
         decay = weight_decay * (lr / options.lr_max)
+        if options.decay == "corrected":
+            decay = lr * decay
     from_m, from_g = (1.0, 0.0) if beta1 is None else _mean_weights(options, beta1, step)
     unbias2 = 1.0 if beta2 is None else _unbias(options, beta2, step)
     root = 1.0 / math.sqrt(unbias2)
@@ -114,6 +127,7 @@ def at_step(options: Options, step: int, lr: float, grad_scale: float = 1.0) -> 
         grad_scale=-grad_scale if options.maximize else grad_scale,
         l2=l2,
         decay=decay,
+        opposed=0.0 if options.decay == "cautious" else decay,
         keep1=0.0 if beta1 is None else beta1,
         take1=1.0 if beta1 is None else 1.0 - beta1,
         keep2=0.0 if beta2 is None else beta2,

@@ -50,8 +50,14 @@ LearningRate = float | Schedule
 BiasCorrection = Literal["paper", "first-step", "none"]
 #: Where ε is added: to the corrected root, to the root before, or under it.
 EpsPlace = Literal["corrected", "uncorrected", "inside"]
-#: How weights decay: through the gradient, beside it, or apart from the learning rate.
-Decay = Literal["l2", "decoupled", "fully-decoupled"]
+#: How weights decay: through the gradient; beside it; apart from the learning rate; only where the
+#: update does not oppose it; with the learning rate squared.
+Decay = Literal["l2", "decoupled", "fully-decoupled", "cautious", "corrected"]
+#: What the decays that know the greatest learning rate shrink by.
+_SHRINKS: dict[Decay, str] = {
+    "fully-decoupled": "weight_decay * lr / lr_max",
+    "corrected": "weight_decay * lr**2 / lr_max",
+}
 #: How many norms a window of ``skip_above`` may have: kernels add up 128 at once, and their sums.
 MOST_NORMS = 128 * 128
 #: What a step does with gradients that are infinite or NaN: steps, leaves out, or raises.
@@ -81,9 +87,13 @@ class Options:
     #: How strongly parameters are pulled towards 0, in the way that ``decay`` says.
     weight_decay: float = 0.0
     #: "l2" adds ``weight_decay * p`` to the gradient; "decoupled" shrinks the parameter by
-    #: ``lr * weight_decay`` (AdamW); "fully-decoupled" by ``weight_decay * lr / lr_max``.
+    #: ``lr * weight_decay`` (AdamW); "fully-decoupled" by ``weight_decay * lr / lr_max``;
+    #: "cautious" as "decoupled", but only elements that the update does not move away from 0 (Chen
+    #: et al. 2025, arXiv 2510.12402); "corrected" by ``weight_decay * lr**2 / lr_max`` (AdamC;
+    #: Defazio 2025, arXiv 2506.02285).
     decay: Decay = "l2"
-    #: The learning rate at which "fully-decoupled" shrinks by ``weight_decay``; lr if it is fixed.
+    #: The greatest learning rate of the run, for "fully-decoupled" and "corrected"; lr if it is
+    #: fixed.
     lr_max: float | None = None
     #: "paper" divides by 1 - β^t; "first-step" by 1 - β at every step; "none" leaves the bias.
     bias_correction: BiasCorrection = "paper"
@@ -128,7 +138,7 @@ class Options:
         self._check_combinations()
         if self.lr_max is not None:
             object.__setattr__(self, "lr_max", check_amount("lr_max", self.lr_max))
-        if self.decay == "fully-decoupled":
+        if self.decay in _SHRINKS:
             object.__setattr__(self, "lr_max", self._greatest_rate())
 
     @property
@@ -168,24 +178,25 @@ class Options:
                 'variance of moments that are corrected by 1 - β^t. Use "paper", or leave rectify '
                 "out."
             )
-        if self.lr_max is not None and self.decay != "fully-decoupled":
+        if self.lr_max is not None and self.decay not in _SHRINKS:
             raise ValueError(
                 f"lr_max is {self.lr_max!r}, but decay is {self.decay!r}: lr_max has a meaning "
-                'with decay="fully-decoupled" only. Choose that decay or leave lr_max out.'
+                'with decay="fully-decoupled" and decay="corrected" only. Choose one of these or '
+                "leave lr_max out."
             )
 
     def _greatest_rate(self) -> float:
+        shrinks = f'decay="{self.decay}" shrinks by {_SHRINKS[self.decay]}'
         if self.lr_max is None and callable(self.lr):
             raise ValueError(
-                'decay="fully-decoupled" shrinks by weight_decay * lr / lr_max, and with a '
-                "schedule for lr the greatest rate cannot be known. Give lr_max."
+                f"{shrinks}, and with a schedule for lr the greatest rate cannot be known. Give "
+                "lr_max."
             )
         greatest = self.lr_max if self.lr_max is not None else self.lr
         assert not callable(greatest)
         if greatest == 0:
             raise ValueError(
-                'decay="fully-decoupled" shrinks by weight_decay * lr / lr_max, and lr_max is 0. '
-                "Give the greatest learning rate of the run as lr_max."
+                f"{shrinks}, and lr_max is 0. Give the greatest learning rate of the run as lr_max."
             )
         return greatest
 

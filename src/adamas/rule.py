@@ -15,14 +15,15 @@ operations call this function. A new method, or a new option of one, is new numb
 Source: Kingma & Ba, "Adam: a method for stochastic optimization" (ICLR 2015), algorithm 1;
 Tieleman & Hinton, COURSERA lecture 6.5 (2012) for RMSProp; Reddi, Kale & Kumar (ICLR 2018) for
 AMSGrad; Dozat (ICLR workshop 2016) for Nesterov's form; Loshchilov & Hutter (ICLR 2019) for the
-decoupled decay.
+decoupled decay; Chen et al., "Cautious weight decay" (arXiv 2510.12402), for a decay that asks for
+the signs.
 """
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-__all__ = ["Result", "flush", "maximum", "ratio", "rule", "smooth", "unsmoothed"]
+__all__ = ["Result", "flush", "maximum", "ratio", "rule", "shrinkage", "smooth", "unsmoothed"]
 
 Array = Any  # an array of any library with __array_namespace__
 
@@ -64,7 +65,7 @@ def rule(c: Any, p: Array, g: Array, m: Array = None, v: Array = None, w: Array 
     if s is not None:
         d = sqrt(s + c.inner) * c.root + c.eps
         u = ratio(u, d)
-    change = c.step * u + c.decay * p
+    change = c.step * u + shrinkage(c.decay, c.opposed, u, p)
     p = p - change
     return Result(p, m, v, w, u, change)
 
@@ -115,6 +116,19 @@ def maximum(a: Array, b: Array) -> Array:
     """Return the larger of ``a`` and ``b``, ``b`` where they are equal, NaN where either is."""
     xp = a.__array_namespace__()
     return xp.where((a > b) | (a != a), a, b)
+
+
+def shrinkage(decay: Any, opposed: Any, u: Array, p: Array) -> Array:
+    """Return decay · p, and opposed · p where ``u`` and ``p`` have opposite signs.
+
+    That is Chen et al.'s u·p < 0. Signs are compared, since a product of small numbers may round
+    to 0; where both decays are one and the same object, nothing needs to be compared.
+    """
+    if opposed is decay:
+        return decay * p
+    xp = p.__array_namespace__()
+    differ = ((u < 0) & (p > 0)) | ((u > 0) & (p < 0))
+    return xp.where(differ, opposed * p, decay * p)
 
 
 def sqrt(x: Array) -> Array:

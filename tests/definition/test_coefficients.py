@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from typing import get_args
 
 import mpmath
 import numpy as np
@@ -20,7 +21,7 @@ from adamas.coefficients import (
     one_minus_power,
     rectification,
 )
-from adamas.options import Options
+from adamas.options import Decay, Options
 from tests.support import rectified
 
 U = 2.0**-53
@@ -161,7 +162,7 @@ def options(draw):
     method = draw(st.sampled_from(["adam", "momentum", "rmsprop", "descent"]))
     beta1 = draw(RATES) if method in ("adam", "momentum") else None
     beta2 = draw(RATES) if method in ("adam", "rmsprop") else None
-    decay = draw(st.sampled_from(["l2", "decoupled", "fully-decoupled"]))
+    decay = draw(st.sampled_from(get_args(Decay)))
     rectify = method == "adam" and draw(st.booleans())
     return Options(
         lr=1.0,
@@ -171,7 +172,7 @@ def options(draw):
         eps_place=draw(st.sampled_from(["corrected", "uncorrected", "inside"])),
         weight_decay=draw(AMOUNTS),
         decay=decay,
-        lr_max=draw(st.floats(1e-10, 10)) if decay == "fully-decoupled" else None,
+        lr_max=draw(st.floats(1e-10, 10)) if decay in ("fully-decoupled", "corrected") else None,
         bias_correction="paper"
         if rectify
         else draw(st.sampled_from(["paper", "first-step", "none"])),
@@ -202,26 +203,47 @@ def test_every_number_is_rounded_once(options, step, lr):
 
 def test_neutral_numbers_stand_for_what_was_not_asked_for():
     numbers = at_step(Options(betas=(None, None), eps=0.0), 5, 0.25)
-    assert numbers == Coefficients(1, 0, 0, 0, 1, 0, 1, 1, 0, 1, 0, 0, 0.25)
+    assert numbers == Coefficients(1, 0, 0, 0, 0, 1, 0, 1, 1, 0, 1, 0, 0, 0.25)
 
 
 @pytest.mark.parametrize(
-    ("decay", "more", "l2", "shrink"),
+    ("decay", "more", "l2", "shrink", "opposed"),
     [
-        ("l2", {}, 0.1, 0.0),
-        ("decoupled", {}, 0.0, 0.05),
-        ("fully-decoupled", {"lr_max": 2.0}, 0.0, 0.1 * 0.25),
+        ("l2", {}, 0.1, 0.0, 0.0),
+        ("decoupled", {}, 0.0, 0.05, 0.05),
+        ("fully-decoupled", {"lr_max": 2.0}, 0.0, 0.1 * 0.25, 0.1 * 0.25),
+        ("cautious", {}, 0.0, 0.05, 0.0),
+        ("corrected", {"lr_max": 2.0}, 0.0, 0.5 * (0.1 * 0.25), 0.5 * (0.1 * 0.25)),
     ],
 )
-def test_each_kind_of_decay_has_its_place(decay, more, l2, shrink):
+def test_each_kind_of_decay_has_its_place(decay, more, l2, shrink, opposed):
     numbers = at_step(Options(lr=0.5, weight_decay=0.1, decay=decay, **more), 3, 0.5)
-    assert (numbers.l2, numbers.decay) == (l2, shrink)
+    assert (numbers.l2, numbers.decay, numbers.opposed) == (l2, shrink, opposed)
 
 
-def test_a_fixed_rate_is_its_own_greatest():
-    options = Options(lr=0.5, weight_decay=0.1, decay="fully-decoupled")
+@pytest.mark.parametrize("decay", ["fully-decoupled", "corrected"])
+def test_a_fixed_rate_is_its_own_greatest(decay):
+    options = Options(lr=0.5, weight_decay=0.1, decay=decay)
     assert options.lr_max == 0.5
-    assert at_step(options.replace(lr=0.25), 1, 0.25).decay == 0.1 * 0.5
+    fully = 0.1 * 0.5
+    wanted = fully if decay == "fully-decoupled" else 0.25 * fully
+    assert at_step(options.replace(lr=0.25), 1, 0.25).decay == wanted
+
+
+@given(st.floats(0, 1e3), st.floats(1e-10, 1e3))
+@settings(max_examples=100, deadline=None)
+def test_at_the_greatest_rate_a_corrected_decay_is_a_decoupled_one(weight_decay, lr):
+    corrected = Options(lr=lr, weight_decay=weight_decay, decay="corrected")
+    decoupled = Options(lr=lr, weight_decay=weight_decay, decay="decoupled")
+    assert at_step(corrected, 1, lr) == at_step(decoupled, 1, lr)
+
+
+@given(options(), st.integers(1, 10**6), AMOUNTS)
+@settings(max_examples=100, deadline=None)
+def test_decays_that_are_one_number_are_one_object_once_they_are_rounded(options, step, lr):
+    with np.errstate(over="ignore", under="ignore"):
+        numbers = at_step(options, step, lr).rounded(np.dtype(np.float32))
+    assert (numbers.opposed is numbers.decay) == (numbers.opposed == numbers.decay)
 
 
 def test_maximize_turns_the_gradient_and_clipping_shrinks_it():

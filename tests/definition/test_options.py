@@ -48,7 +48,8 @@ REFUSED = [
     (
         {"decay": "L2"},
         ValueError,
-        'decay is \'L2\', but it must be one of "l2", "decoupled", "fully-decoupled".',
+        'decay is \'L2\', but it must be one of "l2", "decoupled", "fully-decoupled", "cautious", '
+        '"corrected".',
     ),
     (
         {"bias_correction": None},
@@ -71,17 +72,33 @@ REFUSED = [
     (
         {"lr_max": 0.1},
         ValueError,
-        "lr_max is 0.1, but decay is 'l2': lr_max has a meaning with decay=\"fully-decoupled\"",
+        "lr_max is 0.1, but decay is 'l2': lr_max has a meaning with decay=\"fully-decoupled\" and "
+        'decay="corrected" only. Choose one of these or leave lr_max out.',
+    ),
+    (
+        {"lr_max": 0.1, "decay": "cautious"},
+        ValueError,
+        "lr_max is 0.1, but decay is 'cautious': lr_max has a meaning with",
     ),
     (
         {"lr": lambda step: 0.1, "decay": "fully-decoupled"},
         ValueError,
-        "with a schedule for lr the greatest rate cannot be known. Give lr_max.",
+        'decay="fully-decoupled" shrinks by weight_decay * lr / lr_max, and with a schedule for lr '
+        "the greatest rate cannot be known. Give lr_max.",
     ),
     (
-        {"lr": 0.0, "decay": "fully-decoupled"},
+        {"lr": lambda step: 0.1, "decay": "corrected"},
         ValueError,
-        "and lr_max is 0. Give the greatest learning rate of the run as lr_max.",
+        'decay="corrected" shrinks by weight_decay * lr**2 / lr_max, and with a schedule for lr '
+        "the greatest rate cannot be known. Give lr_max.",
+    ),
+    *(
+        (
+            {"lr": 0.0, "decay": decay},
+            ValueError,
+            "and lr_max is 0. Give the greatest learning rate of the run as lr_max.",
+        )
+        for decay in ("fully-decoupled", "corrected")
     ),
 ]
 

@@ -25,6 +25,8 @@ DIALECTS: dict[str, dict[str, Any]] = {
     "adam, L2": {"weight_decay": 0.1},
     "adamw": {"weight_decay": 0.1, "decay": "decoupled"},
     "adamw, fully decoupled": {"weight_decay": 0.001, "decay": "fully-decoupled", "lr_max": 0.02},
+    "adamw, cautious": {"weight_decay": 0.1, "decay": "cautious"},
+    "adamw, corrected": {"weight_decay": 0.1, "decay": "corrected", "lr_max": 0.02},
     "adam, maximize": {"maximize": True, "weight_decay": 0.1},
     "amsgrad": {"amsgrad": True},
     "nadam": {"nesterov": True},
@@ -46,6 +48,7 @@ DIALECTS: dict[str, dict[str, Any]] = {
     "momentum, corrected": {"betas": (0.9, None)},
     "nesterov": {"betas": (0.9, None), "nesterov": True, "weight_decay": 0.01},
     "rmsprop": {"betas": (None, 0.9), "bias_correction": "none"},
+    "momentum, cautious": {"betas": (0.9, None), "weight_decay": 0.1, "decay": "cautious"},
     "rmsprop, corrected": {"betas": (None, 0.99), "amsgrad": True},
 }
 
@@ -77,10 +80,13 @@ def papers_step(options, t, p, g, m, v, w):
             direction = direction / divisor
         elif rectified.length(options.betas[1], t) > 5:  # Liu et al. 2020
             direction = rectified.rectification(options.betas[1], t) * direction / divisor
+    rate_max = mpmath.mpf(options.lr_max or 1)
     shrink = {
         "l2": 0,
         "decoupled": eta * decay,
-        "fully-decoupled": decay * eta / mpmath.mpf(options.lr_max or 1),
+        "fully-decoupled": decay * eta / rate_max,
+        "cautious": eta * decay * (direction * p >= 0),  # Chen et al. 2025, equation 2
+        "corrected": decay * eta**2 / rate_max,  # Defazio 2025, algorithm 2
     }[options.decay]
     return p - eta * direction - shrink * p, m, v, w
 
@@ -108,10 +114,13 @@ def exact_numbers(options, t, form):
     values |= {"inner": options.eps_root, "eps": options.eps, "step": eta}
     if options.decay == "l2":
         values["l2"] = decay
-    elif options.decay == "decoupled":
+    elif options.decay in ("decoupled", "cautious"):
         values["decay"] = eta * decay
     else:
         values["decay"] = decay * eta / mpmath.mpf(options.lr_max)
+        if options.decay == "corrected":
+            values["decay"] *= eta
+    values["opposed"] = 0 if options.decay == "cautious" else values["decay"]
     if beta1 is not None:
         values |= {"keep1": beta1, "take1": 1 - beta1, "from_m": 1 / unbias(beta1, t)}
         if options.nesterov:

@@ -125,6 +125,17 @@ def test_the_ratio_is_0_under_the_same_condition_in_cpp():
     assert "return still ? T(0) : u / d;" in cpp_function("ratio")
 
 
+def test_what_shrinks_depends_on_the_same_signs_in_cpp():
+    python = function_of(RULE, "shrinkage").strip().splitlines()
+    # Where both decays are one there is a functor in C++, which compares nothing.
+    assert python[:2] == ["if opposed is decay:", "        return decay * p"]
+    condition = "differ = ((u < 0) & (p > 0)) | ((u > 0) & (p < 0))"
+    assert python_assignments(python_function("shrinkage"))[1:] == [condition]
+    assert cpp_assignments(cpp_function("shrinkage")) == [condition]
+    assert python[-1].strip() == "return xp.where(differ, opposed * p, decay * p)"
+    assert lines(r"return (.*);", cpp_function("shrinkage")) == ["differ ? opposed * p : decay * p"]
+
+
 @pytest.mark.parametrize(
     ("line", "other"),
     [
@@ -195,6 +206,15 @@ def test_the_ratio_is_0_under_the_same_condition_in_triton():
     # Triton divides all elements, too, and what 0 gives is not taken.
     assert lines(r"return (.*)", triton_function("ratio")) == [
         "tl.where(still, tl.zeros_like(u), divided(u, d))"
+    ]
+
+
+def test_what_shrinks_depends_on_the_same_signs_in_triton():
+    assert python_assignments(python_function("shrinkage"))[1:] == python_assignments(
+        triton_function("shrinkage")
+    )
+    assert lines(r"return (.*)", triton_function("shrinkage")) == [
+        "tl.where(differ, opposed * p, decay * p)"
     ]
 
 

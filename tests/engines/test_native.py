@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import math
 import re
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ from adamas import _native
 from adamas import state as states
 from adamas.coefficients import StepNumbers, at_step, ema_weights
 from adamas.engines import Group, Slot, native, reference
-from adamas.options import Options, Phase
+from adamas.options import Decay, Options, Phase
 from adamas.statistics import TILE, Outcome
 from tests.support.cases import (
     EPSILONS,
@@ -284,9 +284,13 @@ choices = st.fixed_dictionaries(
 def some_options(draw: Any) -> Options:
     method = dict(draw(st.sampled_from([*METHODS.values()])))
     method["betas"] = tuple(b if b is None else draw(rates) for b in method["betas"])
-    decay = draw(st.sampled_from(["l2", "decoupled", "fully-decoupled"]))
-    more = {"lr_max": draw(st.floats(1e-3, 1e3))} if decay == "fully-decoupled" else {}
-    return Options(**draw(choices), **method, decay=decay, **more)
+    decay = draw(st.sampled_from(get_args(Decay)))
+    needs_most = decay in ("fully-decoupled", "corrected")
+    more = {"lr_max": draw(st.floats(1e-3, 1e3))} if needs_most else {}
+    drawn = draw(choices)
+    if "rectify" in method:
+        drawn["bias_correction"] = "paper"
+    return Options(**drawn, **method, decay=decay, **more)
 
 
 some_phases = st.builds(

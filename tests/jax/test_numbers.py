@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 
@@ -129,8 +130,6 @@ def definition(options, counts, dtype):
 
 @functools.partial(jax.jit, static_argnums=(0, 3))
 def many(choices, arrays, counts, dtype):
-    import dataclasses
-
     whole = dataclasses.replace(choices, **arrays)
     return jax.vmap(
         lambda count: tuple(each.parts[0] for each in coefficients(whole, count, dtype))
@@ -155,6 +154,8 @@ def choices_of(options, **changes):
             "eps": options.eps,
             "eps_root": options.eps_root,
             "weight_decay": options.weight_decay,
+            "kind": options.decay,
+            "lr_max": options.lr_max,
             "nesterov": options.nesterov,
             "unbias1": options.bias_correction == "paper",
             "unbias2": options.bias_correction == "paper",
@@ -255,6 +256,30 @@ def test_the_decay_is_the_product_rounded_once_of_a_rate_of_any_kind(lr):
     with np.errstate(over="ignore", invalid="ignore"):
         want = np.float32(np.float64(rate) * 0.1)
     np.testing.assert_array_equal(bits(found), bits(want))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def shrunk(choices, arrays):
+    whole = dataclasses.replace(choices, **arrays)
+    c = coefficients(whole, 0, np.float32)
+    return c.decay.parts[0], c.opposed.parts[0], c.opposed is c.decay
+
+
+@pytest.mark.parametrize("kind", ["decoupled", "fully-decoupled", "cautious", "corrected"])
+@pytest.mark.parametrize(
+    "names", [(), ("lr",), ("weight_decay",), ("lr", "weight_decay", "lr_max")]
+)
+def test_each_decay_has_the_numbers_of_the_definition_whatever_is_an_array(kind, names):
+    most = 0.03 if kind in ("fully-decoupled", "corrected") else None
+    plain = {"lr": float(np.float32(0.0123)), "weight_decay": float(np.float32(0.07))}
+    plain |= {} if most is None else {"lr_max": float(np.float32(most))}
+    blank = Choices(**{name: None if name in names else x for name, x in plain.items()}, kind=kind)
+    arrays = {name: jnp.asarray(plain[name], np.float32) for name in names if name in plain}
+    decay, opposed, is_one = shrunk(blank, arrays)
+    wanted = at_step(Options(decay=kind, **plain), 1, plain["lr"]).rounded(np.dtype(np.float32))
+    np.testing.assert_array_equal(bits(decay), bits(wanted.decay))
+    np.testing.assert_array_equal(bits(opposed), bits(wanted.opposed))
+    assert is_one == (kind != "cautious")
 
 
 def test_products_of_many_rates_and_decays_are_rounded_once():

@@ -22,18 +22,22 @@ from tests.support.products import Multiplied
 # ── the rule where numbers are of any kind ─────────────────────────────────────────────────────
 
 
-def test_the_rule_has_the_bits_of_python_on_numbers_of_every_kind():
+@pytest.mark.parametrize("decay", ["l2", "cautious"])
+def test_the_rule_has_the_bits_of_python_on_numbers_of_every_kind(decay):
     """Subnormal, huge, infinite, signed zeros: whatever 32 bits stand for, but NaN."""
     random = np.random.default_rng(5)
     values = random.integers(0, 2**32, (4000, 5), dtype=np.uint32).view(np.float32)
     values[np.isnan(values)] = 0.0
     values[:, 3:] = np.abs(values[:, 3:])  # v and w
     values[:40] *= np.float32(0.0)
-    numbers = at_step(Options(weight_decay=0.25), 3, 0.125).rounded(np.dtype(np.float32))
+    options = Options(weight_decay=0.25, decay=decay)
+    numbers = at_step(options, 3, 0.125).rounded(np.dtype(np.float32))
     with np.errstate(all="ignore"):
         wanted = rule(numbers, *values.T)
-    script = """
-    const c = rounded(at_step({ ...DEFAULT_OPTIONS, weight_decay: 0.25 }, 3, 0.125));
+    script = (
+        f'const decay = "{decay}";'
+        """
+    const c = rounded(at_step({ ...DEFAULT_OPTIONS, weight_decay: 0.25, decay }, 3, 0.125));
     const view = new DataView(new ArrayBuffer(4));
     const of32 = (bits) => (view.setUint32(0, bits), view.getFloat32(0));
     return given.map((row) => {
@@ -41,6 +45,7 @@ def test_the_rule_has_the_bits_of_python_on_numbers_of_every_kind():
       return ["p", "m", "v", "w", "u", "change"].map((name) => bits32(made[name]));
     });
     """
+    )
     made = np.array(node(script, values.view(np.uint32).tolist()), dtype=np.uint32)
     for name, page in zip(("p", "m", "v", "w", "u", "change"), made.T, strict=True):
         ours, theirs = np.asarray(getattr(wanted, name)), page.view(np.float32)
@@ -82,6 +87,8 @@ _CHOICES = [
     {"weight_decay": 0.3},
     {"weight_decay": 0.3, "decay": "decoupled"},
     {"weight_decay": 0.3, "decay": "fully-decoupled", "lr_max": 0.7},
+    {"weight_decay": 0.3, "decay": "cautious"},
+    {"weight_decay": 0.3, "decay": "corrected", "lr_max": 0.9},
 ]
 
 

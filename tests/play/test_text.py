@@ -24,7 +24,10 @@ def in_javascript(node: ast.expr) -> str:
         case ast.BinOp(left, ast.BitAnd(), right):
             return f"{in_javascript(left)} && {in_javascript(right)}"
         case ast.BinOp(left, ast.BitOr(), right):
-            return f"{in_javascript(left)} || {in_javascript(right)}"
+            return " || ".join(
+                f"({in_javascript(each)})" if isinstance(each, ast.BinOp) else in_javascript(each)
+                for each in (left, right)
+            )
         case ast.BinOp(left, operator, right):
             symbol = _OPERATORS[type(operator)]
             return f"f({in_javascript(left)} {symbol} {in_javascript(right)})"
@@ -62,6 +65,8 @@ def statements(body: list[ast.stmt]) -> list[str]:
                 found.append(f"{name} = {in_javascript(value)};")
             case ast.If(ast.Compare(ast.Name(name), [ast.IsNot()], [ast.Constant(None)]), inside):
                 found += [f"if ({name} !== null) {{", *statements(inside)]
+            case ast.If(ast.Compare(ast.Name(name), [ast.Is()], [ast.Name(other)]), inside):
+                found += [f"if ({name} === {other}) {{", *statements(inside)]
             case ast.Return(ast.Call(ast.Name("Result"), arguments)):
                 found.append(f"return {{ {', '.join(map(in_javascript, arguments))} }};")
             case ast.Return(value):
@@ -103,6 +108,12 @@ def test_the_ratio_is_0_under_the_same_condition():
     assert where.startswith("return still ? 0 : f(u / ")
 
 
+def test_what_shrinks_depends_on_the_same_signs():
+    # Python asks first whether both decays are one, since it compares whole arrays.
+    assert python_lines("shrinkage")[-2:] == javascript_lines("shrinkage")
+    assert len(javascript_lines("shrinkage")) == 2
+
+
 def test_the_smallest_normal_number_is_that_of_binary32():
     assert node("return SMALLEST_NORMAL") == float(np.finfo(np.float32).smallest_normal)
 
@@ -131,6 +142,8 @@ def test_the_lines_that_are_shown_filled_in_are_those_of_the_rule():
         ("Math.abs(x) < SMALLEST", "Math.abs(x) <= SMALLEST"),
         ("a > b || a !== a", "a > b"),
         ("d === 0 && u === u", "d === 0"),
+        ("(u > 0 && p < 0)", "(u > 0 && p <= 0)"),
+        ("f(opposed * p) : f(decay * p)", "f(decay * p) : f(opposed * p)"),
         ("flush(f(f(keep * mean) + f(take * x)))", "f(f(keep * mean) + f(take * x))"),
     ],
 )
@@ -152,3 +165,4 @@ def every_test_of_the_text():
     for name in ("smooth", "flush", "maximum"):
         test_a_function_of_the_rule_has_the_same_formula(name)
     test_the_ratio_is_0_under_the_same_condition()
+    test_what_shrinks_depends_on_the_same_signs()

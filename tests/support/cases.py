@@ -43,6 +43,7 @@ DECAYS: tuple[dict[str, Any], ...] = (
     {"weight_decay": 0.01},
     {"weight_decay": 0.01, "decay": "decoupled"},
     {"weight_decay": 0.01, "decay": "fully-decoupled", "lr_max": 0.3},
+    {"weight_decay": 0.01, "decay": "cautious"},
 )
 EPSILONS: tuple[dict[str, Any], ...] = (
     {},

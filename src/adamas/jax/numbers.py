@@ -28,6 +28,7 @@ from adamas.coefficients import Coefficients
 from adamas.jax import binary64
 from adamas.jax.binary64 import Binary64
 from adamas.jax.operands import Operand, constant
+from adamas.options import Decay
 
 __all__ = [
     "Choices",
@@ -61,7 +62,10 @@ class Choices:
     eps: Number = 0.0
     eps_root: Number = 0.0
     weight_decay: Number = 0.0
-    #: lr · weight_decay, where it is known better than its factors.
+    #: How parameters decay, but for "l2", and the greatest learning rate where that needs it.
+    kind: Decay = "decoupled"
+    lr_max: Number = None
+    #: What parameters shrink by, where it is known better than its factors.
     decay: Number = None
     nesterov: bool = False
     #: Above which ρ_t the learning rate is rectified; None: it is not.
@@ -80,6 +84,12 @@ class Choices:
         """Whether the bias is taken out of the second moment."""
         return self.unbias2 and self.b2 is not None
 
+    @property
+    def factors(self) -> tuple[Number, ...]:
+        """Return what ``decay`` is a product and quotient of."""
+        others = () if self.lr_max is None else (self.lr_max,)
+        return (self.lr, self.weight_decay, *others)
+
     def arrays(self) -> dict[str, Array]:
         """Return the numbers that are arrays, by name."""
         named = ((field.name, getattr(self, field.name)) for field in fields(self))
@@ -97,8 +107,8 @@ def varying(choices: Choices, names: Collection[str]) -> Choices:
     if not changes:
         return choices
     has_decay = "weight_decay" in names or not _is_known_zero(choices.weight_decay)
-    if has_decay and all(isinstance(x, float) for x in (choices.lr, choices.weight_decay)):
-        changes["decay"] = jnp.asarray(choices.lr * choices.weight_decay, dtype)
+    if has_decay and all(isinstance(x, float) for x in choices.factors):
+        changes["decay"] = jnp.asarray(_shrunk_by(choices), dtype)
     return replace(choices, **changes)
 
 
@@ -112,7 +122,9 @@ def coefficients(choices: Choices, count: Array, dtype: Any) -> Coefficients:
     constants = {name: lax.stop_gradient(array) for name, array in arrays.items()}
     exact = _exactly(replace(choices, **constants), count, dtype)
     formulas = _formulas(choices, count, dtype) if arrays else exact
-    return Coefficients(*(_operand(*pair, dtype) for pair in zip(exact, formulas, strict=True)))
+    numbers = Coefficients(*(_operand(*pair, dtype) for pair in zip(exact, formulas, strict=True)))
+    # One object where they are one number, by which the rule knows that it compares no signs.
+    return numbers._replace(opposed=numbers.decay) if exact.opposed is exact.decay else numbers
 
 
 def _operand(exact: Any, formula: Any, dtype: np.dtype[Any]) -> Operand:
@@ -131,11 +143,15 @@ def _exactly(choices: Choices, count: Array, dtype: np.dtype[Any]) -> Coefficien
         numbers |= _computed(choices, count, wanted, dtype)
     if choices.threshold is not None:
         numbers |= _rectified(choices, numbers, count, dtype)
-    return Coefficients(**numbers)
+    is_one = choices.kind != "cautious" or _is_known_zero(numbers["decay"])
+    return Coefficients(**numbers, opposed=numbers["decay"] if is_one else 0.0)
 
 
 def _known(choices: Choices) -> dict[str, Number | None]:
-    """Return the numbers that are floats or arrays already, and None for all others."""
+    """Return the numbers that are floats or arrays already, and None for all others.
+
+    All but ``opposed``, which follows from ``decay``.
+    """
     b1, b2, eps_root = choices.b1, choices.b2, choices.eps_root
     take1 = 1.0 if b1 is None or choices.is_sum else _one_minus(b1)
     take2 = 1.0 if b2 is None else _one_minus(b2)
@@ -148,9 +164,7 @@ def _known(choices: Choices) -> dict[str, Number | None]:
     return {
         "grad_scale": 1.0,
         "l2": 0.0,
-        "decay": _product(choices.lr, choices.weight_decay)
-        if choices.decay is None
-        else choices.decay,
+        "decay": _known_decay(choices) if choices.decay is None else choices.decay,
         "keep1": 0.0 if b1 is None else b1,
         "take1": take1,
         "keep2": 0.0 if b2 is None else b2,
@@ -168,10 +182,19 @@ def _one_minus(beta: Number) -> float | None:
     return 1.0 - beta if isinstance(beta, float) else None
 
 
-def _product(a: Number, b: Number) -> float | None:
-    if isinstance(a, float) and isinstance(b, float):
-        return a * b
-    return 0.0 if _is_known_zero(a) or _is_known_zero(b) else None
+def _known_decay(choices: Choices) -> float | None:
+    if all(isinstance(number, float) for number in choices.factors):
+        return _shrunk_by(choices)
+    is_zero = _is_known_zero(choices.lr) or _is_known_zero(choices.weight_decay)
+    return 0.0 if is_zero else None
+
+
+def _shrunk_by(choices: Choices) -> Any:
+    """Return what parameters shrink by, as ``adamas.coefficients`` has it."""
+    if choices.kind in ("decoupled", "cautious"):
+        return choices.lr * choices.weight_decay
+    decay = choices.weight_decay * (choices.lr / choices.lr_max)
+    return choices.lr * decay if choices.kind == "corrected" else decay
 
 
 def _is_known_zero(number: Number) -> bool:
@@ -290,7 +313,7 @@ def _computed(
 ) -> dict[str, Array]:
     """Return the numbers that are wanted, computed in binary64, side by side where they can be."""
     step = jnp.asarray(count).astype(jnp.uint32) + np.uint32(1)
-    names = ("b1", "b2", "eps_root", "lr", "weight_decay")
+    names = ("b1", "b2", "eps_root", "lr", "weight_decay", "lr_max")
     known = {"one": 1.0, **{name: getattr(choices, name) for name in names}}
     given = {name: _magnitude(x, step.shape) for name, x in known.items() if x is not None}
     found: dict[str, Binary64] = {}
@@ -320,7 +343,16 @@ def _computed(
             quotients.append(("root", given["one"], binary64.sqrt(q[-1])))
             products.append(("inner", given["eps_root"], q[-1]))
         found |= _side_by_side(binary64.divide, quotients)
-    products.append(("decay", given["lr"], given["weight_decay"]))
+    if "decay" in wanted:
+        decay = given["lr"]
+        if choices.kind in ("fully-decoupled", "corrected"):
+            decay = binary64.divide(decay, given["lr_max"])
+        if choices.kind == "corrected":
+            found["decay"] = binary64.multiply(
+                given["lr"], binary64.multiply(given["weight_decay"], decay)
+            )
+        else:
+            products.append(("decay", decay, given["weight_decay"]))
     products = [each for each in products if each[0] in wanted]
     if products:
         found |= _side_by_side(binary64.multiply, products)
@@ -362,13 +394,23 @@ def _rectification(choices: Choices, count: Array) -> Binary64:
 
 
 def _signed(size: Array, choices: Choices, dtype: np.dtype[Any]) -> Array:
-    """Return lr · weight_decay with its sign, and as it is where a factor is not finite."""
-    factors = (choices.lr, choices.weight_decay)
-    negative = functools.reduce(operator.ne, [factor < 0 for factor in factors])
-    finite = [jnp.isfinite(factor) for factor in factors if not isinstance(factor, float)]
-    plain = jnp.asarray(factors[0], dtype) * jnp.asarray(factors[1], dtype)
+    """Return the decay with its sign, and in plain arithmetic where a factor is no usual number."""
+    signs = [*choices.factors, *([choices.lr] if choices.kind == "corrected" else [])]
+    negative = functools.reduce(operator.ne, [factor < 0 for factor in signs])
+    usual = [jnp.isfinite(factor) for factor in choices.factors if not isinstance(factor, float)]
+    if isinstance(choices.lr_max, jax.Array):
+        usual.append(choices.lr_max != 0)
+    plain = _shrunk_by(_as_arrays(choices, dtype))
     exact = jnp.where(negative, -size, size)
-    return jnp.where(functools.reduce(jnp.logical_and, finite), exact, plain)
+    return jnp.where(functools.reduce(jnp.logical_and, usual), exact, plain)
+
+
+def _as_arrays(choices: Choices, dtype: np.dtype[Any]) -> Choices:
+    names = ("lr", "weight_decay", "lr_max")
+    numbers = {name: getattr(choices, name) for name in names}
+    return replace(
+        choices, **{name: jnp.asarray(x, dtype) for name, x in numbers.items() if x is not None}
+    )
 
 
 def _side_by_side(
@@ -423,10 +465,12 @@ def _formulas(choices: Choices, count: Array, dtype: np.dtype[Any]) -> Coefficie
         r = _rectification_formula(choices, b2, count, dtype)
         root, eps = jnp.where(r > 0, root, 0), jnp.where(r > 0, eps, 1)
         rate = rate * jnp.where(r > 0, r, 1)
+    decay = _shrunk_by(choices)
     numbers = Coefficients(
         grad_scale=1.0,
         l2=0.0,
-        decay=choices.lr * choices.weight_decay,
+        decay=decay,
+        opposed=0.0 if choices.kind == "cautious" else decay,
         keep1=0.0 if b1 is None else b1,
         take1=take1,
         keep2=0.0 if b2 is None else b2,

@@ -104,7 +104,8 @@ def stepped(
             numbers[dtype] = coefficients(choices, 0 if count is None else count, dtype)
         c = numbers[dtype]
         if not decays[i]:
-            c = c._replace(decay=constant(0.0, dtype))
+            none = constant(0.0, dtype)
+            c = c._replace(decay=none, opposed=none)
         whole = not jnp.issubdtype(jnp.result_type(given), jnp.inexact)
         gradient = jnp.asarray(given, dtype) if whole else given
         operands = (Operand.of(gradient, dtype), _parameter(c, params, i, dtype))

@@ -184,6 +184,7 @@ class NAdam(Method):
             grad_scale=-1.0 if group["maximize"] else 1.0,
             l2=0.0 if decoupled else decay,
             decay=lr * decay if decoupled else 0.0,
+            opposed=lr * decay if decoupled else 0.0,
             keep1=beta1,
             take1=1.0 - beta1,
             keep2=beta2,

@@ -502,4 +502,4 @@ def _number(value: float, dtype: torch.dtype) -> float:
 
 
 def _rounded(numbers: Coefficients, dtype: torch.dtype) -> Coefficients:
-    return Coefficients(*(_number(number, dtype) for number in numbers))
+    return Coefficients(*(_number(number, dtype) for number in numbers)).with_shared_decay()

@@ -26,12 +26,15 @@ from adamas.engines.triton.tables import (
     C_KEEP1,
     C_KEEP2,
     C_L2,
+    C_OPPOSED,
     C_ROOT,
     C_STEP,
     C_TAKE1,
     C_TAKE2,
+    CAUTIOUS,
     CLIP_NORM,
     CLIP_UPDATE,
+    CORRECTED,
     DECAY,
     DECOUPLED,
     EMA_RATE,
@@ -249,7 +252,7 @@ def shorten(rows, table, limits, numbers, STEP: tl.constexpr):
     factor = tl.where(is_free | (size <= limit), 1.0, limit / size)
     place = tl.arange(0, NUMBERS)
     values = tl.load(own + place)
-    is_shortened = (place == C_DECAY) | (place == C_STEP)
+    is_shortened = (place == C_DECAY) | (place == C_OPPOSED) | (place == C_STEP)
     tl.store(own + place, tl.where(is_shortened, values * factor, values))
 
 
@@ -300,7 +303,9 @@ def write_numbers(recipe, step, lr, scale, factor, into):
     has_mean, has_square = tl.load(recipe + HAS_MEAN) != 0, tl.load(recipe + HAS_SQUARE) != 0
     weight_decay, kind = real(recipe, WEIGHT_DECAY), tl.load(recipe + DECAY)
     fully = weight_decay * (lr / real(recipe, LR_MAX))
-    decay = tl.where(kind == L2, 0.0, tl.where(kind == DECOUPLED, lr * weight_decay, fully))
+    by_rates = tl.where(kind == CORRECTED, lr * fully, fully)
+    is_decoupled = (kind == DECOUPLED) | (kind == CAUTIOUS)
+    decay = tl.where(kind == L2, 0.0, tl.where(is_decoupled, lr * weight_decay, by_rates))
     now1 = tl.where(has_mean, unbias(recipe, beta1, step), 1.0)
     now2 = tl.where(has_square, unbias(recipe, beta2, step), 1.0)
     is_nesterov = tl.load(recipe + NESTEROV) != 0
@@ -321,6 +326,7 @@ def write_numbers(recipe, step, lr, scale, factor, into):
     tl.store(into + C_GRAD_SCALE, sign / scale * factor)
     tl.store(into + C_L2, tl.where(kind == L2, weight_decay, 0.0))
     tl.store(into + C_DECAY, decay)
+    tl.store(into + C_OPPOSED, tl.where(kind == CAUTIOUS, 0.0, decay))
     tl.store(into + C_KEEP1, tl.where(has_mean, beta1, 0.0))
     tl.store(into + C_TAKE1, tl.where(has_mean, 1.0 - beta1, 1.0))
     tl.store(into + C_KEEP2, tl.where(has_square, beta2, 0.0))
@@ -341,7 +347,7 @@ def coefficients_at(numbers, T: tl.constexpr):
     """Return the numbers of the rule that were written for a tensor, in the dtype ``T``."""
     return Coefficients(
         number_at(numbers, C_GRAD_SCALE, T), number_at(numbers, C_L2, T),
-        number_at(numbers, C_DECAY, T),
+        number_at(numbers, C_DECAY, T), number_at(numbers, C_OPPOSED, T),
         number_at(numbers, C_KEEP1, T), number_at(numbers, C_TAKE1, T),
         number_at(numbers, C_KEEP2, T), number_at(numbers, C_TAKE2, T),
         number_at(numbers, C_FROM_M, T), number_at(numbers, C_FROM_G, T),

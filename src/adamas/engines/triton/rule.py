@@ -13,7 +13,17 @@ import triton.language as tl
 
 from adamas.rule import Result
 
-__all__ = ["OPTIONS", "flush", "maximum", "ratio", "rule", "smooth", "sqrt", "unsmoothed"]
+__all__ = [
+    "OPTIONS",
+    "flush",
+    "maximum",
+    "ratio",
+    "rule",
+    "shrinkage",
+    "smooth",
+    "sqrt",
+    "unsmoothed",
+]
 
 #: What every kernel that computes must be compiled with: products keep their own rounding.
 OPTIONS = {"enable_fp_fusion": False}
@@ -43,7 +53,7 @@ def rule(c, p, g, m, v, w):
     if s is not None:
         d = sqrt(s + c.inner) * c.root + c.eps
         u = ratio(u, d)
-    change = c.step * u + c.decay * p
+    change = c.step * u + shrinkage(c.decay, c.opposed, u, p)
     p = p - change
     return Result(p, some(m, p), some(v, p), some(w, p), u, change)
 
@@ -96,6 +106,13 @@ def ratio(u, d):
 def maximum(a, b):
     """Return the larger of ``a`` and ``b``, ``b`` where they are equal, NaN where either is."""
     return tl.where((a > b) | (a != a), a, b)
+
+
+@triton.jit
+def shrinkage(decay, opposed, u, p):
+    """Return decay · p, and opposed · p where ``u`` and ``p`` have opposite signs."""
+    differ = ((u < 0) & (p > 0)) | ((u > 0) & (p < 0))
+    return tl.where(differ, opposed * p, decay * p)
 
 
 @triton.jit
