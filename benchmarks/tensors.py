@@ -41,6 +41,14 @@ def phase_rows() -> list[Row]:
     return [
         Row("phase, transformer of 4.7 M", parts, 2.2, _torch_phase(TRANSFORMER), needs),
         Row("phase, 5,702 in 6 tensors", parts, 30, _torch_phase(MLP), needs),
+        *(
+            Row(f"step with update clipping, {work}", peer, None, make(shapes), needs)
+            for work, shapes in (("transformer of 4.7 M", TRANSFORMER), ("5,702 in 6 tensors", MLP))
+            for peer, make in (
+                ("StableAdamW by torch's foreach", _stable),
+                ("a step without", _unclipped),
+            )
+        ),
     ]
 
 
@@ -172,6 +180,82 @@ def _torch_phase(shapes: Iterable[tuple[int, ...]]) -> Callable[[bool], Pair]:
         return Pair(mine.step, phase.step, check)
 
     return make
+
+
+#: Half of what is usual: so that updates of gradients that do not grow are clipped, too.
+_BOUND = 0.5
+
+
+def _stable(shapes: Iterable[tuple[int, ...]]) -> Callable[[bool], Pair]:
+    """Return AdamW with clipped updates, and StableAdamW's algorithm 2 in torch's operations."""
+
+    def make(quick: bool) -> Pair:
+        from adamas.torch import AdamW
+
+        ours, theirs = _torch_parameters(shapes, quick)
+        mine, other = AdamW(ours, lr=LR, clip_update=_BOUND), StableAdamW(theirs)
+
+        def check() -> None:
+            for _ in range(3):
+                mine.step()
+                other.step()
+            require_close_tensors(ours, theirs, 3, "three steps of StableAdamW")
+
+        return Pair(mine.step, other.step, check)
+
+    return make
+
+
+def _unclipped(shapes: Iterable[tuple[int, ...]]) -> Callable[[bool], Pair]:
+    """Return AdamW with clipped updates and without; the bound is checked where none reaches it."""
+
+    def make(quick: bool) -> Pair:
+        from adamas.torch import AdamW
+
+        ours, theirs = _torch_parameters(shapes, quick)
+        mine, other = AdamW(ours, lr=LR, clip_update=1e9), AdamW(theirs, lr=LR)
+
+        def check() -> None:
+            for _ in range(3):
+                mine.step()
+                other.step()
+            require_close_tensors(ours, theirs, 3, "three steps whose updates are below the bound")
+            mine.clip_update = _BOUND
+
+        return Pair(mine.step, other.step, check)
+
+    return make
+
+
+class StableAdamW:
+    """AdamW with update clipping (Wortsman et al. 2023, algorithm 2), by torch's foreach."""
+
+    def __init__(self, parameters: list[Any]) -> None:
+        import torch
+
+        self._torch = cast(Any, torch)
+        self._p = [p.detach() for p in parameters]
+        self._g = [p.grad for p in parameters]
+        self._m, self._v = ([torch.zeros_like(p) for p in self._p] for _ in range(2))
+        self._steps = 0
+
+    def step(self) -> None:
+        """Make one step."""
+        torch, (beta1, beta2), eps, decay = self._torch, (0.9, 0.999), 1e-8, 0.01
+        self._steps += 1
+        torch._foreach_lerp_(self._m, self._g, 1 - beta1)
+        torch._foreach_mul_(self._v, beta2)
+        torch._foreach_addcmul_(self._v, self._g, self._g, 1 - beta2)
+        roots = torch._foreach_sqrt(self._v)
+        torch._foreach_div_(roots, (1 - beta2**self._steps) ** 0.5)
+        updates = torch._foreach_div(self._g, torch._foreach_clamp_min(roots, eps))
+        norms = torch.stack(torch._foreach_norm(updates)).tolist()
+        sizes = [norm / p.numel() ** 0.5 for norm, p in zip(norms, self._p, strict=True)]
+        rates = [LR * min(1.0, _BOUND / size) for size in sizes]
+        torch._foreach_add_(roots, eps)
+        torch._foreach_mul_(self._p, [1 - rate * decay for rate in rates])
+        scales = [-rate / (1 - beta1**self._steps) for rate in rates]
+        torch._foreach_addcdiv_(self._p, self._m, roots, scales)
 
 
 def phase_options() -> dict[str, Any]:
