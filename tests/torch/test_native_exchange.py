@@ -9,8 +9,10 @@ import pytest
 import torch
 
 from adamas import digits
+from adamas.coefficients import at_step
 from adamas.engines.native import Cohort, TensorPlan, TensorSlot, outcome_of
 from adamas.options import Options, Phase
+from adamas.rule import unsmoothed
 from adamas.state import Entries
 from adamas.storage import Storage
 
@@ -103,3 +105,67 @@ def test_nothing_is_exchanged_where_nothing_is_read():
     parameters = with_gradients([3.0])
     planned(parameters, Phase(), [0], lambda _: pytest.fail("asked"))()
     assert parameters[0].tolist() == [-1.5]
+
+
+# ── updates ────────────────────────────────────────────────────────────────────────────────────
+
+RMSPROP = Options(betas=(None, 0.9), bias_correction="none", eps=1e-3)
+
+
+def squared(parameter, exchange, *, whole=None, row=None, rows=1):
+    """A plan of one parameter, whose updates are clipped, and its state."""
+    groups = [{"params": [parameter], "lr": 0.5}]
+    state = {"v": torch.full_like(parameter, 0.25), "step": torch.tensor(0.0)}
+    slot = TensorSlot(
+        parameter, state, "step", Entries(square="v"), Storage(), 0, 0, None, 0,
+        whole=whole, update_row=row,
+    )  # fmt: skip
+    plan = TensorPlan(
+        torch.Tensor, torch.nn.Parameter, groups, [slot], [Cohort(0, RMSPROP)], [],
+        Phase(clip_update=0.5), lambda _: None, update_rows=rows, exchange_updates=exchange,
+    )  # fmt: skip
+    return (lambda: outcome_of(plan.step(groups, {parameter: state}))), state
+
+
+def test_a_part_is_clipped_by_the_sums_of_the_whole_tensor():
+    (whole,) = with_gradients([3.0, -4.0, 0.5, 7.0, 1.0])
+    step, _ = squared(whole, None)
+    step()
+    (part,) = with_gradients([3.0, -4.0, 0.5])
+    elsewhere = np.array([7.0, 1.0], np.float32)
+    numbers = at_step(RMSPROP, 1, 0.5).rounded(np.dtype(np.float32))
+    others = unsmoothed(numbers, None, elsewhere, np.full(2, 0.25, np.float32))
+    seen = []
+
+    def add(rows):
+        seen.append(rows.copy())
+        assert not part.detach().any()
+        rows[1] += digits.of_squares(others)
+
+    step, state = squared(part, add, whole=5, row=1, rows=3)
+    assert step() is None
+    assert part.tolist() == whole.tolist()[:3]
+    assert state["step"] == 1
+    (rows,) = seen
+    assert rows.shape == (3, digits.WIDTH)
+    assert not rows[0].any()
+    assert not rows[2].any()
+
+
+def test_an_error_of_an_exchange_of_updates_leaves_the_step_undone():
+    (part,) = with_gradients([3.0])
+
+    def fails(_rows):
+        raise TimeoutError("no answer")
+
+    step, state = squared(part, fails, whole=2, row=0)
+    for _ in range(2):
+        with pytest.raises(TimeoutError, match="no answer"):
+            step()
+    assert (part.tolist(), state["v"].tolist(), state["step"]) == ([0.0], [0.25], 0.0)
+
+
+def test_a_row_that_is_not_exchanged_is_refused():
+    (part,) = with_gradients([3.0])
+    with pytest.raises(ValueError, match="update_row is 1, but it must be from 0 to 0"):
+        squared(part, lambda rows: None, whole=2, row=1)
