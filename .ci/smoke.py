@@ -76,6 +76,7 @@ CASES = {
     "Adam": (adamas.Adam, {}),
     "AdamW, ε = 0": (adamas.AdamW, {"eps": 0.0}),
     "NAdam, AMSGrad": (adamas.Adam, {"nesterov": True, "amsgrad": True, "weight_decay": 0.1}),
+    "RAdam": (adamas.RAdam, {"dialect": "torch"}),
     "Momentum": (adamas.Momentum, {}),
     "RMSProp": (adamas.RMSProp, {"eps": 0.0}),
     "clipped and averaged": (adamas.Adam, {"clip_norm": 1.0, "ema": 0.9, "statistics": True}),

@@ -103,6 +103,7 @@ PAIRS: tuple[tuple[str, Trace, Trace], ...] = (
         torchs("Adam", weight_decay=0.1),
     ),
     ("torch.optim.AdamW", own("AdamW", "torch"), torchs("AdamW")),
+    ("torch.optim.RAdam", own("RAdam", "torch"), torchs("RAdam")),
     ("torch.optim.RMSprop", own("RMSProp", "torch"), torchs("RMSprop")),
     ("optax.adam", own("Adam", "optax"), optaxs("adam")),
     ("optax.adam, nesterov", own("Adam", "optax", nesterov=True), optaxs("adam", nesterov=True)),

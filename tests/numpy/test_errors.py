@@ -459,7 +459,9 @@ GIVEN = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("method", [adamas.Adam, adamas.AdamW, adamas.Momentum, adamas.RMSProp])
+@pytest.mark.parametrize(
+    "method", [adamas.Adam, adamas.AdamW, adamas.Momentum, adamas.RAdam, adamas.RMSProp]
+)
 def test_no_option_of_a_constructor_is_accepted_and_ignored(method):
     names = inspect.signature(method).parameters.keys() - {"params", "dialect"}
     given = {name: GIVEN[name] for name in names}
