@@ -81,6 +81,7 @@ CASES = {
     "AdamW, copies": (ours.AdamW, {"copy_to": BF16}),
     "NAdam": (ours.NAdam, {"momentum_decay": 0.01}),
     "NAdam, ema": (ours.NAdam, {"ema": 0.9, "state": "8bit"}),
+    "RAdam": (ours.RAdam, {"decoupled_weight_decay": True, "ema": 0.9}),
     "RMSprop": (ours.RMSprop, {"alpha": 0.9}),
     "RMSprop, momentum": (ours.RMSprop, {"momentum": 0.9, "centered": True}),
     "SGD": (ours.SGD, {"lr": 0.1}),

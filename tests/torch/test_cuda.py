@@ -68,6 +68,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "Adam with AMSGrad": {"amsgrad": True, "maximize": True},
     "RMSprop": {},
     "NAdam": {},
+    "RAdam": {"betas": (0.9, 0.99)},
     "SGD": {"momentum": 0.9, "nesterov": True, "weight_decay": 0.1},
 }
 
@@ -351,7 +352,7 @@ def test_tensors_of_more_than_2_to_the_31_elements_are_stepped_to_the_end():
 # ── what users do with optimizers ──────────────────────────────────────────────────────────────
 
 
-@pytest.mark.parametrize("kind", ["Adam", "AdamW", "RMSprop", "NAdam"])
+@pytest.mark.parametrize("kind", ["Adam", "AdamW", "RAdam", "RMSprop", "NAdam"])
 def test_states_go_to_torchs_optimizers_and_come_back(kind):
     training = Training(kind=kind, shapes=((3, 4), (33,))).step(2)
     theirs = getattr(torch.optim, kind)(training.params, lr=0.1)

@@ -199,16 +199,16 @@ def test_steps_may_be_counted_on_the_host(kind, options, on_device, monkeypatch,
             {"capturable": True},
             1,
             "A CUDA graph is being recorded, but this method takes the numbers of its steps on the "
-            "host, so that each replay would make the same step. Use Adam, AdamW or RMSprop, or "
-            "make the step outside of the graph.",
+            "host, so that each replay would make the same step. Use Adam, AdamW, RAdam or "
+            "RMSprop, or make the step outside of the graph.",
         ),
         (
             "SGD",
             {"lr": torch.tensor(0.1)},
             1,
             "A CUDA graph is being recorded, but this method takes the numbers of its steps on the "
-            "host, so that each replay would make the same step. Use Adam, AdamW or RMSprop, or "
-            "make the step outside of the graph.",
+            "host, so that each replay would make the same step. Use Adam, AdamW, RAdam or "
+            "RMSprop, or make the step outside of the graph.",
         ),
         (
             "Adam",

@@ -128,7 +128,7 @@ _HOST_STEPS = (
 _FRESH = "this would be the first step, which differs from all others. Make one before recording."
 _GIVEN = (
     "this method takes the numbers of its steps on the host, so that each replay would make the "
-    "same step. Use Adam, AdamW or RMSprop, or make the step outside of the graph."
+    "same step. Use Adam, AdamW, RAdam or RMSprop, or make the step outside of the graph."
 )
 _MOVES = (
     "the norms that skip_above judges by are not on the device yet, so that each replay would send "
