@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator
 
 from benchmarks import (
     arrays,
+    batch_size,
     changes,
     checkpoints,
     convergence,
@@ -117,6 +118,11 @@ TABLES: tuple[Table, ...] = (
         "where trainings end: beside torch, and small states beside float32, bitsandbytes and"
         " torchao",
         convergence.rows(),
+    ),
+    batch_size.BatchSizes(
+        "batch_size",
+        "where trainings on the same tokens end with batches of other sizes, and other β2",
+        batch_size.rows(),
     ),
     rates.Rates(
         "rates",

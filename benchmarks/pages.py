@@ -20,6 +20,7 @@ PAGES = tuple(
         "README.md",
         "docs/benchmarks.md",
         "docs/convergence.md",
+        "docs/guides/batch-size.md",
         "docs/guides/changes.md",
         "docs/guides/small-states.md",
         "docs/names.md",
