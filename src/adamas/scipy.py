@@ -466,7 +466,7 @@ def _sight(quotients: Quotients, settings: Settings) -> Sight | None:
 
 
 def _optimizer(x: Vector, settings: Settings, options: dict[str, Any]) -> Optimizer:
-    if options.get("decay") == "fully-decoupled" and not callable(settings.lr):
+    if options.get("decay") in ("fully-decoupled", "corrected") and not callable(settings.lr):
         options = {"lr_max": settings.lr, **options}
     make: Any = _METHODS[settings.method]
     return make(x, lr=settings.schedule, **options)

@@ -138,6 +138,14 @@ def test_the_fully_decoupled_decay_is_told_from_one_without_lr_by_a_schedule():
     assert diagnose(planted("decay without lr")).fit.variant == Variant(decay="without lr")
 
 
+@pytest.mark.parametrize("decay", ["cautious", "corrected"])
+def test_a_decay_that_asks_for_signs_or_the_square_of_the_rate_is_named(decay):
+    report = adamas.check("adamas:AdamW", decay=decay)
+    assert f", {decay} decay, " in report.sentence
+    assert report.faithful
+    assert report.rivals == ()
+
+
 @pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("subject", "options", "words"),

@@ -11,7 +11,7 @@ import pytest
 
 from adamas.coefficients import Coefficients, at_step
 from adamas.options import Options
-from adamas.rule import flush, maximum, ratio, rule, smooth
+from adamas.rule import flush, maximum, ratio, rule, shrinkage, smooth
 from tests.support import rectified
 from tests.support.cases import FLOATS
 from tests.support.running_error import BITS, Format, Number
@@ -253,6 +253,26 @@ def test_nan_passes_through_flush_ratio_and_maximum():
             assert np.isnan(result).all()
     assert np.isnan(maximum(nan, one)).all()
     assert np.isnan(maximum(one, nan)).all()
+
+
+SIGNED = [*SPECIAL, *(-x for x in SPECIAL)]
+
+
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_what_shrinks_by_another_decay_has_a_sign_opposite_to_the_updates(dtype):
+    """Chen et al.'s u·p ≥ 0 in numbers that never round to 0; nothing is opposite to 0 or NaN."""
+    pairs = [(dtype(u), dtype(p)) for u, p in itertools.product(SIGNED, SIGNED)]
+    u, p = (np.array(each) for each in zip(*pairs, strict=True))
+    with np.errstate(invalid="ignore"):
+        found = shrinkage(dtype(2.0), dtype(3.0), u, p)
+        for (own, other), ours in zip(pairs, found, strict=True):
+            is_opposed = mpmath.sign(float(own)) * mpmath.sign(float(other)) < 0
+            wanted = (dtype(3.0) if is_opposed else dtype(2.0)) * other
+            assert np.array_equal(ours, wanted, equal_nan=True), (own, other)
+            assert np.signbit(ours) == np.signbit(wanted) or np.isnan(wanted)
+    tiny = np.finfo(dtype).tiny
+    assert dtype(tiny) * dtype(-tiny) == 0, "the case tells nothing"
+    assert shrinkage(dtype(2.0), dtype(3.0), np.array([tiny]), np.array([-tiny])) == -3.0 * tiny
 
 
 def test_smooth_is_a_weighted_mean_without_subnormal_numbers():

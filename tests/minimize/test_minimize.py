@@ -76,8 +76,9 @@ def test_a_schedule_is_taken_as_it_is():
     assert result.nit == 3
 
 
-def test_a_fully_decoupled_decay_knows_the_greatest_rate():
-    options = {"decay": "fully-decoupled", "weight_decay": 0.01, "maxiter": 5}
+@pytest.mark.parametrize("decay", ["fully-decoupled", "corrected"])
+def test_a_decay_that_needs_the_greatest_rate_knows_it(decay):
+    options = {"decay": decay, "weight_decay": 0.01, "maxiter": 5}
     given = adamas.minimize(bowl, np.ones(3), jac=bowl_slope, lr=0.2, lr_max=0.2, **options)
     known = adamas.minimize(bowl, np.ones(3), jac=bowl_slope, lr=0.2, **options)
     assert np.array_equal(given.x, known.x)

@@ -186,10 +186,10 @@ TEXTS = [
     ("AdamW", {"copy_to": [None]}, TypeError, f"copy_to is [None], {COPY}"),
     ("AdamW", {"weigth_decay": 0.1}, TypeError,
      "AdamW() has the unknown option 'weigth_decay'. Did you mean 'weight_decay'? "
-     "Possible are amsgrad, betas, capturable, clip_group, clip_norm, clip_update, copy_to, "
-     "differentiable, ema, engine, eps, foreach, fused, lr, maximize, offload, on_nonfinite, "
-     "params, rounding, seed, skip_above, skip_window, state, statistics, track_changes, "
-     "weight_decay."),
+     "Possible are amsgrad, betas, capturable, clip_group, clip_norm, clip_update, copy_to, decay, "
+     "differentiable, ema, engine, eps, foreach, fused, lr, lr_max, maximize, offload, "
+     "on_nonfinite, params, rounding, seed, skip_above, skip_window, state, statistics, "
+     "track_changes, weight_decay."),
     ("AdamW", {"decoupled_weight_decay": True}, TypeError,
      "AdamW() has the unknown option 'decoupled_weight_decay'."),
     ("SGD", {"learning_rate": 0.1}, TypeError,

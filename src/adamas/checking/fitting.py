@@ -116,12 +116,14 @@ def fit(
     found = [each for each in found if each.misfit <= limit]
     follows = None
     if decaying:
-        decayed = _with_decay(found, len(plain), decaying, tolerance)
+        # With one learning rate a corrected decay is a decoupled one.
+        kinds = tuple(each for each in DECAYS if each != "corrected")
+        decayed = _with_decay(found, len(plain), decaying, tolerance, kinds)
         if scheduled is not None:
             follows = _follows(scheduled, decayed, tolerance)
             if follows:
                 both = [*decaying, scheduled]
-                decayed = _with_decay(found, len(plain), both, tolerance)
+                decayed = _with_decay(found, len(plain), both, tolerance, DECAYS)
         best = decayed[0].variant
         if misfit(decaying, best) <= max(UNKNOWN, 3.0 * misfit(plain, best)):
             found = decayed
@@ -261,14 +263,18 @@ def _simplest(levels: list[list[_Candidate]], tolerance: float) -> list[_Candida
 
 
 def _with_decay(
-    found: Sequence[_Candidate], weight: int, decaying: Sequence[Observation], tolerance: float
+    found: Sequence[_Candidate],
+    weight: int,
+    decaying: Sequence[Observation],
+    tolerance: float,
+    kinds: Sequence[str],
 ) -> list[_Candidate]:
-    """Return ``found`` with each kind of weight decay, best first.
+    """Return ``found`` with each of these kinds of weight decay, best first.
 
     The misfit that they have already counts ``weight`` times.
     """
     judged: list[_Candidate] = []
-    for decay, candidate in itertools.product(DECAYS, found):
+    for decay, candidate in itertools.product(kinds, found):
         variant = candidate.variant.but(decay=decay)
         total = weight * candidate.misfit + len(decaying) * misfit(decaying, variant)
         judged.append(_Candidate(variant, candidate.changed, total / (weight + len(decaying))))

@@ -91,6 +91,11 @@ class Prediction:
             return change + decay * p
         if variant.decay == "fully":
             return change + decay * p * (lr / a.number(s.lr))
+        if variant.decay == "cautious":
+            agrees = np.asarray(np.sign(change) * np.sign(p) >= 0, dtype=bool)
+            return change + lr * decay * p * a.array(agrees)
+        if variant.decay == "corrected":
+            return change + lr * decay * p * (lr / a.number(s.lr))
         if variant.decay == "after":
             return change + lr * decay * (p - change)
         if variant.decay == "without lr, after":

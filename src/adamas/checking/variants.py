@@ -72,6 +72,8 @@ class Variant(NamedTuple):
         "without lr",
         "without lr, after",
         "fully",
+        "cautious",
+        "corrected",
         "l2 in m",
         "ignored",
         "unknown",
@@ -240,7 +242,7 @@ def rule_nearest(variant: Variant) -> Variant:
         rule = rule.but(rectified="4" if variant.rectified == "4" else "5")
     if variant.epsilon == "outside before":
         rule = rule.but(epsilon=variant.epsilon)
-    if variant.decay in ("decoupled", "fully"):
+    if variant.decay in ("decoupled", "fully", "cautious", "corrected"):
         rule = rule.but(decay=variant.decay)
     elif variant.decay in ("after", "without lr", "without lr, after", "unknown"):
         rule = rule.but(decay="decoupled")

@@ -140,6 +140,8 @@ _DECAYS = {
     "l2": "L2 weight decay",
     "decoupled": "decoupled weight decay",
     "fully": "fully decoupled weight decay",
+    "cautious": "cautious decay",
+    "corrected": "corrected decay",
 }
 _LARGEST = {"then corrected": "the largest v, corrected", "corrected first": "the largest v̂"}
 
@@ -255,6 +257,8 @@ def sheet(variant: Variant) -> dict[str, str]:
     decay = {
         "decoupled": f" − {rate}·λ·w",
         "fully": f" − ({rate}/η_max)·λ·w",
+        "cautious": f" − {rate}·λ·w where both have one sign",
+        "corrected": f" − ({rate}²/η_max)·λ·w",
         "without lr": " − λ·w",
         "after": f", then w ← w − {rate}·λ·w",
         "without lr, after": ", then w ← w − λ·w",

@@ -25,6 +25,7 @@ __all__ = [
     "check_mask",
     "check_seed",
     "check_values",
+    "greatest",
     "known_by",
     "number",
     "number_or_schedule",
@@ -101,6 +102,12 @@ def amount(name: str, value: Any) -> Number:
     return _array(name, value) if isinstance(value, jax.Array) else check_amount(name, value)
 
 
+def greatest(name: str, value: Any) -> Number:
+    """Return a greatest learning rate, which is above 0."""
+    _check_fixed(name, value)
+    return _array(name, value) if isinstance(value, jax.Array) else _check_greatest(name, value)
+
+
 def threshold(name: str, value: Any) -> Number:
     """Return a bound of ρ_t that is at least 4."""
     _check_fixed(name, value)
@@ -116,6 +123,7 @@ def check_values(arrays: Mapping[str, Array], names: Mapping[str, str]) -> None:
     checks = dict.fromkeys(("b1", "b2", "momentum"), check_rate)
     checks |= dict.fromkeys(("eps", "eps_root", "initial_scale"), check_amount)
     checks["threshold"] = _check_threshold
+    checks["lr_max"] = _check_greatest
     for name, array in arrays.items():
         if not isinstance(array, Tracer) and array.is_fully_addressable:
             checks.get(name, _finite)(names.get(name, name), float(array))
@@ -161,6 +169,16 @@ def _finite(name: str, value: Any) -> float:
     found = check_number(name, value)
     if not math.isfinite(found):
         raise ValueError(f"{name} is {found!r}, but it must be finite.")
+    return found
+
+
+def _check_greatest(name: str, value: Any) -> float:
+    found = _finite(name, value)
+    if found <= 0:
+        raise ValueError(
+            f"{name} is {found!r}, but weight decay is divided by it. Give the greatest learning "
+            "rate of the run."
+        )
     return found
 
 

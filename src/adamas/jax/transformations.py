@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 
+from adamas.checks import check_choice
 from adamas.codecs import mean_top
 from adamas.jax import arguments, small, states, step, trees
 from adamas.jax.arguments import known_by
@@ -32,6 +33,8 @@ Tree = Any
 Schedule = Callable[[Any], Any]
 #: How m and v are stored: one form for both, or a pair.
 Forms = StateForm | tuple[StateForm, StateForm]
+#: How parameters decay, beside the gradient.
+DecoupledDecay = Literal["decoupled", "fully-decoupled", "cautious", "corrected"]
 #: What optax's functions return: ``init`` and ``update``.
 Transformation = optax.GradientTransformationExtraArgs
 
@@ -73,6 +76,8 @@ def adamw(
     mask: Any = None,
     *,
     nesterov: bool = False,
+    decay: DecoupledDecay = "decoupled",
+    lr_max: Number | None = None,
     state: Forms = "float32",
     rounding: Rounding | None = None,
     seed: int | Array = 0,
@@ -80,15 +85,17 @@ def adamw(
     """Return Adam with decoupled decay (Loshchilov & Hutter 2019, algorithm 2), as optax.adamw.
 
     ``mask`` is a tree of booleans (or a function that makes one of the gradients): where it is
-    False, nothing decays. ``update`` needs the parameters. The rest is as in ``adam``.
+    False, nothing decays. ``update`` needs the parameters. ``decay`` and ``lr_max`` are those of
+    ``adamas.Options``. The rest is as in ``adam``.
     """
     choices = _adam_choices(b1, b2, eps, eps_root, nesterov)
+    choices = _decaying(choices, decay, learning_rate, lr_max)
     coding = _stored(choices, state, rounding, seed, mu_dtype=mu_dtype)
     moments = _Kept(optax.scale_by_adam(mu_dtype=mu_dtype), "mu", "nu", dtype=mu_dtype)
-    numbers = (learning_rate, b1, b2, eps, eps_root, weight_decay)
+    numbers = (learning_rate, b1, b2, eps, eps_root, weight_decay, lr_max)
     arguments.check_mask(mask, any(isinstance(each, jax.Array) for each in numbers))
-    decay = _Decay(weight_decay, mask)
-    return _Optimizer(choices, coding, moments, learning_rate, decay=decay).transformation()
+    weights = _Decay(weight_decay, mask)
+    return _Optimizer(choices, coding, moments, learning_rate, decay=weights).transformation()
 
 
 @known_by("amsgrad")
@@ -518,6 +525,28 @@ def _adam_choices(b1: Number, b2: Number, eps: Number, eps_root: Number, nestero
         unbias1=True,
         unbias2=True,
     )
+
+
+def _decaying(
+    choices: Choices,
+    decay: DecoupledDecay,
+    learning_rate: Number | Schedule,
+    lr_max: Number | None,
+) -> Choices:
+    """Return the numbers with the kind of decay; a fixed learning rate is its own greatest."""
+    check_choice("decay", decay, get_args(DecoupledDecay))
+    if decay in ("decoupled", "cautious"):
+        if lr_max is not None:
+            Options(decay=decay, lr_max=lr_max)  # which says that it has no meaning
+        return replace(choices, kind=decay)
+    if lr_max is None:
+        if callable(learning_rate):
+            raise ValueError(
+                f"decay is {decay!r}, but with a schedule for learning_rate its greatest value "
+                "cannot be known. Give lr_max."
+            )
+        lr_max = learning_rate
+    return replace(choices, kind=decay, lr_max=arguments.greatest("lr_max", lr_max))
 
 
 def _stored(

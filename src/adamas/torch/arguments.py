@@ -31,8 +31,9 @@ from adamas.checks import (
 )
 from adamas.options import Phase, Rounding, StateForm
 from adamas.storage import Storage
-from adamas.torch import clip_groups, small
+from adamas.torch import clip_groups, decays, small
 from adamas.torch.clip_groups import ClipGroup
+from adamas.torch.decays import GroupDecay
 from adamas.torch.grouping import check_parameters
 
 __all__ = [
@@ -116,6 +117,12 @@ class PhaseArguments(keywords.PhaseArguments, total=False):
     state: StateForm | tuple[StateForm, StateForm] | None
     #: How what is stored in few bits is rounded; groups may have their own.
     rounding: Rounding | None
+    #: How parameters decay, in place of what the class says: see ``adamas.Options``. Groups may
+    #: have their own.
+    decay: GroupDecay | None
+    #: The greatest learning rate of the run, for decays that know it; None: that which a group
+    #: begins with. Groups may have their own.
+    lr_max: float | None
     #: Whether parameters on a CUDA device keep their state in host memory, and are stepped there.
     offload: bool
     #: What may step parameters, for comparisons; a step raises ValueError for those that it cannot.
@@ -145,8 +152,9 @@ def checked_phase(kind_of: type, params: Any, given: PhaseArguments) -> Chosen:
     options: dict[str, Any] = {**given}
     of_phase = options.keys() & keywords.PhaseArguments.__annotations__.keys()
     phase = Phase(**{name: options[name] for name in of_phase})
-    stored = {name: options.get(name) for name in ("state", "rounding")}
+    stored = {name: options.get(name) for name in ("state", "rounding", *decays.KEYS)}
     stored = {name: value for name, value in stored.items() if value is not None}
+    decays.check_values(stored)
     clip_group = clip_groups.checked(given.get("clip_group"))
     return Chosen(phase, stored, copy_to, offload, engine, clip_group)
 
@@ -297,7 +305,7 @@ def _check_group_names(group: Iterable[Any], known: Iterable[str]) -> None:
 
     Other keys are left alone, as in torch: frameworks keep their own there.
     """
-    known = {*known, "params", "param_names", "state", "rounding", clip_groups.KEY}
+    known = {*known, "params", "param_names", "state", "rounding", *decays.KEYS, clip_groups.KEY}
     for name in group:
         if name in known or not isinstance(name, str):
             continue
@@ -356,8 +364,9 @@ def check_group(
     ]
     _check_group_names(named, defaults)
     clip_groups.checked(group.get(clip_groups.KEY), f"param_groups[{len(before)}]: clip_group")
-    merged = {**defaults, **group}
+    merged = {**defaults, **decays.completed(group, defaults)}
     check_options({name: merged[name] for name in defaults}, f"param_groups[{len(before)}]: ")
+    decays.check(merged, f"param_groups[{len(before)}]: ")
 
 
 def _is_slip(name: str, option: str) -> bool:
@@ -397,6 +406,7 @@ def check_groups(groups: Sequence[Options], defaults: Options) -> None:
                 )
         own = {name: group[name] for name in defaults if name in group}
         check_options(own, f"param_groups[{i}]: ", -ROUNDING)
+        decays.check(group, f"param_groups[{i}]: ")
 
 
 def check_loaded(group: Options, defaults: Options, where: str) -> None:
@@ -418,6 +428,7 @@ def check_loaded(group: Options, defaults: Options, where: str) -> None:
     if "betas" in defaults:
         pair = [math.nan if each is None else _plain(each) for each in _pair(group["betas"], where)]
         check_betas(pair, f"{where}betas")
+    decays.check(group, where)
     for name in _FLAGS:
         value = group[name] if name in defaults else None
         if value is not None and not (isinstance(value, (int, np.bool_)) and value in (0, 1)):

@@ -292,11 +292,19 @@ class Keeping(NamedTuple):
         """Raise ValueError where a group of another rule is asked for what ours alone has."""
         phase = self.phase
         asked = phase.ema is not None or phase.statistics or phase.clip_update is not None
-        if asked and self.method.own_step(group) is not None:
+        if not asked and group.get("decay") is None:
+            return
+        if self.method.own_step(group) is None:
+            return
+        if group.get("decay") is not None:
             raise ValueError(
-                "ema, statistics and clip_update are not possible for RMSprop with momentum or "
-                "centered, which follows another rule. Leave out the one or the other."
+                f"decay is {group['decay']!r}, but RMSprop with momentum or centered follows "
+                "another rule, in which the gradient decays. Leave out the one or the other."
             )
+        raise ValueError(
+            "ema, statistics and clip_update are not possible for RMSprop with momentum or "
+            "centered, which follows another rule. Leave out the one or the other."
+        )
 
     def _refuse_step_number(self, member: Member, name: str) -> None:
         """Raise ValueError where the steps of a parameter cannot be counted on."""

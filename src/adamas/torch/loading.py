@@ -18,7 +18,7 @@ from torch import Tensor
 
 from adamas import checks, codecs, settings, spikes
 from adamas.state import Entries
-from adamas.torch import arguments, clip_groups, counting, distributed, small, storage
+from adamas.torch import arguments, clip_groups, counting, decays, distributed, small, storage
 from adamas.torch.grouping import check_parameters, names_of
 from adamas.torch.keeping import Keeping
 from adamas.torch.methods import Method
@@ -300,8 +300,10 @@ def _group(
         group.pop(name, None)
         if name in own:
             group[name] = own[name]
+    if "decay" not in group:  # torch's, which knows no such thing
+        group |= {name: own[name] for name in decays.KEYS if name in own}
     for name, value in defaults.items():
-        if name not in _OWN:
+        if name not in (*_OWN, *decays.KEYS):
             group.setdefault(name, value)
     arguments.check_loaded(group, defaults, f"In param_groups[{i}] to load: ")
     arguments.put_pairs(group, defaults)

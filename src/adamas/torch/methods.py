@@ -14,8 +14,9 @@ import torch
 
 from adamas.codecs import mean_top
 from adamas.coefficients import Coefficients, one_minus_power, rectification
-from adamas.options import Options
+from adamas.options import Decay, Options
 from adamas.state import Entries
+from adamas.torch import decays
 from adamas.torch.members import Member, OwnStep, scalar
 from adamas.torch.operations import Tensors, step_rmsprop
 from adamas.torch.storage import Kept
@@ -118,7 +119,7 @@ class Adam(Method):
             betas=(scalar(beta1), scalar(beta2)),
             eps=scalar(group["eps"]),
             weight_decay=scalar(group["weight_decay"]),
-            decay="decoupled" if group["decoupled_weight_decay"] else "l2",
+            **decays.options(group, _usual_decay(group)),
             amsgrad=bool(group["amsgrad"]),
             maximize=bool(group["maximize"]),
         )
@@ -144,7 +145,7 @@ class RAdam(Method):
             eps=scalar(group["eps"]),
             eps_place="uncorrected",
             weight_decay=scalar(group["weight_decay"]),
-            decay="decoupled" if group["decoupled_weight_decay"] else "l2",
+            **decays.options(group, _usual_decay(group)),
             rectify=True,
             maximize=bool(group["maximize"]),
         )
@@ -175,16 +176,13 @@ class NAdam(Method):
         """Return Adam's numbers, with momenta of a schedule in place of powers of β1."""
         group = member.group
         beta1, beta2 = map(scalar, group["betas"])
-        lr, decay = scalar(group["lr"]), scalar(group["weight_decay"])
+        lr = scalar(group["lr"])
         now, following = _momentum(group, step), _momentum(group, step + 1)
         # In the dtype that torch keeps it in.
         product = torch.mul(member.state["mu_product"], now).item()
-        decoupled = group["decoupled_weight_decay"]
         return Coefficients(
             grad_scale=-1.0 if group["maximize"] else 1.0,
-            l2=0.0 if decoupled else decay,
-            decay=lr * decay if decoupled else 0.0,
-            opposed=lr * decay if decoupled else 0.0,
+            **decays.shrinking(group, _usual_decay(group))._asdict(),
             keep1=beta1,
             take1=1.0 - beta1,
             keep2=beta2,
@@ -244,6 +242,7 @@ class RMSprop(Method):
             betas=(None, scalar(group["alpha"])),
             eps=scalar(group["eps"]),
             weight_decay=scalar(group["weight_decay"]),
+            **decays.options(group, "l2"),
             bias_correction="none",
             maximize=bool(group["maximize"]),
         )
@@ -254,7 +253,7 @@ class RMSprop(Method):
         alpha = scalar(group["alpha"])
         return _NEUTRAL._replace(
             grad_scale=-1.0 if group["maximize"] else 1.0,
-            l2=scalar(group["weight_decay"]),
+            **decays.shrinking(group, "l2")._asdict(),
             keep2=alpha,
             take2=1.0 - alpha,
             eps=scalar(group["eps"]),
@@ -304,7 +303,7 @@ class SGD(Method):
         is_first = step == 1
         return _NEUTRAL._replace(
             grad_scale=-1.0 if group["maximize"] else 1.0,
-            l2=scalar(group["weight_decay"]),
+            **decays.shrinking(group, "l2")._asdict(),
             keep1=0.0 if is_first else momentum,
             take1=1.0 if is_first else 1.0 - scalar(group["dampening"]),
             from_m=momentum if group["nesterov"] else 1.0,
@@ -325,6 +324,10 @@ _OF_OWN_STEP = ("lr", "alpha", "eps", "weight_decay", "momentum")
 _NEUTRAL = Coefficients(*[0.0] * len(Coefficients._fields))._replace(
     grad_scale=1.0, take1=1.0, take2=1.0, from_m=1.0, root=1.0
 )
+
+
+def _usual_decay(group: Group) -> Decay:
+    return "decoupled" if group["decoupled_weight_decay"] else "l2"
 
 
 def _momentum(group: Group, step: int) -> float:

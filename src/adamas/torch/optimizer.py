@@ -22,7 +22,7 @@ from adamas import settings, spikes
 from adamas.keywords import Unpack
 from adamas.options import OnNonfinite, Phase
 from adamas.settings import Fixed, Setting
-from adamas.torch import arguments, clip_groups, loading
+from adamas.torch import arguments, clip_groups, decays, loading
 from adamas.torch.arguments import CopyTo, Engine, PhaseArguments
 from adamas.torch.clip_groups import ClipGroupSetting
 from adamas.torch.copies import Copies
@@ -236,6 +236,7 @@ class Optimizer(Reports, torch.optim.Optimizer):
             arguments.check_group(param_group, self.defaults, self._own, before, given is not None)
             self._keeping.storage({**self.defaults, **param_group})
             arguments.put_pairs(param_group, self.defaults)
+            param_group.update(decays.completed(param_group, self.defaults))
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         try:

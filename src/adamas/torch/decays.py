@@ -1,0 +1,113 @@
+"""How the parameters of a group decay where torch's flags cannot say it: ``decay``, ``lr_max``.
+
+Both stand in ``param_groups``, where they were given. Without ``decay`` the class says it: through
+the gradient, or decoupled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal, NamedTuple, get_args
+
+from torch import Tensor
+
+from adamas.checks import check_amount, check_choice
+from adamas.coefficients import at_step
+from adamas.options import Decay, Options
+
+__all__ = [
+    "KEYS",
+    "GroupDecay",
+    "Shrinking",
+    "check",
+    "check_values",
+    "completed",
+    "options",
+    "shrinking",
+]
+
+#: The options of a group that concern decay.
+KEYS = ("decay", "lr_max")
+#: The decays that torch's classes do not have.
+GroupDecay = Literal["fully-decoupled", "cautious", "corrected"]
+#: Those that know the greatest learning rate.
+_WITH_MOST = ("fully-decoupled", "corrected")
+
+Group = Mapping[str, Any]
+
+
+class Shrinking(NamedTuple):
+    """The numbers of the rule that make parameters decay."""
+
+    l2: float
+    decay: float
+    opposed: float
+
+
+def check_values(group: Group, where: str = "") -> None:
+    """Raise TypeError or ValueError for a decay that there is not, or no greatest learning rate.
+
+    ``where`` names the group for the text.
+    """
+    kind, most = group.get("decay"), _number(group.get("lr_max"))
+    if kind is not None:
+        check_choice(f"{where}decay", kind, get_args(GroupDecay))
+    if most is not None:
+        check_amount(f"{where}lr_max", most)
+
+
+def check(group: Group, where: str) -> None:
+    """Raise also ValueError where the one does not go with the other."""
+    check_values(group, where)
+    kind, most = group.get("decay"), _number(group.get("lr_max"))
+    needs_most = kind in _WITH_MOST
+    if most is not None and not needs_most:
+        raise ValueError(
+            f"{where}lr_max is {most!r}, but decay is {kind!r}: lr_max has a meaning with "
+            'decay="fully-decoupled" and decay="corrected" only. Choose one of these or leave '
+            "lr_max out."
+        )
+    if needs_most and not most:
+        raise ValueError(
+            f"{where}decay is {kind!r}, which needs the greatest learning rate of the run, but "
+            f"lr_max is {most!r}. Give it as lr_max."
+        )
+
+
+def completed(group: Group, defaults: Group) -> dict[str, Any]:
+    """Return a group with its greatest learning rate, that which it begins with if none is given.
+
+    None where a default is for another decay than the group's.
+    """
+    merged = {**defaults, **group}
+    needs_most = merged.get("decay") in _WITH_MOST
+    if needs_most and merged.get("lr_max") is None:
+        return {**group, "lr_max": _number(merged["lr"])}
+    if "decay" in group and "lr_max" in defaults and not needs_most:
+        return {"lr_max": None, **group}
+    return {**group}
+
+
+def options(group: Group, usual: Decay) -> dict[str, Any]:
+    """Return decay and greatest learning rate as ``adamas.Options`` has them."""
+    kind = group.get("decay")
+    if kind is None:
+        return {"decay": usual}
+    return {"decay": kind, "lr_max": _number(group.get("lr_max"))}
+
+
+def shrinking(group: Group, usual: Decay) -> Shrinking:
+    """Return the numbers of the coming step."""
+    lr, amount = _number(group["lr"]), _number(group["weight_decay"])
+    assert lr is not None
+    assert amount is not None
+    if group.get("decay") is None:  # torch lets any number pass
+        decay = lr * amount if usual == "decoupled" else 0.0
+        return Shrinking(amount if usual == "l2" else 0.0, decay, decay)
+    named = Options(betas=(None, None), weight_decay=amount, **options(group, usual))
+    numbers = at_step(named, 1, lr)
+    return Shrinking(numbers.l2, numbers.decay, numbers.opposed)
+
+
+def _number(value: Any) -> Any:
+    return float(value.item()) if isinstance(value, Tensor) else value
