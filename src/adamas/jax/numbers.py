@@ -371,7 +371,8 @@ def _rectified(
     is_on = r.high != 0
     lr = choices.lr
     size = binary64.multiply(r, _magnitude(lr, is_on.shape))
-    rate = binary64.to_array(size, dtype)
+    # With an axis before those of the bits, without which vmap fails at turning words to floats.
+    rate = binary64.to_array(binary64.stack([size]), dtype)[0]
     rate = jnp.where(lr < 0, -rate, rate)
     plain = jnp.asarray(lr, dtype)
     return {
