@@ -29,6 +29,23 @@ ADAMAS_INLINE __m512 floats(__m512i x) { return _mm512_castsi512_ps(x); }
 ADAMAS_INLINE Ints ints(Floats x) { return {ints(x.a), ints(x.b)}; }
 ADAMAS_INLINE Floats floats(Ints x) { return {floats(x.a), floats(x.b)}; }
 
+// A pattern of bits in all lanes that is kept in a register or in memory: compilers would rather
+// make it anew in every round, which takes the units that are busiest.
+ADAMAS_INLINE __m512i held(std::uint32_t x) {
+    __m512i lanes = every(x);
+#if defined(__GNUC__)
+    asm("" : "+v"(lanes));
+#endif
+    return lanes;
+}
+
+struct Patterns {
+    __m512i exponent = held(0x7f800000u), bias = held(127u << 23), ones = held(0xffffffffu),
+            low_half = held(0xffffu), large = held(0x7f7f0000u), large_doubled = held(0xfefe0000u),
+            first_factor = held(0x21f0aaadu), second_factor = held(0xd35a2d97u),
+            parameter_factor = held(0xc2b2ae3du), width = held(32);
+};
+
 // Truth tables of vpternlogd.
 constexpr int xor_of_three = 0x96, first_and_second_or_third = 0xea,
               first_or_second_and_third = 0xf8;
@@ -84,12 +101,16 @@ ADAMAS_INLINE Ints load_high_words(const void* x) {
     }
 }
 
-// Stores the high (1) or the low (0) half of each lane.
+// The high (1) or the low (0) half of each lane.
 template <Order order, int half>
-ADAMAS_INLINE void store_words(void* x, Ints lanes) {
+ADAMAS_INLINE __m512i words_of(Ints lanes) {
     static constexpr Table<std::uint16_t, 32> from(
         [](int i) { return lane_of<order>(i) * 2 + half; });
-    _mm512_storeu_si512(x, _mm512_permutex2var_epi16(lanes.a, from.load(), lanes.b));
+    return _mm512_permutex2var_epi16(lanes.a, from.load(), lanes.b);
+}
+template <Order order, int half>
+ADAMAS_INLINE void store_words(void* x, Ints lanes) {
+    _mm512_storeu_si512(x, words_of<order, half>(lanes));
 }
 
 #if defined(ADAMAS_FOR_avx512bf16)
@@ -190,21 +211,21 @@ public:
         second_ = every(key.k2 ^ key.k2 >> 15);
     }
 
-    ADAMAS_INLINE Ints next() {
+    ADAMAS_INLINE Ints next(const Patterns& patterns) {
         const auto& places = elements_in_order<order>;
-        Ints drawn{finalised(_mm512_add_epi32(next_, places.load())),
-                   finalised(_mm512_add_epi32(next_, places.load(16)))};
-        next_ = _mm512_add_epi32(next_, every(32));
+        Ints drawn{finalised(patterns, _mm512_add_epi32(next_, places.load())),
+                   finalised(patterns, _mm512_add_epi32(next_, places.load(16)))};
+        next_ = _mm512_add_epi32(next_, patterns.width);
         return drawn;
     }
 
 private:
     // x ^ k2 ^ (x ^ k2) >> 15, with one exclusive or of three.
-    ADAMAS_INLINE __m512i finalised(__m512i x) const {
+    ADAMAS_INLINE __m512i finalised(const Patterns& patterns, __m512i x) const {
         x = _mm512_xor_si512(x, _mm512_srli_epi32(x, 16));
-        x = _mm512_mullo_epi32(x, every(0x21f0aaadu));
+        x = _mm512_mullo_epi32(x, patterns.first_factor);
         x = _mm512_ternarylogic_epi32(x, _mm512_srli_epi32(x, 15), second_, xor_of_three);
-        x = _mm512_mullo_epi32(x, every(0xd35a2d97u));
+        x = _mm512_mullo_epi32(x, patterns.second_factor);
         return _mm512_xor_si512(x, _mm512_srli_epi32(x, 15));
     }
 
@@ -213,8 +234,8 @@ private:
 
 // -- the rule ------------------------------------------------------------------------------------
 
-// Numbers of the rule in all lanes.
-struct Lanes {
+// Numbers of the rule in all lanes, and patterns.
+struct Lanes : Patterns {
     __m512 grad_scale, l2, decay, opposed, keep1, take1, keep2, take2, from_m, from_g, root, inner,
         eps, step;
 
@@ -235,15 +256,42 @@ struct Lanes {
           step(_mm512_set1_ps(c.step)) {}
 };
 
-// Parameter, gradient, and what is stored of m and v as numbers; then the new p, m and v.
-struct Operands {
-    Floats p, g, m, v;
+// `flush` of rule.h.
+ADAMAS_INLINE __m512 flushed(const Patterns& patterns, __m512 x) {
+    __mmask16 normal = _mm512_test_epi32_mask(ints(x), patterns.exponent);
+    return _mm512_maskz_mov_ps(normal, x);
+}
+
+// 16 elements within the rule: what it divides, and the root in what it divides by.
+struct Halfway {
+    __m512 u, root;
+};
+struct Halves {
+    Halfway a, b;
 };
 
-// `flush` of rule.h.
-ADAMAS_INLINE __m512 flushed(__m512 x) {
-    __mmask16 normal = _mm512_test_epi32_mask(ints(x), every(0x7f800000u));
-    return _mm512_maskz_mov_ps(normal, x);
+// The rule of rule.h up to the root; `arrived` is the rest of it, with Quotient. Between the two
+// there should be other work, for a root takes long. `keep1` is that number times what m is still
+// to be multiplied by, a power of two. If `neutral`, l2, from_g and inner are 0 and their terms
+// left out, which changes nothing where the new p is not NaN: but for NaN they add 0 to what is not
+// 0, or to a 0 whose sign the next flush, or the 0 beside it, takes away. And both
+// decays are one.
+template <bool neutral>
+ADAMAS_INLINE Halfway halfway(const Lanes& c, __m512 keep1, __m512 p, __m512 g, __m512& m,
+                              __m512& v) {
+    g = _mm512_mul_ps(g, c.grad_scale);
+    if constexpr (!neutral) {
+        g = _mm512_add_ps(g, _mm512_mul_ps(c.l2, p));
+    }
+    __m512 square = _mm512_mul_ps(_mm512_mul_ps(c.take2, g), g);
+    v = flushed(c, _mm512_add_ps(_mm512_mul_ps(c.keep2, v), square));
+    __m512 root = _mm512_sqrt_ps(neutral ? v : _mm512_add_ps(v, c.inner));
+    m = flushed(c, _mm512_add_ps(_mm512_mul_ps(keep1, m), _mm512_mul_ps(c.take1, g)));
+    __m512 u = _mm512_mul_ps(c.from_m, m);
+    if constexpr (!neutral) {
+        u = _mm512_add_ps(u, _mm512_mul_ps(c.from_g, g));
+    }
+    return {u, root};
 }
 
 // `shrinkage` of rule.h.
@@ -256,29 +304,13 @@ ADAMAS_INLINE __m512 shrinkage_of(const Lanes& c, __m512 u, __m512 p) {
     return _mm512_mask_mul_ps(_mm512_mul_ps(c.decay, p), differ, c.opposed, p);
 }
 
-// `rule` of rule.h, with Quotient, for 16 elements. `keep1` is that number times what m is still to
-// be multiplied by, a power of two. If `neutral`, l2, from_g and inner are 0 and their terms left
-// out, which changes nothing where the new p is not NaN: but for NaN they add 0 to what is not 0,
-// or to a 0 whose sign the next flush, or the 0 beside it, takes away. And both decays are one.
+// The new p.
 template <bool neutral>
-ADAMAS_INLINE void step_lanes(const Lanes& c, __m512 keep1, __m512& p, __m512 g, __m512& m,
-                              __m512& v) {
-    g = _mm512_mul_ps(g, c.grad_scale);
-    if constexpr (!neutral) {
-        g = _mm512_add_ps(g, _mm512_mul_ps(c.l2, p));
-    }
-    m = flushed(_mm512_add_ps(_mm512_mul_ps(keep1, m), _mm512_mul_ps(c.take1, g)));
-    __m512 square = _mm512_mul_ps(_mm512_mul_ps(c.take2, g), g);
-    v = flushed(_mm512_add_ps(_mm512_mul_ps(c.keep2, v), square));
-    __m512 s = v, u = _mm512_mul_ps(c.from_m, m);
-    if constexpr (!neutral) {
-        s = _mm512_add_ps(v, c.inner);
-        u = _mm512_add_ps(u, _mm512_mul_ps(c.from_g, g));
-    }
-    __m512 d = _mm512_add_ps(_mm512_mul_ps(_mm512_sqrt_ps(s), c.root), c.eps);
-    u = _mm512_div_ps(u, d);
+ADAMAS_INLINE __m512 arrived(const Lanes& c, __m512 p, Halfway from) {
+    __m512 d = _mm512_add_ps(_mm512_mul_ps(from.root, c.root), c.eps);
+    __m512 u = _mm512_div_ps(from.u, d);
     __m512 shrinkage = neutral ? _mm512_mul_ps(c.decay, p) : shrinkage_of(c, u, p);
-    p = _mm512_sub_ps(p, _mm512_add_ps(_mm512_mul_ps(c.step, u), shrinkage));
+    return _mm512_sub_ps(p, _mm512_add_ps(_mm512_mul_ps(c.step, u), shrinkage));
 }
 
 }  // namespace

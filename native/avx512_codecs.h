@@ -18,6 +18,9 @@ namespace {
 
 // -- how a tensor is stored ----------------------------------------------------------------------
 
+// Of vrangeps, without the sign.
+constexpr int smaller_magnitude = 0x0a, larger_magnitude = 0x0b;
+
 enum class Parameters { float32, nearest, stochastic, remainder, remainder8 };
 
 struct Way {
@@ -38,9 +41,13 @@ struct Way {
 ADAMAS_INLINE __mmask16 is_nan(__m512 x) { return _mm512_fpclass_ps_mask(x, 0x81); }
 
 // Where 16 bits that are added to |x| may reach infinity, and where x is NaN or infinite.
-ADAMAS_INLINE __mmask16 is_large(__m512 x) {
+ADAMAS_INLINE __mmask16 is_large(const Patterns& patterns, __m512 x) {
     __m512i doubled = _mm512_add_epi32(ints(x), ints(x));
-    return _mm512_cmpge_epu32_mask(doubled, every(0xfefe0000u));
+    return _mm512_cmpge_epu32_mask(doubled, patterns.large_doubled);
+}
+// The same of v, which is positive or NaN.
+ADAMAS_INLINE __mmask16 is_large_square(const Patterns& patterns, __m512 v) {
+    return _mm512_cmpge_epu32_mask(ints(v), patterns.large);
 }
 
 // Two masks at once, for one branch.
@@ -84,6 +91,12 @@ ADAMAS_INLINE Floats load_gradients(const Arrays& arrays, std::int64_t at) {
     }
 }
 
+ADAMAS_INLINE void store_numbers(void* array, std::int64_t at, Floats x) {
+    auto to = static_cast<float*>(array) + at;
+    _mm512_storeu_ps(to, x.a);
+    _mm512_storeu_ps(to + 16, x.b);
+}
+
 // Stores bfloat16, to nearest, of what is neither NaN nor subnormal: `to_bfloat16` of half.h.
 template <Order order>
 ADAMAS_INLINE void store_nearest(std::uint16_t* code, Floats x) {
@@ -105,14 +118,14 @@ ADAMAS_INLINE void store_nearest(std::uint16_t* code, Floats x) {
 
 // Whether any of 32 new parameters is stored by the generic functions; every NaN is.
 template <Way way>
-ADAMAS_INLINE bool is_rare(Floats p) {
+ADAMAS_INLINE bool is_rare([[maybe_unused]] const Patterns& patterns, Floats p) {
     if constexpr (way.parameters == Parameters::nearest) {
         constexpr int nan_or_subnormal = 0xa1;
         return any(_mm512_fpclass_ps_mask(p.a, nan_or_subnormal),
                    _mm512_fpclass_ps_mask(p.b, nan_or_subnormal));
     } else if constexpr (way.parameters == Parameters::stochastic ||
                          way.parameters == Parameters::remainder8) {
-        return any(is_large(p.a), is_large(p.b));
+        return any(is_large(patterns, p.a), is_large(patterns, p.b));
     } else {
         return any(is_nan(p.a), is_nan(p.b));
     }
@@ -120,14 +133,15 @@ ADAMAS_INLINE bool is_rare(Floats p) {
 
 // `encode_parameters` of half.h, of what is not rare.
 template <Way way>
-ADAMAS_INLINE void store_parameters(const Arrays& arrays, std::int64_t at, Floats p, Ints random) {
+ADAMAS_INLINE void store_parameters([[maybe_unused]] const Patterns& patterns, const Arrays& arrays,
+                                    std::int64_t at, Floats p, Ints random) {
     constexpr Order order = way.order();
     auto code = static_cast<std::uint16_t*>(arrays.p) + at;
-    auto own = [&](__m512i r) { return _mm512_mullo_epi32(r, every(0xc2b2ae3du)); };
+    [[maybe_unused]] auto own = [&](__m512i r) {
+        return _mm512_mullo_epi32(r, patterns.parameter_factor);
+    };
     if constexpr (way.parameters == Parameters::float32) {
-        auto to = static_cast<float*>(arrays.p) + at;
-        _mm512_storeu_ps(to, p.a);
-        _mm512_storeu_ps(to + 16, p.b);
+        store_numbers(arrays.p, at, p);
     } else if constexpr (way.parameters == Parameters::nearest) {
         store_nearest<order>(code, p);
     } else if constexpr (way.parameters == Parameters::stochastic) {
@@ -153,9 +167,9 @@ ADAMAS_INLINE void store_parameters(const Arrays& arrays, std::int64_t at, Float
 // -- m beside v ----------------------------------------------------------------------------------
 
 // `root_scale_bits` of codecs.h, of v that is not negative.
-ADAMAS_INLINE __m512i root_scale(__m512i v) {
-    __m512i halved = _mm512_srli_epi32(_mm512_add_epi32(v, every(127u << 23)), 1);
-    return _mm512_and_si512(halved, every(0x7f800000u));
+ADAMAS_INLINE __m512i root_scale(const Patterns& patterns, __m512i v) {
+    __m512i halved = _mm512_srli_epi32(_mm512_add_epi32(v, patterns.bias), 1);
+    return _mm512_and_si512(halved, patterns.exponent);
 }
 
 constexpr int strip_blocks = strip_size / static_cast<int>(block_size);
@@ -203,8 +217,9 @@ ADAMAS_INLINE float missing_in_means(int top) {
 
 // `decode_means` of codecs.h, but for powers of two of m.
 template <Way way>
-ADAMAS_INLINE void load_state(const Arrays& arrays, std::int64_t at, const Decoding& blocks,
-                              int block, Floats& m, Floats& v) {
+ADAMAS_INLINE void load_state([[maybe_unused]] const Patterns& patterns, const Arrays& arrays,
+                              std::int64_t at, const Decoding& blocks, int block, Floats& m,
+                              Floats& v) {
     constexpr Order order = way.order();
     if constexpr (way.form == Form::plain) {
         auto load = [&](void* array) {
@@ -223,8 +238,9 @@ ADAMAS_INLINE void load_state(const Arrays& arrays, std::int64_t at, const Decod
         auto code = static_cast<const std::uint8_t*>(arrays.m) + at;
         __m512i halves = _mm512_srai_epi16(load_bytes_of_words<order>(code), 2);
         halves = _mm512_and_si512(halves, _mm512_set1_epi16(static_cast<short>(0x9fc0)));
-        auto relative = [](__m256i sixteen, __m512 square) {
-            return _mm512_mul_ps(_mm512_cvtph_ps(sixteen), floats(root_scale(ints(square))));
+        auto relative = [&](__m256i sixteen, __m512 square) {
+            return _mm512_mul_ps(_mm512_cvtph_ps(sixteen),
+                                 floats(root_scale(patterns, ints(square))));
         };
         m = {relative(_mm512_castsi512_si256(halves), v.a),
              relative(_mm512_extracti64x4_epi64(halves, 1), v.b)};
@@ -236,48 +252,37 @@ ADAMAS_INLINE void load_state(const Arrays& arrays, std::int64_t at, const Decod
             __mmask16 some = _mm512_test_epi32_mask(c, c);
             return floats(_mm512_maskz_sllv_epi32(some, _mm512_add_epi32(c, base), shift));
         };
-        auto mean = [](__m512i code, __m512 of) {
-            return _mm512_mul_ps(_mm512_cvtepi32_ps(code), floats(root_scale(ints(of))));
+        auto mean = [&](__m512i code, __m512 of) {
+            return _mm512_mul_ps(_mm512_cvtepi32_ps(code), floats(root_scale(patterns, ints(of))));
         };
         v = {square(counted.a), square(counted.b)};
         m = {mean(q.a, v.a), mean(q.b, v.b)};
     }
 }
 
-// Stores codes of 32 elements of each form but 8bit, if they are usual; else does nothing.
+// Codes of 32 elements in the order in which they are stored.
+struct Codes {
+    __m512i v, m;
+};
+
+// `encode_means` of codecs.h for bfloat16 and compact; false where anything is unusual.
 template <Way way>
-ADAMAS_INLINE bool store_state(const Arrays& arrays, std::int64_t at, int top, Floats m, Floats v,
-                               Ints random) {
+ADAMAS_INLINE bool encode_state(const Patterns& patterns, int top, Floats m, Floats v, Ints random,
+                                Codes& codes) {
     constexpr Order order = way.order();
-    if constexpr (way.form == Form::plain) {
-        auto store = [&](void* array, Floats x) {
-            auto to = static_cast<float*>(array) + at;
-            _mm512_storeu_ps(to, x.a);
-            _mm512_storeu_ps(to + 16, x.b);
-        };
-        store(arrays.m, m);
-        store(arrays.v, v);
-    } else if constexpr (way.form == Form::bfloat16) {
+    if constexpr (way.form == Form::bfloat16) {
         // `to_bfloat16_by_chance`.
-        if (any(is_large(m.a), is_large(m.b)) || any(is_large(v.a), is_large(v.b))) [[unlikely]] {
-            return false;
-        }
         auto high = [](__m512 x, __m512i r) {
             return _mm512_add_epi32(ints(x), _mm512_srli_epi32(r, 16));
         };
-        auto low = [](__m512 x, __m512i r) {
-            return _mm512_add_epi32(ints(x), _mm512_and_si512(r, every(0xffff)));
+        auto low = [&](__m512 x, __m512i r) {
+            return _mm512_add_epi32(ints(x), _mm512_and_si512(r, patterns.low_half));
         };
-        store_words<order, 1>(static_cast<std::uint16_t*>(arrays.v) + at,
-                              {high(v.a, random.a), high(v.b, random.b)});
-        store_words<order, 1>(static_cast<std::uint16_t*>(arrays.m) + at,
-                              {low(m.a, random.a), low(m.b, random.b)});
+        codes.v = words_of<order, 1>({high(v.a, random.a), high(v.b, random.b)});
+        codes.m = words_of<order, 1>({low(m.a, random.a), low(m.b, random.b)});
+        return !any(is_large(patterns, m.a), is_large(patterns, m.b)) &&
+               !any(is_large_square(patterns, v.a), is_large_square(patterns, v.b));
     } else {
-        __m512i most_v = every(0x7f7f0000u);
-        if (any(_mm512_cmpge_epu32_mask(ints(v.a), most_v),
-                _mm512_cmpge_epu32_mask(ints(v.b), most_v))) [[unlikely]] {
-            return false;
-        }
         // `encode_means_compact`, with sizes twice as large: above the largest code none is
         // rounded up, below `least` adding it has the bits of fixed point, cut off.
         __m512 least = _mm512_set1_ps(power_of_two(top - 6));
@@ -288,10 +293,9 @@ ADAMAS_INLINE bool store_state(const Arrays& arrays, std::int64_t at, int top, F
             // `encode_squares_compact`.
             __mmask16 some = _mm512_test_epi32_mask(ints(given), ints(given));
             w = _mm512_maskz_add_epi32(some, ints(given), _mm512_srli_epi32(r, 16));
-            __m512i halved = _mm512_srli_epi32(_mm512_add_epi32(w, every(127u << 23)), 1);
-            __m512 inverse = floats(_mm512_andnot_si512(halved, every(0x7f800000u)));
+            __m512i halved = _mm512_srli_epi32(_mm512_add_epi32(w, patterns.bias), 1);
+            __m512 inverse = floats(_mm512_andnot_si512(halved, patterns.exponent));
             __m512 y = _mm512_maskz_mul_ps(some, mean_given, inverse);
-            constexpr int smaller_magnitude = 0x0a;
             __m512 size = _mm512_range_ps(y, most, smaller_magnitude);
             __mmask16 linear = _mm512_cmp_ps_mask(size, least, _CMP_LT_OQ);
             size = _mm512_mask_add_round_ps(size, linear, size, least,
@@ -305,10 +309,20 @@ ADAMAS_INLINE bool store_state(const Arrays& arrays, std::int64_t at, int top, F
         };
         mean.a = encode(m.a, v.a, random.a, square.a);
         mean.b = encode(m.b, v.b, random.b, square.b);
-        store_words<order, 1>(static_cast<std::uint16_t*>(arrays.v) + at, square);
-        store_half(static_cast<std::uint8_t*>(arrays.m) + at, bytes_of<order, 0>(mean));
+        codes.v = words_of<order, 1>(square);
+        codes.m = _mm512_castsi256_si512(bytes_of<order, 0>(mean));
+        return !any(is_large_square(patterns, v.a), is_large_square(patterns, v.b));
     }
-    return true;
+}
+
+template <Form form>
+ADAMAS_INLINE void store_codes(const Arrays& arrays, std::int64_t at, const Codes& codes) {
+    _mm512_storeu_si512(static_cast<std::uint16_t*>(arrays.v) + at, codes.v);
+    if constexpr (form == Form::bfloat16) {
+        _mm512_storeu_si512(static_cast<std::uint16_t*>(arrays.m) + at, codes.m);
+    } else {
+        store_half(static_cast<std::uint8_t*>(arrays.m) + at, _mm512_castsi512_si256(codes.m));
+    }
 }
 
 // -- blocks of 8bit ------------------------------------------------------------------------------
@@ -348,19 +362,23 @@ ADAMAS_INLINE __m256i folded(const __m512i* x, Of of) {
     return _mm512_cvtepi64_epi32(each);
 }
 
-// `encode_means` of codecs.h for a strip of scratch in the order of `order`; false where anything
-// in it is unusual: then codes and headers are not those of the strip yet.
-template <Order order>
-inline bool encode_8bit(const Arrays& arrays, std::int64_t at, int top, Scratch& scratch,
-                        const __m512i* largest, const __m512i* smallest) {
-    auto header = arrays.header_at(at);
-    auto v_codes = static_cast<std::uint8_t*>(arrays.v) + at;
-    auto m_codes = static_cast<std::uint8_t*>(arrays.m) + at;
-    // `encode_squares_8bit`: L of the headers.
+// How the blocks of a strip are encoded.
+struct Encoding {
+    alignas(32) std::uint32_t shift[strip_blocks], left[strip_blocks], keep[strip_blocks],
+        carry[strip_blocks], exponents[strip_blocks], base[2][strip_blocks], least[2][strip_blocks],
+        units[strip_blocks];
+    alignas(16) std::uint16_t headers[2][strip_blocks];
+};
+
+ADAMAS_INLINE void store_narrow(std::uint16_t* to, __m256i values) {
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtepi32_epi16(values));
+}
+
+// `encode_squares_8bit` up to L of the headers, and all that follows from it; false where a v is
+// unusual. The registers given have the largest v of each block, and the smallest but 0, less 1, in
+// any lane.
+inline bool weigh_squares(const __m512i* largest, const __m512i* smallest, Encoding& blocks) {
     __m256i most = folded(largest, Larger());
-    if (_mm256_cmpge_epu32_mask(most, every8(0x7f700000u)) != 0) [[unlikely]] {
-        return false;
-    }
     __m256i least = _mm256_add_epi32(folded(smallest, Smaller()), every8(1));
     __m256i finer = _mm256_setzero_si256();
     for (int more = 1; more <= 3; ++more) {
@@ -371,92 +389,98 @@ inline bool encode_8bit(const Arrays& arrays, std::int64_t at, int top, Scratch&
         finer = _mm256_mask_mov_epi32(finer, fits, every8(static_cast<std::uint32_t>(more)));
     }
     // K is that of the largest v, or one more where random bits carry into it.
-    alignas(32) std::uint32_t shift[8], keep[8], carry[8], whole[8], base[2][8];
-    alignas(16) std::uint16_t headers[2][8];
     __m256i s = _mm256_sub_epi32(every8(20), finer), highest = _mm256_srli_epi32(most, 21);
-    __m256i one = _mm256_sllv_epi32(every8(1), s);
     __m256i up = _mm256_add_epi32(highest, every8(1));
-    store8(shift, s);
-    store8(keep, _mm256_sub_epi32(one, every8(1)));
-    // 2^23 is added to v: its exponent is then rounded up for the root.
-    store8(carry, _mm256_add_epi32(_mm256_slli_epi32(up, 21), every8(1u << 23)));
-    __m256i added = _mm256_sllv_epi32(every8(8), finer);
-    store8(whole, _mm256_slli_epi32(added, 1));
-    store8(base[0], _mm256_add_epi32(bases_of(highest, finer), added));
-    store8(base[1], _mm256_add_epi32(bases_of(up, finer), added));
-    __m256i fine = _mm256_slli_epi32(finer, 10);
-    auto narrow = [&](std::uint16_t* to, __m256i of) {
-        _mm_store_si128(reinterpret_cast<__m128i*>(to),
-                        _mm256_cvtepi32_epi16(_mm256_or_si256(of, fine)));
+    store8(blocks.shift, s);
+    store8(blocks.keep, _mm256_sub_epi32(_mm256_sllv_epi32(every8(1), s), every8(1)));
+    // 2^23 is added to v, which rounds its exponent up for the root.
+    store8(blocks.carry, _mm256_add_epi32(_mm256_slli_epi32(up, 21), every8(1u << 23)));
+    __m256i added = _mm256_sllv_epi32(every8(8), finer), fine = _mm256_slli_epi32(finer, 10);
+    // 8 bits above the lowest 4 + L, and by how many these stand below those of float32.
+    store8(blocks.exponents, _mm256_sllv_epi32(every8(0xff0), finer));
+    store8(blocks.left, _mm256_sub_epi32(s, every8(1)));
+    auto store_bases = [&](int carried, __m256i of) {
+        __m256i base = _mm256_add_epi32(bases_of(of, finer), added);
+        store8(blocks.base[carried], base);
+        store8(blocks.least[carried], _mm256_add_epi32(base, every8(1)));
     };
-    narrow(headers[0], highest);
-    narrow(headers[1], up);
-    auto y_of = scratch.g;
-    __m512i sizes[strip_blocks];
-    for (int b = 0; b < strip_blocks; ++b) {
-        int i = b * static_cast<int>(block_size);
-        __m512i shifts = every(shift[b]), kept = every(keep[b]), carries = every(carry[b]);
-        auto summed = [&](int place) {
-            __m512i r = _mm512_srli_epi32(_mm512_load_si512(scratch.random + place), 12);
-            __m512i more =
-                _mm512_ternarylogic_epi32(r, kept, every(1u << 23), first_and_second_or_third);
-            return _mm512_add_epi32(_mm512_load_si512(scratch.v + place), more);
-        };
-        Ints sum{summed(i), summed(i + 16)};
-        int carried =
-            any(_mm512_cmpge_epu32_mask(sum.a, carries), _mm512_cmpge_epu32_mask(sum.b, carries));
-        header[b] = headers[carried][b];
-        __m512i below = every(base[carried][b]), least_k = every(base[carried][b] + 1);
-        // Of 8 bits above the lowest 4 + L.
-        __m512i exponents = every(0xffu * whole[b]), left = every(shift[b] - 1);
-        auto encode = [&](__m512i with, int place, __m512& y) {
-            __m512i v = _mm512_load_si512(scratch.v + place);
-            __mmask16 some = _mm512_test_epi32_mask(v, v);
-            __m512i k = _mm512_max_epi32(_mm512_srlv_epi32(with, shifts), least_k);
-            __m512 inverse = floats(_mm512_sllv_epi32(_mm512_andnot_si512(k, exponents), left));
-            // `relative`, times 2^64.
-            y = _mm512_maskz_mul_ps(some, _mm512_load_ps(scratch.m + place), inverse);
-            _mm512_store_ps(y_of + place, y);
-            return _mm512_maskz_sub_epi32(some, k, below);
-        };
-        Floats y;
-        Ints code{encode(sum.a, i, y.a), encode(sum.b, i + 16, y.b)};
-        store_half(v_codes + i, bytes_of<order, 0>(code));
-        constexpr int larger_magnitude = 0x0b;
-        sizes[b] = ints(_mm512_range_ps(y.a, y.b, larger_magnitude));
-    }
-    // `encode_means_8bit`.
-    __m256i size = folded(sizes, Larger());
+    store_bases(0, highest);
+    store_bases(1, up);
+    store_narrow(blocks.headers[0], _mm256_or_si256(highest, fine));
+    store_narrow(blocks.headers[1], _mm256_or_si256(up, fine));
+    return _mm256_cmpge_epu32_mask(most, every8(0x7f700000u)) == 0;
+}
+
+// The rest of `encode_squares_8bit`, for block b of a strip in scratch in the order given, and
+// `relative` of codecs.h, times 2^64, in the place of gradients. Returns the largest of that, in
+// any lane.
+template <Order order>
+ADAMAS_INLINE __m512i encode_squares_of(__m512i added, const Arrays& arrays, std::int64_t at, int b,
+                                        const Encoding& blocks, Scratch& scratch) {
+    int i = b * static_cast<int>(block_size);
+    __m512i shift = every(blocks.shift[b]), kept = every(blocks.keep[b]);
+    auto summed = [&](int place) {
+        __m512i r = _mm512_srli_epi32(_mm512_load_si512(scratch.random + place), 12);
+        __m512i more = _mm512_ternarylogic_epi32(r, kept, added, first_and_second_or_third);
+        return _mm512_add_epi32(_mm512_load_si512(scratch.v + place), more);
+    };
+    Ints sum{summed(i), summed(i + 16)};
+    __m512i carry = every(blocks.carry[b]);
+    int carried = any(_mm512_cmpge_epu32_mask(sum.a, carry), _mm512_cmpge_epu32_mask(sum.b, carry));
+    arrays.header_at(at)[b] = blocks.headers[carried][b];
+    __m512i base = every(blocks.base[carried][b]), least = every(blocks.least[carried][b]);
+    __m512i exponents = every(blocks.exponents[b]), left = every(blocks.left[b]);
+    auto encode = [&](__m512i with, int place, __m512& y) {
+        __m512i v = _mm512_load_si512(scratch.v + place);
+        __mmask16 some = _mm512_test_epi32_mask(v, v);
+        __m512i k = _mm512_max_epi32(_mm512_srlv_epi32(with, shift), least);
+        __m512 inverse = floats(_mm512_sllv_epi32(_mm512_andnot_si512(k, exponents), left));
+        y = _mm512_maskz_mul_ps(some, _mm512_load_ps(scratch.m + place), inverse);
+        _mm512_store_ps(scratch.g + place, y);
+        return _mm512_maskz_sub_epi32(some, k, base);
+    };
+    Floats y;
+    Ints code{encode(sum.a, i, y.a), encode(sum.b, i + 16, y.b)};
+    store_half(static_cast<std::uint8_t*>(arrays.v) + at + i, bytes_of<order, 0>(code));
+    return ints(_mm512_range_ps(y.a, y.b, larger_magnitude));
+}
+
+// `encode_means_8bit` up to the scales, for what `encode_squares_of` returns; false where
+// the top is too low.
+inline bool weigh_means(const Arrays& arrays, std::int64_t at, int top, const __m512i* largest,
+                        Encoding& blocks) {
+    __m256i most = folded(largest, Larger());
     auto limit = static_cast<std::uint32_t>(signed_bits(127.0f * power_of_two(top - 7)));
-    if (_mm256_cmpgt_epu32_mask(size, every8(limit + (64u << 23))) != 0) [[unlikely]] {
-        return false;
-    }
     // Exponents of the scales, with the bias of float32.
-    __m256i scale = _mm256_srli_epi32(_mm256_add_epi32(size, every8(0x1ffff)), 23);
-    auto highest_scale = static_cast<std::uint32_t>(top + 126 + 64);
-    scale = _mm256_min_epi32(_mm256_max_epi32(scale, every8(highest_scale - 15)),
-                             every8(highest_scale));
-    auto to_headers = reinterpret_cast<__m128i*>(header);
-    __m256i depth = _mm256_slli_epi32(_mm256_sub_epi32(every8(highest_scale), scale), 12);
-    _mm_storeu_si128(to_headers,
-                     _mm_or_si128(_mm_loadu_si128(to_headers), _mm256_cvtepi32_epi16(depth)));
+    auto highest = static_cast<std::uint32_t>(top + 126 + 64);
+    __m256i scale = _mm256_srli_epi32(_mm256_add_epi32(most, every8(0x1ffff)), 23);
+    scale = _mm256_min_epi32(_mm256_max_epi32(scale, every8(highest - 15)), every8(highest));
+    auto header = reinterpret_cast<__m128i*>(arrays.header_at(at));
+    __m256i depth = _mm256_slli_epi32(_mm256_sub_epi32(every8(highest), scale), 12);
+    _mm_storeu_si128(header, _mm_or_si128(_mm_loadu_si128(header), _mm256_cvtepi32_epi16(depth)));
     // 2^(7 - scale - 64).
-    alignas(32) std::uint32_t units[8];
-    store8(units, _mm256_slli_epi32(_mm256_sub_epi32(every8(127u + 7 + 126), scale), 23));
-    for (int b = 0; b < strip_blocks; ++b) {
-        int i = b * static_cast<int>(block_size);
-        __m512 unit = floats(every(units[b]));
-        auto encode = [&](int place) {
-            __m512 middle = floats(
-                _mm512_ternarylogic_epi32(_mm512_load_si512(scratch.random + place), every(0xffff),
-                                          every(0x43000000u), first_and_second_or_third));
-            __m512 scaled = _mm512_mul_ps(_mm512_load_ps(y_of + place), unit);
-            return _mm512_cvttps_epi32(_mm512_add_ps(scaled, middle));
-        };
-        __m256i code = bytes_of<order, 0>({encode(i), encode(i + 16)});
-        store_half(m_codes + i, _mm256_xor_si256(code, _mm256_set1_epi8(-128)));
-    }
-    return true;
+    store8(blocks.units, _mm256_slli_epi32(_mm256_sub_epi32(every8(127 + 7 + 126), scale), 23));
+    return _mm256_cmpgt_epu32_mask(most, every8(limit + (64u << 23))) == 0;
+}
+
+// The rest of `encode_means_8bit`, for block b. `middle_bits` are those of 128, in whose fraction
+// 16 random bits are put.
+template <Order order>
+ADAMAS_INLINE void encode_means_of(const Patterns& patterns, __m512i middle_bits,
+                                   const Arrays& arrays, std::int64_t at, int b,
+                                   const Encoding& blocks, const Scratch& scratch) {
+    int i = b * static_cast<int>(block_size);
+    __m512 unit = floats(every(blocks.units[b]));
+    auto encode = [&](int place) {
+        __m512 middle = floats(_mm512_ternarylogic_epi32(_mm512_load_si512(scratch.random + place),
+                                                         patterns.low_half, middle_bits,
+                                                         first_and_second_or_third));
+        __m512 scaled = _mm512_mul_ps(_mm512_load_ps(scratch.g + place), unit);
+        return _mm512_cvttps_epi32(_mm512_add_ps(scaled, middle));
+    };
+    __m256i code = bytes_of<order, 0>({encode(i), encode(i + 16)});
+    store_half(static_cast<std::uint8_t*>(arrays.m) + at + i,
+               _mm256_xor_si256(code, _mm256_set1_epi8(-128)));
 }
 
 }  // namespace

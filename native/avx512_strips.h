@@ -32,50 +32,30 @@ ADAMAS_INLINE void put_in_order(void* x, int count) {
     }
 }
 
+// A strip on its way: of 8bit, m and v are encoded while the next strips are stepped.
+struct Stage {
+    Scratch scratch;
+    Decoding decoding;
+    Encoding encoding;
+    __m512i largest[strip_blocks], smallest[strip_blocks];
+    bool usual;
+};
+
 template <Way way>
 class Strips {
 public:
-    static void step(const Work& work, const Arrays& arrays, std::int64_t at, Scratch& scratch) {
+    // Steps `count` strips from an element on.
+    static void step(const Work& work, const Arrays& arrays, std::int64_t at, std::int64_t count) {
         Lanes c(work.c);
-        int top = work.layout.top;
-        Decoding blocks;
-        if constexpr (way.form == Form::eight_bit) {
-            read_headers(arrays.header_at(at), top, work.c.keep1, blocks);
-        }
-        __m512 keep1 = _mm512_mul_ps(c.keep1, _mm512_set1_ps(missing_in_means<way.form>(top)));
         Draws<order> draws(work.key, arrays.offset + at);
-        __m512i largest[strip_blocks], smallest[strip_blocks];
-        for (int b = 0; b < strip_blocks; ++b) {
-            int place = b * static_cast<int>(block_size);
-            std::int64_t i = at + place;
-            if constexpr (way.form == Form::eight_bit) {
-                keep1 = _mm512_set1_ps(blocks.keep1[b]);
-            }
-            Operands x = stepped<way.neutral>(c, keep1, arrays, i, blocks, b);
-            Ints random{};
-            if constexpr (way.draws()) {
-                random = draws.next();
-            }
-            if (is_rare<way>(x.p)) [[unlikely]] {
-                step_rare(work, keep1, arrays, i, blocks, b, random, x);
-            } else {
-                store_parameters<way>(arrays, i, x.p, random);
-            }
-            if constexpr (way.form == Form::eight_bit) {
-                keep(scratch, place, x, random);
-                __m512i one = every(1);
-                largest[b] = _mm512_max_epu32(ints(x.v.a), ints(x.v.b));
-                // Of those that are not 0.
-                smallest[b] = _mm512_min_epu32(_mm512_sub_epi32(ints(x.v.a), one),
-                                               _mm512_sub_epi32(ints(x.v.b), one));
-            } else if (!store_state<way>(arrays, i, top, x.m, x.v, random)) [[unlikely]] {
-                keep(scratch, 0, x, random);
-                encode_rare<block_size>(work, arrays, i, scratch);
-            }
-        }
         if constexpr (way.form == Form::eight_bit) {
-            if (!encode_8bit<order>(arrays, at, top, scratch, largest, smallest)) [[unlikely]] {
-                encode_rare<strip_size>(work, arrays, at, scratch);
+            step_8bit(c, work, arrays, at, count, draws);
+        } else {
+            Stage stage;
+            __m512 missing = _mm512_set1_ps(missing_in_means<way.form>(work.layout.top));
+            __m512 keep1 = _mm512_mul_ps(c.keep1, missing);
+            for (std::int64_t block = 0; block < count * strip_blocks; ++block) {
+                step_block(c, work, arrays, at + block * block_size, keep1, draws, stage);
             }
         }
     }
@@ -83,26 +63,156 @@ public:
 private:
     static constexpr Order order = way.order();
 
+    // One loop over the blocks of three strips: one is stepped, of the one before v is encoded, of
+    // the one before that m. So what one of them waits for is done beside the work of another.
+    static void step_8bit(const Lanes& c, const Work& work, const Arrays& arrays, std::int64_t at,
+                          std::int64_t count, Draws<order>& draws) {
+        int top = work.layout.top;
+        Stage stages[3];
+        __m512i added = held(1u << 23), middle = held(0x43000000u);
+        Stage *now = &stages[0], *before = &stages[1], *first = &stages[2];
+        for (std::int64_t i = 0; i < count + 2; ++i, at += strip_size) {
+            std::int64_t at_before = at - strip_size, at_first = at - 2 * strip_size;
+            bool steps = i < count, has_before = i > 0 && i <= count, has_first = i > 1;
+            if (steps) {
+                read_headers(arrays.header_at(at), top, work.c.keep1, now->decoding);
+            }
+            Halves halves;
+            for (int b = 0; b <= strip_blocks; ++b) {
+                bool is_block = b < strip_blocks;
+                Halves halves_before = halves;
+                if (steps && is_block) {
+                    halves = begin_block(c, arrays, at + b * block_size, b, draws, *now);
+                }
+                if (steps && b > 0) {
+                    finish_block(c, work, arrays, at + (b - 1) * block_size, b - 1, halves_before,
+                                 *now);
+                }
+                if (has_before && is_block) {
+                    before->largest[b] = encode_squares_of<order>(
+                        added, arrays, at_before, b, before->encoding, before->scratch);
+                }
+                if (has_first && is_block) {
+                    encode_means_of<order>(c, middle, arrays, at_first, b, first->encoding,
+                                           first->scratch);
+                }
+            }
+            if (has_first && !first->usual) [[unlikely]] {
+                encode_rare<strip_size>(work, arrays, at_first, first->scratch);
+            }
+            if (has_before) {
+                before->usual &=
+                    weigh_means(arrays, at_before, top, before->largest, before->encoding);
+            }
+            if (steps) {
+                now->usual = weigh_squares(now->largest, now->smallest, now->encoding);
+            }
+            Stage* next = first;
+            first = before;
+            before = now;
+            now = next;
+        }
+    }
+
+    // Block b of a strip of 8bit up to its roots; what its codes need is kept.
+    ADAMAS_INLINE static Halves begin_block(const Lanes& c, const Arrays& arrays, std::int64_t at,
+                                            int b, Draws<order>& draws, Stage& stage) {
+        Floats p, m, v;
+        __m512 keep1 = _mm512_set1_ps(stage.decoding.keep1[b]);
+        Halves halves = go_halfway<way.neutral>(c, keep1, arrays, at, stage.decoding, b, p, m, v);
+        keep(stage, b, m, v, draws.next(c));
+        stage.largest[b] = _mm512_max_epu32(ints(v.a), ints(v.b));
+        stage.smallest[b] = _mm512_min_epu32(_mm512_add_epi32(ints(v.a), c.ones),
+                                             _mm512_add_epi32(ints(v.b), c.ones));
+        return halves;
+    }
+
+    // The rest of the step, while the next block is begun: it waits for roots.
+    ADAMAS_INLINE static void finish_block(const Lanes& c, const Work& work, const Arrays& arrays,
+                                           std::int64_t at, int b, const Halves& halves,
+                                           Stage& stage) {
+        const std::uint32_t* drawn = stage.scratch.random + b * static_cast<int>(block_size);
+        Ints random{_mm512_load_si512(drawn), _mm512_load_si512(drawn + 16)};
+        if (!finished(c, arrays, at, halves, random)) [[unlikely]] {
+            __m512 keep1 = _mm512_set1_ps(stage.decoding.keep1[b]);
+            Floats m, v;
+            step_rare(work, keep1, arrays, at, stage.decoding, b, random, m, v);
+            keep(stage, b, m, v, random);
+            stage.largest[b] = c.ones;  // the strip is encoded by the generic functions
+        }
+    }
+
+    // Steps 32 elements of other forms.
+    ADAMAS_INLINE static void step_block(const Lanes& c, const Work& work, const Arrays& arrays,
+                                         std::int64_t at, __m512 keep1, Draws<order>& draws,
+                                         Stage& stage) {
+        constexpr Form form = way.form;
+        Floats p, m, v;
+        Halves halves = go_halfway<way.neutral>(c, keep1, arrays, at, stage.decoding, 0, p, m, v);
+        Ints random{};
+        if constexpr (way.draws()) {
+            random = draws.next(c);
+        }
+        bool usual = true;
+        Codes codes;
+        if constexpr (form != Form::plain) {
+            usual = encode_state<way>(c, work.layout.top, m, v, random, codes);
+        }
+        if (!finished(c, arrays, at, halves, random)) [[unlikely]] {
+            Floats rare_m, rare_v;  // whose addresses are taken: m and v shall stay in registers
+            step_rare(work, keep1, arrays, at, stage.decoding, 0, random, rare_m, rare_v);
+            m = rare_m;
+            v = rare_v;
+            usual = false;
+        }
+        if constexpr (form == Form::plain) {
+            store_numbers(arrays.m, at, m);
+            store_numbers(arrays.v, at, v);
+        } else if (usual) [[likely]] {
+            store_codes<form>(arrays, at, codes);
+        } else {
+            keep(stage, 0, m, v, random);
+            encode_rare<block_size>(work, arrays, at, stage.scratch);
+        }
+    }
+
+    // Stores the new parameters, if all of them are usual.
+    ADAMAS_INLINE static bool finished(const Lanes& c, const Arrays& arrays, std::int64_t at,
+                                       const Halves& halves, Ints random) {
+        Floats p = load_parameters<way>(arrays, at);
+        p = {arrived<way.neutral>(c, p.a, halves.a), arrived<way.neutral>(c, p.b, halves.b)};
+        if (is_rare<way>(c, p)) [[unlikely]] {
+            return false;
+        }
+        store_parameters<way>(c, arrays, at, p, random);
+        return true;
+    }
+
+    // Loads 32 elements and begins to step them; p only where it is needed for that.
     template <bool neutral>
-    ADAMAS_INLINE static Operands stepped(const Lanes& c, __m512 keep1, const Arrays& arrays,
-                                          std::int64_t at, const Decoding& blocks, int block) {
-        Operands x;
-        x.p = load_parameters<way>(arrays, at);
-        x.g = load_gradients<way>(arrays, at);
-        load_state<way>(arrays, at, blocks, block, x.m, x.v);
-        step_lanes<neutral>(c, keep1, x.p.a, x.g.a, x.m.a, x.v.a);
-        step_lanes<neutral>(c, keep1, x.p.b, x.g.b, x.m.b, x.v.b);
-        return x;
+    ADAMAS_INLINE static Halves go_halfway(const Lanes& c, __m512 keep1, const Arrays& arrays,
+                                           std::int64_t at, const Decoding& blocks, int b,
+                                           Floats& p, Floats& m, Floats& v) {
+        if constexpr (!neutral) {
+            p = load_parameters<way>(arrays, at);
+        }
+        Floats g = load_gradients<way>(arrays, at);
+        load_state<way>(c, arrays, at, blocks, b, m, v);
+        return {halfway<neutral>(c, keep1, p.a, g.a, m.a, v.a),
+                halfway<neutral>(c, keep1, p.b, g.b, m.b, v.b)};
     }
 
     // Steps 32 elements by the whole rule, and stores parameters by the generic functions.
     [[gnu::noinline]] static void step_rare(const Work& work, __m512 keep1, const Arrays& arrays,
                                             std::int64_t at, const Decoding& blocks, int block,
-                                            Ints random, Operands& x) {
-        x = stepped<false>(Lanes(work.c), keep1, arrays, at, blocks, block);
+                                            Ints random, Floats& m, Floats& v) {
+        Lanes c(work.c);
+        Floats x;
+        Halves halves = go_halfway<false>(c, keep1, arrays, at, blocks, block, x, m, v);
         alignas(64) float p[block_size];
         alignas(64) std::uint32_t drawn[block_size];
-        store_in_order<order>(p, ints(x.p));
+        store_in_order<order>(
+            p, ints(Floats{arrived<false>(c, x.a, halves.a), arrived<false>(c, x.b, halves.b)}));
         store_in_order<order>(drawn, random);
         if constexpr (way.is_half()) {
             encode_parameters(work.layout, arrays, at, p, drawn, nullptr, block_size);
@@ -111,15 +221,15 @@ private:
         }
     }
 
-    ADAMAS_INLINE static void keep(Scratch& scratch, int place, const Operands& x, Ints random) {
+    ADAMAS_INLINE static void keep(Stage& stage, int b, Floats m, Floats v, Ints random) {
         auto store = [&](void* array, Ints values) {
-            auto words = static_cast<std::uint32_t*>(array) + place;
+            auto words = static_cast<std::uint32_t*>(array) + b * block_size;
             _mm512_store_si512(words, values.a);
             _mm512_store_si512(words + 16, values.b);
         };
-        store(scratch.m, ints(x.m));
-        store(scratch.v, ints(x.v));
-        store(scratch.random, random);
+        store(stage.scratch.m, ints(m));
+        store(stage.scratch.v, ints(v));
+        store(stage.scratch.random, random);
     }
 
     // Encodes the first N elements of scratch by the generic functions.
@@ -133,17 +243,17 @@ private:
     }
 };
 
-// Steps a strip from an element on.
-using StepStrip = void (*)(const Work&, const Arrays&, std::int64_t at, Scratch&);
+// Steps strips from an element on.
+using StepStrips = void (*)(const Work&, const Arrays&, std::int64_t at, std::int64_t count);
 
 template <Parameters parameters, Form form>
-inline StepStrip by_hand_of(bool neutral) {
+inline StepStrips by_hand_of(bool neutral) {
     return neutral ? Strips<Way{parameters, form, true}>::step
                    : Strips<Way{parameters, form, false}>::step;
 }
 
 template <Parameters parameters>
-inline StepStrip by_hand_of(Form form, bool neutral) {
+inline StepStrips by_hand_of(Form form, bool neutral) {
     switch (form) {
         case Form::bfloat16:
             return by_hand_of<parameters, Form::bfloat16>(neutral);
@@ -161,13 +271,14 @@ inline StepStrip by_hand_of(Form form, bool neutral) {
     }
 }
 
-// Whether the strip from an element on may be drawn for by hand.
-ADAMAS_INLINE bool draws_by_hand(const Arrays& arrays, std::int64_t at) {
-    return static_cast<std::uint32_t>(arrays.offset + at) <= 0xffffffffu - strip_size;
+// Whether elements may be drawn for by hand: the high word of their indices must not change.
+inline bool draws_by_hand(const Arrays& arrays, std::int64_t first, std::int64_t last) {
+    auto begin = static_cast<std::uint64_t>(arrays.offset + first);
+    return begin >> 32 == (begin + static_cast<std::uint64_t>(last - first)) >> 32;
 }
 
 // What steps the strips of a tensor with m and v by hand, and null where nothing does.
-inline StepStrip by_hand(const Work& work, const Arrays& arrays) {
+inline StepStrips by_hand(const Work& work, const Arrays& arrays) {
     const Layout& layout = work.layout;
     const Numbers<float>& c = work.c;
     bool draws = layout.is_small();

@@ -194,7 +194,7 @@ void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t 
 // -- in strips -----------------------------------------------------------------------------------
 
 #if defined(ADAMAS_FOR_ANY_AVX512)
-using ByHand = StepStrip;
+using ByHand = StepStrips;
 #else
 using ByHand = std::nullptr_t;
 #endif
@@ -211,10 +211,11 @@ inline ByHand step_by_hand([[maybe_unused]] const Work& work, [[maybe_unused]] c
     return nullptr;
 }
 
-// What a strip needs after its step: averages, copies and statistics of the new parameters.
+// What N elements need after their step: averages, copies and statistics of the new parameters.
+// `differences` are of the copy.
 template <int N>
 inline void follow(const Work& work, const Arrays& arrays, std::int64_t at, Scratch& scratch,
-                   const Record<float>* record, Marking<float>& marking) {
+                   const Record<float>* record, std::uint16_t* differences) {
     auto ema = static_cast<float*>(arrays.ema);
     bool half = is_half(work.layout.dtype);
     if (ema == nullptr && arrays.copy == nullptr && record == nullptr) {
@@ -228,7 +229,7 @@ inline void follow(const Work& work, const Arrays& arrays, std::int64_t at, Scra
         average(work.ema_keep, work.ema_take, ema + at, p, N);
     }
     if (arrays.copy != nullptr) {
-        write_copy(arrays.copy_type, arrays.copy + at, p, marking.of_copy(arrays), N);
+        write_copy(arrays.copy_type, arrays.copy + at, p, differences, N);
     }
     if (record != nullptr && half) {
         std::copy_n(p, N, record->p);
@@ -277,25 +278,29 @@ inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, 
         encode_parameters(layout, arrays, at, scratch.p, scratch.random, marking.of_codes(arrays),
                           N);
     }
-    follow<N>(work, arrays, at, scratch, record, marking);
+    follow<N>(work, arrays, at, scratch, record, marking.of_copy(arrays));
 }
 
 #if defined(ADAMAS_FOR_ANY_AVX512)
 
-// The same for a whole strip by hand, and with nothing to record.
-inline void step_strip_by_hand(ByHand step, const Work& work, const Arrays& arrays, std::int64_t at,
-                               Scratch& scratch, Marking<float>& marking) {
-    constexpr int N = strip_size;
+// The same for `count` whole strips of a tile by hand, and with nothing to record.
+inline void step_strips_by_hand(ByHand step, const Work& work, const Arrays& arrays,
+                                std::int64_t at, std::int64_t count, Scratch& scratch,
+                                Marking<float>& marking) {
     DType dtype = work.layout.dtype;
     marking.end();
-    marking.begin(arrays, at, N, dtype);
+    marking.begin(arrays, at, count * strip_size, dtype);
     marking.keep(arrays, at, dtype);
-    step(work, arrays, at, scratch);
+    step(work, arrays, at, count);
     marking.compare_kept(arrays, at, dtype);
     if (!marking.is_by_codes()) {
         marking.end();
     }
-    follow<N>(work, arrays, at, scratch, nullptr, marking);
+    std::uint16_t* differences = marking.of_copy(arrays);
+    for (std::int64_t i = 0; i < count * strip_size; i += strip_size) {
+        follow<strip_size>(work, arrays, at + i, scratch, nullptr,
+                           differences == nullptr ? nullptr : differences + i);
+    }
 }
 
 #endif
@@ -371,6 +376,15 @@ void sweep_strips(const Layout& layout, const Arrays& arrays, const StepNumbers&
     Scratch scratch;
     RecordedTile<float> recorded;
     Marking<float> marking;
+#if defined(ADAMAS_FOR_ANY_AVX512)
+    bool nothing_follows =
+        arrays.ema == nullptr && arrays.copy == nullptr && arrays.marks == nullptr;
+    if (by_hand != nullptr && nothing_follows && draws_by_hand(arrays, first, last)) {
+        std::int64_t tiles = (last - first) / tile_size;
+        by_hand(work, arrays, first, tiles * (tile_size / strip_size));
+        first += tiles * tile_size;
+    }
+#endif
     for (std::int64_t tile = first; tile < last; tile += tile_size) {
         std::int64_t end = std::min(tile + tile_size, last), at = tile;
         Record<float> record;
@@ -379,9 +393,10 @@ void sweep_strips(const Layout& layout, const Arrays& arrays, const StepNumbers&
             return report == nullptr ? nullptr : &record;
         };
 #if defined(ADAMAS_FOR_ANY_AVX512)
-        for (; by_hand != nullptr && at + strip_size <= end && draws_by_hand(arrays, at);
-             at += strip_size) {
-            step_strip_by_hand(by_hand, work, arrays, at, scratch, marking);
+        if (by_hand != nullptr && draws_by_hand(arrays, at, end)) {
+            std::int64_t strips = (end - at) / strip_size;
+            step_strips_by_hand(by_hand, work, arrays, at, strips, scratch, marking);
+            at += strips * strip_size;
         }
 #endif
         for (; at + strip_size <= end; at += strip_size) {
