@@ -23,6 +23,7 @@ from benchmarks import (
     recorder,
     small,
     tensors,
+    threads,
     versions,
 )
 from benchmarks.ratios import Ratios
@@ -51,6 +52,11 @@ TABLES: tuple[Table, ...] = (
         "torch_phase",
         "gradient clipping, step, EMA and low-precision copy together",
         tuple(tensors.phase_rows()),
+    ),
+    Ratios(
+        "threads",
+        "steps of PyTorch parameters with the usual number of threads, beside one thread",
+        tuple(threads.rows()),
     ),
     Ratios(
         "recorder",

@@ -37,6 +37,7 @@ TOGETHER = {
     "changes": ("changes",),
     "recorder": ("recorder",),
     "ranks": ("ranks",),
+    "threads": ("threads",),
     "jax": ("jax_step",),
     "cuda": ("cuda_step", "cuda_phase"),
     "speed": ("small_states",),
