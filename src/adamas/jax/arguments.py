@@ -19,9 +19,11 @@ import numpy as np
 from jax.core import Tracer
 
 from adamas.checks import check_amount, check_flag, check_names, check_number, check_rate
+from adamas.options import Phase
 
 __all__ = [
     "amount",
+    "bound",
     "check_mask",
     "check_seed",
     "check_values",
@@ -114,6 +116,14 @@ def threshold(name: str, value: Any) -> Number:
     return _array(name, value) if isinstance(value, jax.Array) else _check_threshold(name, value)
 
 
+def bound(name: str, value: Any) -> Number:
+    """Return what updates are clipped at, or None."""
+    _check_fixed(name, value)
+    return (
+        _array(name, value) if isinstance(value, jax.Array) else Phase(**{name: value}).clip_update
+    )
+
+
 def check_values(arrays: Mapping[str, Array], names: Mapping[str, str]) -> None:
     """Raise ValueError where an array whose value can be seen holds none that makes sense.
 
@@ -124,6 +134,7 @@ def check_values(arrays: Mapping[str, Array], names: Mapping[str, str]) -> None:
     checks |= dict.fromkeys(("eps", "eps_root", "initial_scale"), check_amount)
     checks["threshold"] = _check_threshold
     checks["lr_max"] = _check_greatest
+    checks["clip_update"] = bound
     for name, array in arrays.items():
         if not isinstance(array, Tracer) and array.is_fully_addressable:
             checks.get(name, _finite)(names.get(name, name), float(array))

@@ -30,6 +30,7 @@ __all__ = [
     "divide",
     "doubled",
     "from_array",
+    "from_bits",
     "from_float",
     "from_words",
     "multiply",
@@ -103,6 +104,18 @@ def _of_field(field: Word, digits: Wide, bias: int) -> Binary64:
     digits = words.where(is_normal, digits | (1 << 63), digits << 1)
     exponent = jnp.where(is_normal, field.astype(jnp.int32), 0) - bias
     return _normalised(exponent, digits)
+
+
+def from_bits(exponent: Array, words: tuple[Word, Word, Word], lost: Array) -> Binary64:
+    """Return a number below 2^(exponent + 1), whose first 16 bits are not 0, or all; rounded.
+
+    Its bits follow one another in three words; ``lost`` says whether there are more below them.
+    """
+    high, low, rest = words
+    by = jnp.minimum(lax.clz(high), _U(15))
+    digits = Wide(*(Wide(*each).shifted_left(by).high for each in ((high, low), (low, rest))))
+    sticky = rest << by | lost.astype(jnp.uint32)
+    return _rounded(exponent - by.astype(jnp.int32), digits, sticky)
 
 
 def to_array(x: Binary64, dtype: Any) -> Array:

@@ -28,6 +28,7 @@ from adamas.coefficients import Coefficients
 from adamas.jax import binary64
 from adamas.jax.binary64 import Binary64
 from adamas.jax.operands import Operand, constant
+from adamas.jax.updates import Factors
 from adamas.options import Decay
 
 __all__ = [
@@ -35,6 +36,7 @@ __all__ = [
     "Number",
     "coefficients",
     "mean_columns",
+    "shortened",
     "square_columns",
     "table_of",
     "varying",
@@ -70,6 +72,8 @@ class Choices:
     nesterov: bool = False
     #: Above which ρ_t the learning rate is rectified; None: it is not.
     threshold: Number = None
+    #: What the root mean square of an update is clipped at; None: it is not.
+    clip_update: Number = None
     #: Whether the bias is taken out of the moments.
     unbias1: bool = False
     unbias2: bool = False
@@ -199,6 +203,50 @@ def _shrunk_by(choices: Choices) -> Any:
 
 def _is_known_zero(number: Number) -> bool:
     return isinstance(number, float) and number == 0.0
+
+
+# -- clipped updates -----------------------------------------------------------------------------
+
+
+def shortened(choices: Choices, count: Array, c: Coefficients, by: Factors) -> dict[str, Array]:
+    """Return the numbers that move arrays, multiplied by the factor of each array, by name.
+
+    They are not rounded before, and once after. ``c`` has what they are without the factors.
+    """
+    arrays = choices.arrays()
+    held = replace(choices, **{name: lax.stop_gradient(array) for name, array in arrays.items()})
+    shape, dtype = by.is_nan.shape, np.dtype(c.step.dtype)
+    found: dict[str, Array] = {}
+    for name, exactly in (("step", _rate(held, count)), ("decay", _decay(held))):
+        plain = jnp.asarray(getattr(c, name).parts[0])
+        size = Binary64(*(jnp.broadcast_to(jnp.asarray(word), shape) for word in exactly))
+        exact = binary64.to_array(binary64.multiply(size, by.size), dtype)
+        exact = jnp.where(by.is_zero | (plain == 0), 0, jnp.where(plain < 0, -exact, exact))
+        exact = jnp.where(jnp.isfinite(plain), exact, plain)
+        exact = jnp.where(by.is_nan, jnp.nan, exact).astype(dtype)
+        found[name] = _with_derivative(exact, plain * by.formula.astype(dtype))
+    return found
+
+
+def _rate(choices: Choices, count: Array) -> Binary64:
+    """Return the size of what the update is multiplied by."""
+    rate = _magnitude(choices.lr, ())
+    if choices.threshold is None:
+        return rate
+    r = _rectification(choices, count)
+    return binary64.select(r.high != 0, binary64.multiply(r, rate), rate)
+
+
+def _decay(choices: Choices) -> Binary64:
+    """Return the size of what parameters shrink by."""
+    known = _known_decay(choices) if choices.decay is None else choices.decay
+    if known is not None:
+        return _magnitude(known, ())
+    rate, amount = _magnitude(choices.lr, ()), _magnitude(choices.weight_decay, ())
+    if choices.kind in ("decoupled", "cautious"):
+        return binary64.multiply(rate, amount)
+    decay = binary64.multiply(amount, binary64.divide(rate, _magnitude(choices.lr_max, ())))
+    return binary64.multiply(rate, decay) if choices.kind == "corrected" else decay
 
 
 # -- tables --------------------------------------------------------------------------------------

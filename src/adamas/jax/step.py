@@ -7,6 +7,7 @@ known, forms, and which parameters decay.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
@@ -19,10 +20,11 @@ from adamas import codecs
 from adamas.codecs import HIGHEST_TOP, LOWEST_TOP, Codes
 from adamas.coefficients import Coefficients
 from adamas.jax import small, states
-from adamas.jax.numbers import Choices, Number, coefficients
+from adamas.jax.numbers import Choices, Number, coefficients, shortened
 from adamas.jax.operands import Operand, constant, real_dtype
 from adamas.jax.small import CodedState
-from adamas.rule import Result, rule, smooth
+from adamas.jax.updates import Measured, factors, measured
+from adamas.rule import Result, rule, smooth, unsmoothed
 from adamas.storage import Storage
 
 __all__ = ["Coding", "Moments", "stepped", "traced"]
@@ -88,6 +90,9 @@ def stepped(
         chosen = coding.seed if seed is None else seed
         bits = list(zip(*small.keys(chosen, step, len(gradients)), strict=True))
     numbers: dict[Any, Coefficients] = {}
+    moving: dict[int, dict[str, Array]] = {}
+    if choices.clip_update is not None:
+        moving = _shortened(choices, count, coding, gradients, moments, numbers)
     updates: list[Array | None] = []
     after: list[Moments] = []
     for i, given in enumerate(gradients):
@@ -96,13 +101,15 @@ def stepped(
             updates.append(None)
             after.append(before)
             continue
-        if coding is None:
-            wide, dtype = _dtypes(given, before)
-        else:
-            wide, dtype = jnp.result_type(given, 1.0), np.dtype(np.float32)
+        wide, dtype = _dtypes(given, before, coding)
         if dtype not in numbers:
             numbers[dtype] = coefficients(choices, 0 if count is None else count, dtype)
         c = numbers[dtype]
+        if i in moving:
+            step, decay = (Operand(moving[i][name]) for name in ("step", "decay"))
+            is_one = c.opposed is c.decay
+            decay = c.decay if c.decay.is_constant(0) else decay
+            c = c._replace(step=step, decay=decay, opposed=decay if is_one else c.opposed)
         if not decays[i]:
             none = constant(0.0, dtype)
             c = c._replace(decay=none, opposed=none)
@@ -119,6 +126,57 @@ def stepped(
     columns = zip(*after, strict=True) if after else ((),) * len(moments)
     lists = (None if b is None else list(a) for a, b in zip(columns, moments, strict=True))
     return updates, Moments(*lists)
+
+
+def _shortened(
+    choices: Choices,
+    count: Array | None,
+    coding: Coding | None,
+    gradients: list[Array | None],
+    moments: Moments,
+    numbers: dict[Any, Coefficients],
+) -> dict[int, dict[str, Array]]:
+    """Return the numbers that move arrays whose updates are clipped, by place and name."""
+    at = jnp.asarray(0 if count is None else count)
+    places: dict[Any, list[int]] = {}
+    counts: dict[int, int] = {}
+    found: dict[int, Measured] = {}
+    for i, given in enumerate(gradients):
+        if given is None:
+            continue
+        before = Moments(*(None if each is None else each[i] for each in moments))
+        _, dtype = _dtypes(given, before, coding)
+        if dtype not in numbers:
+            numbers[dtype] = coefficients(choices, at, dtype)
+        places.setdefault(dtype, []).append(i)
+        counts[i] = math.prod(jnp.shape(given))
+        found[i] = _measured(coding, dtype, numbers[dtype], given, before)
+    moving: dict[int, dict[str, Array]] = {}
+    for dtype, own in places.items():
+        c = numbers[dtype]
+        measures, sizes = [found[i] for i in own], [counts[i] for i in own]
+        by = factors(measures, sizes, choices.clip_update, c.root.parts[0])
+        rates = shortened(choices, at, c, by)
+        moving |= {i: {name: each[k] for name, each in rates.items()} for k, i in enumerate(own)}
+    return moving
+
+
+def _measured(
+    coding: Coding | None, dtype: Any, c: Coefficients, given: Array, before: Moments
+) -> Measured:
+    """Return what the update of one array is clipped by."""
+    whole = not jnp.issubdtype(jnp.result_type(given), jnp.inexact)
+    gradient = jnp.asarray(given, dtype) if whole else given
+    square, largest = before.square, before.largest
+    if coding is not None:
+        home = small.home_of_cut_blocks(gradient) if before.header is not None else None
+        codes = Codes(None, *_each(small.everywhere, (square, before.header), home))
+        decoded = codecs.decode(coding.storage.forms, codes, 0)
+        _, square = _each(small.back, decoded, home)
+    v, w = (
+        None if each is None else Operand.of(jnp.real(each), dtype) for each in (square, largest)
+    )
+    return measured(unsmoothed(c, None, Operand.of(gradient, dtype), v, w))
 
 
 def _step_plain(
@@ -180,8 +238,10 @@ def _parameter(c: Coefficients, params: list[Array] | None, i: int, dtype: Any) 
     return Operand.of(params[i], dtype)
 
 
-def _dtypes(gradient: Array, kept: Moments) -> tuple[Any, Any]:
+def _dtypes(gradient: Array, kept: Moments, coding: Coding | None = None) -> tuple[Any, Any]:
     """Return the dtype of the update, and that which is computed with."""
+    if coding is not None:
+        return jnp.result_type(gradient, 1.0), np.dtype(np.float32)
     state = kept.square if kept.square is not None else kept.mean
     wide = jnp.result_type(gradient, 1.0 if state is None else state)
     return wide, np.dtype(np.float64 if real_dtype(wide) == np.float64 else np.float32)

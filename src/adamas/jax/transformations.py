@@ -52,13 +52,15 @@ def adam(
     state: Forms = "float32",
     rounding: Rounding | None = None,
     seed: int | Array = 0,
+    clip_update: Number | None = None,
 ) -> Transformation:
     """Return Adam (Kingma & Ba 2015, algorithm 1), as optax.adam.
 
     ``state``, ``rounding`` and ``seed`` store m and v in fewer bytes; see
-    ``adamas.Options``.
+    ``adamas.Options``. ``clip_update`` shortens the update of an array whose gradient has outgrown
+    v, as StableAdamW does; see ``adamas.Phase``.
     """
-    choices = _adam_choices(b1, b2, eps, eps_root, nesterov)
+    choices = _adam_choices(b1, b2, eps, eps_root, nesterov, clip_update)
     coding = _stored(choices, state, rounding, seed, mu_dtype=mu_dtype)
     moments = _Kept(optax.scale_by_adam(mu_dtype=mu_dtype), "mu", "nu", dtype=mu_dtype)
     return _Optimizer(choices, coding, moments, learning_rate).transformation()
@@ -81,6 +83,7 @@ def adamw(
     state: Forms = "float32",
     rounding: Rounding | None = None,
     seed: int | Array = 0,
+    clip_update: Number | None = None,
 ) -> Transformation:
     """Return Adam with decoupled decay (Loshchilov & Hutter 2019, algorithm 2), as optax.adamw.
 
@@ -88,7 +91,7 @@ def adamw(
     False, nothing decays. ``update`` needs the parameters. ``decay`` and ``lr_max`` are those of
     ``adamas.Options``. The rest is as in ``adam``.
     """
-    choices = _adam_choices(b1, b2, eps, eps_root, nesterov)
+    choices = _adam_choices(b1, b2, eps, eps_root, nesterov, clip_update)
     choices = _decaying(choices, decay, learning_rate, lr_max)
     coding = _stored(choices, state, rounding, seed, mu_dtype=mu_dtype)
     moments = _Kept(optax.scale_by_adam(mu_dtype=mu_dtype), "mu", "nu", dtype=mu_dtype)
@@ -108,6 +111,8 @@ def amsgrad(
     mu_dtype: Any = None,
     bias_correction_mu: bool = True,
     bias_correction_nu: bool = True,
+    *,
+    clip_update: Number | None = None,
 ) -> Transformation:
     """Return AMSGrad (Reddi, Kale & Kumar 2018), as optax.amsgrad but for its order.
 
@@ -115,7 +120,7 @@ def amsgrad(
     that, so ``nu_max`` means the same only with ``bias_correction_nu=False``.
     """
     choices = replace(
-        _adam_choices(b1, b2, eps, eps_root, nesterov=False),
+        _adam_choices(b1, b2, eps, eps_root, False, clip_update),
         unbias1=bias_correction_mu,
         unbias2=bias_correction_nu,
     )
@@ -137,13 +142,14 @@ def radam(
     state: Forms = "float32",
     rounding: Rounding | None = None,
     seed: int | Array = 0,
+    clip_update: Number | None = None,
 ) -> Transformation:
     """Return Adam with a rectified learning rate (Liu et al. 2020, algorithm 2), as optax.radam.
 
     It is rectified where ρ_t is above ``threshold``, which is at least 4 (as in the paper); before,
     a step is the learning rate times the first moment. The rest is as in ``adam``.
     """
-    choices = _adam_choices(b1, b2, eps, eps_root, nesterov)
+    choices = _adam_choices(b1, b2, eps, eps_root, nesterov, clip_update)
     choices = replace(choices, threshold=arguments.threshold("threshold", threshold))
     coding = _stored(choices, state, rounding, seed)
     moments = _Kept(optax.scale_by_radam(), "mu", "nu")
@@ -165,6 +171,7 @@ def rmsprop(
     state: Forms = "float32",
     rounding: Rounding | None = None,
     seed: int | Array = 0,
+    clip_update: Number | None = None,
 ) -> Transformation:
     """Return RMSProp (Tieleman & Hinton 2012), as optax.rmsprop.
 
@@ -183,6 +190,7 @@ def rmsprop(
         eps=0.0 if eps_in_sqrt else eps,
         eps_root=eps if eps_in_sqrt else 0.0,
         unbias2=bias_correction,
+        clip_update=arguments.bound("clip_update", clip_update),
     )
     coding = _stored(choices, state, rounding, seed)
     scale = arguments.amount("initial_scale", initial_scale)
@@ -515,7 +523,14 @@ def _is_float16(array: Any) -> bool:
     return getattr(array, "dtype", None) == jnp.float16
 
 
-def _adam_choices(b1: Number, b2: Number, eps: Number, eps_root: Number, nesterov: bool) -> Choices:
+def _adam_choices(
+    b1: Number,
+    b2: Number,
+    eps: Number,
+    eps_root: Number,
+    nesterov: bool,
+    clip_update: Number | None,
+) -> Choices:
     return Choices(
         b1=arguments.rate("b1", b1),
         b2=arguments.rate("b2", b2),
@@ -524,6 +539,7 @@ def _adam_choices(b1: Number, b2: Number, eps: Number, eps_root: Number, nestero
         nesterov=nesterov,
         unbias1=True,
         unbias2=True,
+        clip_update=arguments.bound("clip_update", clip_update),
     )
 
 
