@@ -67,9 +67,36 @@ void Reader::find_handles(PyObject* tensor) {
             *reinterpret_cast<const std::uintptr_t*>(stands) == wanted) {
             shim_ = shim;
             handle_ = place;
-            return;
+            break;
         }
     }
+#if !defined(Py_GIL_DISABLED)  // else an object may be going away while it is read
+    if (handle_ != 0 && shim->gradient != nullptr) {
+        auto other = nb::steal(PyObject_CallMethod(tensor, "detach", nullptr));  // must agree
+        PyErr_Clear();
+        std::size_t place = object_place(tensor);
+        bool agrees = other.is_valid() && object_place(other.ptr()) == place;
+        object_ = agrees ? place : 0;
+    }
+#endif
+}
+
+// Where in the tensor of torch that an object stands for the address of this object stands; 0 where
+// that is not to be found, or at two places.
+std::size_t Reader::object_place(PyObject* tensor) const {
+    constexpr std::size_t words = 16;  // a tensor of torch has more
+    auto implementation =
+        *reinterpret_cast<PyObject* const* const*>(reinterpret_cast<const char*>(tensor) + handle_);
+    std::size_t place = 0;
+    for (std::size_t i = 1; i < words; ++i) {
+        if (implementation[i] == tensor) {
+            if (place != 0) {
+                return 0;
+            }
+            place = i * sizeof(PyObject*);
+        }
+    }
+    return place;
 }
 
 const Shim* Shim::find() {
@@ -99,9 +126,21 @@ const Shim* Shim::find() {
         take(shim.device_type, "aoti_torch_get_device_type");
         take(shim.device_index, "aoti_torch_get_device_index");
         take(shim.data, "aoti_torch_get_data_ptr");
+        auto cpu =
+            reinterpret_cast<std::int32_t (*)()>(dlsym(library, "aoti_torch_device_type_cpu"));
+        all = all && cpu != nullptr;
         shim.data = all ? shim.data : nullptr;
+        shim.cpu = all ? cpu() : -1;
         take(shim.bump, "_ZN5torch8autograd4impl12bump_versionERKN2at6TensorE");
         take(shim.version, "_ZNK2at10TensorBase8_versionEv");
+        all = true;
+        take(shim.gradient, "_ZNK3c1010TensorImpl4gradEv");
+        take(shim.hold, "aoti_torch_new_tensor_handle");
+        take(shim.release, "aoti_torch_delete_tensor_object");
+        shim.undefined = dlsym(library, "_ZN3c1019UndefinedTensorImpl10_singletonE");
+        if (!all || shim.undefined == nullptr) {
+            shim.gradient = nullptr;
+        }
         return shim;
     }();
     return found.data == nullptr ? nullptr : &found;

@@ -9,6 +9,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <utility>
 #include <vector>
 
 #include "dlpack.h"
@@ -61,6 +62,7 @@ struct Shim {
     std::int32_t (*layout)(void* tensor, std::int32_t* out) = nullptr;
     std::int32_t (*device_type)(void* tensor, std::int32_t* out) = nullptr;
     std::int32_t (*device_index)(void* tensor, std::int32_t* out) = nullptr;
+    std::int32_t cpu = -1;  // what device_type() says of tensors on the CPU
 
     // Tells autograd that a tensor has changed: of the C++ API, and null where it has another name
     // by now. It throws for tensors that torch lets nobody change.
@@ -70,8 +72,58 @@ struct Shim {
     // count that.
     std::int64_t (*version)(const void* tensor) = nullptr;
 
+    // Of the C++ API as well, where all of these are there: the gradient of what an at::Tensor
+    // points to, the address of an at::Tensor that may point to `undefined`.
+    void* const* (*gradient)(const void* implementation) = nullptr;
+    const void* undefined = nullptr;
+
+    // Makes another at::Tensor for the same tensor, and takes it away again.
+    std::int32_t (*hold)(void* const* tensor, void** out) = nullptr;
+    std::int32_t (*release)(void* tensor) = nullptr;
+
     // The functions of this process; null where one of them is missing.
     static const Shim* find();
+};
+
+// A gradient, held while it is read: by its Python object, or, where it has none, by an at::Tensor.
+// A backward pass leaves gradients without one, and none is made to read them.
+class HeldGradient {
+public:
+    HeldGradient() = default;
+    HeldGradient(HeldGradient&& other) noexcept
+        : object_(std::move(other.object_)),
+          handle_(std::exchange(other.handle_, nullptr)),
+          release_(other.release_) {}
+    HeldGradient& operator=(HeldGradient&&) = delete;
+    ~HeldGradient() { let_go(); }
+
+    bool is_none() const { return !object_.is_valid() && handle_ == nullptr; }
+    // Null where `handle` is not.
+    const nanobind::object& object() const { return object_; }
+    void* handle() const { return handle_; }
+
+    void take(nanobind::object object) {
+        let_go();
+        object_ = std::move(object);
+    }
+
+    void take(void* handle, std::int32_t (*release)(void*)) {
+        let_go();
+        handle_ = handle;
+        release_ = release;
+    }
+
+    void let_go() {
+        object_.reset();
+        if (handle_ != nullptr) {
+            release_(std::exchange(handle_, nullptr));
+        }
+    }
+
+private:
+    nanobind::object object_;
+    void* handle_ = nullptr;
+    std::int32_t (*release_)(void*) = nullptr;
 };
 
 // Reads tensors of one framework.
@@ -87,6 +139,14 @@ public:
 
     // The same of an object whose type is known to be that of a plain tensor, in less time.
     bool look(PyObject* tensor, View& view);
+
+    // The same of a gradient that has no Python object. False, too, where it is of a kind that has
+    // not been seen, and an object is needed.
+    bool look(const HeldGradient& gradient, View& view);
+
+    // Takes hold of the gradient of an object whose type is known to be that of a tensor, as its
+    // attribute `grad` would give it. False where that is to be asked.
+    bool take_gradient(PyObject* tensor, HeldGradient& gradient) const;
 
     // Whether such a tensor is at an address.
     bool is_at(PyObject* tensor, const void* data);
@@ -113,7 +173,10 @@ private:
     };
 
     void find_handles(PyObject* tensor);
-    const Kind* kind_of(PyObject* tensor, const Kind& wanted);
+    std::size_t object_place(PyObject* tensor) const;
+    bool look_at(void* handle, PyObject* tensor, View& view);
+    const Kind* kind_of(PyObject* tensor, std::int32_t dtype, std::int32_t layout,
+                        std::int32_t device_type, std::int32_t device_index);
     bool read_attributes(PyObject* object, View& view);
     const Type& type_of(nanobind::object dtype);
     dlpack::Device device_of(nanobind::object device);
@@ -121,6 +184,7 @@ private:
     const dlpack::ExchangeApi* api_ = nullptr;
     const Shim* shim_ = nullptr;  // null where handles cannot be found, or are not yet
     std::size_t handle_ = 0;      // where in a Python object
+    std::size_t object_ = 0;      // where in a tensor of torch its Python object is told, if known
     bool has_looked_for_handles_ = false;
     std::vector<Kind> kinds_;                // seen so far
     std::vector<Type> types_;                // seen so far by read_attributes()
@@ -192,26 +256,62 @@ inline bool Reader::look(PyObject* tensor, View& view) {
             return read(tensor, view);
         }
     }
-    void* handle = reinterpret_cast<char*>(tensor) + handle_;
-    Kind found{};
-    if ((shim_->dtype(handle, &found.dtype) | shim_->layout(handle, &found.layout) |
-         shim_->device_type(handle, &found.device_type) |
-         shim_->device_index(handle, &found.device_index)) != 0) {
+    return look_at(reinterpret_cast<char*>(tensor) + handle_, tensor, view);
+}
+
+inline bool Reader::look(const HeldGradient& gradient, View& view) {
+    return look_at(gradient.handle(), nullptr, view);
+}
+
+inline bool Reader::look_at(void* handle, PyObject* tensor, View& view) {
+    std::int32_t dtype, layout, device_type, device_index = 0;
+    if ((shim_->dtype(handle, &dtype) | shim_->layout(handle, &layout) |
+         shim_->device_type(handle, &device_type)) != 0 ||
+        (device_type != shim_->cpu && shim_->device_index(handle, &device_index) != 0))
+        [[unlikely]] {
         return false;
     }
-    const Kind* kind = kind_of(tensor, found);
-    if (kind == nullptr) {
+    const Kind* kind = kind_of(tensor, dtype, layout, device_type, device_index);
+    if (kind == nullptr) [[unlikely]] {
         return false;
     }
     std::int64_t rank;
     std::int64_t *sizes, *strides;
     if ((shim_->data(handle, &view.data) | shim_->rank(handle, &rank) |
-         shim_->sizes(handle, &sizes) | shim_->strides(handle, &strides)) != 0) {
+         shim_->sizes(handle, &sizes) | shim_->strides(handle, &strides)) != 0) [[unlikely]] {
         return false;
     }
     view.device = kind->device;
     view.element = kind->element;
     lay_out(view, static_cast<std::int32_t>(rank), sizes, strides);
+    return true;
+}
+
+inline bool Reader::take_gradient(PyObject* tensor, HeldGradient& gradient) const {
+    if (object_ == 0) [[unlikely]] {
+        return false;
+    }
+    using Address = const char* const*;
+    const char* implementation =
+        *reinterpret_cast<Address>(reinterpret_cast<const char*>(tensor) + handle_);
+    void* const* found = shim_->gradient(implementation);
+    if (*found == shim_->undefined) {
+        gradient.let_go();
+        return true;
+    }
+    auto object = *reinterpret_cast<PyObject* const*>(static_cast<const char*>(*found) + object_);
+    if (object != nullptr) {
+        if (reinterpret_cast<std::uintptr_t>(object) % alignof(PyObject) != 0) [[unlikely]] {
+            return false;
+        }
+        gradient.take(nanobind::borrow(object));
+        return true;
+    }
+    void* handle = nullptr;
+    if (shim_->hold(found, &handle) != 0) [[unlikely]] {
+        return false;
+    }
+    gradient.take(handle, shim_->release);
     return true;
 }
 
@@ -225,22 +325,22 @@ inline bool Reader::is_at(PyObject* tensor, const void* data) {
 }
 
 // Returns what is known of a kind of tensors, of which `tensor` is one; null where it is no plain
-// one.
-inline const Reader::Kind* Reader::kind_of(PyObject* tensor, const Kind& wanted) {
+// one, or unknown and `tensor` is null. The numbers come one by one, as they were written: reading
+// two of them at once right after that takes longer than all the rest.
+inline const Reader::Kind* Reader::kind_of(PyObject* tensor, std::int32_t dtype,
+                                           std::int32_t layout, std::int32_t device_type,
+                                           std::int32_t device_index) {
     for (const Kind& known : kinds_) {
-        if (known.dtype == wanted.dtype && known.layout == wanted.layout &&
-            known.device_type == wanted.device_type && known.device_index == wanted.device_index) {
+        if (((known.dtype ^ dtype) | (known.layout ^ layout) | (known.device_type ^ device_type) |
+             (known.device_index ^ device_index)) == 0) {
             return &known;
         }
     }
     View view;
-    if (!read(tensor, view)) {
+    if (tensor == nullptr || !read(tensor, view)) {
         return nullptr;
     }
-    Kind kind = wanted;
-    kind.device = view.device;
-    kind.element = view.element;
-    kinds_.push_back(kind);
+    kinds_.push_back({dtype, layout, device_type, device_index, view.device, view.element});
     return &kinds_.back();
 }
 

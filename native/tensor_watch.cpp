@@ -12,29 +12,6 @@ namespace nb = nanobind;
 namespace adamas {
 namespace {
 
-Items items_of(nb::dict dict) {
-    Items items;
-    for (auto [key, value] : dict) {
-        items.emplace_back(nb::borrow<nb::object>(key), nb::borrow<nb::object>(value));
-    }
-    return items;
-}
-
-bool same_items(const Items& items, PyObject* dict, PyObject* free_key = nullptr) {
-    if (static_cast<std::size_t>(PyDict_Size(dict)) != items.size()) {
-        return false;
-    }
-    Py_ssize_t position = 0;
-    PyObject *key, *value;
-    for (auto& [known_key, known_value] : items) {
-        if (!PyDict_Next(dict, &position, &key, &value) || key != known_key.ptr() ||
-            (value != known_value.ptr() && key != free_key)) {
-            return false;
-        }
-    }
-    return true;
-}
-
 struct Names {
     Name grad{"grad"}, lr{"lr"}, is_neg{"is_neg"};
 };
@@ -46,6 +23,40 @@ const Names& names() {
 
 }  // namespace
 
+// -- a dict --------------------------------------------------------------------------------------
+
+WatchedDict::WatchedDict(nb::dict dict) : dict_(std::move(dict)) {
+    for (auto [key, value] : dict_) {
+        items_.emplace_back(nb::borrow<nb::object>(key), nb::borrow<nb::object>(value));
+    }
+    version_.take(dict_.ptr());
+}
+
+bool WatchedDict::has_same_items(PyObject* free_key) const {
+    if (static_cast<std::size_t>(PyDict_Size(dict_.ptr())) != items_.size()) {
+        return false;
+    }
+    Py_ssize_t position = 0;
+    PyObject *key, *value;
+    for (auto& [known_key, known_value] : items_) {
+        if (!PyDict_Next(dict_.ptr(), &position, &key, &value) || key != known_key.ptr() ||
+            (value != known_value.ptr() && key != free_key)) {
+            return false;
+        }
+    }
+    version_.take(dict_.ptr());
+    return true;
+}
+
+int WatchedDict::traverse(visitproc visit, void* arg) const {
+    Py_VISIT(dict_.ptr());
+    for (auto& [key, value] : items_) {
+        Py_VISIT(key.ptr());
+        Py_VISIT(value.ptr());
+    }
+    return 0;
+}
+
 // -- what is watched -----------------------------------------------------------------------------
 
 TensorWatch::TensorWatch(nb::handle tensor_type, nb::handle parameter_type, nb::list groups,
@@ -56,7 +67,7 @@ TensorWatch::TensorWatch(nb::handle tensor_type, nb::handle parameter_type, nb::
       parameter_type_(nb::borrow<nb::object>(parameter_type)) {
     for (nb::handle each : groups) {
         auto options = nb::cast<nb::dict>(each);
-        Group group{options, nb::cast<nb::list>(options["params"]), items_of(options)};
+        Group group{WatchedDict(options), nb::cast<nb::list>(options["params"])};
         for (nb::handle parameter : group.parameters) {
             parameters_.push_back(nb::borrow<nb::object>(parameter));
         }
@@ -74,7 +85,7 @@ TensorWatch::TensorWatch(nb::type_object tensor_type, nb::type_object parameter_
                   std::move(idle), distributed) {
     for (nb::handle member : members) {
         add(member[0], nb::cast<nb::dict>(member[1]));
-        for (auto& [key, value] : members_.back().items) {
+        for (auto& [key, value] : members_.back().state.items()) {
             View view;
             if (distributed_.has(value.ptr())) {
                 keep(value, read(value));
@@ -91,8 +102,8 @@ TensorWatch::TensorWatch(nb::type_object tensor_type, nb::type_object parameter_
 View TensorWatch::add(nb::object parameter, nb::dict state, bool is_always_read) {
     View view = read(parameter);
     written_.add(view.span());
-    Items items = items_of(state);
-    if (!items.empty()) {
+    WatchedDict watched(std::move(state));
+    if (!watched.items().empty()) {
         stateful_.push_back(members_.size());
     }
     nb::object spec;
@@ -100,13 +111,8 @@ View TensorWatch::add(nb::object parameter, nb::dict state, bool is_always_read)
         nb::object held;
         spec = nb::borrow(distributed_.spec(parameter.ptr(), held));
     }
-    members_.push_back({std::move(parameter),
-                        view,
-                        std::move(spec),
-                        std::move(state),
-                        std::move(items),
-                        {},
-                        is_always_read});
+    members_.push_back(
+        {std::move(parameter), view, std::move(spec), std::move(watched), {}, is_always_read});
     gradients_.emplace_back();
     return view;
 }
@@ -160,28 +166,23 @@ int TensorWatch::traverse(visitproc visit, void* arg) const {
             stop = visit(object.ptr(), arg);
         }
     };
-    auto see_items = [&](const Items& items) {
-        for (auto& [key, value] : items) {
-            see(key);
-            see(value);
-        }
+    auto see_dict = [&](const WatchedDict& dict) {
+        stop = stop == 0 ? dict.traverse(visit, arg) : stop;
     };
     for (const Group& group : groups_) {
-        see(group.options);
+        see_dict(group.options);
         see(group.parameters);
-        see_items(group.items);
     }
     for (const Member& member : members_) {
         see(member.parameter);
         see(member.spec);
-        see(member.state);
-        see_items(member.items);
+        see_dict(member.state);
         for (const Entry& entry : member.entries) {
             see(entry.tensor);
         }
     }
     for (const Gradient& gradient : gradients_) {
-        see(gradient.tensor);
+        see(gradient.held.object());
         see(gradient.spec);
     }
     for (auto* parameters : {&parameters_, &idle_}) {
@@ -207,7 +208,7 @@ void TensorWatch::clear() {
 
 void TensorWatch::let_go() {
     for (Gradient& gradient : gradients_) {
-        gradient.tensor.reset();
+        gradient.held.let_go();
     }
 }
 
@@ -221,9 +222,8 @@ bool TensorWatch::same_groups(nb::handle groups) const {
         const Group& group = groups_[i];
         PyObject* parameters = group.parameters.ptr();
         Py_ssize_t count = PyList_GET_SIZE(parameters);
-        if (PyList_GET_ITEM(groups.ptr(), i) != group.options.ptr() ||
-            !same_items(group.items, group.options.ptr(), names().lr.text()) ||
-            at + count > parameters_.size()) {
+        if (PyList_GET_ITEM(groups.ptr(), i) != group.options.dict().ptr() ||
+            !group.options.is_same(names().lr.text()) || at + count > parameters_.size()) {
             return false;
         }
         for (Py_ssize_t j = 0; j < count; ++j) {
@@ -235,9 +235,12 @@ bool TensorWatch::same_groups(nb::handle groups) const {
     return at == parameters_.size();
 }
 
-bool TensorWatch::same_state(nb::handle state) const {
+bool TensorWatch::same_state(nb::handle state) {
     if (!PyDict_Check(state.ptr())) {
         return false;
+    }
+    if (state_version_.is_that_of(state.ptr())) {
+        return true;
     }
     std::size_t found = 0;
     Py_ssize_t position = 0;
@@ -246,13 +249,17 @@ bool TensorWatch::same_state(nb::handle state) const {
         // Others may have state of their own between the members'.
         const Member& member = members_[stateful_[found]];
         if (key == member.parameter.ptr()) {
-            if (value != member.state.ptr()) {
+            if (value != member.state.dict().ptr()) {
                 return false;
             }
             ++found;
         }
     }
-    return found == stateful_.size();
+    bool is_same = found == stateful_.size();
+    if (is_same) {
+        state_version_.take(state.ptr());
+    }
+    return is_same;
 }
 
 inline bool TensorWatch::same_member(const Member& member) {
@@ -261,7 +268,7 @@ inline bool TensorWatch::same_member(const Member& member) {
     bool is_read =
         is_plain(parameter) ? reader_.look(parameter, view) : same_distributed(member, view);
     if (!is_read || view.data != member.view.data || !view.is_like(member.view) ||
-        !same_items(member.items, member.state.ptr())) {
+        !member.state.is_same()) {
         return false;
     }
     for (const Entry& entry : member.entries) {
@@ -293,10 +300,19 @@ bool TensorWatch::same_entry(const Entry& entry) {
     return is_plain(part) && reader_.is_at(part, entry.data);
 }
 
+// Takes hold of what the attribute `grad` of a parameter is.
+inline void TensorWatch::take_gradient(nb::handle parameter, HeldGradient& gradient) const {
+    bool is_known = is_plain(parameter.ptr()) || distributed_.has(parameter.ptr());
+    if (!is_known || !reader_.take_gradient(parameter.ptr(), gradient)) {
+        nb::object found = names().grad.of(parameter);
+        gradient.take(found.is_none() ? nb::object() : std::move(found));
+    }
+}
+
 // Puts its part in place of a distributed gradient; false where that is not the part of its
 // parameter.
 bool TensorWatch::take_part(const Member& member, Gradient& gradient) const {
-    PyObject* tensor = gradient.tensor.ptr();
+    PyObject* tensor = gradient.held.object().ptr();
     if (!member.spec.is_valid() || !distributed_.has(tensor)) {
         return false;
     }
@@ -310,37 +326,33 @@ bool TensorWatch::take_part(const Member& member, Gradient& gradient) const {
         gradient.spec = std::move(kept);
     }
     nb::object held_part;
-    gradient.tensor = nb::borrow(distributed_.part(tensor, held_part));
-    return is_plain(gradient.tensor.ptr());
+    gradient.held.take(nb::borrow(distributed_.part(tensor, held_part)));
+    return is_plain(gradient.held.object().ptr());
 }
 
 bool TensorWatch::same_tensors() {
-    const Name& grad = names().grad;
     Distributed::Unasked unasked(distributed_);
+    HeldGradient of_idle;
     for (const nb::object& parameter : idle_) {
-        if (!grad.of(parameter).is_none()) {
+        take_gradient(parameter, of_idle);
+        if (!of_idle.is_none()) {
             return false;
         }
     }
     for (std::size_t i = 0; i < members_.size(); ++i) {
         const Member& member = members_[i];
         Gradient& gradient = gradients_[i];
-        gradient.tensor = grad.of(member.parameter);
-        bool is_absent = gradient.tensor.is_none();
-        if (is_absent) {
-            gradient.tensor.reset();
-        }
+        take_gradient(member.parameter, gradient.held);
+        bool is_absent = gradient.held.is_none();
         if ((!is_absent || member.is_always_read) && !same_member(member)) {
             return false;
         }
         if (is_absent) {
             continue;
         }
-        bool is_part =
-            is_plain(gradient.tensor.ptr()) ? !member.spec.is_valid() : take_part(member, gradient);
         View view;
-        if (!is_part || !reader_.look(gradient.tensor.ptr(), view) || !view.is_like(member.view) ||
-            !written_.is_apart(view.span(), gradient.free) || !has_values(gradient.tensor, view)) {
+        if (!look_at_gradient(member, gradient, view) || !view.is_like(member.view) ||
+            !written_.is_apart(view.span(), gradient.free) || !has_values(gradient.held, view)) {
             return false;
         }
         gradient.data = view.data;
@@ -348,15 +360,29 @@ bool TensorWatch::same_tensors() {
     return true;
 }
 
+// False where it is no plain gradient, or distributed otherwise than its parameter.
+inline bool TensorWatch::look_at_gradient(const Member& member, Gradient& gradient, View& view) {
+    HeldGradient& held = gradient.held;
+    if (held.handle() != nullptr) {  // plain: others always have an object
+        if (!member.spec.is_valid() && reader_.look(held, view) && view.count != 1) [[likely]] {
+            return true;
+        }
+        held.take(names().grad.of(member.parameter));
+    }
+    bool is_part =
+        is_plain(held.object().ptr()) ? !member.spec.is_valid() : take_part(member, gradient);
+    return is_part && reader_.look(held.object().ptr(), view);
+}
+
 // Whether the memory of a gradient is there, and has its values. A negated view (`z.conj().imag`)
 // does not: it steps over real parts, so only one of one element has strides as a parameter has.
 // torch's private `_neg_view` makes others. They are not asked for: neither DLPack nor the stable
 // ABI tells of the sign, and asking in Python takes a tenth of a small step for each tensor.
-inline bool TensorWatch::has_values(nb::handle gradient, const View& view) const {
+inline bool TensorWatch::has_values(const HeldGradient& gradient, const View& view) const {
     if (view.data == nullptr) [[unlikely]] {
         return view.count == 0;
     }
-    return view.count != 1 || !nb::cast<bool>(names().is_neg.of(gradient)());
+    return view.count != 1 || !nb::cast<bool>(names().is_neg.of(gradient.object())());
 }
 
 bool TensorWatch::gradients(nb::handle groups, nb::handle state, nb::handle addresses) {
@@ -373,7 +399,7 @@ bool TensorWatch::gradients(nb::handle groups, nb::handle state, nb::handle addr
         return false;
     }
     for (const Gradient& gradient : gradients_) {
-        if (!gradient.tensor.is_valid()) {
+        if (gradient.held.is_none()) {
             return false;
         }
     }

@@ -26,8 +26,50 @@
 
 namespace adamas {
 
-// What was in a dict, in order.
-using Items = std::vector<std::pair<nanobind::object, nanobind::object>>;
+// Tells whether anything was put into a dict or taken out: CPython before 3.12 numbers what dicts
+// become (PEP 509). Looking at each item takes longer.
+class DictVersion {
+public:
+#if PY_VERSION_HEX < 0x030c0000
+    bool is_that_of(PyObject* dict) const { return of(dict) == version_; }
+    void take(PyObject* dict) { version_ = of(dict); }
+
+private:
+    static std::uint64_t of(PyObject* dict) {
+        return reinterpret_cast<PyDictObject*>(dict)->ma_version_tag;
+    }
+
+    std::uint64_t version_ = 0;  // which no dict has
+#else
+    bool is_that_of(PyObject*) const { return false; }
+    void take(PyObject*) {}
+#endif
+};
+
+// A dict, and what was in it, in order.
+class WatchedDict {
+public:
+    using Items = std::vector<std::pair<nanobind::object, nanobind::object>>;
+
+    explicit WatchedDict(nanobind::dict dict);
+
+    const nanobind::dict& dict() const { return dict_; }
+    const Items& items() const { return items_; }
+
+    // Whether the same is in it, but for what `free_key` may stand for.
+    bool is_same(PyObject* free_key = nullptr) const {
+        return version_.is_that_of(dict_.ptr()) || has_same_items(free_key);
+    }
+
+    int traverse(visitproc visit, void* arg) const;
+
+private:
+    bool has_same_items(PyObject* free_key) const;
+
+    mutable DictVersion version_;  // when it was found to be the same
+    nanobind::dict dict_;
+    Items items_;
+};
 
 class TensorWatch {
 public:
@@ -69,7 +111,7 @@ public:
     void let_go();
 
     std::size_t group_count() const { return groups_.size(); }
-    nanobind::handle group(std::size_t i) const { return groups_[i].options; }
+    nanobind::handle group(std::size_t i) const { return groups_[i].options.dict(); }
     nanobind::handle parameter(std::size_t i) const { return members_[i].parameter; }
 
     // What Python's garbage collector asks for: hooks and models may hold the optimizer that this
@@ -81,12 +123,12 @@ public:
 
     // All but the learning rates, which are free: one may be a tensor on another device.
     bool same_groups(nanobind::handle groups) const;
-    bool same_state(nanobind::handle state) const;
+    bool same_state(nanobind::handle state);
 
     // Looks at all tensors and takes hold of the gradients. False where one does not fit its
     // parameter, or is not apart from all that a step writes.
     bool same_tensors();
-    bool has_gradient(std::size_t i) const { return gradients_[i].tensor.is_valid(); }
+    bool has_gradient(std::size_t i) const { return !gradients_[i].held.is_none(); }
     void* gradient(std::size_t i) const { return gradients_[i].data; }
 
     // All of it, in a Turn of its own; writes the addresses of the gradients into an array. False
@@ -95,9 +137,8 @@ public:
 
 private:
     struct Group {
-        nanobind::dict options;
+        WatchedDict options;
         nanobind::list parameters;
-        Items items;  // of `options`
     };
 
     // A tensor, and where it was.
@@ -110,15 +151,14 @@ private:
         nanobind::object parameter;
         View view;              // of the parameter
         nanobind::object spec;  // of a distributed one, else null
-        nanobind::dict state;
-        Items items;  // of `state`
+        WatchedDict state;
         std::vector<Entry> entries;
         bool is_always_read;
     };
 
     struct Gradient {
-        nanobind::object tensor;  // null but during a step, and where there is none
-        nanobind::object spec;    // another than the parameter's that it has had, laid out alike
+        HeldGradient held;      // none but during a step
+        nanobind::object spec;  // another than the parameter's that it has had, laid out alike
         void* data = nullptr;
         Span free;  // where it was, or might have been, without meeting what is written
     };
@@ -128,8 +168,10 @@ private:
     bool same_member(const Member& member);
     bool same_entry(const Entry& entry);
     bool same_distributed(const Member& member, View& view);
+    void take_gradient(nanobind::handle parameter, HeldGradient& gradient) const;
     bool take_part(const Member& member, Gradient& gradient) const;
-    bool has_values(nanobind::handle gradient, const View& view) const;
+    bool look_at_gradient(const Member& member, Gradient& gradient, View& view);
+    bool has_values(const HeldGradient& gradient, const View& view) const;
 
     Reader reader_;
     Distributed distributed_;
@@ -138,6 +180,7 @@ private:
     std::vector<nanobind::object> parameters_;  // of all groups, in order
     std::vector<Member> members_;
     std::vector<std::size_t> stateful_;  // members that keep a state
+    DictVersion state_version_;          // of the optimizer's, when it had theirs
     std::vector<nanobind::object> idle_;
     std::vector<Gradient> gradients_;  // of the members
     Written written_;

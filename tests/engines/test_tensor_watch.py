@@ -82,6 +82,35 @@ def test_the_addresses_are_those_of_the_gradients(watched):
         assert watched.addresses.tolist() == [p.grad.data_ptr() for p in watched.parameters]
 
 
+def test_a_gradient_that_no_python_object_stands_for_has_its_address(watched):
+    for _ in range(3):
+        for p in watched.parameters:
+            p.grad = None
+        torch.autograd.backward([p * p for p in watched.parameters], [*watched.parameters])
+        assert watched.is_as_it_was()
+        assert watched.addresses.tolist() == [p.grad.data_ptr() for p in watched.parameters]
+
+
+def test_a_gradient_of_a_subclass_is_one_where_nobody_else_holds_its_object(watched):
+    watched.parameters[0].grad = torch.zeros(3, 4).as_subclass(Subclass)
+    gc.collect()
+    assert not watched.is_as_it_was()
+    assert type(watched.parameters[0].grad) is Subclass
+
+
+def test_the_gradient_of_a_parameter_whose_class_has_its_own_is_asked_for(watched):
+    class Other(nn.Parameter):
+        @property
+        def grad(self):
+            return None
+
+    assert watched.is_as_it_was()
+    watched.idle.grad = torch.zeros(2)
+    assert not watched.is_as_it_was()
+    watched.idle.__class__ = Other
+    assert watched.is_as_it_was()
+
+
 def test_a_gradient_that_is_a_view_has_its_own_address(watched):
     p = watched.parameters[0]
     p.grad = torch.randn(2, *p.shape)[1]
@@ -338,6 +367,15 @@ class Unreadable:
 def test_learning_rates_are_free_and_never_read(watched, lr):
     watched.groups[1]["lr"] = lr
     assert watched.is_as_it_was()
+
+
+def test_an_option_that_is_as_it_was_again_is_the_same(watched):
+    group, betas = watched.groups[0], watched.groups[0]["betas"]
+    for _ in range(2):
+        group["lr"], group["betas"] = 0.3, (0.5, 0.5)
+        assert not watched.is_as_it_was()
+        group["betas"] = betas
+        assert watched.is_as_it_was()
 
 
 def test_values_and_the_states_of_other_parameters_are_free(watched):
