@@ -51,6 +51,66 @@ struct Quotient {
     }
 };
 
+// Numbers that are known: 1, and 0 where its term changes nothing.
+struct One {
+    template <class T>
+    ADAMAS_INLINE friend T operator*(T x, One) {
+        return x;
+    }
+};
+struct Nothing {
+    template <class T>
+    ADAMAS_INLINE friend Nothing operator*(Nothing, T) {
+        return {};
+    }
+    template <class T>
+    ADAMAS_INLINE friend T operator+(T x, Nothing) {
+        return x;
+    }
+};
+// 0 times x, but for the sign of that: still NaN where x is not finite.
+struct Naught {
+    template <class T>
+    ADAMAS_INLINE friend T operator*(Naught, T x) {
+        return x - x;
+    }
+};
+
+// The numbers of most steps of methods with a mean and a square, whose neutral terms are left out.
+//
+// No bit depends on it, whatever the elements are. The sign of a zero gradient is lost in m, which
+// is flushed, and in v, where it is squared. So m is no -0, and with from_m >= 1 neither is the
+// first term of u: a second one of either zero adds nothing. Where that would be NaN, as g is
+// infinite, m and v are not finite, and so u is NaN, too. Under the root there is no -0 either.
+template <class T>
+struct UsualNumbers {
+    explicit UsualNumbers(const Numbers<T>& c)
+        : decay(c.decay),
+          opposed(c.opposed),
+          keep1(c.keep1),
+          take1(c.take1),
+          keep2(c.keep2),
+          take2(c.take2),
+          from_m(c.from_m),
+          root(c.root),
+          eps(c.eps),
+          step(c.step) {}
+
+    // Whether they are these.
+    static bool are(const Numbers<T>& c) {
+        bool are_neutral = c.grad_scale == 1 && c.l2 == 0 && c.from_g == 0 && c.inner == 0;
+        return are_neutral && c.take1 > 0 && c.take2 > 0 && c.from_m >= 1;
+    }
+
+    One grad_scale;
+    Naught l2;
+    T decay, opposed, keep1, take1, keep2, take2, from_m;
+    Nothing from_g;
+    T root;
+    Nothing inner;
+    T eps, step;
+};
+
 template <class T>
 ADAMAS_INLINE T maximum(T a, T b) {
     return (a > b) | (a != a) ? a : b;
@@ -98,8 +158,9 @@ inline T unsmoothed(const Numbers<T>& c, T p, T g, T v, T w, Division ratio) {
     return ratio(g, d);
 }
 
-template <class T, bool Mean, bool Square, bool Largest, class Division, class Decaying>
-ADAMAS_INLINE Result<T> rule(const Numbers<T>& c, T p, T g, T m, T v, T w, Division ratio,
+template <class T, bool Mean, bool Square, bool Largest, class OwnNumbers, class Division,
+          class Decaying>
+ADAMAS_INLINE Result<T> rule(const OwnNumbers& c, T p, T g, T m, T v, T w, Division ratio,
                              Decaying shrinkage) {
     using std::sqrt;
     g = g * c.grad_scale + c.l2 * p;

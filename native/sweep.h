@@ -48,8 +48,9 @@ struct RecordedTile {
 // parameters' bits.
 enum class Left { nothing, record, differences };
 
-template <class T, bool Mean, bool Square, bool Largest, Left left, class Division, class Decaying>
-inline void step_dividing(const Numbers<T> c, T* __restrict p, const T* __restrict g,
+template <class T, bool Mean, bool Square, bool Largest, Left left, class OwnNumbers,
+          class Division, class Decaying>
+inline void step_dividing(const OwnNumbers c, T* __restrict p, const T* __restrict g,
                           T* __restrict m, T* __restrict v, T* __restrict w, Record<T> record,
                           Bits<T>* __restrict differences, std::int64_t count, Division ratio,
                           Decaying shrinkage) {
@@ -98,11 +99,20 @@ ADAMAS_APART void step_by_signs(Numbers<T> c, T* p, const T* g, T* m, T* v, T* w
     }
 }
 
-// Steps `count` elements; `record` is null where nothing is recorded. `differences` are written
-// where they are not null and nothing is recorded.
+// Steps `count` elements by numbers that are usual and an eps above 0. A function of its own: put
+// where it is called, it would push the other loops out of there, and GCC would not vectorise them.
+template <class T>
+ADAMAS_APART void step_usually(const Numbers<T>& c, T* p, const T* g, T* m, T* v,
+                               std::int64_t count) {
+    step_dividing<T, true, true, false, Left::nothing>(UsualNumbers<T>(c), p, g, m, v,
+                                                       static_cast<T*>(nullptr), {}, nullptr, count,
+                                                       Quotient(), Alike());
+}
+
+// Steps by any numbers.
 template <class T, bool Mean, bool Square, bool Largest>
-inline void step_elements(const Numbers<T> c, T* p, const T* g, T* m, T* v, T* w,
-                          const Record<T>* record, Bits<T>* differences, std::int64_t count) {
+inline void step_in_general(const Numbers<T> c, T* p, const T* g, T* m, T* v, T* w,
+                            const Record<T>* record, Bits<T>* differences, std::int64_t count) {
     if (c.opposed != c.decay) {
         step_by_signs<T, Mean, Square, Largest>(c, p, g, m, v, w, record, differences, count);
         return;
@@ -125,6 +135,22 @@ inline void step_elements(const Numbers<T> c, T* p, const T* g, T* m, T* v, T* w
     } else {
         divide(Ratio());
     }
+}
+
+// Steps `count` elements; `record` is null where nothing is recorded. `differences` are written
+// where they are not null and nothing is recorded. Copies of the numbers would take as long as a
+// step of some tens of elements.
+template <class T, bool Mean, bool Square, bool Largest>
+inline void step_elements(const Numbers<T>& c, T* p, const T* g, T* m, T* v, T* w,
+                          const Record<T>* record, Bits<T>* differences, std::int64_t count) {
+    if constexpr (Mean && Square && !Largest) {
+        bool is_plain = record == nullptr && differences == nullptr;
+        if (is_plain && c.opposed == c.decay && c.eps > 0 && UsualNumbers<T>::are(c)) {
+            step_usually(c, p, g, m, v, count);
+            return;
+        }
+    }
+    step_in_general<T, Mean, Square, Largest>(c, p, g, m, v, w, record, differences, count);
 }
 
 template <class T>

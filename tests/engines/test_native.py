@@ -40,6 +40,8 @@ from tests.support.cases import (
 
 Array = np.ndarray[Any, Any]
 
+DECOUPLED = {"weight_decay": 0.01, "decay": "decoupled"}
+
 
 @pytest.fixture(autouse=True)
 def _settings_are_put_back():
@@ -170,6 +172,18 @@ def test_special_values_in_all_combinations_give_the_bits_of_the_reference(metho
     starts = [{"mean": m, "square": v, "largest_square": np.flip(v), "ema": np.flip(m)}]
     options = Options(lr=0.1, weight_decay=0.01, **METHODS[method], **epsilon)
     assert disagreements(options, Phase(ema=0.5), [p], [[g]], starts=starts, first=2) == {}
+
+
+@pytest.mark.parametrize("decay", [{}, {"weight_decay": -0.0}, DECOUPLED], ids=repr)
+@pytest.mark.parametrize("dtype", FLOATS)
+def test_terms_that_are_neutral_may_be_left_out_whatever_the_values_are(dtype, decay):
+    values = special_values(dtype)
+    p, g, m, v = (x.ravel() for x in np.meshgrid(values, values, values, values))
+    starts = [{"mean": m, "square": v}]
+    for correction in ("paper", "none"):
+        options = Options(lr=0.1, bias_correction=correction, **METHODS["adam"], **decay)
+        assert at_step(options, 2, 0.1, 1.0).l2 == 0
+        assert disagreements(options, Phase(), [p], [[g]], starts=starts, first=2) == {}
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
