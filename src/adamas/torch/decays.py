@@ -98,9 +98,7 @@ def options(group: Group, usual: Decay) -> dict[str, Any]:
 
 def shrinking(group: Group, usual: Decay) -> Shrinking:
     """Return the numbers of the coming step."""
-    lr, amount = _number(group["lr"]), _number(group["weight_decay"])
-    assert lr is not None
-    assert amount is not None
+    lr, amount = (float(_number(group[name])) for name in ("lr", "weight_decay"))
     if group.get("decay") is None:  # torch lets any number pass
         decay = lr * amount if usual == "decoupled" else 0.0
         return Shrinking(amount if usual == "l2" else 0.0, decay, decay)
