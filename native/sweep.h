@@ -186,7 +186,10 @@ void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t 
     auto ema = static_cast<T*>(arrays.ema);
     bool by_tile =
         ema != nullptr || arrays.copy != nullptr || arrays.marks != nullptr || report != nullptr;
-    std::int64_t stride = by_tile ? tile_size : last - first;
+    // In parts that are this short, memory is read for the next one while this one is computed.
+    constexpr std::int64_t short_part = 256;
+    std::int64_t part = arrays.marks != nullptr || report != nullptr ? tile_size : short_part;
+    std::int64_t stride = by_tile ? part : last - first;
     Marking<T> marking;
     RecordedTile<T> tile;
     Record<T> record = tile.from(0);
