@@ -106,8 +106,6 @@ def test_what_is_not_finite_makes_all_of_its_tensor_not_a_number_and_no_other(va
 
 def test_steps_that_divide_by_nothing_are_not_clipped():
     """A root of 0 says so: rectified Adam before its fifth step."""
-    if not hasattr(Options(), "rectify"):
-        pytest.skip("no option makes a root of 0")
     agrees(Options(lr=0.1, rectify=True), CLIPS, *outgrowing(np.float32, FEW, steps=7))
 
 
