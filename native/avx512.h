@@ -113,36 +113,7 @@ ADAMAS_INLINE void store_words(void* x, Ints lanes) {
     _mm512_storeu_si512(x, words_of<order, half>(lanes));
 }
 
-#if defined(ADAMAS_FOR_avx512bf16)
-
 // 32 bytes, each at byte `place` of a lane, over zeros.
-template <Order order, int place>
-ADAMAS_INLINE Ints load_bytes(const void* x) {
-    static constexpr Table<std::uint8_t, 128> from([](int i) { return element_of<order>(i / 4); });
-    __m512i bytes = _mm512_castsi256_si512(load_half(x));
-    __mmask64 there = 0x1111111111111111u << place;
-    return {_mm512_maskz_permutexvar_epi8(there, from.load(), bytes),
-            _mm512_maskz_permutexvar_epi8(there, from.load(64), bytes)};
-}
-
-// Byte `place` of each lane.
-template <Order order, int place>
-ADAMAS_INLINE __m256i bytes_of(Ints lanes) {
-    static constexpr Table<std::uint8_t, 64> from(
-        [](int i) { return lane_of<order>(i % 32) * 4 + place; });
-    return _mm512_castsi512_si256(_mm512_permutex2var_epi8(lanes.a, from.load(), lanes.b));
-}
-
-// 32 bytes, each the high one of a word, in the order of lanes.
-template <Order order>
-ADAMAS_INLINE __m512i load_bytes_of_words(const void* x) {
-    static constexpr Table<std::uint8_t, 64> from([](int i) { return element_of<order>(i / 2); });
-    return _mm512_maskz_permutexvar_epi8(0xaaaaaaaaaaaaaaaau, from.load(),
-                                         _mm512_castsi256_si512(load_half(x)));
-}
-
-#else
-
 template <Order order, int place>
 ADAMAS_INLINE Ints load_bytes(const void* x) {
     static_assert(place == 0 || place == 3);
@@ -161,6 +132,7 @@ ADAMAS_INLINE Ints load_bytes(const void* x) {
     }
 }
 
+// Byte `place` of each lane.
 template <Order order, int place>
 ADAMAS_INLINE __m256i bytes_of(Ints lanes) {
     auto low = [](__m512i x) { return _mm512_srli_epi32(x, 8 * place); };
@@ -174,14 +146,13 @@ ADAMAS_INLINE __m256i bytes_of(Ints lanes) {
     }
 }
 
+// 32 bytes, each the high one of a word, in the order of lanes.
 template <Order order>
 ADAMAS_INLINE __m512i load_bytes_of_words(const void* x) {
     static constexpr Table<std::uint16_t, 32> from(element_of<order>);
     __m512i words = _mm512_slli_epi16(_mm512_cvtepu8_epi16(load_half(x)), 8);
     return order == Order::consecutive ? words : _mm512_permutexvar_epi16(from.load(), words);
 }
-
-#endif
 
 // Puts 32 lanes in the order of elements into memory.
 template <Order order>

@@ -5,7 +5,6 @@
 
 #include <immintrin.h>
 
-#include <bit>
 #include <cstdint>
 
 #include "avx512.h"
@@ -97,34 +96,21 @@ ADAMAS_INLINE void store_numbers(void* array, std::int64_t at, Floats x) {
     _mm512_storeu_ps(to + 16, x.b);
 }
 
-// Stores bfloat16, to nearest, of what is neither NaN nor subnormal: `to_bfloat16` of half.h.
+// Stores bfloat16, to nearest, of what is not NaN: `to_bfloat16` of half.h.
 template <Order order>
 ADAMAS_INLINE void store_nearest(std::uint16_t* code, Floats x) {
-#if defined(ADAMAS_FOR_avx512bf16)
-    static constexpr Table<std::uint16_t, 32> from(lane_of<order>);
-    auto rounded = std::bit_cast<__m512i>(_mm512_cvtne2ps_pbh(x.b, x.a));
-    if constexpr (order == Order::alternating) {
-        rounded = _mm512_permutexvar_epi16(from.load(), rounded);
-    }
-    _mm512_storeu_si512(code, rounded);
-#else
     auto rounded = [](__m512 given) {
         __m512i last = _mm512_and_si512(_mm512_srli_epi32(ints(given), 16), every(1));
         return _mm512_add_epi32(_mm512_add_epi32(ints(given), every(0x7fff)), last);
     };
     store_words<order, 1>(code, {rounded(x.a), rounded(x.b)});
-#endif
 }
 
 // Whether any of 32 new parameters is stored by the generic functions; every NaN is.
 template <Way way>
 ADAMAS_INLINE bool is_rare([[maybe_unused]] const Patterns& patterns, Floats p) {
-    if constexpr (way.parameters == Parameters::nearest) {
-        constexpr int nan_or_subnormal = 0xa1;
-        return any(_mm512_fpclass_ps_mask(p.a, nan_or_subnormal),
-                   _mm512_fpclass_ps_mask(p.b, nan_or_subnormal));
-    } else if constexpr (way.parameters == Parameters::stochastic ||
-                         way.parameters == Parameters::remainder8) {
+    if constexpr (way.parameters == Parameters::stochastic ||
+                  way.parameters == Parameters::remainder8) {
         return any(is_large(patterns, p.a), is_large(patterns, p.b));
     } else {
         return any(is_nan(p.a), is_nan(p.b));

@@ -3,9 +3,8 @@
 // it.
 //
 // There a strip is decoded, stepped and encoded in stages, through memory. Here 32 elements go
-// through all of them in registers, so that a processor divides while it decodes and encodes, and
-// only blocks of 8bit, which need the largest of their elements, are encoded after the whole strip
-// is stepped. Tests compare both ways for all values.
+// through all of them in registers; only 8bit, whose blocks need the largest of their elements, is
+// encoded while the next strips are stepped. What is rare is left to the generic functions.
 #pragma once
 
 #include <immintrin.h>

@@ -17,11 +17,8 @@
 #endif
 
 #if defined(ADAMAS_X86_64)
-#if defined(ADAMAS_FOR_avx512) || defined(ADAMAS_FOR_avx512bf16)
-#define ADAMAS_FOR_ANY_AVX512
-#endif
-#if (defined(__AVX512F__) && !defined(ADAMAS_FOR_ANY_AVX512)) || \
-    (defined(__AVX__) && !defined(ADAMAS_FOR_ANY_AVX512) && !defined(ADAMAS_FOR_avx2))
+#if (defined(__AVX512F__) && !defined(ADAMAS_FOR_avx512)) || \
+    (defined(__AVX__) && !defined(ADAMAS_FOR_avx512) && !defined(ADAMAS_FOR_avx2))
 #error "adamas picks a machine when it runs: take -march, -mavx and /arch out of CXXFLAGS."
 #endif
 #endif

@@ -31,22 +31,11 @@ bool has(int ebx_bits, unsigned long long xcr0_bits) {
 }
 bool has_avx2() { return has(1 << 5, 0x6); }
 bool has_avx512() { return has(1 << 16 | 1 << 17 | 1 << 30 | 1 << 31, 0xe6); }
-bool has_avx512bf16() {
-    int leaf[4];
-    __cpuidex(leaf, 7, 0);
-    bool has_vbmi = leaf[2] >> 1 & 1;
-    __cpuidex(leaf, 7, 1);
-    return has_avx512() && has_vbmi && (leaf[0] >> 5 & 1);
-}
 #else
 bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma"); }
 bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512vl") &&
            __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq");
-}
-bool has_avx512bf16() {
-    return has_avx512() && __builtin_cpu_supports("avx512vbmi") &&
-           __builtin_cpu_supports("avx512bf16");
 }
 #endif
 #endif

@@ -37,7 +37,7 @@ namespace {
 #define ADAMAS_FUSING
 #endif
 
-#if defined(ADAMAS_FOR_ANY_AVX512)
+#if defined(ADAMAS_FOR_avx512)
 constexpr int lane_count = 32;
 #else
 constexpr int lane_count = 16;

@@ -17,7 +17,7 @@
 #include "marking.h"
 #include "rule.h"
 #include "statistics.h"
-#if defined(ADAMAS_FOR_ANY_AVX512)
+#if defined(ADAMAS_FOR_avx512)
 #include "avx512_strips.h"
 #endif
 
@@ -222,7 +222,7 @@ void sweep_plain(const Arrays& arrays, const StepNumbers& numbers, std::int64_t 
 
 // -- in strips -----------------------------------------------------------------------------------
 
-#if defined(ADAMAS_FOR_ANY_AVX512)
+#if defined(ADAMAS_FOR_avx512)
 using ByHand = StepStrips;
 #else
 using ByHand = std::nullptr_t;
@@ -232,7 +232,7 @@ using ByHand = std::nullptr_t;
 template <bool Mean, bool Square, bool Largest>
 inline ByHand step_by_hand([[maybe_unused]] const Work& work, [[maybe_unused]] const Arrays& arrays,
                            [[maybe_unused]] const Report* report) {
-#if defined(ADAMAS_FOR_ANY_AVX512)
+#if defined(ADAMAS_FOR_avx512)
     if constexpr (Mean && Square && !Largest) {
         return report == nullptr ? by_hand(work, arrays) : nullptr;
     }
@@ -310,7 +310,7 @@ inline void step_strip(const Work& work, const Arrays& arrays, std::int64_t at, 
     follow<N>(work, arrays, at, scratch, record, marking.of_copy(arrays));
 }
 
-#if defined(ADAMAS_FOR_ANY_AVX512)
+#if defined(ADAMAS_FOR_avx512)
 
 // The same for `count` whole strips of a tile by hand, and with nothing to record.
 inline void step_strips_by_hand(ByHand step, const Work& work, const Arrays& arrays,
@@ -405,7 +405,7 @@ void sweep_strips(const Layout& layout, const Arrays& arrays, const StepNumbers&
     Scratch scratch;
     RecordedTile<float> recorded;
     Marking<float> marking;
-#if defined(ADAMAS_FOR_ANY_AVX512)
+#if defined(ADAMAS_FOR_avx512)
     bool nothing_follows =
         arrays.ema == nullptr && arrays.copy == nullptr && arrays.marks == nullptr;
     if (by_hand != nullptr && nothing_follows && draws_by_hand(arrays, first, last)) {
@@ -421,7 +421,7 @@ void sweep_strips(const Layout& layout, const Arrays& arrays, const StepNumbers&
             record = recorded.from(at - tile);
             return report == nullptr ? nullptr : &record;
         };
-#if defined(ADAMAS_FOR_ANY_AVX512)
+#if defined(ADAMAS_FOR_avx512)
         if (by_hand != nullptr && draws_by_hand(arrays, at, end)) {
             std::int64_t strips = (end - at) / strip_size;
             step_strips_by_hand(by_hand, work, arrays, at, strips, scratch, marking);

@@ -6,7 +6,6 @@
 
 #if defined(ADAMAS_X86_64)
 // targets: x86_64
-ADAMAS_TARGET(avx512bf16, "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mavx512vbmi -mavx512bf16 -mprefer-vector-width=512", "/arch:AVX512", has_avx512bf16())
 ADAMAS_TARGET(avx512, "-mavx512f -mavx512vl -mavx512bw -mavx512dq -mprefer-vector-width=512", "/arch:AVX512", has_avx512())
 ADAMAS_TARGET(avx2, "-mavx2 -mfma", "/arch:AVX2", has_avx2())
 ADAMAS_TARGET(baseline, "", "", true)

@@ -12,7 +12,7 @@ import pytest
 from adamas.engines import native
 from tests.support.cases import PATIENCE, ROOT
 
-MACHINES = ("avx512bf16", "avx512")
+MACHINES = ("avx512",)
 
 
 def flags_of(machine: str) -> list[str]:

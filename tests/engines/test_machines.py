@@ -23,7 +23,7 @@ watched = pytest.mark.skipif(
 )
 
 #: The width of the registers, in bits, in which a machine's code takes roots.
-WIDTHS = {"avx512bf16": 512, "avx512": 512, "avx2": 256, "baseline": 128}
+WIDTHS = {"avx512": 512, "avx2": 256, "baseline": 128}
 
 
 @pytest.fixture(scope="module")

@@ -144,7 +144,6 @@ def test_that_a_fused_product_and_a_shared_function_would_be_found(tmp_path):
 
 #: The widest registers of each machine, and those it must not touch.
 REGISTERS = {
-    "avx512bf16": ("zmm", ""),
     "avx512": ("zmm", ""),
     "avx2": ("ymm", "zmm|ymm1[6-9]|ymm[23]\\d|xmm1[6-9]|xmm[23]\\d|%k[0-7]"),
     "baseline": ("xmm", "zmm|ymm"),
