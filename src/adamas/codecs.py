@@ -49,12 +49,15 @@ __all__ = [
     "decode_bfloat16",
     "decode_parameter",
     "decode_remainder",
+    "decode_squares",
     "encode",
     "encode_bfloat16",
     "encode_float16",
+    "encode_means",
     "encode_parameter",
     "encode_remainder",
     "encode_remainder8",
+    "encode_squares",
     "finalised",
     "has_rows_of_blocks",
     "header_shape",
@@ -367,27 +370,48 @@ def encode(
     square = header = None
     v_decoded = v
     if v is not None:
-        if square_form == "8bit":
-            square, header = _encode_squares_8bit(v, r)
-            v_decoded = _decode_squares_8bit(square, header)
-        elif square_form == "float32":
-            square = v
-        else:
-            compact = square_form == "compact"
-            square = _encode_squares_compact(v, r) if compact else encode_bfloat16(v, r)
-            v_decoded = decode_bfloat16(square)
+        square, header = encode_squares(square_form, v, r)
+        v_decoded = decode_squares(square_form, square, header)
     mean = m
-    if m is not None and mean_form == "bfloat16":
-        mean = encode_bfloat16(m, None if r is None else r << np.uint32(16))
-    elif m is not None and mean_form in ("compact", "8bit"):
-        assert v_decoded is not None
-        y = _relative_mean(m, v_decoded)
-        if mean_form == "compact":
-            mean = _encode_means_compact(y, r, top)
-        else:
-            mean, scale = _encode_means_8bit(y, r, top)
+    if m is not None:
+        mean, scale = encode_means(mean_form, m, v_decoded, r, top)
+        if scale is not None:
             header = scale if header is None else header | scale
     return Codes(mean, square, header)
+
+
+def encode_squares(form: str, v: Float32, r: Bits | None) -> tuple[Any, Any]:
+    """Return the codes of v in one form, and what headers keep of it or None."""
+    if form == "8bit":
+        return _encode_squares_8bit(v, r)
+    if form == "float32":
+        return v, None
+    return (_encode_squares_compact if form == "compact" else encode_bfloat16)(v, r), None
+
+
+def decode_squares(form: str, codes: Any, header: Any) -> Float32:
+    """Return v as it is read from its codes."""
+    if form == "8bit":
+        return _decode_squares_8bit(codes, header)
+    return codes if form == "float32" else decode_bfloat16(codes)
+
+
+def encode_means(
+    form: str, m: Float32, v: Float32 | None, r: Bits | None, top: int
+) -> tuple[Any, Any]:
+    """Return the codes of m in one form, and what headers keep of it or None.
+
+    ``v`` is as it is read from its codes.
+    """
+    if form == "float32":
+        return m, None
+    if form == "bfloat16":
+        return encode_bfloat16(m, None if r is None else r << np.uint32(16)), None
+    assert v is not None
+    y = _relative_mean(m, v)
+    if form == "compact":
+        return _encode_means_compact(y, r, top), None
+    return _encode_means_8bit(y, r, top)
 
 
 def decode(forms: tuple[str, str], codes: Codes, top: Any) -> tuple[Any, Any]:
@@ -398,11 +422,8 @@ def decode(forms: tuple[str, str], codes: Codes, top: Any) -> tuple[Any, Any]:
     mean_form, square_form = forms
     top = np.int32(top) if isinstance(top, int) else top
     v = codes.square
-    if v is not None and square_form == "8bit":
-        assert codes.header is not None
-        v = _decode_squares_8bit(v, codes.header)
-    elif v is not None and square_form != "float32":
-        v = decode_bfloat16(v)
+    if v is not None:
+        v = decode_squares(square_form, v, codes.header)
     m = codes.mean
     if m is not None and mean_form == "bfloat16":
         m = decode_bfloat16(m)
@@ -461,12 +482,11 @@ def _encode_squares_8bit(
     most = x.max(axis=-1)
     least = xp.where(x > 0, x, np.uint32(_WORD)).min(axis=-1)
     least = xp.where(most > 0, least, np.uint32(0))
-    finer = xp.zeros_like(most)
-    for more in (1, 2, 3):
-        s = 20 - more
-        last = (most + ((1 << s) - 1)) >> s
-        fits = last - (least >> s) + (2 << more) <= 255
-        finer = xp.where(fits, np.uint32(more), finer)
+    more = xp.arange(4, dtype=np.uint32)
+    s = 20 - more
+    last = (most[..., None] + ((1 << s) - 1)) >> s
+    fits = last - (least[..., None] >> s) + (2 << more) <= 255
+    finer = xp.where(fits, more, np.uint32(0)).max(axis=-1)
     s = 20 - finer[..., None]
     addend = 1 << (s - 1) if r is None else blocks(r) >> 12 & ((1 << s) - 1)
     k = xp.minimum((x + addend) >> s, (2040 << finer[..., None]) - 1)

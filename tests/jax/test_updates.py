@@ -281,9 +281,10 @@ def test_no_product_of_the_rule_is_left_to_a_fused_operation():
 def flat(jaxpr):
     """The operations of a program, those of its parts too, each part's own names kept apart."""
     for equation in jaxpr.eqns:
+        given = jax.tree.leaves(list(equation.params.values()))  # branches are a tuple
         inner = [
             value.jaxpr if hasattr(value, "jaxpr") else value
-            for value in equation.params.values()
+            for value in given
             if hasattr(value, "eqns") or hasattr(value, "jaxpr")
         ]
         if not inner:

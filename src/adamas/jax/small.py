@@ -137,8 +137,8 @@ def back(array: Array, home: NamedSharding | None) -> Array:
 # -- random bits ---------------------------------------------------------------------------------
 
 
-def keys(seed: int | Array, step: Array, tensors: int) -> tuple[Word, Word]:
-    """Return ``adamas.codecs.key_of`` for the tensors 0, 1, … at ``step`` (uint32)."""
+def keys(seed: int | Array, step: Array, tensors: int) -> Word:
+    """Return ``adamas.codecs.key_of`` for the tensors 0, 1, … at ``step`` (uint32), in rows."""
     if isinstance(seed, int):
         z = jax.tree.map(jnp.asarray, Wide.of(seed))
     else:
@@ -146,10 +146,10 @@ def keys(seed: int | Array, step: Array, tensors: int) -> tuple[Word, Word]:
     z = codecs.mixed(z)
     z = codecs.mixed(z + Wide(_U(0), step))
     z = codecs.mixed(z + Wide(_U(0), jnp.arange(tensors, dtype=_U)))
-    return z.low, z.high
+    return jnp.stack([z.low, z.high], -1)
 
 
-def random_bits(key: tuple[Word, Word], shape: tuple[int, ...]) -> Word:
+def random_bits(key: Word, shape: tuple[int, ...]) -> Word:
     """Return the bits of all elements of an array, by their index in it."""
     if math.prod(shape) > 1 << 32:
         raise ValueError(

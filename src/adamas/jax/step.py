@@ -20,10 +20,12 @@ from adamas import codecs
 from adamas.codecs import HIGHEST_TOP, LOWEST_TOP, Codes
 from adamas.coefficients import Coefficients
 from adamas.jax import small, states
+from adamas.jax.calls import SMALL, called, each, held
 from adamas.jax.numbers import Choices, Number, coefficients, shortened
 from adamas.jax.operands import Operand, constant, real_dtype
 from adamas.jax.small import CodedState
 from adamas.jax.updates import Measured, factors, measured
+from adamas.jax.words import Word
 from adamas.rule import Result, rule, smooth, unsmoothed
 from adamas.storage import Storage
 
@@ -82,47 +84,41 @@ def stepped(
     moments: Moments,
 ) -> tuple[list[Array | None], Moments]:
     """Return updates and moments after one step of all arrays."""
-    choices = replace(constants, **arrays)
     count = None if count is None else states.within_int32(count)
-    bits: list[Any] = [None] * len(gradients)
+    keys = None
     if coding is not None and coding.storage.means_by_chance:
-        step = jnp.asarray(count).astype(jnp.uint32) + np.uint32(1)
-        chosen = coding.seed if seed is None else seed
-        bits = list(zip(*small.keys(chosen, step, len(gradients)), strict=True))
+        following = jnp.asarray(count).astype(jnp.uint32) + np.uint32(1)
+        keys = small.keys(coding.seed if seed is None else seed, following, len(gradients))
+    updates: list[Array | None] = [None] * len(gradients)
+    after = [Moments(*(None if e is None else e[i] for e in moments)) for i in range(len(updates))]
     numbers: dict[Any, Coefficients] = {}
     moving: dict[int, dict[str, Array]] = {}
+    choices = replace(constants, **arrays)
     if choices.clip_update is not None:
         moving = _shortened(choices, count, coding, gradients, moments, numbers)
-    updates: list[Array | None] = []
-    after: list[Moments] = []
+    alike: dict[Any, list[int]] = {}
+    rows: dict[int, _Row] = {}
     for i, given in enumerate(gradients):
-        before = Moments(*(None if each is None else each[i] for each in moments))
         if given is None:
-            updates.append(None)
-            after.append(before)
             continue
-        wide, dtype = _dtypes(given, before, coding)
+        wide, dtype = _dtypes(given, after[i], coding)
         if dtype not in numbers:
-            numbers[dtype] = coefficients(choices, 0 if count is None else count, dtype)
+            numbers[dtype] = _numbers(constants, arrays, count, dtype)
+        has_decay = decays[i] and not numbers[dtype].decay.is_constant(0)
+        parameter = params[i] if has_decay and params is not None else None
+        rows[i] = _Row(given, parameter, after[i], moving.get(i))
+        kind = tuple(leaf.aval for leaf in jax.tree.leaves(rows[i]))
+        alike.setdefault((has_decay, dtype, wide, kind), []).append(i)
+    for (has_decay, dtype, wide, _), places in alike.items():
         c = numbers[dtype]
-        if i in moving:
-            step, decay = (Operand(moving[i][name]) for name in ("step", "decay"))
-            is_one = c.opposed is c.decay
-            decay = c.decay if c.decay.is_constant(0) else decay
-            c = c._replace(step=step, decay=decay, opposed=decay if is_one else c.opposed)
-        if not decays[i]:
-            none = constant(0.0, dtype)
-            c = c._replace(decay=none, opposed=none)
-        whole = not jnp.issubdtype(jnp.result_type(given), jnp.inexact)
-        gradient = jnp.asarray(given, dtype) if whole else given
-        operands = (Operand.of(gradient, dtype), _parameter(c, params, i, dtype))
-        if coding is None:
-            result, kept = _step_plain(c, *operands, before, dtype)
-        else:
-            home = small.home_of_cut_blocks(gradient) if before.header is not None else None
-            result, kept = _step_coded(c, *operands, before, top, coding, bits[i], home)
-        updates.append((-result.change).array(gradient, wide))
-        after.append(kept)
+        if not has_decay:
+            c = _without_decay(c, dtype)
+        known, found = _parted(c)
+        one = functools.partial(_step, known, coding, wide)
+        is_stacked = coding is not None
+        made = each(one, (found, top), [rows[i] for i in places], keys, places, stacked=is_stacked)
+        for i, (update, kept) in zip(places, made, strict=True):
+            updates[i], after[i] = update, kept
     columns = zip(*after, strict=True) if after else ((),) * len(moments)
     lists = (None if b is None else list(a) for a, b in zip(columns, moments, strict=True))
     return updates, Moments(*lists)
@@ -170,17 +166,123 @@ def _measured(
     square, largest = before.square, before.largest
     if coding is not None:
         home = small.home_of_cut_blocks(gradient) if before.header is not None else None
-        codes = Codes(None, *_each(small.everywhere, (square, before.header), home))
+        codes = Codes(None, *_moved(small.everywhere, (square, before.header), home))
         decoded = codecs.decode(coding.storage.forms, codes, 0)
-        _, square = _each(small.back, decoded, home)
+        _, square = _moved(small.back, decoded, home)
     v, w = (
         None if each is None else Operand.of(jnp.real(each), dtype) for each in (square, largest)
     )
     return measured(unsmoothed(c, None, Operand.of(gradient, dtype), v, w))
 
 
+class _Row(NamedTuple):
+    """What a step reads of one array; without decay the rule needs no parameter."""
+
+    gradient: Array
+    parameter: Array | None
+    before: Moments
+    #: The numbers that move it, where its update is clipped.
+    moving: dict[str, Array] | None
+
+
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
+def _step(
+    known: Coefficients,
+    coding: Coding | None,
+    wide: Any,
+    common: tuple[Coefficients, Array | None],
+    row: _Row,
+    key: Word | None,
+) -> tuple[Array, Moments]:
+    """Return the update and the moments of one array.
+
+    It is traced once for all arrays that are alike.
+    """
+    found, top = common
+    c = _joined(known, found)
+    dtype = c.step.dtype
+    if row.moving is not None:
+        moved, decay = (Operand(row.moving[name]) for name in ("step", "decay"))
+        is_one = c.opposed is c.decay
+        decay = c.decay if c.decay.is_constant(0) else decay
+        c = c._replace(step=moved, decay=decay, opposed=decay if is_one else c.opposed)
+    whole = not jnp.issubdtype(jnp.result_type(row.gradient), jnp.inexact)
+    gradient = jnp.asarray(row.gradient, dtype) if whole else row.gradient
+    p = constant(0.0, dtype) if row.parameter is None else Operand.of(row.parameter, dtype)
+    if coding is None:
+        result, kept = _step_plain(c, gradient, p, row.before, dtype)
+    else:
+        home = small.home_of_cut_blocks(gradient) if row.before.header is not None else None
+        result, kept = _step_coded(
+            c, Operand.of(gradient, dtype), p, row.before, top, coding, key, home
+        )
+    return (-result.change).array(gradient, wide), kept
+
+
+def _numbers(
+    constants: Choices, arrays: dict[str, Array], count: Array | None, dtype: Any
+) -> Coefficients:
+    """Return the numbers of the step as operands."""
+    known: list[Coefficients] = []
+
+    def found(arrays: dict[str, Array], count: Array | None) -> Coefficients:
+        choices = replace(constants, **arrays)
+        parts = _parted(coefficients(choices, 0 if count is None else count, dtype))
+        known.append(parts[0])
+        return parts[1]
+
+    numbers = called(found, arrays, count)
+    return _joined(known[0], numbers)
+
+
+def _without_decay(c: Coefficients, dtype: Any) -> Coefficients:
+    none = constant(0.0, dtype)
+    return c._replace(decay=none, opposed=none)
+
+
+def _parted(c: Coefficients) -> tuple[Coefficients, Coefficients]:
+    """Return the numbers that are known when the program is made, and those that are arrays.
+
+    ``opposed`` is neither where it is the same as ``decay``.
+    """
+    numbers = [each.parts[0] for each in c]
+    is_known = [isinstance(number, np.generic) for number in numbers]
+    known = Coefficients(*(n if k else None for n, k in zip(numbers, is_known, strict=True)))
+    found = Coefficients(*(None if k else n for n, k in zip(numbers, is_known, strict=True)))
+    if c.opposed is c.decay:
+        known, found = known._replace(opposed=None), found._replace(opposed=None)
+    return known, found
+
+
+def _joined(known: Coefficients, found: Coefficients) -> Coefficients:
+    """Return as operands what ``_parted`` took."""
+    pairs = [b if a is None else a for a, b in zip(known, found, strict=True)]
+    c = Coefficients(*(None if number is None else Operand(number) for number in pairs))
+    return c if c.opposed is not None else c._replace(opposed=c.decay)
+
+
 def _step_plain(
-    c: Coefficients, g: Operand, p: Operand, before: Moments, dtype: Any
+    c: Coefficients, gradient: Array, p: Operand, before: Moments, dtype: Any
+) -> tuple[Result, Moments]:
+    """Return the rule's result, and moments of the dtypes they had."""
+    kept_whole = all(real_dtype(each.dtype) == dtype for each in jax.tree.leaves(before))
+    if gradient.size > SMALL or not kept_whole:
+        return _ruled(c, gradient, p, before, dtype)
+    # XLA gives threads one operation each: of small arrays those of all moments as one are faster.
+    known, found = _parted(c)
+
+    def smoothed(found: Coefficients, gradient: Array, before: Moments) -> Moments:
+        c = _without_decay(_joined(known, found), dtype)
+        return _ruled(c, gradient, constant(0.0, dtype), before, dtype)[1]
+
+    kept = called(smoothed, found, gradient, before)
+    one, zero = constant(1.0, dtype), constant(0.0, dtype)
+    done = c._replace(keep1=one, take1=zero, keep2=one, take2=zero)
+    return _ruled(done, gradient, p, kept, dtype)[0], kept
+
+
+def _ruled(
+    c: Coefficients, gradient: Array, p: Operand, before: Moments, dtype: Any
 ) -> tuple[Result, Moments]:
     """Return the rule's result, and moments of the dtypes they had."""
     m = None if before.mean is None else Operand.of(before.mean, dtype)
@@ -188,7 +290,7 @@ def _step_plain(
         None if each is None else Operand.of(jnp.real(each), dtype)
         for each in (before.square, before.largest)
     )
-    result = rule(c, p, g, m, v, w)
+    result = rule(c, p, Operand.of(gradient, dtype), m, v, w)
     kept = (
         None if old is None or new is None else new.array(old, old.dtype)
         for new, old in zip((result.m, result.v, result.w), before[:3], strict=True)
@@ -212,30 +314,48 @@ def _step_coded(
     the decay rates now: m may reach further than at the rates before. Codes are made and read
     everywhere if they have a ``home``, else where they are.
     """
-    forms = coding.storage.forms
-    codes = Codes(*_each(small.everywhere, (before.mean, before.square, before.header), home))
-    m, v = _each(small.back, codecs.decode(forms, codes, 0 if top is None else top), home)
+    storage, forms = coding.storage, coding.storage.forms
+    codes = Codes(*_moved(small.everywhere, (before.mean, before.square, before.header), home))
+    m, v = _moved(small.back, codecs.decode(forms, codes, 0 if top is None else top), home)
     result = rule(
         c, p, g, *(None if each is None else Operand.of(each, np.float32) for each in (m, v))
     )
     m, v = (None if each is None else each.parts[0] for each in (result.m, result.v))
-    bits = None if key is None else small.random_bits(key, g.parts[0].shape)
-    m, v, bits = _each(small.everywhere, (m, v, bits), home)
-    mean, square, header = codecs.encode(forms, m, v, bits, coding.top or 0)
-    mean, square = _each(small.back, (mean, square), home)
+    mean_form, square_form = forms
+    header = square = mean = None
+
+    def bits(key: Word | None) -> Word | None:
+        found = None if key is None else small.random_bits(key, g.parts[0].shape)
+        return _moved(small.everywhere, (found,), home)[0]
+
+    def squares(v: Array, key: Word | None) -> tuple[Array, Array | None]:
+        return codecs.encode_squares(square_form, v, bits(key))
+
+    def means(
+        m: Array, square: Array | None, header: Array | None, key: Word | None
+    ) -> tuple[Array, Array | None]:
+        v = None
+        if storage.is_relative:
+            v = codecs.decode_squares(square_form, square, header)
+        mean, scale = codecs.encode_means(mean_form, m, v, bits(key), coding.top or 0)
+        if scale is not None:
+            header = scale if header is None else header | scale
+        return mean, header
+
+    m, v = _moved(small.everywhere, (m, v), home)
+    if g.parts[0].size <= SMALL:  # of large arrays m and v as floats would be a copy of the state
+        m, v = held((m, v))
+    if v is not None:
+        square, header = held(squares(v, key))
+    if m is not None:
+        mean, header = means(m, square if storage.is_relative else None, header, key)
+    mean, square = _moved(small.back, (mean, square), home)
     return result, Moments(mean, square, None, header)
 
 
-def _each(move: Callable[[Array, Any], Array], arrays: Iterable[Array | None], home: Any) -> Any:
+def _moved(move: Callable[[Array, Any], Array], arrays: Iterable[Array | None], home: Any) -> Any:
     """Return arrays moved from home or back; None for None."""
     return tuple(None if each is None else move(each, home) for each in arrays)
-
-
-def _parameter(c: Coefficients, params: list[Array] | None, i: int, dtype: Any) -> Operand:
-    """Return the parameter where it decays; where not, the rule needs only its change."""
-    if params is None or c.decay.is_constant(0):
-        return constant(0.0, dtype)
-    return Operand.of(params[i], dtype)
 
 
 def _dtypes(gradient: Array, kept: Moments, coding: Coding | None = None) -> tuple[Any, Any]:
