@@ -4,7 +4,7 @@
 //
 // There a strip is decoded, stepped and encoded in stages, through memory. Here 32 elements go
 // through all of them in registers; only 8bit, whose blocks need the largest of their elements, is
-// encoded while the next strips are stepped. What is rare is left to the generic functions.
+// encoded after a whole strip is stepped. What is rare is left to the generic functions.
 #pragma once
 
 #include <immintrin.h>
@@ -31,7 +31,7 @@ ADAMAS_INLINE void put_in_order(void* x, int count) {
     }
 }
 
-// A strip on its way: of 8bit, m and v are encoded while the next strips are stepped.
+// A strip on its way: of 8bit, m and v are encoded after it is stepped.
 struct Stage {
     Scratch scratch;
     Decoding decoding;
@@ -62,54 +62,37 @@ public:
 private:
     static constexpr Order order = way.order();
 
-    // One loop over the blocks of three strips: one is stepped, of the one before v is encoded, of
-    // the one before that m. So what one of them waits for is done beside the work of another.
+    // One strip after the other: step, codes of v, codes of m.
     static void step_8bit(const Lanes& c, const Work& work, const Arrays& arrays, std::int64_t at,
                           std::int64_t count, Draws<order>& draws) {
         int top = work.layout.top;
-        Stage stages[3];
+        Stage stage;
         __m512i added = held(1u << 23), middle = held(0x43000000u);
-        Stage *now = &stages[0], *before = &stages[1], *first = &stages[2];
-        for (std::int64_t i = 0; i < count + 2; ++i, at += strip_size) {
-            std::int64_t at_before = at - strip_size, at_first = at - 2 * strip_size;
-            bool steps = i < count, has_before = i > 0 && i <= count, has_first = i > 1;
-            if (steps) {
-                read_headers(arrays.header_at(at), top, work.c.keep1, now->decoding);
-            }
+        for (std::int64_t end = at + count * strip_size; at < end; at += strip_size) {
+            read_headers(arrays.header_at(at), top, work.c.keep1, stage.decoding);
             Halves halves;
             for (int b = 0; b <= strip_blocks; ++b) {
-                bool is_block = b < strip_blocks;
                 Halves halves_before = halves;
-                if (steps && is_block) {
-                    halves = begin_block(c, arrays, at + b * block_size, b, draws, *now);
+                if (b < strip_blocks) {
+                    halves = begin_block(c, arrays, at + b * block_size, b, draws, stage);
                 }
-                if (steps && b > 0) {
+                if (b > 0) {
                     finish_block(c, work, arrays, at + (b - 1) * block_size, b - 1, halves_before,
-                                 *now);
-                }
-                if (has_before && is_block) {
-                    before->largest[b] = encode_squares_of<order>(
-                        added, arrays, at_before, b, before->encoding, before->scratch);
-                }
-                if (has_first && is_block) {
-                    encode_means_of<order>(c, middle, arrays, at_first, b, first->encoding,
-                                           first->scratch);
+                                 stage);
                 }
             }
-            if (has_first && !first->usual) [[unlikely]] {
-                encode_rare<strip_size>(work, arrays, at_first, first->scratch);
+            stage.usual = weigh_squares(stage.largest, stage.smallest, stage.encoding);
+            for (int b = 0; b < strip_blocks; ++b) {
+                stage.largest[b] =
+                    encode_squares_of<order>(added, arrays, at, b, stage.encoding, stage.scratch);
             }
-            if (has_before) {
-                before->usual &=
-                    weigh_means(arrays, at_before, top, before->largest, before->encoding);
+            stage.usual &= weigh_means(arrays, at, top, stage.largest, stage.encoding);
+            for (int b = 0; b < strip_blocks; ++b) {
+                encode_means_of<order>(c, middle, arrays, at, b, stage.encoding, stage.scratch);
             }
-            if (steps) {
-                now->usual = weigh_squares(now->largest, now->smallest, now->encoding);
+            if (!stage.usual) [[unlikely]] {
+                encode_rare<strip_size>(work, arrays, at, stage.scratch);
             }
-            Stage* next = first;
-            first = before;
-            before = now;
-            now = next;
         }
     }
 
