@@ -263,7 +263,7 @@ def test_what_shrinks_by_another_decay_has_a_sign_opposite_to_the_updates(dtype)
     """Chen et al.'s u·p ≥ 0 in numbers that never round to 0; nothing is opposite to 0 or NaN."""
     pairs = [(dtype(u), dtype(p)) for u, p in itertools.product(SIGNED, SIGNED)]
     u, p = (np.array(each) for each in zip(*pairs, strict=True))
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         found = shrinkage(dtype(2.0), dtype(3.0), u, p)
         for (own, other), ours in zip(pairs, found, strict=True):
             is_opposed = mpmath.sign(float(own)) * mpmath.sign(float(other)) < 0
