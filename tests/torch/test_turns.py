@@ -424,9 +424,10 @@ def test_a_step_that_fails_gives_its_turn_back(route):
     assert of_moments([values(optimizer)], route)
 
 
+@pytest.mark.parametrize("more", [{}, {"clip_norm": 1.0, "on_nonfinite": "skip"}])
 @pytest.mark.parametrize("change", ["none", "state_dict", "load", "ema"])
-def test_the_short_way_is_open_again_after_every_call(change, monkeypatch):
-    optimizer = made("native", ema=0.5)
+def test_the_short_way_is_open_again_after_every_call(change, more, monkeypatch):
+    optimizer = made("native", ema=0.5, **more)
     optimizer.step()
     optimizer.step()
     if change == "state_dict":
@@ -441,6 +442,32 @@ def test_the_short_way_is_open_again_after_every_call(change, monkeypatch):
             pass
     monkeypatch.setattr(Plan, "step", lambda *_: pytest.fail("it went the long way"))
     optimizer.step()
+
+
+def test_the_short_way_tells_the_norm_of_each_step_and_what_was_left_out(monkeypatch):
+    optimizer = made("native, of few elements", clip_norm=1.0, on_nonfinite="skip")
+    p, q = optimizer.param_groups[0]["params"]
+    optimizer.step()
+    monkeypatch.setattr(Plan, "step", lambda *_: pytest.fail("it went the long way"))
+    for scale in (3.0, 0.25, 40.0):
+        p.grad, q.grad = torch.zeros_like(p), torch.full_like(q, scale)
+        p.grad[1] = 2 * scale
+        optimizer.step()
+        assert optimizer.gradient_norm == 3 * scale  # the root of 4 and 5 times 1
+        assert optimizer.clip_factor == adamas.coefficients.clip_factor(1.0, 3 * scale)
+    assert optimizer.skipped == 0
+    before = values(optimizer)
+    q.grad[2] = torch.inf
+    optimizer.step()
+    assert optimizer.skipped == 1
+    assert optimizer.gradient_norm == torch.inf
+    assert optimizer.clip_factor is None
+    assert same(values(optimizer), before)
+    optimizer.on_nonfinite = "raise"
+    with pytest.raises(FloatingPointError, match=r"\(1 of 5 elements\)"):
+        optimizer.step()
+    assert optimizer.skipped == 1
+    assert same(values(optimizer), before)
 
 
 def test_a_pickle_between_whose_parts_another_thread_makes_a_step_is_refused(route):

@@ -118,7 +118,7 @@ class Plan:
 
     @property
     def direct(self) -> Callable[[Groups, States], Any] | None:
-        """The native step, where it is all there is to do and reports nothing."""
+        """The native step, where it is all there is to do; it gives what that reports, or None."""
         return None if self._native is None else self._native.direct
 
     @property

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from adamas.checks import not_finite
 from adamas.coefficients import clip_factor
+from adamas.engines.native import outcome_of
 from adamas.engines.triton.launches import DeviceOutcome
 from adamas.options import Phase
 from adamas.statistics import NONE_LEFT, OfPart, Statistics, values_of
@@ -30,7 +31,8 @@ class Record:
     """What steps report, taken down."""
 
     def __init__(self) -> None:
-        self._made: Made | None = None
+        #: What the last step reports, or the parts of that.
+        self._last: Made | tuple[Any, ...] | None = None
         #: How many steps have reported, those that were left out included.
         self.count = 0
         #: The parameters that its statistics are of.
@@ -40,6 +42,12 @@ class Record:
         self._loss_scale: Any = None
         #: Steps that were left out, but for those that devices count.
         self.skipped = 0
+
+    @property
+    def _made(self) -> Made | None:
+        if type(self._last) is tuple:
+            self._last = outcome_of(self._last)
+        return cast("Made | None", self._last)
 
     @property
     def norm(self) -> float | None:
@@ -113,7 +121,7 @@ class Record:
         Returns whether the plan is of the first step alone. Raises FloatingPointError for gradients
         that are not finite, where ``phase`` says so.
         """
-        self._made = made
+        self._last = made
         self.count += 1
         self._clip_norm = phase.clip_norm
         is_on_device = isinstance(made, DeviceOutcome)
@@ -140,6 +148,17 @@ class Record:
         if phase.on_nonfinite == "raise":
             raise _not_finite(plan.nonfinite(made), names_of(groups))
         return False
+
+    def take_parts(self, parts: tuple[Any, ...], clip_norm: float | None) -> None:
+        """Take down the parts of an outcome of a native step that was made, without statistics.
+
+        Nothing else depends on it, and its gradients are not scaled.
+        """
+        self._last = parts
+        self.count += 1
+        self._clip_norm = clip_norm
+        self._loss_scale = None
+        self.reported = ()
 
     def statistics(self, names: Sequence[str]) -> dict[str, Tensor]:
         """Return the statistics of the last step, under names. Raises RuntimeError without any."""

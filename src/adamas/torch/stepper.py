@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from adamas.engines.native import outcome_of
 from adamas.engines.triton.launches import DeviceOutcome
 from adamas.options import observed
 from adamas.spikes import Skipped, Window
@@ -18,7 +19,7 @@ from adamas.torch.averages import Averages, Weights
 from adamas.torch.copies import Copies
 from adamas.torch.grouping import check_parameters, check_state, names_of, parameters_of
 from adamas.torch.keeping import Group, Keeping
-from adamas.torch.numbers import Scaling
+from adamas.torch.numbers import UNSCALED, Numbers, Scaling
 from adamas.torch.plan import OVERFLOWED, Plan, Planner
 from adamas.torch.record import Record
 from adamas.torch.routes import Groups, Made, Owned, States
@@ -62,7 +63,7 @@ class Stepper:
             self.record.skipped = before.record.skipped
         #: Parameters whose gradients were laid out over processes otherwise than they are.
         self._laid_otherwise: list[Tensor] = []
-        #: The native step where it is all there is to do, and reports nothing; else None.
+        #: The native step where it is all there is to do, None after it; else None.
         self.direct: Callable[[Groups, States], Any] | None = None
         self.go_by(keeping)
         self.resume()
@@ -242,9 +243,11 @@ class Stepper:
         plan = None if self.averages.are_in_place else self._plan
         direct = None if plan is None else plan.direct
         native = None if plan is None or direct is None else plan.native
-        if native is not None and self._copies.tensors:
+        if plan is not None and direct is not None and plan.phase.reads_first:
+            direct = _taken_down(direct, plan, self.turn, self.record, self._planner.numbers)
+        if native is not None and direct is not None and self._copies.tensors:
             direct = _with_copies(
-                native, self.turn, self.averages, self._copies, self.keeping, self._tracking
+                direct, native, self.turn, self.averages, self._copies, self.keeping, self._tracking
             )
         if self._tracking.together:
             direct = native = None
@@ -320,7 +323,33 @@ class Stepper:
                     self.resume()
 
 
+def _taken_down(
+    direct: Callable[[Groups, States], Any],
+    plan: Plan,
+    turn: Turn,
+    record: Record,
+    numbers: Numbers,
+) -> Callable[[Groups, States], Any]:
+    """Return what makes a native step and takes down what it reports, in one turn."""
+    lock, phase, take_parts = turn.lock, plan.phase, record.take_parts
+    clip_norm = phase.clip_norm
+
+    def step(groups: Groups, states: States) -> Any:
+        with lock:
+            parts = direct(groups, states)
+            if type(parts) is not tuple:
+                return parts
+            if parts[0]:
+                take_parts(parts, clip_norm)
+            else:
+                record.take(plan, outcome_of(parts), UNSCALED, phase, numbers, groups)
+            return None
+
+    return step
+
+
 def _with_copies(
+    direct: Callable[[Groups, States], Any],
     plan: Any,
     turn: Turn,
     averages: Averages,
@@ -334,7 +363,7 @@ def _with_copies(
     """
 
     def step(groups: Groups, states: States) -> Any:
-        outcome = plan.step_if_open(groups, states)
+        outcome = direct(groups, states)
         if outcome is None and plan.stepped < len(copies.tensors):
             with turn.held():
                 if not averages.are_in_place:

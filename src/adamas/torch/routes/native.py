@@ -78,7 +78,7 @@ class Native(Route):
         #: Of their groups, by identity.
         self._options = setup.numbers.options(members)
         self._is_given_updates = setup.is_given_updates
-        self._is_shared = setup.parts is not None
+        self._is_shared = setup.parts is not None or setup.exchange is not None
         phase = setup.phase
         if setup.is_given_updates:
             phase = replace(phase, clip_update=None)
@@ -111,12 +111,15 @@ class Native(Route):
 
     @property
     def direct(self) -> Callable[[Groups, States], Any] | None:
-        """Makes a step where that is all there is to do: nothing to give, and nothing to report."""
+        """Makes a step where that is all there is to do, and gives what it reports: norm and guard.
+
+        None where there are numbers to give, and where a step reports more.
+        """
         phase = self._phase
-        is_silent = not phase.reads_first and not phase.statistics
         # Without a gradient it would ask others for their sums, and then somebody for a look.
-        is_alone = phase.clip_update is None or not self._is_shared
-        return self.plan.step_if_open if is_silent and is_alone and not self._given else None
+        asks = self._is_shared and (phase.reads_first or phase.clip_update is not None)
+        reports_more = phase.statistics or phase.skip_above is not None
+        return None if self._given or asks or reports_more else self.plan.step_if_open
 
     def go_by(self, phase: Phase) -> None:
         """Step by another phase that keeps the same and reads the same first."""
