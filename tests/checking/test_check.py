@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+import adamas
 from adamas.checking import fitting, wording
 from adamas.checking.examination import diagnose
 from adamas.checking.variants import Variant
@@ -249,6 +250,12 @@ def test_a_weight_decay_of_no_known_form_does_not_hide_the_rest():
     found = diagnose(planted("decay odd", "eps inside")).fit
     assert found.variant == Variant(epsilon="inside", decay="unknown")
     assert "weight decay in a form that is not known" in wording.deviations(found.variant)
+
+
+def test_a_weight_decay_of_no_known_form_is_what_misses_the_rule():
+    miss = adamas.check(planted("decay odd")).miss
+    assert miss is not None
+    assert miss.share > 1e-3
 
 
 def test_a_right_adam_has_no_mistake():

@@ -19,6 +19,7 @@ KINDS = {
     "5": "RAdam (rectified above ρ = 5)",
     "4": "RAdam (rectified above ρ = 4 as in the paper)",
     "5, no factor": "the factor r_t is missing: m̂ alone while ρ_t is up to 5, then Adam",
+    "5, at rest": "no steps of m̂ while ρ_t is up to 5: nothing moves; then RAdam",
 }
 
 
@@ -33,7 +34,7 @@ class RAdam(Planted):
         rho = longest - 2.0 * t * b2**t / (1.0 - b2**t)
         first = m / (1.0 - b1**t)
         if rho <= float(self.kind[0]):
-            return first
+            return 0.0 * first if self.kind == "5, at rest" else first
         r = math.sqrt((rho - 4) * (rho - 2) * longest / ((longest - 4) * (longest - 2) * rho))
         root = np.sqrt(v)
         if "eps before the correction" in self.mistakes:
@@ -101,6 +102,12 @@ def test_radams_of_libraries_are_faithful(subject, epsilon):
     assert epsilon in report.sentence
 
 
+def test_one_that_rests_at_first_is_tried_at_its_edges_once_it_moves():
+    happens = {edge.name: edge.happens for edge in adamas.check(planted("5, at rest")).edges}
+    assert happens["NaN in the gradient"] == "that element is lost for good, others are not"
+    assert not happens["subnormal gradient"].endswith("0.0e+00")
+
+
 def test_forms_that_are_something_simpler_are_left_out():
     for change in (
         {"square": "absent", "correction2": "paper"},
@@ -115,6 +122,7 @@ def test_forms_that_are_something_simpler_are_left_out():
 
 def test_the_nearest_faithful_form_rectifies_too():
     assert rule_nearest(Variant(rectified="5, no factor")) == Variant(rectified="5")
+    assert rule_nearest(Variant(rectified="5, at rest")) == Variant(rectified="5")
     assert rule_nearest(Variant(rectified="4", epsilon="inside")) == Variant(rectified="4")
 
 
@@ -123,3 +131,5 @@ def test_the_formula_shows_both_cases():
     assert lines["ρ"] == "ρ∞ = 2/(1−β2) − 1, ρ = ρ∞ − 2t·β2^t/(1−β2^t)"
     assert lines["r"] == "r = √((ρ−4)(ρ−2)ρ∞ / ((ρ∞−4)(ρ∞−2)ρ))"
     assert lines["w"] == "w ← w − η·(r·m̂ / (√v̂ + ε) where ρ > 5, else m̂)"
+    lines = wording.sheet(Variant(rectified="5, at rest"))
+    assert lines["w"] == "w ← w − η·(r·m̂ / (√v̂ + ε) where ρ > 5, else 0)"

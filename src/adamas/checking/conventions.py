@@ -44,6 +44,8 @@ Array = NDArray[Any]
 
 #: What detection is done with: parameters of size 100, so that values and updates differ.
 _FIRST = Settings(lr=0.125, beta1=0.625, beta2=0.75, eps=0.05)
+#: After how many steps without a change a way of calling is given up.
+_FIRST_STEPS = 12
 #: Names of methods that make a step, in the order in which they are tried.
 METHODS = (
     "step", "update", "update_params", "update_parameters", "update_weights", "apply_gradients",
@@ -205,19 +207,24 @@ def _first_arrays(convention: Convention, dtype: Any) -> list[Array]:
 
 
 def _problem(convention: Convention, dtype: Any) -> str | None:
-    """Return why a convention does not work, after one step; None where it does."""
-    arrays = _first_arrays(convention, dtype)
+    """Return why a convention does not work, after its first steps; None where it does."""
+    arrays = found = _first_arrays(convention, dtype)
     try:
         with _restored(convention.subject.make):
             trial = convention.start(arrays, _FIRST)
-            found = trial.step([np.full(a.shape, 0.5, dtype=dtype) for a in arrays]).parameters
+            # Some RAdams move nothing until they rectify, which is here from the 8th step on.
+            for _ in range(_FIRST_STEPS):
+                gradients = [np.full(a.shape, 0.5, dtype=dtype) for a in arrays]
+                found = trial.step(gradients).parameters
+                if not all(map(np.array_equal, found, arrays)):
+                    break
     except Exception as error:
         cause = " (1 − β^t is 0 where t starts at 0: count the first step as 1)"
         return told(error, 160) + cause * isinstance(error, ZeroDivisionError)
     if [each.shape for each in found] != [each.shape for each in arrays]:
         return "what came back does not have the shapes of the parameters"
     if all(map(np.array_equal, found, arrays)):
-        return "the parameters did not change"
+        return f"the parameters did not change in {_FIRST_STEPS} steps"
     return None
 
 

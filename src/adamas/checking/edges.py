@@ -16,10 +16,14 @@ from adamas.checking.prediction import Prediction, Settings
 from adamas.checking.progress import STAGES, Progress
 from adamas.checking.trials import Convention, told
 from adamas.checking.variants import Variant
+from adamas.coefficients import rectification
 
 __all__ = ["Edge", "edges"]
 
 Array = NDArray[Any]
+
+#: With a β2 of at most 2/3 a RAdam never rectifies: it rests forever, of which this is enough.
+_LONGEST_REST = 50
 
 
 @dataclass(frozen=True)
@@ -38,12 +42,14 @@ def edges(convention: Convention, variant: Variant | None, progress: Progress) -
     """
     settings = dataclasses.replace(convention.default, weight_decay=0.0)
     bare = dataclasses.replace(settings, eps=0.0)
-    run, run_bare = partial(_run, convention, settings), partial(_run, convention, bare)
+    rests = _rests(variant, settings)
+    run = partial(_run, convention, settings, rests)
+    run_bare = partial(_run, convention, bare, rests)
     tried: dict[str, Callable[[], tuple[str, bool]]] = {
         "zero gradient": lambda: _zero(run),
         "zero gradient, ε = 0": lambda: _zero(run_bare),
-        "subnormal gradient": lambda: _small(run, settings, variant, 1e-40),
-        "g² underflows, ε = 0": lambda: _small(run_bare, bare, variant, 1e-30),
+        "subnormal gradient": lambda: _small(run, settings, variant, rests, 1e-40),
+        "g² underflows, ε = 0": lambda: _small(run_bare, bare, variant, rests, 1e-30),
         "g² overflows": lambda: _huge(run),
         "NaN in the gradient": lambda: _not_finite(run, np.nan),
         "infinity in it": lambda: _not_finite(run, np.inf),
@@ -70,10 +76,20 @@ def edges(convention: Convention, variant: Variant | None, progress: Progress) -
 _Run = Callable[[Array, list[Array]], list[Array]]
 
 
+def _rests(variant: Variant | None, settings: Settings) -> int:
+    """Return in how many steps nothing moves, whatever the gradient: those of a RAdam at rest."""
+    if variant is None or variant.rectified != "5, at rest":
+        return 0
+    later = range(1, _LONGEST_REST + 1)
+    return next((t - 1 for t in later if rectification(settings.beta2, t)), _LONGEST_REST)
+
+
 def _run(
-    convention: Convention, settings: Settings, start: Array, gradients: list[Array]
+    convention: Convention, settings: Settings, rests: int, start: Array, gradients: list[Array]
 ) -> list[Array]:
     trial = convention.start([start] * convention.arrays, settings)
+    for _ in range(rests):
+        trial.step([np.zeros_like(gradients[0]) for _ in range(convention.arrays)])
     seen = [start]
     for gradient in gradients:
         given = [np.array(gradient, order="K") for _ in range(convention.arrays)]
@@ -95,7 +111,7 @@ def _zero(run: _Run) -> tuple[str, bool]:
 
 
 def _small(
-    run: _Run, settings: Settings, variant: Variant | None, gradient: float
+    run: _Run, settings: Settings, variant: Variant | None, rests: int, gradient: float
 ) -> tuple[str, bool]:
     moved = float(run(_full(0.0), [_full(gradient)])[1][0])
     if not np.isfinite(moved):
@@ -103,8 +119,9 @@ def _small(
     found = f"a step of {abs(moved):.1e}" if moved else "no step"
     if variant is None:
         return found, True
-    given, before = np.full((1, 1, 1), gradient), np.zeros((1, 1, 1))
-    true = Prediction(settings, given, before, arithmetic=exact()).change(variant)
+    given, before = np.zeros((2, rests + 1, 1, 1))
+    given[-1] = gradient
+    true = Prediction(settings, given, before, arithmetic=exact()).change(variant)[-1]
     return f"{found}, where that of exact arithmetic is {abs(float(true.item())):.1e}", True
 
 

@@ -174,7 +174,9 @@ class _Judgement:
         formula = _differing(variant, rule) if deviations and self._known else ()
         miss = None
         if formula or not self._known or self._few_bits:
-            miss = Miss(*max(each.worst(rule) for each in self._runs(large=True)))
+            # The rule has a weight decay, also where that of the subject is not known.
+            runs = [*self._runs(large=True), *self._diagnosis.decaying]
+            miss = Miss(*max(each.worst(rule) for each in runs))
         sentence = self._sentence(deviations)
         return Report(
             subject=convention.subject.name,

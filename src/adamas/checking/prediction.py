@@ -323,7 +323,10 @@ class Rectification(NamedTuple):
 
 
 class Rectified(NamedTuple):
-    """What RAdam divides by: √v̂ + ε over r_t, or 1; ``kind`` is that of a variant."""
+    """What RAdam divides by: √v̂ + ε over r_t, or 1; ``kind`` is that of a variant.
+
+    At rest, it is infinity in place of 1.
+    """
 
     denominator: Denominator
     rectification: Rectification
@@ -331,9 +334,10 @@ class Rectified(NamedTuple):
 
     def __call__(self, run: Prediction) -> Array:
         a, d, r = run.arithmetic, run.of(self.denominator), run.of(self.rectification)
-        is_off = r == 0
-        over = a.number(1.0) if self.kind == "5, no factor" else np.where(is_off, a.number(1.0), r)
-        return np.where(is_off, a.number(1.0), d / over)
+        is_off, one = r == 0, a.number(1.0)
+        over = one if self.kind == "5, no factor" else np.where(is_off, one, r)
+        instead = a.number(np.inf) if self.kind == "5, at rest" else one
+        return np.where(is_off, instead, d / over)
 
 
 class Numerator(NamedTuple):

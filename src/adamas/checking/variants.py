@@ -57,8 +57,8 @@ class Variant(NamedTuple):
     #: "raw" leaves the gradient's part without a correction; a schedule is one for β1.
     nesterov: Literal["no", "dozat", "same step", "raw", "torch schedule", "keras schedule"] = "no"
     #: RAdam: above which ρ_t the learning rate is rectified; up to there nothing is divided. "5, no
-    #: factor" leaves out r_t.
-    rectified: Literal["no", "5", "4", "5, no factor"] = "no"
+    #: factor" leaves out r_t, "5, at rest" moves nothing up to there.
+    rectified: Literal["no", "5", "4", "5, no factor", "5, at rest"] = "no"
     #: What is kept from step to step; with "nothing" not even t.
     memory: Literal["all", "nothing", "t", "m and t", "v and t"] = "all"
     #: What parameters have in common; "t" is counted once for each.

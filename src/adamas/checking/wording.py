@@ -54,6 +54,7 @@ _DEVIATIONS: dict[str, dict[Any, str]] = {
     },
     "rectified": {
         "5, no factor": "the factor r_t is missing: m̂ alone while ρ_t is up to 5, then Adam",
+        "5, at rest": "no steps of m̂ while ρ_t is up to 5: nothing moves; then RAdam",
     },
     "memory": {
         "nothing": "no state is kept: every step is a first one",
@@ -251,7 +252,8 @@ def sheet(variant: Variant) -> dict[str, str]:
         if variant.rectified != "5, no factor":
             lines["r"] = "r = √((ρ−4)(ρ−2)ρ∞ / ((ρ∞−4)(ρ∞−2)ρ))"
             update = f"r·{update}"
-        update = f"({update} where ρ > {variant.rectified[0]}, else {top})"
+        other = "0" if variant.rectified == "5, at rest" else top
+        update = f"({update} where ρ > {variant.rectified[0]}, else {other})"
     rate = "η" if variant.lr_fixed is None else f"{variant.lr_fixed:.6g}"
     sign = "+" if variant.direction == "added" else "−"
     decay = {
