@@ -64,7 +64,8 @@ class Run:
         """Plan the steps."""
         for group in self.parameters.groups:
             has_square = group.options.has_square
-            check_together(self.phase, has_square=has_square, others="Adam, AdamW or RMSProp")
+            others = "Adam, AdamW, RAdam or RMSProp"
+            check_together(self.phase, has_square=has_square, others=others)
         rates = [group.options.lr for group in self.parameters.groups]
         marks = repeat(None) if self.tracked is None else iter(self.tracked.marks)
         groups = tuple(group.planned(marks) for group in self.parameters.groups)

@@ -94,7 +94,7 @@ def test_it_clips_beside_the_norm_which_acts_first():
 
 NO_SQUARE = (
     "clip_update is 1.0, but this method keeps no second moment (moving average of squared "
-    "gradients) that updates could be measured by. Use Adam, AdamW or RMSProp, or leave "
+    "gradients) that updates could be measured by. Use Adam, AdamW, RAdam or RMSProp, or leave "
     "clip_update out."
 )
 

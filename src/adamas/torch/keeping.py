@@ -224,7 +224,7 @@ class Keeping(NamedTuple):
         """Raise ValueError where groups cannot be stepped as the phase says."""
         for group in groups:
             _, names = self.method.names(group)
-            others = "Adam, AdamW, NAdam or RMSprop"
+            others = "Adam, AdamW, NAdam, RAdam or RMSprop"
             check_together(self.phase, has_square=names.square is not None, others=others)
             self._refuse_own_step(group)
 
