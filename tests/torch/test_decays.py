@@ -182,7 +182,13 @@ def test_a_decay_that_is_set_in_a_run_is_that_of_the_next_step():
 REFUSED = [
     (
         {"decay": "l2"},
-        'decay is \'l2\', but it must be one of "fully-decoupled", "cautious", "corr',
+        'decay is "l2", but it must be one of "fully-decoupled", "cautious", "corrected". L2 is '
+        "what all classes but AdamW do where decay is left out.",
+    ),
+    (
+        {"decay": "decoupled"},
+        'decay is "decoupled", but it must be one of "fully-decoupled", "cautious", "corrected". '
+        "Decoupled decay is that of AdamW, and of Adam, NAdam and RAdam with ",
     ),
     ({"decay": "cautious", "lr_max": 1.0}, "lr_max is 1.0, but decay is 'cautious': lr_max has a"),
     ({"lr_max": 1.0}, "lr_max is 1.0, but decay is None: lr_max has a meaning with"),

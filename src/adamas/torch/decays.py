@@ -30,6 +30,12 @@ __all__ = [
 KEYS = ("decay", "lr_max")
 #: The decays that torch's classes do not have.
 GroupDecay = Literal["fully-decoupled", "cautious", "corrected"]
+#: How to have those that torch's classes have, which NumPy's name.
+_TORCHS = {
+    "decoupled": "Decoupled decay is that of AdamW, and of Adam, NAdam and RAdam with "
+    "decoupled_weight_decay=True, where decay is left out.",
+    "l2": "L2 is what all classes but AdamW do where decay is left out.",
+}
 #: Those that know the greatest learning rate.
 _WITH_MOST = ("fully-decoupled", "corrected")
 
@@ -50,6 +56,11 @@ def check_values(group: Group, where: str = "") -> None:
     ``where`` names the group for the text.
     """
     kind, most = group.get("decay"), _number(group.get("lr_max"))
+    if isinstance(kind, str) and kind in _TORCHS:
+        raise ValueError(
+            f'{where}decay is "{kind}", but it must be one of "fully-decoupled", "cautious", '
+            f'"corrected". {_TORCHS[kind]}'
+        )
     if kind is not None:
         check_choice(f"{where}decay", kind, get_args(GroupDecay))
     if most is not None:
