@@ -37,7 +37,7 @@ std::uint64_t hash_of(std::int32_t rank, const std::int64_t* sizes, const std::i
     return hash | 1;
 }
 
-Reader::Reader(nb::handle tensor_type) {
+Reader::Reader(nb::handle tensor_type) : tensor_type_(tensor_type.ptr()) {
     nb::object capsule = nb::getattr(tensor_type, "__dlpack_c_exchange_api__", nb::none());
     if (PyCapsule_IsValid(capsule.ptr(), "dlpack_exchange_api")) {
         api_ = static_cast<const dlpack::ExchangeApi*>(
@@ -75,7 +75,9 @@ void Reader::find_handles(PyObject* tensor) {
         auto other = nb::steal(PyObject_CallMethod(tensor, "detach", nullptr));  // must agree
         PyErr_Clear();
         std::size_t place = object_place(tensor);
-        bool agrees = other.is_valid() && object_place(other.ptr()) == place;
+        // It may be anything where somebody has what torch's functions give (__torch_function__).
+        bool agrees = other.is_valid() && other.type().ptr() == tensor_type_ &&
+                      object_place(other.ptr()) == place;
         object_ = agrees ? place : 0;
     }
 #endif

@@ -129,6 +129,7 @@ private:
 // Reads tensors of one framework.
 class Reader {
 public:
+    // The type must outlive the reader.
     explicit Reader(nanobind::handle tensor_type);
 
     bool is_fast() const { return api_ != nullptr; }
@@ -181,6 +182,7 @@ private:
     const Type& type_of(nanobind::object dtype);
     dlpack::Device device_of(nanobind::object device);
 
+    const PyObject* tensor_type_;
     const dlpack::ExchangeApi* api_ = nullptr;
     const Shim* shim_ = nullptr;  // null where handles cannot be found, or are not yet
     std::size_t handle_ = 0;      // where in a Python object

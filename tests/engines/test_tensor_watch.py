@@ -13,6 +13,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from adamas.engines.native import TensorWatch
 
@@ -109,6 +110,18 @@ def test_the_gradient_of_a_parameter_whose_class_has_its_own_is_asked_for(watche
     assert not watched.is_as_it_was()
     watched.idle.__class__ = Other
     assert watched.is_as_it_was()
+
+
+@pytest.mark.parametrize("given", [None, 12345, torch.zeros(3, 4)])
+def test_a_mode_may_give_anything_for_torch_functions_while_a_watch_is_made(watched, given):
+    class Mode(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            return given if func is torch.Tensor.detach else func(*args, **(kwargs or {}))
+
+    with Mode():
+        watched.watch = watched.made()
+        assert watched.is_as_it_was()
+    assert watched.addresses.tolist() == [p.grad.data_ptr() for p in watched.parameters]
 
 
 def test_a_gradient_that_is_a_view_has_its_own_address(watched):
