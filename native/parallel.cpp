@@ -14,6 +14,8 @@
 
 #if defined(__linux__)
 #include <sched.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 #endif
 #if !defined(_WIN32)
 #include <pthread.h>
@@ -88,46 +90,43 @@ void alone(const Job& job) {
     job.body(job.context, 0, job.count);
 }
 
-// The processor of the calling thread, or -1.
-int processor_of_thread() {
+// A thread, and the processor it runs on, as far as the system tells them.
+struct Caller {
+    int thread = -1, processor = -1;
+
+    static Caller here() {
 #if defined(__linux__)
-    return sched_getcpu();
+        return {static_cast<int>(syscall(SYS_gettid)), sched_getcpu()};
 #else
-    return -1;
+        return {};
 #endif
-}
+    }
+};
 
 // Keeps a thread of the pool off the processor of who has woken it. Linux wakes a thread beside
 // the one that wakes it where all other processors seem busy, and in a virtual machine a processor
 // that is halted seems so: both would take turns on one. A thread that finds itself there moves
-// away, and stays away.
-class Place {
-public:
-    void keep_off(int processor) {
+// away, to where the caller might be, and stays away.
+void keep_off([[maybe_unused]] Caller caller) {
 #if defined(__linux__)
-        if (processor < 0 || processor >= CPU_SETSIZE || processor != sched_getcpu()) {
-            return;
-        }
-        cpu_set_t now;
-        if (sched_getaffinity(0, sizeof now, &now) != 0) {
-            return;
-        }
-        if (!CPU_EQUAL(&now, &own_)) {  // somebody else has said where it may run
-            given_ = now;
-        }
-        own_ = given_;
-        CPU_CLR(processor, &own_);
-        if (CPU_COUNT(&own_) == 0 || sched_setaffinity(0, sizeof own_, &own_) != 0) {
-            own_ = now;
-        }
-#endif
+    int processor = caller.processor;
+    if (processor < 0 || processor >= CPU_SETSIZE || processor != sched_getcpu()) {
+        return;
     }
-
-#if defined(__linux__)
-private:
-    cpu_set_t given_{}, own_{};
+    // That of the caller, which changes as whoever limits the process likes, or else what is left
+    // of the thread's own: a caller may be bound to one processor.
+    for (int thread : {caller.thread, 0}) {
+        cpu_set_t others;
+        if (sched_getaffinity(thread, sizeof others, &others) != 0) {
+            continue;
+        }
+        CPU_CLR(processor, &others);
+        if (CPU_COUNT(&others) > 0 && sched_setaffinity(0, sizeof others, &others) == 0) {
+            return;
+        }
+    }
 #endif
-};
+}
 
 // Who may join a round, and who has: the number of the round, how many threads may still join it,
 // and how many have joined and not finished.
@@ -290,7 +289,9 @@ private:
     void open(const Job& job, int places) {
         job_ = job;
         next_.store(0, std::memory_order_relaxed);
-        processor_.store(processor_of_thread(), std::memory_order_relaxed);
+        Caller caller = Caller::here();
+        thread_.store(caller.thread, std::memory_order_relaxed);
+        processor_.store(caller.processor, std::memory_order_relaxed);
         gate_.open(places);
         // Each worker is counted here, or sees that the gate is open before it parks.
         to_wake_.store(places - (workers_ - parked_.load()));
@@ -323,12 +324,12 @@ private:
 
     void serve() {
         std::uint64_t seen = 0;
-        Place place;
         for (;;) {
             // Who is woken too late for one pass of a step may be in time for the next.
             if (!spin(patience(), [&] { return gate_.join(seen); })) {
                 park(seen);
-                place.keep_off(processor_.load(std::memory_order_relaxed));
+                keep_off({thread_.load(std::memory_order_relaxed),
+                          processor_.load(std::memory_order_relaxed)});
                 continue;
             }
             Job job = job_;
@@ -379,7 +380,7 @@ private:
     Job job_;  // of those who have joined
     std::atomic<std::int64_t> next_{0};
     std::atomic<std::int64_t> patience_{0};
-    std::atomic<int> processor_{-1};  // of the caller, where that is known
+    std::atomic<int> thread_{-1}, processor_{-1};  // of the caller
 
     std::mutex mutex_;  // of those who park
     std::condition_variable wake_, done_;

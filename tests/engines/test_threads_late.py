@@ -179,3 +179,41 @@ for task in set(os.listdir("/proc/self/task")) - before:
 """
     done = python(code)
     assert done.stdout.split() == ["True"] * 2, done.stderr
+
+
+@linux
+def test_threads_of_the_pool_stay_where_the_process_may_run_when_that_changes():
+    code = """
+import os, time
+import numpy as np
+import adamas
+
+before = set(os.listdir("/proc/self/task"))
+adamas.set_num_threads(3)
+parameters = np.ones(1 << 20, np.float32)
+optimizer = adamas.Adam(parameters)
+
+
+def step_after_parking():
+    time.sleep(0.001)
+    optimizer.step(parameters)
+
+
+def workers():
+    return [int(task) for task in set(os.listdir("/proc/self/task")) - before]
+
+
+allowed = os.sched_getaffinity(0)
+for _ in range(200):
+    step_after_parking()
+    own = min(map(os.sched_getaffinity, workers()), key=len)
+    if len(own) < len(allowed):  # it has been beside the caller
+        break
+for task in os.listdir("/proc/self/task"):
+    os.sched_setaffinity(int(task), own)
+for _ in range(50):
+    step_after_parking()
+print(*[os.sched_getaffinity(task) <= own for task in workers()])
+"""
+    done = python(code)
+    assert done.stdout.split() == ["True"] * 2, done.stderr
