@@ -272,7 +272,9 @@ inline StepStrips by_hand(const Work& work, const Arrays& arrays) {
     if (c.keep1 != 0 && !(c.keep1 > 0x1p-60f)) {
         return nullptr;
     }
-    bool neutral = c.l2 == 0 && c.from_g == 0 && c.inner == 0 && c.opposed == c.decay;
+    // With a decay below 0 an infinite p would not become NaN.
+    bool decays = c.decay >= 0 && c.opposed == c.decay;
+    bool neutral = decays && c.l2 == 0 && c.from_g == 0 && c.inner == 0;
     if (layout.dtype == DType::float32) {
         return by_hand_of<Parameters::float32>(layout.square_form, neutral);
     }

@@ -87,6 +87,20 @@ def test_any_betas_give_the_bits_of_the_reference(form, betas):
     assert differences(judge, run(native, options, Phase(), parameters, gradients)) == []
 
 
+@pytest.mark.parametrize("form", NAMES)
+def test_infinite_parameters_beside_a_rate_below_0_have_the_bits_of_the_reference(form):
+    parameters, gradients = [np.ones(TILE, np.float32)], [[np.ones(TILE, np.float32)]]
+    parameters[0][[3, 500]] = np.inf, -np.inf
+    phase, found = Phase(), {}
+    for engine in (reference, native):
+        options = Options(state=form, weight_decay=0.01, decay="decoupled")
+        state = states.create(parameters[0], options)
+        slot = Slot(parameters[0].copy(), state)
+        engine.Plan([Group(options, (slot,))], phase).step(gradients[0], 1, [-1e-13])
+        found[engine] = [slot.parameter, *state.arrays().values()]
+    assert [same(a, b) for a, b in zip(*found.values(), strict=True)] == [True] * len(found[native])
+
+
 @pytest.mark.parametrize(
     ("betas", "form"),
     [((0.9, None), "bfloat16"), ((None, 0.99), "bfloat16"), ((None, 0.99), "compact"),
