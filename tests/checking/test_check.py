@@ -10,7 +10,7 @@ import pytest
 import adamas
 from adamas.checking import fitting, wording
 from adamas.checking.examination import diagnose
-from adamas.checking.variants import Variant
+from adamas.checking.variants import Variant, rule_nearest
 from tests.support.planted import planted
 
 #: What each mistake of planted.py is as a variant, and the words for it.
@@ -250,6 +250,23 @@ def test_a_weight_decay_of_no_known_form_does_not_hide_the_rest():
     found = diagnose(planted("decay odd", "eps inside")).fit
     assert found.variant == Variant(epsilon="inside", decay="unknown")
     assert "weight decay in a form that is not known" in wording.deviations(found.variant)
+
+
+@pytest.mark.parametrize(
+    ("decay", "words"),
+    [
+        ("cautious", "cautious decay"),
+        ("cautious, strict", "cautious decay that leaves out elements whose update is 0"),
+        ("cautious by g", "cautious decay by the sign of the gradient, not of the update"),
+        ("cautious, turned", "cautious decay turned round: where signs are opposite"),
+    ],
+)
+def test_each_way_to_compare_signs_in_a_cautious_decay_is_named(decay, words):
+    found = diagnose(planted(f"decay {decay}")).fit
+    assert found.variant == Variant(decay=decay)
+    assert found.rivals == ()
+    assert words in wording.words(found.variant)
+    assert rule_nearest(found.variant) == Variant(decay="cautious")
 
 
 def test_a_weight_decay_of_no_known_form_is_what_misses_the_rule():

@@ -74,6 +74,10 @@ class Planted:
                 "without lr, after",
                 "in m only",
                 "odd",
+                "cautious",
+                "cautious, strict",
+                "cautious by g",
+                "cautious, turned",
             )
         )
         g_of_m = g
@@ -85,6 +89,13 @@ class Planted:
         u = self._update(g_of_m, m, v, w)
         if has("decay decoupled"):
             p -= lr * self.wd * before
+        agreed = np.sign(g if has("decay cautious by g") else u) * np.sign(before)
+        if has("decay cautious") or has("decay cautious by g"):
+            p -= lr * self.wd * before * (agreed >= 0)
+        if has("decay cautious, strict"):
+            p -= lr * self.wd * before * (agreed > 0)
+        if has("decay cautious, turned"):
+            p -= lr * self.wd * before * (agreed <= 0)
         if has("decay without lr"):
             p -= self.wd * before
         if has("update added"):

@@ -91,9 +91,14 @@ class Prediction:
             return change + decay * p
         if variant.decay == "fully":
             return change + decay * p * (lr / a.number(s.lr))
-        if variant.decay == "cautious":
-            agrees = np.asarray(np.sign(change) * np.sign(p) >= 0, dtype=bool)
-            return change + lr * decay * p * a.array(agrees)
+        if variant.decay.startswith("cautious"):
+            by_g = variant.decay == "cautious by g"
+            against = self.of(Gradient(variant.direction == "ascent", 0.0)) if by_g else change
+            agrees = np.sign(against) * np.sign(p)
+            if variant.decay == "cautious, turned":
+                agrees = -agrees
+            decays = agrees > 0 if variant.decay == "cautious, strict" else agrees >= 0
+            return change + lr * decay * p * a.array(np.asarray(decays, dtype=bool))
         if variant.decay == "corrected":
             return change + lr * decay * p * (lr / a.number(s.lr))
         if variant.decay == "after":

@@ -63,8 +63,8 @@ class Variant(NamedTuple):
     memory: Literal["all", "nothing", "t", "m and t", "v and t"] = "all"
     #: What parameters have in common; "t" is counted once for each.
     shared: Literal["nothing", "m and v", "t", "all"] = "nothing"
-    #: "after" and "without lr, after" are of the parameter after the step; "unknown" is none of
-    #: these.
+    #: "after" and "without lr, after" are of the parameter after the step; "strict" leaves out
+    #: where the update is 0, "turned" decays where signs are opposite; "unknown" is none of these.
     decay: Literal[
         "l2",
         "decoupled",
@@ -73,6 +73,9 @@ class Variant(NamedTuple):
         "without lr, after",
         "fully",
         "cautious",
+        "cautious, strict",
+        "cautious by g",
+        "cautious, turned",
         "corrected",
         "l2 in m",
         "ignored",
@@ -242,7 +245,9 @@ def rule_nearest(variant: Variant) -> Variant:
         rule = rule.but(rectified="4" if variant.rectified == "4" else "5")
     if variant.epsilon == "outside before":
         rule = rule.but(epsilon=variant.epsilon)
-    if variant.decay in ("decoupled", "fully", "cautious", "corrected"):
+    if variant.decay.startswith("cautious"):
+        rule = rule.but(decay="cautious")
+    elif variant.decay in ("decoupled", "fully", "corrected"):
         rule = rule.but(decay=variant.decay)
     elif variant.decay in ("after", "without lr", "without lr, after", "unknown"):
         rule = rule.but(decay="decoupled")
