@@ -7,7 +7,7 @@ arrays in memory. Fused operations that are the same but for the arrays that the
 once, however many there are; so a number that tells arrays apart has to go into a call, too.
 
 A call is a hint. Where it is not known (on other devices, in other versions, and where arrays are
-spread over a mesh) the same operations stand in its place.
+sharded over a mesh) the same operations stand in its place.
 """
 
 from __future__ import annotations
@@ -112,6 +112,6 @@ def _has_calls(arrays: Sequence[Array]) -> bool:
 
 
 def _has_mesh(array: Any) -> bool:
-    """Return whether an array may be spread over the devices of a mesh."""
+    """Return whether an array may be sharded over the devices of a mesh."""
     mesh = getattr(getattr(jax.typeof(array), "sharding", None), "mesh", None)
     return mesh is not None and mesh.size > 1

@@ -3,7 +3,7 @@
 A square is a whole number of units, whose bits are limbs of 16 at fixed places: ``adamas.digits``
 with shorter digits. Elements are taken bin by bin, of 16 exponents each, since those of a bin have
 few limbs; most arrays fill two or three bins. Whole numbers add up in any order, so a sum does not
-depend on how an array is spread over devices. The rest is binary64, as in ``adamas.coefficients``.
+depend on how an array is sharded over devices. The rest is binary64, as in ``adamas.coefficients``.
 """
 
 from __future__ import annotations
