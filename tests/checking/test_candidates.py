@@ -102,7 +102,9 @@ def test_a_package_has_the_optimizers_that_it_exports():
     assert {"torch.optim:Adam", "torch.optim:AdamW", "torch.optim:SGD"} <= set(torchs)
     assert not {"torch.optim:Optimizer", "torch.optim:lr_scheduler"} & set(torchs)
     # Names that are loaded when they are asked for, and functions of other kinds beside them.
-    assert names("adamas") == [f"adamas:{n}" for n in ("Adam", "AdamW", "Momentum", "RMSProp")]
+    assert names("adamas") == [
+        f"adamas:{n}" for n in ("Adam", "AdamW", "Momentum", "RAdam", "RMSProp")
+    ]
 
 
 def test_the_only_one_is_the_one(folder):
