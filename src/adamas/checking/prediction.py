@@ -84,6 +84,8 @@ class Prediction:
         change = update * -lr if variant.direction == "added" else update * lr
         if s.weight_decay == 0.0:
             return change
+        if made_of.clipping is not None:
+            lr = lr * self.of(made_of.clipping)
         decay = a.number(s.weight_decay)
         if variant.decay == "decoupled":
             return change + lr * decay * p
@@ -123,6 +125,8 @@ class Parts(NamedTuple):
     square: Mean
     numerator: Part
     denominator: Part
+    #: What weight decay is multiplied by; the denominator has it already.
+    clipping: Part | None
 
 
 @lru_cache(maxsize=1 << 16)
@@ -165,15 +169,20 @@ def parts(variant: Variant, settings: Settings) -> Parts:
         correction = Correction(variant.correction1, beta1, clock, narrow)
         numerator = Numerator(mean, of_m, correction, variant.nesterov)
     denominator: Part = One()
+    clipping: Part | None = None
     if variant.square != "absent":
         correction = Correction(variant.correction2, beta2, clock, narrow)
         eps = s.eps if variant.eps_fixed is None else variant.eps_fixed
         corrected = Corrected(square, correction, variant.largest)
-        denominator = Denominator(corrected, variant.epsilon, eps, s.eps_root, variant.root)
+        divisor = Denominator(corrected, variant.epsilon, eps, s.eps_root, variant.root)
+        denominator, rectification = divisor, None
         if variant.rectified != "no":
             rectification = Rectification(beta2, clock, float(variant.rectified[0]))
-            denominator = Rectified(denominator, rectification, variant.rectified)
-    return Parts(mean, square, numerator, denominator)
+            denominator = Rectified(divisor, rectification, variant.rectified)
+        if variant.clipped != "no":
+            clipping = Clipping(of_v, divisor, rectification)
+            denominator = Clipped(denominator, clipping)
+    return Parts(mean, square, numerator, denominator, clipping)
 
 
 class One(NamedTuple):
@@ -415,13 +424,7 @@ class Denominator(NamedTuple):
     root: bool
 
     def __call__(self, run: Prediction) -> Array:
-        a, x, eps = run.arithmetic, run.of(self.corrected), run.arithmetic.number(self.eps)
-        if self.epsilon.endswith("before"):
-            correction = run.of(self.corrected.correction)
-            eps = a.divide(eps, correction)
-            if self.epsilon == "outside before" and self.root:
-                # (√v + ε) / √c = √v̂ + ε / √c, and the line above has divided by c.
-                eps = eps * a.sqrt(correction)
+        a, x, eps = run.arithmetic, run.of(self.corrected), self.corrected_eps(run)
         inside = self.epsilon.startswith("inside")
         if inside:
             x = x + eps
@@ -430,3 +433,46 @@ class Denominator(NamedTuple):
         if self.root:
             x = a.sqrt(x)
         return x if inside or self.epsilon == "missing" else x + eps
+
+    def corrected_eps(self, run: Prediction) -> Array:
+        """Return what is added."""
+        a, eps = run.arithmetic, run.arithmetic.number(self.eps)
+        if self.epsilon.endswith("before"):
+            correction = run.of(self.corrected.correction)
+            eps = a.divide(eps, correction)
+            if self.epsilon == "outside before" and self.root:
+                # (√v + ε) / √c = √v̂ + ε / √c, and the line above has divided by c.
+                eps = eps * a.sqrt(correction)
+        return eps
+
+
+class Clipping(NamedTuple):
+    """1 over the root mean square of g / max(√v̂, ε) of an array, where that is above 1."""
+
+    gradient: Gradient
+    denominator: Denominator
+    rectification: Rectification | None
+
+    def __call__(self, run: Prediction) -> Array:
+        a, d, one = run.arithmetic, self.denominator, run.arithmetic.number(1.0)
+        if d.epsilon.startswith("outside"):
+            least = d.corrected_eps(run)
+            divisor = np.maximum(run.of(d._replace(epsilon="missing")), least)
+        else:
+            divisor = run.of(d)
+        updates = a.divide(run.of(self.gradient), divisor)
+        size = a.sqrt((updates * updates).sum(-1, keepdims=True) * one / updates.shape[-1])
+        is_long = np.asarray(size > one, dtype=bool)
+        if self.rectification is not None:  # where it is off nothing is divided, and none clipped
+            is_long &= np.asarray(run.of(self.rectification) != 0, dtype=bool)
+        return a.divide(one, np.where(is_long, size, one))
+
+
+class Clipped(NamedTuple):
+    """What an update is divided by, where it is clipped besides."""
+
+    denominator: Denominator | Rectified
+    clipping: Clipping
+
+    def __call__(self, run: Prediction) -> Array:
+        return run.arithmetic.divide(run.of(self.denominator), run.of(self.clipping))

@@ -59,6 +59,9 @@ class Variant(NamedTuple):
     #: RAdam: above which ρ_t the learning rate is rectified; up to there nothing is divided. "5, no
     #: factor" leaves out r_t, "5, at rest" moves nothing up to there.
     rectified: Literal["no", "5", "4", "5, no factor", "5, at rest"] = "no"
+    #: Update clipping, array by array: where the root mean square of g / max(√v̂, ε) is above 1, the
+    #: learning rate is divided by it.
+    clipped: Literal["no", "above 1"] = "no"
     #: What is kept from step to step; with "nothing" not even t.
     memory: Literal["all", "nothing", "t", "m and t", "v and t"] = "all"
     #: What parameters have in common; "t" is counted once for each.
@@ -150,7 +153,7 @@ def axes(constants: Constants) -> dict[str, tuple[_Changes, ...]]:
         "betas": tuple(_betas(constants)),
         "eps": tuple({"eps_fixed": eps} for eps in _fixed_eps(constants)),
     }
-    names = ("mean", "square", "root", "largest", "nesterov", "rectified", "memory")
+    names = ("mean", "square", "root", "largest", "nesterov", "rectified", "clipped", "memory")
     names += ("float32", "storage")
     for name in (*names, *(["shared"] if constants.several else [])):
         table[name] = _CHANGES[name]
@@ -220,6 +223,12 @@ def is_valid(variant: Variant) -> bool:
         or variant.memory != "all"
         or variant.largest == "fed back"
     )
+    # The measure is of a v that follows the squares of the elements, and of its root.
+    unclipped = variant.clipped != "no" and (
+        variant.square != "square"
+        or not variant.root
+        or variant.memory in ("nothing", "t", "m and t")
+    )
     without_past = variant.memory in ("nothing", "t", "m and t") and variant.largest == "fed back"
     return not (
         without_square
@@ -231,6 +240,7 @@ def is_valid(variant: Variant) -> bool:
         or mean_of_one
         or without_past
         or unrectified
+        or unclipped
     )
 
 
@@ -243,6 +253,7 @@ def rule_nearest(variant: Variant) -> Variant:
         rule = rule.but(nesterov=variant.nesterov)
     if variant.rectified != "no":
         rule = rule.but(rectified="4" if variant.rectified == "4" else "5")
+    rule = rule.but(clipped=variant.clipped)
     if variant.epsilon == "outside before":
         rule = rule.but(epsilon=variant.epsilon)
     if variant.decay.startswith("cautious"):

@@ -178,6 +178,8 @@ def description(variant: Variant, *, decays: bool = True) -> tuple[str, ...]:
             found.append("ε outside the root" if variant.root else "ε added")
         elif variant.epsilon == "outside before":
             found.append("ε̂ outside the root, before the correction (the paper's efficient form)")
+    if variant.clipped != "no":
+        found.append("updates clipped at 1 (StableAdamW)")
     if decays and variant.decay in _DECAYS:
         found.append(_DECAYS[variant.decay])
     return tuple(found)
@@ -258,6 +260,10 @@ def sheet(variant: Variant) -> dict[str, str]:
         other = "0" if variant.rectified == "5, at rest" else top
         update = f"({update} where ρ > {variant.rectified[0]}, else {other})"
     rate = "η" if variant.lr_fixed is None else f"{variant.lr_fixed:.6g}"
+    if variant.clipped != "no":
+        over = "ε" if variant.eps_fixed is None else f"{variant.eps_fixed:g}"
+        lines["RMS"] = f"RMS = √mean((g / max(√v̂, {over}))²)   (of each array)"
+        rate = f"({rate}/max(1, RMS))"
     sign = "+" if variant.direction == "added" else "−"
     decay = {
         "decoupled": f" − {rate}·λ·w",
