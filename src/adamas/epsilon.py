@@ -36,7 +36,7 @@ _OF_SQUARES = np.uint16(0x0FFF)
 def v_bound(numbers: Coefficients) -> float:
     """Return what v is below where √v̂ < ε, with the numbers of the last step.
 
-    Nothing is where nothing is divided (``rectify``).
+    It is 0 at a step that divides by nothing (``rectify``).
     """
     if numbers.root == 0.0:
         return 0.0
