@@ -120,6 +120,10 @@ def test_what_is_made_by_name_gives_the_bits_of_what_is_made_by_its_class():
                  "sgd."),
         ("AdamW_8bit", "There is no optimizer 'AdamW_8bit', but there are adam, adamw, nadam, "
                        "radam, rmsprop, sgd. Use create('adamw', params, state=\"8bit\")."),
+        ("AdamC", "There is no optimizer 'AdamC', but there are adam, adamw, nadam, radam, "
+                  "rmsprop, sgd. Use create('adamw', params, decay=\"corrected\")."),
+        ("stableadamw", "There is no optimizer 'stableadamw', but there are adam, adamw, nadam, "
+                        "radam, rmsprop, sgd. Use create('adamw', params, clip_update=1.0)."),
         ("nadamw", "There is no optimizer 'nadamw', but there are adam, adamw, nadam, radam, "
                    "rmsprop, sgd. Use create('nadam', params, decoupled_weight_decay=True)."),
     ],
@@ -131,7 +135,18 @@ def test_an_unknown_name_is_refused_with_those_that_there_are(name, text):
 
 
 @pytest.mark.parametrize(
-    "name", ["adam8bit", "adamw_8bit", "AMSGrad", "momentum", "NAdamW", "nesterov", "RAdamW"]
+    "name",
+    [
+        "adam8bit",
+        "adamw_8bit",
+        "AMSGrad",
+        "momentum",
+        "NAdamW",
+        "nesterov",
+        "RAdamW",
+        "AdamC",
+        "StableAdamW",
+    ],
 )
 def test_what_is_said_instead_of_a_name_of_others_can_be_done(name):
     with pytest.raises(ValueError, match=r" Use create\('") as refused:

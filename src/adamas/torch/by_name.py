@@ -26,11 +26,13 @@ _CLASSES: dict[str, type[Optimizer]] = {
 _OPTIONS = {
     "adam8bit": ("adam", 'state="8bit"'),
     "adamw8bit": ("adamw", 'state="8bit"'),
+    "adamc": ("adamw", 'decay="corrected"'),
     "amsgrad": ("adam", "amsgrad=True"),
     "momentum": ("sgd", "momentum=0.9"),
     "nadamw": ("nadam", "decoupled_weight_decay=True"),
     "nesterov": ("sgd", "momentum=0.9, nesterov=True"),
     "radamw": ("radam", "decoupled_weight_decay=True"),
+    "stableadamw": ("adamw", "clip_update=1.0"),
 }
 
 
