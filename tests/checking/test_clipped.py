@@ -36,6 +36,12 @@ def test_decay_is_clipped_with_the_update():
     assert found.rivals == ()
 
 
+def test_options_that_torch_classes_name_by_annotation_can_be_set():
+    pytest.importorskip("torch", reason="PyTorch is not installed")
+    found = diagnose("adamas.torch:AdamW", clip_update=1.0, decay="cautious").fit
+    assert found.variant == Variant(clipped="above 1", decay="cautious")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("subject", "options", "said"),

@@ -212,7 +212,10 @@ def _is_number(value: object) -> bool:
 
 
 def signature_of(make: Callable[..., Any]) -> inspect.Signature | None:
-    """Return the signature of ``make``, with what its base classes take through ``**kwargs``."""
+    """Return the signature of ``make``, with what its base classes take through ``**kwargs``.
+
+    Keywords that an annotation names (``Unpack``) are its own: they stay ``**``.
+    """
     try:
         signature = inspect.signature(make)
     except (TypeError, ValueError):
@@ -221,7 +224,8 @@ def signature_of(make: Callable[..., Any]) -> inspect.Signature | None:
         return signature
     merged = dict(signature.parameters)
     for base in make.__mro__[1:-1]:
-        if not any(p.kind is p.VAR_KEYWORD for p in merged.values()):
+        passed_on = (p for p in merged.values() if p.kind is p.VAR_KEYWORD)
+        if not any("Unpack[" not in str(p.annotation) for p in passed_on):
             break
         try:
             _, *further = inspect.signature(base.__init__).parameters.values()
