@@ -17,6 +17,7 @@ import numpy as np
 
 __all__ = [
     "MOST_STEPS",
+    "check_above_zero",
     "check_amount",
     "check_betas",
     "check_choice",
@@ -132,6 +133,19 @@ def check_amount(name: str, value: Any) -> float:
     number = check_number(name, value)
     if not 0 <= number < math.inf:
         raise ValueError(f"{name} is {number!r}, but it must be finite and at least 0.")
+    return number
+
+
+def check_above_zero(name: str, value: Any, *, at_zero: str, otherwise: str) -> float:
+    """Return a number that is finite and above 0, as float.
+
+    ``at_zero`` is what 0 would do, ``otherwise`` what else can be given.
+    """
+    number = check_number(name, value)
+    if number == 0:
+        raise ValueError(f"{name} is 0, which {at_zero}.")
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name} is {number!r}, but it must be finite and above 0, {otherwise}.")
     return number
 
 

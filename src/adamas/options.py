@@ -9,18 +9,17 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from adamas.checks import (
+    check_above_zero,
     check_amount,
     check_betas,
     check_choice,
     check_count,
     check_flag,
-    check_number,
     check_rate,
 )
 from adamas.storage import Rounding, StateForm, Storage
@@ -201,6 +200,33 @@ class Options:
         return greatest
 
 
+#: Numbers of the phase that must be above 0 where they are given: what 0 would do, and what else
+#: can be given.
+_ABOVE_ZERO = (
+    (
+        "clip_norm",
+        "would erase every gradient. Give a positive norm, or None for no clipping",
+        "or None for no clipping",
+    ),
+    (
+        "clip_update",
+        (
+            "would let no parameter move. Give how large the root mean square of a tensor's update "
+            "may be, such as 1.0, or None for no clipping"
+        ),
+        "such as 1.0, or None for no clipping",
+    ),
+    (
+        "skip_above",
+        (
+            "would leave out every gradient above the mean. Give how many standard deviations "
+            "above it a norm may lie, such as 6.0, or None to leave out none"
+        ),
+        "such as 6.0, or None to leave out no step",
+    ),
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Phase:
     """The choices that concern a whole step, all groups together."""
@@ -234,40 +260,14 @@ class Phase:
         for name in ("statistics", "track_changes"):
             object.__setattr__(self, name, check_flag(name, getattr(self, name)))
         object.__setattr__(self, "seed", check_count("seed", self.seed, most=2**64 - 1))
-        if self.clip_norm is not None:
-            norm = check_amount("clip_norm", self.clip_norm)
-            if norm == 0:
-                raise ValueError(
-                    "clip_norm is 0, which would erase every gradient. "
-                    "Give a positive norm, or None for no clipping."
-                )
-            object.__setattr__(self, "clip_norm", norm)
-        if self.clip_update is not None:
-            bound = check_amount("clip_update", self.clip_update)
-            if bound == 0:
-                raise ValueError(
-                    "clip_update is 0, which would let no parameter move. Give how large the root "
-                    "mean square of a tensor's update may be, such as 1.0, or None for no clipping."
-                )
-            object.__setattr__(self, "clip_update", bound)
+        for name, at_zero, otherwise in _ABOVE_ZERO:
+            if (given := getattr(self, name)) is not None:
+                number = check_above_zero(name, given, at_zero=at_zero, otherwise=otherwise)
+                object.__setattr__(self, name, number)
         if self.ema is not None:
             object.__setattr__(self, "ema", check_rate("ema", self.ema))
         window = check_count("skip_window", self.skip_window, most=MOST_NORMS, least=4)
         object.__setattr__(self, "skip_window", window)
-        if self.skip_above is not None:
-            above = check_number("skip_above", self.skip_above)
-            if above == 0:
-                raise ValueError(
-                    "skip_above is 0, which would leave out every gradient above the mean. Give "
-                    "how many standard deviations above it a norm may lie, such as 6.0, or None "
-                    "to leave out none."
-                )
-            if not 0 < above < math.inf:
-                raise ValueError(
-                    f"skip_above is {above!r}, but it must be finite and above 0, such as 6.0, or "
-                    "None to leave out no step."
-                )
-            object.__setattr__(self, "skip_above", above)
 
     @property
     def reads_first(self) -> bool:

@@ -116,7 +116,11 @@ PHASES = [
         "clip_norm is 0, which would erase every gradient. "
         "Give a positive norm, or None for no clipping.",
     ),
-    ({"clip_norm": -1}, ValueError, "clip_norm is -1.0, but it must be finite and at least 0."),
+    (
+        {"clip_norm": -1},
+        ValueError,
+        "clip_norm is -1.0, but it must be finite and above 0, or None for no clipping.",
+    ),
     (
         {"clip_update": 0},
         ValueError,
@@ -126,7 +130,7 @@ PHASES = [
     (
         {"clip_update": float("nan")},
         ValueError,
-        "clip_update is nan, but it must be finite and at least 0.",
+        "clip_update is nan, but it must be finite and above 0, such",
     ),
     (
         {"on_nonfinite": "ignore"},

@@ -34,7 +34,12 @@ from tests.support.settings import (  # noqa: E402
 #: What is wrong, and the text of it; the constructor says the same.
 WRONG = [
     ("clip_norm", 0, ValueError, "clip_norm is 0, which would erase every gradient."),
-    ("clip_norm", -1.0, ValueError, "clip_norm is -1.0, but it must be finite and at least 0."),
+    (
+        "clip_norm",
+        -1.0,
+        ValueError,
+        "clip_norm is -1.0, but it must be finite and above 0, or None for no clipping.",
+    ),
     ("clip_norm", float("inf"), ValueError, "clip_norm is inf, but it must be finite"),
     ("clip_norm", "1", TypeError, "clip_norm is '1', but it must be a number. It is text: give"),
     ("clip_norm", True, TypeError, "clip_norm is True, but it must be a number."),
@@ -44,7 +49,12 @@ WRONG = [
         ValueError,
         "clip_update is 0, which would let no parameter move. Give how ",
     ),
-    ("clip_update", -1, ValueError, "clip_update is -1.0, but it must be finite and at least 0."),
+    (
+        "clip_update",
+        -1,
+        ValueError,
+        "clip_update is -1.0, but it must be finite and above 0, such",
+    ),
     ("clip_update", "1", TypeError, "clip_update is '1', but it must be a number. It is text: "),
     (
         "on_nonfinite",
