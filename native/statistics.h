@@ -13,6 +13,10 @@
 // for the digits of exact_sum.h. Where the numbers of a block vary too much for that, the small
 // ones are left for another round.
 //
+// Blocks of float32 are read once, with units that fit the block before. In the end the first
+// accumulators show whether the numbers were too large for these, and a largest value, taken on the
+// way, whether one was too small. Such a block is added anew, with units of its own.
+//
 // Since all sums are exact, lanes and blocks may be any, and here alone x·x + sum may be one
 // operation: the code stands in a section of its own, outside of which nothing is fused.
 #pragma once
@@ -23,6 +27,9 @@
 #include <cstdint>
 #include <limits>
 #include <type_traits>
+#if defined(ADAMAS_FOR_avx512)
+#include <immintrin.h>
+#endif
 
 #include "exact_sum.h"
 #include "kernels.h"
@@ -43,7 +50,7 @@ constexpr int lane_count = 32;
 constexpr int lane_count = 16;
 #endif
 
-// A block is read twice: the second time from the first-level cache.
+// What is read twice comes from the first-level cache the second time.
 template <class T>
 constexpr int block_elements = 16384 / sizeof(T);
 
@@ -261,22 +268,190 @@ void add_mixed_block(const T* x, std::int64_t count, Squares& sum) {
     }
 }
 
+// Adds the squares of a block in units of its own; returns its extremes.
 template <class T>
-inline void add_blocks(const T* x, std::int64_t count, Squares& sum) {
+inline Extremes<T> add_any_block(const T* x, std::int64_t count, Squares& sum) {
     constexpr int few = terms<T> + 1, many = few + 1;
-    for (; count > 0; x += block_elements<T>, count -= block_elements<T>) {
-        std::int64_t own = std::min<std::int64_t>(block_elements<T>, count);
-        Extremes<T> found = extremes<false, T>(x, own, 0);
-        if (found.is_zero()) {
-            continue;
+    Extremes<T> found = extremes<false, T>(x, count, 0);
+    if (found.is_zero()) {
+        return found;
+    }
+    int field = field_of<T>(found.largest);
+    if (found.largest >= infinite_bits<T> || found.spread() > reach<T, many>) {
+        add_mixed_block<many>(x, count, sum);
+    } else if (found.spread() > reach<T, few>) {
+        add_block<many, false, T>(x, count, field, 0, 0, sum);
+    } else {
+        add_block<few, false, T>(x, count, field, 0, 0, sum);
+    }
+    return found;
+}
+
+inline void add_blocks(const double* x, std::int64_t count, Squares& sum) {
+    for (; count > 0; x += block_elements<double>, count -= block_elements<double>) {
+        add_any_block(x, std::min<std::int64_t>(block_elements<double>, count), sum);
+    }
+}
+
+// -- float32, read once --------------------------------------------------------------------------
+
+// The exponents of units for two accumulators: the first ones count in 2^first.
+class Units {
+public:
+    Units() = default;
+    explicit Units(int first) : first_(first), are_known_(true) {}
+    // Those for blocks whose largest magnitude is about this, or none where it is 0 or infinite.
+    static Units of_largest(Bits<float> largest) {
+        if (largest == 0 || largest >= infinite_bits<float>) {
+            return {};
         }
-        int field = field_of<T>(found.largest);
-        if (found.largest >= infinite_bits<T> || found.spread() > reach<T, many>) {
-            add_mixed_block<many>(x, own, sum);
-        } else if (found.spread() > reach<T, few>) {
-            add_block<many, false, T>(x, own, field, 0, 0, sum);
-        } else {
-            add_block<few, false, T>(x, own, field, 0, 0, sum);
+        // All squares are below the power of two, and so many in one lane below 2^52 units.
+        int power = 2 * (field_of<float>(largest) + 2 - std::numeric_limits<float>::max_exponent);
+        return Units(power + lane_bits<float> - 52);
+    }
+
+    // Goes on to those for blocks like one that has added so many units. All lanes together have,
+    // so each has room for some times that. Where these still do nothing changes: then the next
+    // block need not wait for this one.
+    void follow(std::uint64_t found) {
+        int bits = std::bit_width(found);
+        if ((bits < wanted_bits - 1 || bits > wanted_bits + 2) && bits > 0) [[unlikely]] {
+            first_ += bits - wanted_bits;
+        }
+    }
+
+    bool are_known() const { return are_known_; }
+    int first() const { return first_; }
+    // What rounding leaves, at most half a unit each time, takes half of what this one holds.
+    int second() const { return first_ + lane_bits<float> - 52; }
+
+    // The bits of the smallest number whose square is a whole number of the second units, and with
+    // it those of all larger ones; 0 where it is of all.
+    Bits<float> floor() const {
+        constexpr int digits = std::numeric_limits<float>::digits;
+        int lowest = (second() + 1) >> 1;  // of the bits that a number may have
+        int field = lowest + digits - 2 + std::numeric_limits<float>::max_exponent;
+        return field > 1 ? static_cast<Bits<float>>(field) << fraction_bits<float> : 0;
+    }
+
+private:
+    static constexpr int wanted_bits = 51;  // of 52 that one lane has, and more that all have
+
+    int first_ = 0;
+    bool are_known_ = false;
+};
+
+// What a block adds up to, read once, and the largest of what tells that a number is below a floor:
+// twice its bits are without the sign, and less twice the floor what is below that, but for 0,
+// comes out above what 0 does, and all others below.
+struct ReadOnce {
+    Accumulators<2> sums;
+    Bits<float> largest[lane_count] = {};
+
+    ReadOnce(double first, double second) {
+        std::fill_n(sums.at[0], lane_count, first);
+        std::fill_n(sums.at[1], lane_count, second);
+    }
+
+    void add(const float* x, std::int64_t count, Bits<float> twice_floor) {
+        std::int64_t whole = 0;
+#if defined(ADAMAS_FOR_avx512)
+        whole = count / lane_count * lane_count;
+        if (whole > 0) {
+            add_whole(x, whole, twice_floor);
+        }
+#endif
+        for_each_lane(x + whole, count - whole, [&](float each, int lane) {
+            Bits<float> twice = 2 * std::bit_cast<Bits<float>>(each);
+            largest[lane] = std::max(largest[lane], static_cast<Bits<float>>(twice - twice_floor));
+            sums.add_square(static_cast<double>(each), lane);
+        });
+    }
+
+#if defined(ADAMAS_FOR_avx512)
+    // The same for numbers that fill all lanes, by hand. Compilers read 16 at once and then take
+    // the upper half from there, and all differences would wait for the units that add, while those
+    // that multiply, too, have room for some.
+    void add_whole(const float* x, std::int64_t count, Bits<float> twice_floor) {
+        constexpr int parts = lane_count / 8;
+        __m512d first[parts], second[parts], one = _mm512_set1_pd(1.0);
+#if defined(__GNUC__)
+        asm("" : "+v"(one));  // else it knows what that is, and does not multiply
+#endif
+        __m512i most[parts / 2], floor = _mm512_set1_epi32(static_cast<int>(twice_floor));
+        for (int i = 0; i < parts; ++i) {
+            first[i] = _mm512_loadu_pd(sums.at[0] + 8 * i);
+            second[i] = _mm512_loadu_pd(sums.at[1] + 8 * i);
+        }
+        for (int i = 0; i < parts / 2; ++i) {
+            most[i] = _mm512_loadu_si512(largest + 16 * i);
+        }
+        for (std::int64_t at = 0; at < count; at += lane_count) {
+            for (int i = 0; i < parts / 2; ++i) {
+                __m512i bits = _mm512_loadu_si512(x + at + 16 * i);
+                __m512i above = _mm512_sub_epi32(_mm512_add_epi32(bits, bits), floor);
+                most[i] = _mm512_max_epu32(most[i], above);
+            }
+            for (int i = 0; i < parts; ++i) {
+                __m512d value = _mm512_cvtps_pd(_mm256_loadu_ps(x + at + 8 * i));
+                __m512d before = first[i];
+                first[i] = _mm512_fmadd_pd(value, value, before);
+                __m512d left = i % 2 == 0 ? _mm512_fmsub_pd(before, one, first[i])
+                                          : _mm512_sub_pd(before, first[i]);
+                second[i] = _mm512_add_pd(second[i], _mm512_fmadd_pd(value, value, left));
+            }
+        }
+        for (int i = 0; i < parts; ++i) {
+            _mm512_storeu_pd(sums.at[0] + 8 * i, first[i]);
+            _mm512_storeu_pd(sums.at[1] + 8 * i, second[i]);
+        }
+        for (int i = 0; i < parts / 2; ++i) {
+            _mm512_storeu_si512(largest + 16 * i, most[i]);
+        }
+    }
+#endif
+};
+
+// Adds the squares of a block in these units, and lets them fit what was found; returns false,
+// having added nothing, where that would not be exact.
+inline bool add_in_units(const float* x, std::int64_t count, Units& units, Squares& sum) {
+    double starts[2] = {power_of_2(units.first() + 52), 1.5 * power_of_2(units.second() + 52)};
+    ReadOnce read(starts[0], starts[1]);
+    Bits<float> twice_floor = 2 * units.floor();
+    read.add(x, count, twice_floor);
+    std::uint64_t first = 0, second = 0, all = 0;
+    Bits<float> most = 0;
+    for (int lane = 0; lane < lane_count; ++lane) {
+        std::uint64_t own = std::bit_cast<std::uint64_t>(read.sums.at[0][lane]) -
+                            std::bit_cast<std::uint64_t>(starts[0]);
+        first += own;
+        all |= own;
+        second += std::bit_cast<std::uint64_t>(read.sums.at[1][lane]) -
+                  std::bit_cast<std::uint64_t>(starts[1]);
+        most = std::max(most, read.largest[lane]);
+    }
+    bool is_too_small = twice_floor != 0 && most > Bits<float>{0} - twice_floor;
+    if ((all >> 52) != 0 || is_too_small) {
+        return false;
+    }
+    add(sum, static_cast<std::int64_t>(first), units.first());
+    add(sum, static_cast<std::int64_t>(second), units.second());
+    units.follow(first);
+    return true;
+}
+
+inline void add_blocks(const float* x, std::int64_t count, Squares& sum) {
+    Bits<float> sample = 0;
+    for (std::int64_t i = 0; i < std::min<std::int64_t>(lane_count, count); ++i) {
+        sample = std::max(sample, magnitude(x[i]));
+    }
+    Units units = Units::of_largest(sample);
+    for (; count > 0; x += block_elements<float>, count -= block_elements<float>) {
+        std::int64_t own = std::min<std::int64_t>(block_elements<float>, count);
+        if (!units.are_known() || !add_in_units(x, own, units, sum)) {
+            Extremes<float> found = add_any_block(x, own, sum);
+            bool is_wide = !found.is_zero() && found.spread() > reach<float, 2>;
+            units = is_wide ? Units() : Units::of_largest(found.largest);
         }
     }
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -133,6 +135,40 @@ def test_sums_of_full_blocks_at_the_ends_of_a_round_are_exact(dtype):
             assert digits.total(row_of([x])) == wanted
 
 
+def at_the_ends_of_units(rng, size, _low, _high):
+    """Return numbers around what a block has room for, or a floor, after one of ones."""
+    x = rng.uniform(1, 2, size) * 2.0 ** rng.integers(-26, 12)
+    x[rng.integers(0, size, 2)] *= 2.0 ** rng.integers(-24, 24, 2)
+    return x
+
+
+def alternating_zeros(rng, size, _low, _high):
+    return np.where(np.arange(size) % 2 == rng.integers(2), 0.0, rng.standard_normal(size))
+
+
+def all_zero(_rng, size, _low, _high):
+    return np.full(size, -0.0)
+
+
+def in_blocks(rng, count, kinds, dtype):
+    """Return whole blocks, each of a kind of its own, and a part of one."""
+    size = BLOCK_BYTES // np.dtype(dtype).itemsize
+    chosen = [kinds[i] for i in rng.integers(0, len(kinds), count)]
+    drawn_blocks = [drawn(kind, rng, size, dtype) for kind in chosen]
+    return np.concatenate(drawn_blocks)[: rng.integers(size * count - size, size * count + 1)]
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_sums_of_blocks_unlike_those_before_them_are_exact(dtype):
+    rng = np.random.default_rng(12)
+    kinds = [*KINDS, spread, at_the_ends_of_units, alternating_zeros, all_zero]
+    for _ in range(40):
+        x = in_blocks(rng, 5, kinds, dtype)
+        wanted = digits.of_squares(x)
+        for _ in each_machine():
+            assert np.array_equal(row_of([x]), wanted)
+
+
 def test_sums_of_subnormal_numbers_do_not_depend_on_the_mode_of_the_thread():
     torch = pytest.importorskip("torch")
     rng = np.random.default_rng(11)
@@ -162,6 +198,24 @@ def test_sums_of_more_than_a_million_blocks_are_exact(dtype):
     assert 3 * blocks > 1_000_000 or len(MACHINES) < 3
     for _ in range(500):
         assert_exact(drawn(spread, rng, int(rng.integers(1000, 3000)), dtype))
+
+
+@pytest.mark.slow
+def test_sums_of_a_hundred_thousand_blocks_after_others_are_those_of_fsum():
+    """Sums are rounded here: ``math.fsum`` has no digits."""
+    rng = np.random.default_rng(13)
+    size = BLOCK_BYTES // 4
+    for round_number in range(100):
+        scales = 2.0 ** rng.integers(-30, 30, (1000, 1))
+        widths = rng.choice([0.5, 1, 6, 20], (1000, 1))
+        x = (scales * 2.0 ** (widths * rng.standard_normal((1000, 64)))).astype(np.float32)
+        # What lies between are zeros, so that each row of 64 stands in a block of its own.
+        whole = np.zeros((1000, size), np.float32)
+        whole[:, rng.permutation(size)[:64]] = x
+        squares = x.astype(np.float64) ** 2
+        wanted = math.fsum(squares.ravel().tolist())
+        for _ in each_machine():
+            assert digits.sum_of_squares(row_of([whole])) == wanted, round_number
 
 
 def test_squares_of_bfloat16_are_those_of_its_values():
