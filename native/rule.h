@@ -81,11 +81,13 @@ struct Naught {
 // No bit depends on it, whatever the elements are. The sign of a zero gradient is lost in m, which
 // is flushed, and in v, where it is squared. So m is no -0, and with from_m >= 1 neither is the
 // first term of u: a second one of either zero adds nothing. Where that would be NaN, as g is
-// infinite, m and v are not finite, and so u is NaN, too. Under the root there is no -0 either.
-template <class T>
+// infinite, m and v are not finite, and so u is NaN, too. Under the root there is no -0 either. All
+// of that is about g after it was scaled, by One or, where gradients are clipped, by a number.
+template <class T, class Scale>
 struct UsualNumbers {
-    explicit UsualNumbers(const Numbers<T>& c)
-        : decay(c.decay),
+    UsualNumbers(const Numbers<T>& c, Scale scale)
+        : grad_scale(scale),
+          decay(c.decay),
           opposed(c.opposed),
           keep1(c.keep1),
           take1(c.take1),
@@ -96,13 +98,7 @@ struct UsualNumbers {
           eps(c.eps),
           step(c.step) {}
 
-    // Whether they are these.
-    static bool are(const Numbers<T>& c) {
-        bool are_neutral = c.grad_scale == 1 && c.l2 == 0 && c.from_g == 0 && c.inner == 0;
-        return are_neutral && c.take1 > 0 && c.take2 > 0 && c.from_m >= 1;
-    }
-
-    One grad_scale;
+    Scale grad_scale;
     Naught l2;
     T decay, opposed, keep1, take1, keep2, take2, from_m;
     Nothing from_g;
@@ -110,6 +106,13 @@ struct UsualNumbers {
     Nothing inner;
     T eps, step;
 };
+
+// Whether they are these.
+template <class T>
+inline bool are_usual(const Numbers<T>& c) {
+    bool are_neutral = c.l2 == 0 && c.from_g == 0 && c.inner == 0;
+    return are_neutral && c.take1 > 0 && c.take2 > 0 && c.from_m >= 1;
+}
 
 template <class T>
 ADAMAS_INLINE T maximum(T a, T b) {

@@ -101,12 +101,12 @@ ADAMAS_APART void step_by_signs(Numbers<T> c, T* p, const T* g, T* m, T* v, T* w
 
 // Steps `count` elements by numbers that are usual and an eps above 0. A function of its own: put
 // where it is called, it would push the other loops out of there, and GCC would not vectorise them.
-template <class T>
-ADAMAS_APART void step_usually(const Numbers<T>& c, T* p, const T* g, T* m, T* v,
+template <class T, class Scale>
+ADAMAS_APART void step_usually(const Numbers<T>& c, Scale scale, T* p, const T* g, T* m, T* v,
                                std::int64_t count) {
-    step_dividing<T, true, true, false, Left::nothing>(UsualNumbers<T>(c), p, g, m, v,
-                                                       static_cast<T*>(nullptr), {}, nullptr, count,
-                                                       Quotient(), Alike());
+    UsualNumbers<T, Scale> usual(c, scale);
+    step_dividing<T, true, true, false, Left::nothing>(usual, p, g, m, v, static_cast<T*>(nullptr),
+                                                       {}, nullptr, count, Quotient(), Alike());
 }
 
 // Steps by any numbers.
@@ -145,8 +145,9 @@ inline void step_elements(const Numbers<T>& c, T* p, const T* g, T* m, T* v, T* 
                           const Record<T>* record, Bits<T>* differences, std::int64_t count) {
     if constexpr (Mean && Square && !Largest) {
         bool is_plain = record == nullptr && differences == nullptr;
-        if (is_plain && c.opposed == c.decay && c.eps > 0 && UsualNumbers<T>::are(c)) {
-            step_usually(c, p, g, m, v, count);
+        if (is_plain && c.opposed == c.decay && c.eps > 0 && are_usual(c)) {
+            c.grad_scale == 1 ? step_usually(c, One(), p, g, m, v, count)
+                              : step_usually(c, c.grad_scale, p, g, m, v, count);
             return;
         }
     }

@@ -179,11 +179,16 @@ def test_special_values_in_all_combinations_give_the_bits_of_the_reference(metho
 def test_terms_that_are_neutral_may_be_left_out_whatever_the_values_are(dtype, decay):
     values = special_values(dtype)
     p, g, m, v = (x.ravel() for x in np.meshgrid(values, values, values, values))
-    starts = [{"mean": m, "square": v}]
-    for correction in ("paper", "none"):
-        options = Options(lr=0.1, bias_correction=correction, **METHODS["adam"], **decay)
+    kept = np.isfinite(g)  # for a factor that is not NaN, where gradients are clipped
+    for correction, sign in itertools.product(("paper", "none"), (False, True)):
+        own = {"bias_correction": correction, "maximize": sign, **METHODS["adam"], **decay}
+        options = Options(lr=0.1, **own)
         assert at_step(options, 2, 0.1, 1.0).l2 == 0
+        starts = [{"mean": m, "square": v}]
         assert disagreements(options, Phase(), [p], [[g]], starts=starts, first=2) == {}
+        clipped, starts = Phase(clip_norm=0.5), [{"mean": m[kept], "square": v[kept]}]
+        given, scaled = [p[kept]], [[g[kept]]]
+        assert disagreements(options, clipped, given, scaled, starts=starts, first=2) == {}
 
 
 @pytest.mark.parametrize("dtype", FLOATS)
