@@ -45,6 +45,22 @@ void forget_conversion() {
     throw nb::python_error();
 }
 
+// Whole numbers as a tuple; most of these are 0, which Python has already.
+nb::object tuple_of(const std::vector<std::int64_t>& numbers) {
+    nb::object made = nb::steal(PyTuple_New(static_cast<Py_ssize_t>(numbers.size())));
+    if (!made.is_valid()) {
+        throw nb::python_error();
+    }
+    for (std::size_t i = 0; i < numbers.size(); ++i) {
+        PyObject* each = PyLong_FromLongLong(numbers[i]);
+        if (each == nullptr) {
+            throw nb::python_error();
+        }
+        PyTuple_SET_ITEM(made.ptr(), static_cast<Py_ssize_t>(i), each);
+    }
+    return made;
+}
+
 }  // namespace
 
 double number_of(nb::handle given, const char* what) {
@@ -249,7 +265,7 @@ nb::object parts_of(const Outcome& outcome, const Phase& phase) {
     nb::object norm = nb::none(), nonfinite = nb::none(), statistics = nb::none();
     if (phase.reads_first()) {
         norm = nb::cast(outcome.norm);
-        nonfinite = nb::tuple(nb::cast(outcome.nonfinite));
+        nonfinite = tuple_of(outcome.nonfinite);
     }
     if (phase.statistics && outcome.applied) {
         nb::list all;
