@@ -27,7 +27,7 @@ except ImportError:  # a JAX that is older
     xla_metadata: Any = None
     jaxpr_as_fun: Any = None
 
-__all__ = ["SMALL", "called", "each", "held"]
+__all__ = ["SMALL", "called", "each", "has_mesh", "held", "row"]
 
 Array = Any
 Tree = Any
@@ -80,7 +80,7 @@ def each(
     largest = max(array.size for array in jax.tree.leaves(rows))
     count = min(len(rows), _MOST_TOGETHER // max(largest, 1))
     if not stacked or count < 2 or largest > SMALL or not _has_calls(jax.tree.leaves(rows)):
-        entries = [None if table is None else _row(table, np.int32(i)) for i in places]
+        entries = [None if table is None else row(table, i) for i in places]
         return [function(common, *pair) for pair in zip(rows, entries, strict=True)]
     made: list[Tree] = []
     for first in range(0, len(rows), count):
@@ -88,7 +88,7 @@ def each(
         entries = None if table is None else table[np.asarray(places[part])]
         together = jax.vmap(function, in_axes=(None, 0, 0))
         found = together(common, called(_stacked, rows[part]), entries)
-        made += [_row(found, np.int32(i)) for i in range(len(rows[part]))]
+        made += [row(found, i) for i in range(len(rows[part]))]
     return made
 
 
@@ -96,9 +96,13 @@ def _stacked(trees: Sequence[Tree]) -> Tree:
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)
 
 
+def row(table: Tree, i: int) -> Tree:
+    """Return row ``i`` of the arrays of a tree, by operations that are the same for each row."""
+    return _row(table, np.int32(i))
+
+
 @jax.jit
 def _row(table: Tree, i: Any) -> Tree:
-    """Return row ``i`` of the arrays of a tree, by operations that are the same for each row."""
     # The barrier hides the number from the passes that would make it a part of the operations.
     return called(_indexed, table, lax.optimization_barrier(i))
 
@@ -108,10 +112,10 @@ def _indexed(table: Tree, i: Any) -> Tree:
 
 
 def _has_calls(arrays: Sequence[Array]) -> bool:
-    return xla_metadata is not None and not any(map(_has_mesh, arrays))
+    return xla_metadata is not None and not any(map(has_mesh, arrays))
 
 
-def _has_mesh(array: Any) -> bool:
+def has_mesh(array: Any) -> bool:
     """Return whether an array may be sharded over the devices of a mesh."""
     mesh = getattr(getattr(jax.typeof(array), "sharding", None), "mesh", None)
     return mesh is not None and mesh.size > 1

@@ -20,7 +20,7 @@ from adamas import codecs
 from adamas.codecs import HIGHEST_TOP, LOWEST_TOP, Codes
 from adamas.coefficients import Coefficients
 from adamas.jax import small, states
-from adamas.jax.calls import SMALL, called, each, held
+from adamas.jax.calls import SMALL, called, each, held, row
 from adamas.jax.numbers import Choices, Number, coefficients, shortened
 from adamas.jax.operands import Operand, constant, real_dtype
 from adamas.jax.small import CodedState
@@ -93,9 +93,8 @@ def stepped(
     after = [Moments(*(None if e is None else e[i] for e in moments)) for i in range(len(updates))]
     numbers: dict[Any, Coefficients] = {}
     moving: dict[int, dict[str, Array]] = {}
-    choices = replace(constants, **arrays)
-    if choices.clip_update is not None:
-        moving = _shortened(choices, count, coding, gradients, moments, numbers)
+    if constants.clip_update is not None or "clip_update" in arrays:
+        moving = _shortened(constants, arrays, count, coding, gradients, moments, numbers)
     alike: dict[Any, list[int]] = {}
     rows: dict[int, _Row] = {}
     for i, given in enumerate(gradients):
@@ -125,7 +124,8 @@ def stepped(
 
 
 def _shortened(
-    choices: Choices,
+    constants: Choices,
+    arrays: dict[str, Array],
     count: Array | None,
     coding: Coding | None,
     gradients: list[Array | None],
@@ -133,7 +133,7 @@ def _shortened(
     numbers: dict[Any, Coefficients],
 ) -> dict[int, dict[str, Array]]:
     """Return the numbers that move arrays whose updates are clipped, by place and name."""
-    at = jnp.asarray(0 if count is None else count)
+    choices, at = replace(constants, **arrays), jnp.asarray(0 if count is None else count)
     places: dict[Any, list[int]] = {}
     counts: dict[int, int] = {}
     found: dict[int, Measured] = {}
@@ -143,24 +143,35 @@ def _shortened(
         before = Moments(*(None if each is None else each[i] for each in moments))
         _, dtype = _dtypes(given, before, coding)
         if dtype not in numbers:
-            numbers[dtype] = coefficients(choices, at, dtype)
+            numbers[dtype] = _numbers(constants, arrays, count, dtype)
         places.setdefault(dtype, []).append(i)
         counts[i] = math.prod(jnp.shape(given))
-        found[i] = _measured(coding, dtype, numbers[dtype], given, before)
+        known, others = _parted(numbers[dtype])
+        found[i] = _measured(known, coding, dtype, others, given, before)
     moving: dict[int, dict[str, Array]] = {}
     for dtype, own in places.items():
         c = numbers[dtype]
         measures, sizes = [found[i] for i in own], [counts[i] for i in own]
         by = factors(measures, sizes, choices.clip_update, c.root.parts[0])
-        rates = shortened(choices, at, c, by)
-        moving |= {i: {name: each[k] for name, each in rates.items()} for k, i in enumerate(own)}
+        rates = held(shortened(choices, at, c, by))
+        moving |= {i: row(rates, k) for k, i in enumerate(own)}
     return moving
 
 
+@functools.partial(jax.jit, static_argnums=(0, 1, 2))
 def _measured(
-    coding: Coding | None, dtype: Any, c: Coefficients, given: Array, before: Moments
+    known: Coefficients,
+    coding: Coding | None,
+    dtype: Any,
+    found: Coefficients,
+    given: Array,
+    before: Moments,
 ) -> Measured:
-    """Return what the update of one array is clipped by."""
+    """Return what the update of one array is clipped by.
+
+    It is traced once for all arrays that are alike.
+    """
+    c = _joined(known, found)
     whole = not jnp.issubdtype(jnp.result_type(given), jnp.inexact)
     gradient = jnp.asarray(given, dtype) if whole else given
     square, largest = before.square, before.largest
