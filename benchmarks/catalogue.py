@@ -10,6 +10,7 @@ from benchmarks import (
     batch_size,
     changes,
     checkpoints,
+    compiling,
     convergence,
     cuda,
     dialects,
@@ -76,6 +77,11 @@ TABLES: tuple[Table, ...] = (
         tuple(ranks.rows()),
     ),
     Ratios("jax_step", "steps of JAX arrays under jit", tuple(jax.rows())),
+    compiling.Compiling(
+        "jax_compile",
+        "processor time in which XLA compiles a step of JAX arrays",
+        tuple(compiling.rows()),
+    ),
     Ratios(
         "cuda_step",
         "steps of CUDA tensors, beside torch, bitsandbytes and torchao, and beside a copy on the"

@@ -39,6 +39,7 @@ TOGETHER = {
     "ranks": ("ranks",),
     "threads": ("threads",),
     "jax": ("jax_step",),
+    "compiling": ("jax_compile",),
     "cuda": ("cuda_step", "cuda_phase"),
     "speed": ("small_states",),
 }

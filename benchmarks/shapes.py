@@ -30,9 +30,12 @@ def _transformer() -> Shapes:
 TRANSFORMER = _transformer()
 
 
-def _gpt2() -> Shapes:
-    """Return the shapes of GPT-2's parameters, the smallest: Radford et al. 2019, section 2.3."""
-    layers, width, vocabulary, positions = 12, 768, 50257, 1024
+def gpt2(layers: int) -> Shapes:
+    """Return the shapes of GPT-2's parameters, the smallest: Radford et al. 2019, section 2.3.
+
+    That has 12 layers.
+    """
+    width, vocabulary, positions = 768, 50257, 1024
     norm = ((width,), (width,))
     layer = (
         *norm,
@@ -45,4 +48,6 @@ def _gpt2() -> Shapes:
     return ((vocabulary, width), (positions, width), *layer * layers, *norm)
 
 
-GPT2 = _gpt2()
+GPT2 = gpt2(12)
+#: 24 arrays of three kinds.
+THREE_KINDS: Shapes = ((256, 256), (256,), (256, 1024)) * 8
