@@ -71,6 +71,14 @@ struct Arrays {
     }
 };
 
+// Whether a tensor is plain: Adam's, with numbers that nothing follows.
+inline bool is_plain(const Layout& layout, const Arrays& arrays) {
+    bool is_adam = layout.mean && layout.square && !layout.largest;
+    bool nothing_follows =
+        arrays.ema == nullptr && arrays.copy == nullptr && arrays.marks == nullptr;
+    return is_adam && nothing_follows && !layout.is_small() && !is_half(layout.dtype);
+}
+
 // The numbers of one step.
 struct StepNumbers {
     Numbers<double> rule;
@@ -91,6 +99,12 @@ struct Squares {
     int additions = 0;                 // since digits were carried
 };
 
+// Some elements of one tensor.
+struct Part {
+    const Arrays* arrays;
+    std::int64_t first, last;
+};
+
 // What a step did to some elements of one tensor.
 struct Report {
     Squares gradient, parameter, update;
@@ -104,6 +118,8 @@ struct Kernels {
     // Steps elements first to last, and adds to `report` where it is not null.
     void (*sweep)(const Layout&, const Arrays&, const StepNumbers&, Key, std::int64_t first,
                   std::int64_t last, Report* report);
+    // Steps parts of tensors that are plain, by the same numbers.
+    void (*sweep_parts)(DType, const StepNumbers&, const Part* parts, std::int64_t count);
     // Adds the squares of elements first to last.
     void (*add_squares)(DType, const void* x, std::int64_t first, std::int64_t last, Squares& sum);
     // Adds those of their updates without a first moment: rule.h's unsmoothed.

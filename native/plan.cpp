@@ -88,6 +88,7 @@ void Plan::cut() {
     std::int64_t picoseconds = 0;
     present_ = 0;
     chunks_.clear();
+    parts_.clear();
     groups_.clear();
     for (std::size_t i = 0; i < tensors_.size(); ++i) {
         if (!tensors_[i].is_present) {
@@ -101,13 +102,22 @@ void Plan::cut() {
             if (groups_.empty() || groups_.back().room < last - first) {
                 groups_.push_back({chunks_.size(), chunks_.size(), chunk_size});
             }
-            chunks_.push_back({i, first, last, present_});
+            chunks_.push_back({i, first, last, present_, chunks_.size()});
+            parts_.push_back({&tensors_[i].arrays, first, last});
             ++groups_.back().last;
             groups_.back().room -= last - first;
         }
         ++present_;
     }
     nanoseconds_ = picoseconds / 1000;
+    for (std::size_t i = chunks_.size(); i-- > 0;) {
+        const Tensor& tensor = tensors_[chunks_[i].tensor];
+        if (is_plain(tensor.layout, tensor.arrays)) {
+            bool goes_on = i + 1 < chunks_.size() &&
+                           tensors_[chunks_[i + 1].tensor].layout.dtype == tensor.layout.dtype;
+            chunks_[i].alike = goes_on ? std::max(chunks_[i + 1].alike, i + 1) : i + 1;
+        }
+    }
 }
 
 Plan::Chunk Plan::joined(std::size_t& at, std::size_t end) const {
@@ -280,11 +290,28 @@ StepNumbers numbers_at(const Options& options, const Phase& phase, std::int64_t 
             copies ? 1.0 : 1.0 - phase.ema, static_cast<std::uint64_t>(step)};
 }
 
+std::size_t Plan::count_alike(std::size_t at, std::size_t end) const {
+    std::size_t numbers = tensors_[chunks_[at].tensor].numbers, last = at;
+    end = std::min(end, chunks_[at].alike);
+    while (last < end && tensors_[chunks_[last].tensor].numbers == numbers) {
+        ++last;
+    }
+    return last - at;
+}
+
 void Plan::sweep(const std::vector<StepNumbers>& numbers, Report* reports) {
     const Kernels& kernels = *target().kernels;
     std::mutex guard;
     for_each_span([&](std::size_t at, std::size_t end) {
         while (at < end) {
+            bool in_one_call = reports == nullptr && !phase_.clips_updates;
+            if (std::size_t count = in_one_call ? count_alike(at, end) : 0; count > 0) {
+                const Tensor& tensor = tensors_[chunks_[at].tensor];
+                kernels.sweep_parts(tensor.layout.dtype, numbers[tensor.numbers], &parts_[at],
+                                    static_cast<std::int64_t>(count));
+                at += count;
+                continue;
+            }
             Chunk chunk = joined(at, end);
             const Tensor& tensor = tensors_[chunk.tensor];
             const StepNumbers& own =

@@ -34,14 +34,15 @@ struct Phase {
     }
 };
 
-struct Tensor {
+// What every step looks at comes first, and is in one line of the cache.
+struct alignas(64) Tensor {
+    bool is_present = true;  // whether it has a gradient; see Plan::cut
+    std::size_t numbers;     // which of the step's numbers are its own
+    Arrays arrays;           // g is set before each step
     Layout layout;
-    Arrays arrays;  // g is set before each step
     std::int64_t count;
-    std::size_t numbers;       // which of the step's numbers are its own
     std::uint64_t number = 0;  // of the tensor among all, for random bits
     std::size_t row = 0;       // of the sum that its gradient is counted in
-    bool is_present = true;    // whether it has a gradient; see Plan::cut
     std::vector<Runs> runs{};  // what `arrays` has the address of; empty where it has none
     std::int64_t whole = -1;   // how many elements the whole tensor has, of which this is a part
     // Which of the rows that processes add up its update is counted in; none where -1.
@@ -177,6 +178,7 @@ private:
         std::size_t tensor;
         std::int64_t first, last;
         std::size_t place;  // of its tensor among those that are present
+        std::size_t alike;  // where those end that are plain as it is; at it where it is not
     };
 
     // The least that one thread takes at once: some small tensors, or one chunk of a large one.
@@ -187,6 +189,8 @@ private:
 
     // The chunk `at` with those of the same tensor that follow it before `end`; moves `at` on.
     Chunk joined(std::size_t& at, std::size_t end) const;
+    // How many chunks from `at` on, before `end`, may be stepped in one call.
+    std::size_t count_alike(std::size_t at, std::size_t end) const;
     // Calls body(at, end) for spans of all chunks, on several threads where that pays.
     template <class Body>
     void for_each_span(Body body) const;
@@ -207,6 +211,7 @@ private:
     std::int64_t nanoseconds_ = 0;  // that a step takes one thread at least
     std::size_t present_ = 0;       // how many tensors are present
     std::vector<Chunk> chunks_;
+    std::vector<Part> parts_;  // which these are
     std::vector<Group> groups_;
     std::vector<Squares> sums_;            // of the gradients, as they were read
     std::vector<std::int64_t> nonfinite_;  // of each present tensor, as it was read

@@ -109,6 +109,12 @@ ADAMAS_APART void step_usually(const Numbers<T>& c, Scale scale, T* p, const T* 
                                                        {}, nullptr, count, Quotient(), Alike());
 }
 
+// Whether step_usually is for these numbers.
+template <class T>
+inline bool is_usually_stepped(const Numbers<T>& c) {
+    return c.opposed == c.decay && c.eps > 0 && are_usual(c);
+}
+
 // Steps by any numbers.
 template <class T, bool Mean, bool Square, bool Largest>
 inline void step_in_general(const Numbers<T> c, T* p, const T* g, T* m, T* v, T* w,
@@ -144,8 +150,7 @@ template <class T, bool Mean, bool Square, bool Largest>
 inline void step_elements(const Numbers<T>& c, T* p, const T* g, T* m, T* v, T* w,
                           const Record<T>* record, Bits<T>* differences, std::int64_t count) {
     if constexpr (Mean && Square && !Largest) {
-        bool is_plain = record == nullptr && differences == nullptr;
-        if (is_plain && c.opposed == c.decay && c.eps > 0 && are_usual(c)) {
+        if (record == nullptr && differences == nullptr && is_usually_stepped(c)) {
             c.grad_scale == 1 ? step_usually(c, One(), p, g, m, v, count)
                               : step_usually(c, c.grad_scale, p, g, m, v, count);
             return;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <type_traits>
 
+#include "alike.h"
 #include "codecs.h"
 #include "kernels.h"
 #include "rule.h"
@@ -48,6 +49,12 @@ void sweep_any(const Layout& layout, const Arrays& arrays, const StepNumbers& nu
         : sweep_layout<float>(layout, arrays, numbers, key, first, last, report);
 }
 
+void sweep_parts_any(DType dtype, const StepNumbers& numbers, const Part* parts,
+                     std::int64_t count) {
+    dtype == DType::float64 ? sweep_parts<double>(numbers, parts, count)
+                            : sweep_parts<float>(numbers, parts, count);
+}
+
 void add_squares_of_half(DType dtype, const std::uint16_t* x, std::int64_t count, Squares& sum) {
     float values[tile_size];
     for (std::int64_t at = 0; at < count; at += tile_size) {
@@ -72,6 +79,7 @@ void add_squares_any(DType dtype, const void* x, std::int64_t first, std::int64_
 }  // namespace
 
 extern const Kernels ADAMAS_TARGET_KERNELS;
-const Kernels ADAMAS_TARGET_KERNELS = {sweep_any, add_squares_any, add_updates_any};
+const Kernels ADAMAS_TARGET_KERNELS = {sweep_any, sweep_parts_any, add_squares_any,
+                                       add_updates_any};
 
 }  // namespace adamas
