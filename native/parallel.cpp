@@ -9,6 +9,7 @@
 #include <limits>
 #include <mutex>
 #include <thread>
+#include <vector>
 
 #include "float_mode.h"
 
@@ -82,7 +83,7 @@ struct Job {
     std::int64_t count = 0;
     void (*body)(void*, std::int64_t, std::int64_t) = nullptr;
     void* context = nullptr;
-    int threads = 1;  // that may share it
+    int threads = 1;  // that may share it, the caller included
 };
 
 void alone(const Job& job) {
@@ -198,6 +199,53 @@ private:
 #endif
 };
 
+// The numbers that one thread has before it helps others. It takes them from the front, and others
+// from the back: so it has nearly the same ones when the same job comes again, and finds what they
+// stand for in its own cache.
+class Share {
+public:
+    static constexpr std::int64_t largest = 0xffffffff;  // number
+
+    void put(std::int64_t first, std::int64_t last) {
+        span_.store(packed(first, last), std::memory_order_relaxed);
+    }
+
+    bool is_empty() const {
+        std::uint64_t span = span_.load(std::memory_order_relaxed);
+        return first_of(span) >= last_of(span);
+    }
+
+    // Takes runs that become shorter to the end: a thread that comes late, or is kept from running,
+    // then keeps the others waiting for a short one. Returns false where nothing is left.
+    bool take(bool is_own, std::int64_t& first, std::int64_t& last) {
+        std::uint64_t span = span_.load(std::memory_order_relaxed), left;
+        do {
+            first = first_of(span);
+            last = last_of(span);
+            if (first >= last) {
+                return false;
+            }
+            std::int64_t size = std::clamp<std::int64_t>((last - first) / 2, 1, longest_run);
+            left = is_own ? packed(first + size, last) : packed(first, last - size);
+            is_own ? last = first + size : first = last - size;
+        } while (!span_.compare_exchange_weak(span, left, std::memory_order_relaxed));
+        return true;
+    }
+
+private:
+    static std::uint64_t packed(std::int64_t first, std::int64_t last) {
+        return static_cast<std::uint64_t>(first) << 32 | static_cast<std::uint64_t>(last);
+    }
+    static std::int64_t first_of(std::uint64_t span) {
+        return static_cast<std::int64_t>(span >> 32);
+    }
+    static std::int64_t last_of(std::uint64_t span) {
+        return static_cast<std::int64_t>(span & largest);
+    }
+
+    alignas(64) std::atomic<std::uint64_t> span_{0};
+};
+
 class Pool {
 public:
     // Returns false, having done nothing, where another thread is using the pool.
@@ -221,7 +269,7 @@ public:
         } else {
             job.threads = helpers + 1;
             open(job, helpers);
-            work(job);
+            work(job, 0);
             close();
         }
         end_ = Clock::now();
@@ -239,8 +287,11 @@ private:
         SignalsBlocked blocked;
         refused_ = false;
         try {
+            if (static_cast<std::size_t>(wanted) >= shares_.size()) {
+                shares_ = std::vector<Share>(wanted + 1);  // nobody works now
+            }
             for (; workers_ < wanted; ++workers_) {
-                std::thread([this] { serve(); }).detach();
+                std::thread([this, number = workers_] { serve(number); }).detach();
             }
         } catch (const std::exception&) {  // std::system_error or std::bad_alloc
             refused_ = true;
@@ -274,7 +325,7 @@ private:
             auto nothing = [](void*, std::int64_t, std::int64_t) {};
             open({1, nothing, nullptr, 2}, 1);
             std::int64_t own = nanoseconds_since(begin);
-            spin(most_to_wake, [&] { return next_.load(std::memory_order_relaxed) > 0; });
+            spin(most_to_wake, [&] { return shares_[1].is_empty(); });
             cost = own + nanoseconds_since(begin);
             close();
         }
@@ -288,7 +339,9 @@ private:
 
     void open(const Job& job, int places) {
         job_ = job;
-        next_.store(0, std::memory_order_relaxed);
+        for (std::int64_t i = 0; i < job.threads; ++i) {
+            shares_[i].put(job.count * i / job.threads, job.count * (i + 1) / job.threads);
+        }
         Caller caller = Caller::here();
         thread_.store(caller.thread, std::memory_order_relaxed);
         processor_.store(caller.processor, std::memory_order_relaxed);
@@ -322,7 +375,7 @@ private:
         is_awaited_.store(false);
     }
 
-    void serve() {
+    void serve(int number) {
         std::uint64_t seen = 0;
         for (;;) {
             // Who is woken too late for one pass of a step may be in time for the next.
@@ -334,7 +387,7 @@ private:
             }
             Job job = job_;
             wake_two();
-            work(job);
+            work(job, 1 + number % (job.threads - 1));
             if (gate_.leave() && is_awaited_.load()) {
                 {
                     std::lock_guard<std::mutex> lock(mutex_);
@@ -353,17 +406,14 @@ private:
         parked_.fetch_sub(1);
     }
 
-    // Takes runs that become shorter to the end: a thread that comes late, or is kept from running,
-    // then keeps the others waiting for a short one.
-    void work(const Job& job) noexcept {  // the job is the caller's, who must not leave it early
+    // Works on one share, then on what is left of the others.
+    void work(const Job& job, int own) noexcept {  // the job is the caller's, who waits for all
         FloatMode mode;
-        std::int64_t first = next_.load(std::memory_order_relaxed);
-        while (first < job.count) {
-            std::int64_t size = (job.count - first) / (2 * job.threads);
-            std::int64_t last = first + std::clamp<std::int64_t>(size, 1, longest_run);
-            if (next_.compare_exchange_weak(first, last, std::memory_order_relaxed)) {
+        std::int64_t first, last;
+        for (int i = 0; i < job.threads; ++i) {
+            Share& share = shares_[(own + i) % job.threads];
+            while (share.take(i == 0, first, last)) {
                 job.body(job.context, first, last);
-                first = next_.load(std::memory_order_relaxed);
             }
         }
     }
@@ -378,7 +428,7 @@ private:
 
     Gate gate_;
     Job job_;  // of those who have joined
-    std::atomic<std::int64_t> next_{0};
+    std::vector<Share> shares_;
     std::atomic<std::int64_t> patience_{0};
     std::atomic<int> thread_{-1}, processor_{-1};  // of the caller
 
@@ -449,7 +499,7 @@ void for_each_run(std::int64_t count, std::int64_t nanoseconds,
         return;
     }
     Job job{count, body, context};
-    if (count > 1 && nanoseconds >= least_work && children_start_anew) {
+    if (count > 1 && count <= Share::largest && nanoseconds >= least_work && children_start_anew) {
         int processors = processor_count(), threads = thread_count(processors);
         if (threads > 1 && the_pool().run(job, nanoseconds, threads, processors)) {
             return;
