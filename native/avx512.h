@@ -41,9 +41,11 @@ ADAMAS_INLINE __m512i held(std::uint32_t x) {
 
 struct Patterns {
     __m512i exponent = held(0x7f800000u), bias = held(127u << 23), ones = held(0xffffffffu),
-            low_half = held(0xffffu), large = held(0x7f7f0000u), large_doubled = held(0xfefe0000u),
-            first_factor = held(0x21f0aaadu), second_factor = held(0xd35a2d97u),
-            parameter_factor = held(0xc2b2ae3du), width = held(32);
+            low_half = held(0xffffu), high_half = held(0xffff0000u), low_byte = held(0xffu),
+            high_byte = held(0xff000000u), large = held(0x7f7f0000u),
+            large_doubled = held(0xfefe0000u), first_factor = held(0x21f0aaadu),
+            second_factor = held(0xd35a2d97u), parameter_factor = held(0xc2b2ae3du),
+            width = held(32);
 };
 
 // Truth tables of vpternlogd.
@@ -88,10 +90,10 @@ ADAMAS_INLINE void store_half(void* x, __m256i value) {
 
 // 32 words, each in the high half of a lane, over zeros.
 template <Order order>
-ADAMAS_INLINE Ints load_high_words(const void* x) {
+ADAMAS_INLINE Ints load_high_words([[maybe_unused]] const Patterns& patterns, const void* x) {
     if constexpr (order == Order::alternating) {
         __m512i both = _mm512_loadu_si512(x);
-        return {_mm512_slli_epi32(both, 16), _mm512_and_si512(both, every(0xffff0000u))};
+        return {_mm512_slli_epi32(both, 16), _mm512_and_si512(both, patterns.high_half)};
     } else {
         auto words = static_cast<const std::uint16_t*>(x);
         auto high = [](const std::uint16_t* sixteen) {
@@ -115,14 +117,14 @@ ADAMAS_INLINE void store_words(void* x, Ints lanes) {
 
 // 32 bytes, each at byte `place` of a lane, over zeros.
 template <Order order, int place>
-ADAMAS_INLINE Ints load_bytes(const void* x) {
+ADAMAS_INLINE Ints load_bytes([[maybe_unused]] const Patterns& patterns, const void* x) {
     static_assert(place == 0 || place == 3);
     if constexpr (order == Order::alternating && place == 0) {
         __m512i both = _mm512_cvtepu16_epi32(load_half(x));
-        return {_mm512_and_si512(both, every(0xff)), _mm512_srli_epi32(both, 8)};
+        return {_mm512_and_si512(both, patterns.low_byte), _mm512_srli_epi32(both, 8)};
     } else if constexpr (order == Order::alternating) {
         __m512i both = _mm512_slli_epi32(_mm512_cvtepu16_epi32(load_half(x)), 16);
-        return {_mm512_slli_epi32(both, 8), _mm512_and_si512(both, every(0xff000000u))};
+        return {_mm512_slli_epi32(both, 8), _mm512_and_si512(both, patterns.high_byte)};
     } else {
         auto bytes = static_cast<const __m128i*>(x);
         auto sixteen = [](const __m128i* each) {
@@ -132,12 +134,12 @@ ADAMAS_INLINE Ints load_bytes(const void* x) {
     }
 }
 
-// Byte `place` of each lane.
+// Byte `place` of each lane; of the lowest ones, nothing may stand above them.
 template <Order order, int place>
 ADAMAS_INLINE __m256i bytes_of(Ints lanes) {
     auto low = [](__m512i x) { return _mm512_srli_epi32(x, 8 * place); };
     if constexpr (order == Order::alternating) {
-        __m512i first = _mm512_and_si512(low(lanes.a), every(0xffu));
+        __m512i first = place == 0 ? lanes.a : _mm512_and_si512(low(lanes.a), every(0xffu));
         __m512i second = _mm512_slli_epi32(low(lanes.b), 8);
         return _mm512_cvtepi32_epi16(_mm512_or_si512(first, second));
     } else {
@@ -178,15 +180,16 @@ public:
     Draws(Key key, std::int64_t first) {
         auto index = static_cast<std::uint64_t>(first);
         std::uint32_t k1 = key.k1 + static_cast<std::uint32_t>(index >> 32) * 0x9e3779b1u;
-        next_ = every(static_cast<std::uint32_t>(index) + k1);
+        const auto& places = elements_in_order<order>;
+        __m512i start = every(static_cast<std::uint32_t>(index) + k1);
+        next_ = {_mm512_add_epi32(start, places.load()), _mm512_add_epi32(start, places.load(16))};
         second_ = every(key.k2 ^ key.k2 >> 15);
     }
 
     ADAMAS_INLINE Ints next(const Patterns& patterns) {
-        const auto& places = elements_in_order<order>;
-        Ints drawn{finalised(patterns, _mm512_add_epi32(next_, places.load())),
-                   finalised(patterns, _mm512_add_epi32(next_, places.load(16)))};
-        next_ = _mm512_add_epi32(next_, patterns.width);
+        Ints drawn{finalised(patterns, next_.a), finalised(patterns, next_.b)};
+        next_ = {_mm512_add_epi32(next_.a, patterns.width),
+                 _mm512_add_epi32(next_.b, patterns.width)};
         return drawn;
     }
 
@@ -200,7 +203,8 @@ private:
         return _mm512_xor_si512(x, _mm512_srli_epi32(x, 15));
     }
 
-    __m512i next_, second_;
+    Ints next_;
+    __m512i second_;
 };
 
 // -- the rule ------------------------------------------------------------------------------------

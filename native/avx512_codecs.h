@@ -54,19 +54,23 @@ ADAMAS_INLINE bool any(__mmask16 a, __mmask16 b) { return !_kortestz_mask16_u8(a
 
 // Parameters as numbers: `decode_parameters` of half.h.
 template <Way way>
-ADAMAS_INLINE Floats load_parameters(const Arrays& arrays, std::int64_t at) {
+ADAMAS_INLINE Floats load_parameters([[maybe_unused]] const Patterns& patterns,
+                                     const Arrays& arrays, std::int64_t at) {
     constexpr Order order = way.order();
     if constexpr (way.parameters == Parameters::float32) {
         auto p = static_cast<const float*>(arrays.p) + at;
         return {_mm512_loadu_ps(p), _mm512_loadu_ps(p + 16)};
     } else {
-        Ints code = load_high_words<order>(static_cast<const std::uint16_t*>(arrays.p) + at);
+        Ints code =
+            load_high_words<order>(patterns, static_cast<const std::uint16_t*>(arrays.p) + at);
         Ints rest{};
         if constexpr (way.parameters == Parameters::remainder) {
-            rest = load_high_words<order>(static_cast<const std::int16_t*>(arrays.remainder) + at);
+            rest = load_high_words<order>(patterns,
+                                          static_cast<const std::int16_t*>(arrays.remainder) + at);
             rest = {_mm512_srai_epi32(rest.a, 16), _mm512_srai_epi32(rest.b, 16)};
         } else if constexpr (way.parameters == Parameters::remainder8) {
-            rest = load_bytes<order, 3>(static_cast<const std::int8_t*>(arrays.remainder) + at);
+            rest = load_bytes<order, 3>(patterns,
+                                        static_cast<const std::int8_t*>(arrays.remainder) + at);
             rest = {_mm512_srai_epi32(rest.a, 16), _mm512_srai_epi32(rest.b, 16)};
         } else {
             return floats(code);
@@ -80,10 +84,11 @@ ADAMAS_INLINE Floats load_parameters(const Arrays& arrays, std::int64_t at) {
 }
 
 template <Way way>
-ADAMAS_INLINE Floats load_gradients(const Arrays& arrays, std::int64_t at) {
+ADAMAS_INLINE Floats load_gradients([[maybe_unused]] const Patterns& patterns, const Arrays& arrays,
+                                    std::int64_t at) {
     if constexpr (way.is_half()) {
-        return floats(
-            load_high_words<way.order()>(static_cast<const std::uint16_t*>(arrays.g) + at));
+        return floats(load_high_words<way.order()>(
+            patterns, static_cast<const std::uint16_t*>(arrays.g) + at));
     } else {
         auto g = static_cast<const float*>(arrays.g) + at;
         return {_mm512_loadu_ps(g), _mm512_loadu_ps(g + 16)};
@@ -113,7 +118,7 @@ ADAMAS_INLINE bool is_rare([[maybe_unused]] const Patterns& patterns, Floats p) 
                   way.parameters == Parameters::remainder8) {
         return any(is_large(patterns, p.a), is_large(patterns, p.b));
     } else {
-        return any(is_nan(p.a), is_nan(p.b));
+        return _mm512_cmp_ps_mask(p.a, p.b, _CMP_UNORD_Q) != 0;
     }
 }
 
@@ -215,10 +220,13 @@ ADAMAS_INLINE void load_state([[maybe_unused]] const Patterns& patterns, const A
         m = load(arrays.m);
         v = load(arrays.v);
     } else if constexpr (way.form == Form::bfloat16) {
-        m = floats(load_high_words<order>(static_cast<const std::uint16_t*>(arrays.m) + at));
-        v = floats(load_high_words<order>(static_cast<const std::uint16_t*>(arrays.v) + at));
+        m = floats(
+            load_high_words<order>(patterns, static_cast<const std::uint16_t*>(arrays.m) + at));
+        v = floats(
+            load_high_words<order>(patterns, static_cast<const std::uint16_t*>(arrays.v) + at));
     } else if constexpr (way.form == Form::compact) {
-        v = floats(load_high_words<order>(static_cast<const std::uint16_t*>(arrays.v) + at));
+        v = floats(
+            load_high_words<order>(patterns, static_cast<const std::uint16_t*>(arrays.v) + at));
         // Codes are those of float16 with fewer bits of exponent and mantissa, and 2^(top + 7)
         // times as large: shifted to their places, in which the sign was copied.
         auto code = static_cast<const std::uint8_t*>(arrays.m) + at;
@@ -232,8 +240,9 @@ ADAMAS_INLINE void load_state([[maybe_unused]] const Patterns& patterns, const A
              relative(_mm512_extracti64x4_epi64(halves, 1), v.b)};
     } else {
         __m512i base = every(blocks.base[block]), shift = every(blocks.shift[block]);
-        Ints counted = load_bytes<order, 0>(static_cast<const std::uint8_t*>(arrays.v) + at);
-        Ints q = load_bytes<order, 3>(static_cast<const std::uint8_t*>(arrays.m) + at);
+        Ints counted =
+            load_bytes<order, 0>(patterns, static_cast<const std::uint8_t*>(arrays.v) + at);
+        Ints q = load_bytes<order, 3>(patterns, static_cast<const std::uint8_t*>(arrays.m) + at);
         auto square = [&](__m512i c) {
             __mmask16 some = _mm512_test_epi32_mask(c, c);
             return floats(_mm512_maskz_sllv_epi32(some, _mm512_add_epi32(c, base), shift));
@@ -353,12 +362,8 @@ struct Encoding {
     alignas(32) std::uint32_t shift[strip_blocks], left[strip_blocks], keep[strip_blocks],
         carry[strip_blocks], exponents[strip_blocks], base[2][strip_blocks], least[2][strip_blocks],
         units[strip_blocks];
-    alignas(16) std::uint16_t headers[2][strip_blocks];
+    __m128i headers[2];
 };
-
-ADAMAS_INLINE void store_narrow(std::uint16_t* to, __m256i values) {
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm256_cvtepi32_epi16(values));
-}
 
 // `encode_squares_8bit` up to L of the headers, and all that follows from it; false where a v is
 // unusual. The registers given have the largest v of each block, and the smallest but 0, less 1, in
@@ -392,17 +397,18 @@ inline bool weigh_squares(const __m512i* largest, const __m512i* smallest, Encod
     };
     store_bases(0, highest);
     store_bases(1, up);
-    store_narrow(blocks.headers[0], _mm256_or_si256(highest, fine));
-    store_narrow(blocks.headers[1], _mm256_or_si256(up, fine));
+    blocks.headers[0] = _mm256_cvtepi32_epi16(_mm256_or_si256(highest, fine));
+    blocks.headers[1] = _mm256_cvtepi32_epi16(_mm256_or_si256(up, fine));
     return _mm256_cmpge_epu32_mask(most, every8(0x7f700000u)) == 0;
 }
 
 // The rest of `encode_squares_8bit`, for block b of a strip in scratch in the order given, and
 // `relative` of codecs.h, times 2^64, in the place of gradients. Returns the largest of that, in
-// any lane.
+// any lane, and adds a bit to `carries` where random bits carry into K.
 template <Order order>
 ADAMAS_INLINE __m512i encode_squares_of(__m512i added, const Arrays& arrays, std::int64_t at, int b,
-                                        const Encoding& blocks, Scratch& scratch) {
+                                        const Encoding& blocks, Scratch& scratch,
+                                        unsigned& carries) {
     int i = b * static_cast<int>(block_size);
     __m512i shift = every(blocks.shift[b]), kept = every(blocks.keep[b]);
     auto summed = [&](int place) {
@@ -413,7 +419,7 @@ ADAMAS_INLINE __m512i encode_squares_of(__m512i added, const Arrays& arrays, std
     Ints sum{summed(i), summed(i + 16)};
     __m512i carry = every(blocks.carry[b]);
     int carried = any(_mm512_cmpge_epu32_mask(sum.a, carry), _mm512_cmpge_epu32_mask(sum.b, carry));
-    arrays.header_at(at)[b] = blocks.headers[carried][b];
+    carries |= static_cast<unsigned>(carried) << b;
     __m512i base = every(blocks.base[carried][b]), least = every(blocks.least[carried][b]);
     __m512i exponents = every(blocks.exponents[b]), left = every(blocks.left[b]);
     auto encode = [&](__m512i with, int place, __m512& y) {
@@ -434,16 +440,18 @@ ADAMAS_INLINE __m512i encode_squares_of(__m512i added, const Arrays& arrays, std
 // `encode_means_8bit` up to the scales, for what `encode_squares_of` returns; false where
 // the top is too low.
 inline bool weigh_means(const Arrays& arrays, std::int64_t at, int top, const __m512i* largest,
-                        Encoding& blocks) {
+                        Encoding& blocks, unsigned carries) {
     __m256i most = folded(largest, Larger());
     auto limit = static_cast<std::uint32_t>(signed_bits(127.0f * power_of_two(top - 7)));
     // Exponents of the scales, with the bias of float32.
     auto highest = static_cast<std::uint32_t>(top + 126 + 64);
     __m256i scale = _mm256_srli_epi32(_mm256_add_epi32(most, every8(0x1ffff)), 23);
     scale = _mm256_min_epi32(_mm256_max_epi32(scale, every8(highest - 15)), every8(highest));
-    auto header = reinterpret_cast<__m128i*>(arrays.header_at(at));
+    __m128i header =
+        _mm_mask_mov_epi16(blocks.headers[0], static_cast<__mmask8>(carries), blocks.headers[1]);
     __m256i depth = _mm256_slli_epi32(_mm256_sub_epi32(every8(highest), scale), 12);
-    _mm_storeu_si128(header, _mm_or_si128(_mm_loadu_si128(header), _mm256_cvtepi32_epi16(depth)));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(arrays.header_at(at)),
+                     _mm_or_si128(header, _mm256_cvtepi32_epi16(depth)));
     // 2^(7 - scale - 64).
     store8(blocks.units, _mm256_slli_epi32(_mm256_sub_epi32(every8(127 + 7 + 126), scale), 23));
     return _mm256_cmpgt_epu32_mask(most, every8(limit + (64u << 23))) == 0;

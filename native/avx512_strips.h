@@ -62,46 +62,64 @@ public:
 private:
     static constexpr Order order = way.order();
 
-    // One strip after the other: step, codes of v, codes of m.
+    // Strip by strip: step, codes of v, codes of m. The codes of m of one strip are made within the
+    // next one, while the headers of that wait for the largest of its v.
     static void step_8bit(const Lanes& c, const Work& work, const Arrays& arrays, std::int64_t at,
                           std::int64_t count, Draws<order>& draws) {
         int top = work.layout.top;
-        Stage stage;
+        Stage stages[2];
+        Decoding decoding;
         __m512i added = held(1u << 23), middle = held(0x43000000u);
-        for (std::int64_t end = at + count * strip_size; at < end; at += strip_size) {
-            read_headers(arrays.header_at(at), top, work.c.keep1, stage.decoding);
-            Halves halves;
-            for (int b = 0; b <= strip_blocks; ++b) {
-                Halves halves_before = halves;
-                if (b < strip_blocks) {
-                    halves = begin_block(c, arrays, at + b * block_size, b, draws, stage);
-                }
-                if (b > 0) {
-                    finish_block(c, work, arrays, at + (b - 1) * block_size, b - 1, halves_before,
-                                 stage);
-                }
-            }
-            stage.usual = weigh_squares(stage.largest, stage.smallest, stage.encoding);
+        std::int64_t end = at + count * strip_size;
+        if (at == end) {
+            return;
+        }
+        auto encode_last = [&](std::int64_t from, Stage& stage) {
             for (int b = 0; b < strip_blocks; ++b) {
-                stage.largest[b] =
-                    encode_squares_of<order>(added, arrays, at, b, stage.encoding, stage.scratch);
-            }
-            stage.usual &= weigh_means(arrays, at, top, stage.largest, stage.encoding);
-            for (int b = 0; b < strip_blocks; ++b) {
-                encode_means_of<order>(c, middle, arrays, at, b, stage.encoding, stage.scratch);
+                encode_means_of<order>(c, middle, arrays, from, b, stage.encoding, stage.scratch);
             }
             if (!stage.usual) [[unlikely]] {
-                encode_rare<strip_size>(work, arrays, at, stage.scratch);
+                encode_rare<strip_size>(work, arrays, from, stage.scratch);
             }
+        };
+        read_headers(arrays.header_at(at), top, work.c.keep1, decoding);
+        for (std::int64_t begin = at; at < end; at += strip_size) {
+            Stage& stage = stages[(at - begin) / strip_size % 2];
+            Stage& before = stages[((at - begin) / strip_size + 1) % 2];
+            stage.usual = true;
+            Halves halves = begin_block(c, arrays, at, 0, draws, decoding, stage);
+            for (int b = 1; b < strip_blocks; ++b) {
+                Halves halves_before = halves;
+                halves = begin_block(c, arrays, at + b * block_size, b, draws, decoding, stage);
+                finish_block(c, work, arrays, at + (b - 1) * block_size, b - 1, halves_before,
+                             decoding, stage);
+            }
+            finish_block(c, work, arrays, at + (strip_blocks - 1) * block_size, strip_blocks - 1,
+                         halves, decoding, stage);
+            stage.usual &= weigh_squares(stage.largest, stage.smallest, stage.encoding);
+            if (at + strip_size < end) {
+                read_headers(arrays.header_at(at + strip_size), top, work.c.keep1, decoding);
+            }
+            if (at > begin) {
+                encode_last(at - strip_size, before);
+            }
+            unsigned carries = 0;
+            for (int b = 0; b < strip_blocks; ++b) {
+                stage.largest[b] = encode_squares_of<order>(added, arrays, at, b, stage.encoding,
+                                                            stage.scratch, carries);
+            }
+            stage.usual &= weigh_means(arrays, at, top, stage.largest, stage.encoding, carries);
         }
+        encode_last(end - strip_size, stages[(count + 1) % 2]);
     }
 
     // Block b of a strip of 8bit up to its roots; what its codes need is kept.
     ADAMAS_INLINE static Halves begin_block(const Lanes& c, const Arrays& arrays, std::int64_t at,
-                                            int b, Draws<order>& draws, Stage& stage) {
+                                            int b, Draws<order>& draws, const Decoding& decoding,
+                                            Stage& stage) {
         Floats p, m, v;
-        __m512 keep1 = _mm512_set1_ps(stage.decoding.keep1[b]);
-        Halves halves = go_halfway<way.neutral>(c, keep1, arrays, at, stage.decoding, b, p, m, v);
+        __m512 keep1 = _mm512_set1_ps(decoding.keep1[b]);
+        Halves halves = go_halfway<way.neutral>(c, keep1, arrays, at, decoding, b, p, m, v);
         keep(stage, b, m, v, draws.next(c));
         stage.largest[b] = _mm512_max_epu32(ints(v.a), ints(v.b));
         stage.smallest[b] = _mm512_min_epu32(_mm512_add_epi32(ints(v.a), c.ones),
@@ -112,15 +130,15 @@ private:
     // The rest of the step, while the next block is begun: it waits for roots.
     ADAMAS_INLINE static void finish_block(const Lanes& c, const Work& work, const Arrays& arrays,
                                            std::int64_t at, int b, const Halves& halves,
-                                           Stage& stage) {
+                                           const Decoding& decoding, Stage& stage) {
         const std::uint32_t* drawn = stage.scratch.random + b * static_cast<int>(block_size);
         Ints random{_mm512_load_si512(drawn), _mm512_load_si512(drawn + 16)};
         if (!finished(c, arrays, at, halves, random)) [[unlikely]] {
-            __m512 keep1 = _mm512_set1_ps(stage.decoding.keep1[b]);
+            __m512 keep1 = _mm512_set1_ps(decoding.keep1[b]);
             Floats m, v;
-            step_rare(work, keep1, arrays, at, stage.decoding, b, random, m, v);
+            step_rare(work, keep1, arrays, at, decoding, b, random, m, v);
             keep(stage, b, m, v, random);
-            stage.largest[b] = c.ones;  // the strip is encoded by the generic functions
+            stage.usual = false;
         }
     }
 
@@ -161,7 +179,7 @@ private:
     // Stores the new parameters, if all of them are usual.
     ADAMAS_INLINE static bool finished(const Lanes& c, const Arrays& arrays, std::int64_t at,
                                        const Halves& halves, Ints random) {
-        Floats p = load_parameters<way>(arrays, at);
+        Floats p = load_parameters<way>(c, arrays, at);
         p = {arrived<way.neutral>(c, p.a, halves.a), arrived<way.neutral>(c, p.b, halves.b)};
         if (is_rare<way>(c, p)) [[unlikely]] {
             return false;
@@ -176,9 +194,9 @@ private:
                                            std::int64_t at, const Decoding& blocks, int b,
                                            Floats& p, Floats& m, Floats& v) {
         if constexpr (!neutral) {
-            p = load_parameters<way>(arrays, at);
+            p = load_parameters<way>(c, arrays, at);
         }
-        Floats g = load_gradients<way>(arrays, at);
+        Floats g = load_gradients<way>(c, arrays, at);
         load_state<way>(c, arrays, at, blocks, b, m, v);
         return {halfway<neutral>(c, keep1, p.a, g.a, m.a, v.a),
                 halfway<neutral>(c, keep1, p.b, g.b, m.b, v.b)};

@@ -117,7 +117,7 @@ void compare_parameters(const char* name, Rounding rounding) {
         require(std::memcmp(code[0], code[1], sizeof code[0]) == 0, name, x[0]);
         require(std::memcmp(rest[0], rest[1], sizeof rest[0]) == 0, name, x[0]);
         decode_parameters(layout, judge, 0, back[1], block);
-        store_in_order<order>(back[0], ints(load_parameters<way>(mine, 0)));
+        store_in_order<order>(back[0], ints(load_parameters<way>(patterns, mine, 0)));
         require(std::memcmp(back[0], back[1], sizeof back[0]) == 0, name, x[0]);
     });
 }
@@ -142,7 +142,7 @@ void compare_joined(const char* name, Rounding rounding) {
         arrays.remainder = parameters == Parameters::remainder ? static_cast<void*>(rest) : rest8;
         alignas(64) float back[2][block];
         decode_parameters(layout, arrays, 0, back[1], block);
-        store_in_order<way.order()>(back[0], ints(load_parameters<way>(arrays, 0)));
+        store_in_order<way.order()>(back[0], ints(load_parameters<way>(patterns, arrays, 0)));
         require(std::memcmp(back[0], back[1], sizeof back[0]) == 0, name, x[0]);
         seen += block;
     });
@@ -281,10 +281,11 @@ void compare_8bit(const char* name, int top) {
         encode_means<N>(layout, judge, 0, generic);
         Encoding blocks;
         bool usual = weigh_squares(largest, smallest, blocks);
+        unsigned carries = 0;
         for (int b = 0; b < strip_blocks; ++b) {
-            largest[b] = encode_squares_of<order>(held(1u << 23), mine, 0, b, blocks, own);
+            largest[b] = encode_squares_of<order>(held(1u << 23), mine, 0, b, blocks, own, carries);
         }
-        usual &= weigh_means(mine, 0, top, largest, blocks);
+        usual &= weigh_means(mine, 0, top, largest, blocks, carries);
         for (int b = 0; b < strip_blocks; ++b) {
             encode_means_of<order>(patterns, held(0x43000000u), mine, 0, b, blocks, own);
         }
