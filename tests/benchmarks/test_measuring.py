@@ -224,6 +224,13 @@ def test_the_rows_of_the_processor_have_the_goals_that_were_set():
         "small, 64 M, compact states · torch fused, float32": 1,
         "small, 64 M, 8bit states · torch fused, float32": 0.8,
         "small, 64 M, 8bit states, bfloat16 parameters · torch fused, float32": 1.3,
+        **{
+            f"torch step, 2^{power} in {parts} · one thread": 1
+            for power in range(17, 25)
+            for parts in ("1 tensor", "16 tensors")
+        },
+        "training, 2^18 in 1 tensor · one thread": 1,
+        "training, 2^20 in 1 tensor · one thread": 1,
         "JAX step, 16 M in 1 array · optax.adam": 1,
         "JAX step, 16 M in 1 array · optax.adamw": 1,
         "JAX step, 5,702 in 6 arrays · optax.adam": 1,
