@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,7 @@ import numpy as np
 from benchmarks.checks import LR, ROUNDINGS, require_close
 from benchmarks.ratios import Pair, Ratios
 from benchmarks.shapes import GPT2, THREE_KINDS, Shapes, gpt2
-from benchmarks.tables import Row, Run, Stored
+from benchmarks.tables import Row, Run
 
 _NEEDS = ("jax", "optax")
 
@@ -22,19 +21,8 @@ _NEEDS = ("jax", "optax")
 class Compiling(Ratios):
     """Rows that compile. All threads count, and nothing is taken over from one time to the next."""
 
-    def figure(self, row: Row, run: Run) -> Stored:
-        pair = row.make(run.quick)
-        pair.check()
-        times = [(_taken(pair.ours), _taken(pair.other)) for _ in range(1 if run.quick else 3)]
-        ratios = [other / ours for ours, other in times]
-        return {
-            "ours": statistics.median(ours for ours, _ in times),
-            "other": statistics.median(other for _, other in times),
-            "ratio": statistics.median(ratios),
-            "lowest": min(ratios),
-            "highest": max(ratios),
-            "rounds": len(times),
-        }
+    def times(self, pair: Pair, run: Run) -> list[tuple[float, float]]:
+        return [(_taken(pair.ours), _taken(pair.other)) for _ in range(1 if run.quick else 3)]
 
 
 def _taken(work: Callable[[], object]) -> float:

@@ -36,8 +36,7 @@ class Ratios(Table):
     def figure(self, row: Row, run: Run) -> Stored:
         pair = row.make(run.quick)
         pair.check()
-        rounds, least = (3, 0.002) if run.quick else (11, 0.1)
-        times = taken_in_turn(pair, rounds=rounds, least=least)
+        times = self.times(pair, run)
         ratios = [other / ours for ours, other in times]
         return {
             "ours": statistics.median(ours for ours, _ in times),
@@ -47,6 +46,11 @@ class Ratios(Table):
             "highest": max(ratios),
             "rounds": len(times),
         }
+
+    def times(self, pair: Pair, run: Run) -> list[tuple[float, float]]:
+        """Return what both take in each round, in seconds."""
+        rounds, least = (3, 0.002) if run.quick else (11, 0.1)
+        return taken_in_turn(pair, rounds=rounds, least=least)
 
     def draw(self, stored: Stored) -> None:
         goals = self._goals()
