@@ -21,8 +21,8 @@ ROWS = [
     for row in table.rows
     if not OTHERS & set(row.needs) and row.cuda_memory is None
 ]
-#: Rows of several processes, which take seconds to start.
-OF_PROCESSES = catalogue.table("ranks").rows
+#: Rows of several processes, which take seconds to start, and rows that compile for seconds.
+DEAR = (*catalogue.table("ranks").rows, *catalogue.table("jax_compile").rows)
 QUICK = Run(quick=True)
 
 
@@ -56,16 +56,14 @@ def measured(*rows, run=QUICK):
 
 
 @pytest.mark.quick_cases(8)
-@pytest.mark.parametrize(
-    "row", [row for row in ROWS if row not in OF_PROCESSES], ids=lambda row: row.name
-)
+@pytest.mark.parametrize("row", [row for row in ROWS if row not in DEAR], ids=lambda row: row.name)
 def test_every_row_makes_contenders_that_agree(row):
     check_contenders(row)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("row", OF_PROCESSES, ids=lambda row: row.name)
-def test_every_row_of_processes_makes_contenders_that_agree(row):
+@pytest.mark.parametrize("row", DEAR, ids=lambda row: row.name)
+def test_every_dear_row_makes_contenders_that_agree(row):
     check_contenders(row)
 
 
