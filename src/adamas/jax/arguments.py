@@ -94,34 +94,37 @@ def number_or_schedule(name: str, value: Any) -> Number | Schedule:
 
 def rate(name: str, value: Any) -> Number:
     """Return a decay rate."""
-    _check_fixed(name, value)
-    return _array(name, value) if isinstance(value, jax.Array) else check_rate(name, value)
+    return _array_or(name, value, check_rate)
 
 
 def amount(name: str, value: Any) -> Number:
     """Return a number that is at least 0."""
-    _check_fixed(name, value)
-    return _array(name, value) if isinstance(value, jax.Array) else check_amount(name, value)
+    return _array_or(name, value, check_amount)
 
 
 def greatest(name: str, value: Any) -> Number:
     """Return a greatest learning rate, which is above 0."""
-    _check_fixed(name, value)
-    return _array(name, value) if isinstance(value, jax.Array) else _check_greatest(name, value)
+    return _array_or(name, value, _check_greatest)
 
 
 def threshold(name: str, value: Any) -> Number:
     """Return a bound of ρ_t that is at least 4."""
-    _check_fixed(name, value)
-    return _array(name, value) if isinstance(value, jax.Array) else _check_threshold(name, value)
+    return _array_or(name, value, _check_threshold)
 
 
 def bound(name: str, value: Any) -> Number:
     """Return what updates are clipped at, or None."""
+    return _array_or(name, value, _check_bound)
+
+
+def _check_bound(name: str, value: Any) -> float | None:
+    return Phase(**{name: value}).clip_update
+
+
+def _array_or(name: str, value: Any, check: Callable[[str, Any], Any]) -> Any:
+    """Return an array without axes, or what ``check`` returns of any other value."""
     _check_fixed(name, value)
-    return (
-        _array(name, value) if isinstance(value, jax.Array) else Phase(**{name: value}).clip_update
-    )
+    return _array(name, value) if isinstance(value, jax.Array) else check(name, value)
 
 
 def check_values(arrays: Mapping[str, Array], names: Mapping[str, str]) -> None:
