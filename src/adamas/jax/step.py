@@ -172,8 +172,7 @@ def _measured(
     It is traced once for all arrays that are alike.
     """
     c = _joined(known, found)
-    whole = not jnp.issubdtype(jnp.result_type(given), jnp.inexact)
-    gradient = jnp.asarray(given, dtype) if whole else given
+    gradient = _inexact(given, dtype)
     square, largest = before.square, before.largest
     if coding is not None:
         home = small.home_of_cut_blocks(gradient) if before.header is not None else None
@@ -217,8 +216,7 @@ def _step(
         is_one = c.opposed is c.decay
         decay = c.decay if c.decay.is_constant(0) else decay
         c = c._replace(step=moved, decay=decay, opposed=decay if is_one else c.opposed)
-    whole = not jnp.issubdtype(jnp.result_type(row.gradient), jnp.inexact)
-    gradient = jnp.asarray(row.gradient, dtype) if whole else row.gradient
+    gradient = _inexact(row.gradient, dtype)
     p = constant(0.0, dtype) if row.parameter is None else Operand.of(row.parameter, dtype)
     if coding is None:
         result, kept = _step_plain(c, gradient, p, row.before, dtype)
@@ -270,6 +268,12 @@ def _joined(known: Coefficients, found: Coefficients) -> Coefficients:
     pairs = [b if a is None else a for a, b in zip(known, found, strict=True)]
     c = Coefficients(*(None if number is None else Operand(number) for number in pairs))
     return c if c.opposed is not None else c._replace(opposed=c.decay)
+
+
+def _inexact(gradient: Array, dtype: Any) -> Array:
+    """Return a gradient of whole numbers in ``dtype``, any other as it is."""
+    is_inexact = jnp.issubdtype(jnp.result_type(gradient), jnp.inexact)
+    return gradient if is_inexact else jnp.asarray(gradient, dtype)
 
 
 def _step_plain(
