@@ -59,9 +59,7 @@ def check_shards(rank, mesh, folder, options):
     """A record of shards is, bit for bit, that of whole tensors; the process of rank 0 has it."""
     sharded = model()
     fully_shard(sharded, mesh=mesh)
-    path = folder / "sharded.jsonl"
-    path.unlink(missing_ok=True)
-    dist.barrier()
+    path = folder / ("-".join(["sharded", *map(str, options.values())]) + ".jsonl")
     recorded(path, sharded, **options)
     dist.barrier()
     written = lines(path)
