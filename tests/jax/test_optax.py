@@ -142,17 +142,19 @@ def test_a_state_can_be_made_of_shapes_alone():
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_step_is_not_compiled_again(name):
     optimizer = getattr(ours, name)(SCHEDULE)
-    traced = []
-
-    @jax.jit
-    def step(params, state, gradients):
-        traced.append(name)
-        return stepper(optimizer)(params, state, gradients)
-
+    step = jax.jit(stepper(optimizer))
     params, state = tree(), optimizer.init(tree())
     for _ in range(3):
         params, state = step(params, state, tree(GRADIENTS))
-    assert traced == [name]
+    assert step._cache_size() == 1
+
+
+@pytest.mark.parametrize("form", ["float32", "bfloat16", "8bit"])
+def test_a_state_is_bound_to_a_device_where_parameters_are(form):
+    optimizer = ours.adamw(SCHEDULE, state=form)
+    bound = jax.device_put(tree(), jax.devices()[0])
+    for params, is_bound in ((tree(), False), (bound, True), ({**tree(), "a": bound["a"]}, True)):
+        assert {each.committed for each in jax.tree.leaves(optimizer.init(params))} == {is_bound}
 
 
 def test_an_eager_step_is_compiled_once():

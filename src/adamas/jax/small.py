@@ -78,6 +78,8 @@ def zeros(
         header = codecs.blocks(codes).max(axis=-1)
         if isinstance(codes, Tracer) or header.ndim != codes.ndim:
             return header
+        if header.sharding == codes.sharding:  # what is put somewhere is bound to stay there
+            return header
         # The same in the same words, as a step has it: another word is another program.
         is_alike = header.sharding.is_equivalent_to(codes.sharding, header.ndim)
         return jax.device_put(header, codes.sharding) if is_alike else header

@@ -25,7 +25,7 @@ __all__ = [
     "check_kept",
     "check_scalar",
     "following",
-    "on_mesh_of",
+    "on_devices_of",
     "parts",
     "within_int32",
 ]
@@ -67,26 +67,37 @@ def parts(state: Any, length: int) -> list[Any]:
     return list(state)
 
 
-def on_mesh_of(params: Any, state: Any) -> Any:
-    """Return a state whose counts are where steps leave them: on the mesh of the parameters.
+def on_devices_of(params: Any, state: Any) -> Any:
+    """Return a state whose counts are where steps leave them: on the devices of the parameters.
 
     From one device they would move there in the first step, and the second would be compiled anew.
-    Nothing is changed within ``jit``, or where not all parameters are on one mesh.
+    Nothing is changed within ``jit``, where not all parameters are on one mesh or device, and where
+    they are on that which JAX chose by itself.
     """
     leaves = [each for each in jax.tree.leaves(params) if isinstance(each, jax.Array)]
     if not leaves or any(isinstance(each, Tracer) for each in leaves):
         return state
     shardings = [each.sharding for each in leaves]
     meshes = {each.mesh for each in shardings if isinstance(each, NamedSharding)}
-    if len(meshes) != 1 or not all(isinstance(each, NamedSharding) for each in shardings):
+    first = shardings[0]
+    home: NamedSharding | SingleDeviceSharding
+    if len(meshes) == 1 and all(isinstance(each, NamedSharding) for each in shardings):
+        home = NamedSharding(meshes.pop(), PartitionSpec())
+    elif isinstance(first, SingleDeviceSharding) and len(set(shardings)) == 1 and _stays(leaves):
+        home = first
+    else:
         return state
-    everywhere = NamedSharding(meshes.pop(), PartitionSpec())
 
     def placed(leaf: Any) -> Any:
         is_alone = isinstance(leaf, jax.Array) and isinstance(leaf.sharding, SingleDeviceSharding)
-        return jax.device_put(leaf, everywhere) if is_alone else leaf
+        return jax.device_put(leaf, home) if is_alone else leaf
 
     return jax.tree.map(placed, state)
+
+
+def _stays(arrays: Sequence[Array]) -> bool:
+    """Return whether one of the arrays was put where it is, so that results are put there, too."""
+    return any(getattr(each, "committed", False) for each in arrays)
 
 
 def check_fields(where: str, part: Any, fields: Sequence[str]) -> None:

@@ -372,7 +372,7 @@ class _Optimizer:
         # optax.tree.map_params calls init with something that has no leaves.
         if self._decay is not None and self._decay.mask is not None and jax.tree.leaves(params):
             trees.decaying(self._decay.mask, params)
-        return states.on_mesh_of(params, self._init(params))
+        return states.on_devices_of(params, self._init(params))
 
     def _init_coded(self, params: Tree) -> CodedState:
         assert self._coding is not None
