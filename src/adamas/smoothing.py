@@ -91,14 +91,24 @@ def half_life(beta: float, every: float = 1) -> float:
     """Return after how much a value counts half as much at the decay rate ``beta``.
 
     The inverse of ``beta_for``, in the unit of ``every``: 0.95 has a half-life of 13.5 steps, or of
-    3,459 samples where each step has 256. Raises ValueError where ``beta`` is not in [0, 1).
+    3,459 samples where each step has 256. Raises ValueError where ``beta`` is not in [0, 1), or
+    where the half-life is larger or smaller than any number of float64.
     """
     rate, step = check_rate("beta", beta), _span("every", every)
     if rate == 0:
         return 0.0
     context = _digits()
     lives = context.divide(context.ln(2), context.minus(context.ln(_decimal(context, rate))))
-    return float(context.multiply(lives, _decimal(context, step)))
+    life = float(context.multiply(lives, _decimal(context, step)))
+    if not 0 < life < math.inf:
+        beyond, unit = (
+            ("above the largest", "larger") if life else ("below the smallest", "smaller")
+        )
+        raise ValueError(
+            f"beta is {beta!r} and every is {every!r}, so that the half-life is {beyond} number of "
+            f"float64. Give every in a {unit} unit."
+        )
+    return life
 
 
 def _span(name: str, value: Any) -> float:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
+from decimal import Decimal
+from fractions import Fraction
 
 import mpmath
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -70,6 +73,22 @@ def test_what_is_forgotten_at_once_has_a_rate_and_a_half_life_of_0():
     assert adamas.beta_for(1e-300, every=1e300) == 0.0
 
 
+@given(LIVES, st.floats(1023, 1076))
+@settings(max_examples=50, deadline=None)
+def test_rates_below_the_normal_numbers_are_the_nearest(life, halvings):
+    """Below 2^-1022 numbers have fewer digits: 2^-1074 is the smallest of all."""
+    every = life * halvings
+    with mpmath.workprec(200):
+        steps = mpmath.ldexp(mpmath.mpf(2) ** (-mpmath.mpf(every) / mpmath.mpf(life)), 1074)
+    assert adamas.beta_for(life, every) == math.ldexp(float(mpmath.nint(steps)), -1074)
+
+
+@pytest.mark.parametrize("kind", [np.float32, np.float64, np.array, Fraction, Decimal])
+def test_numbers_of_all_kinds_are_taken_as_what_they_are(kind):
+    assert adamas.half_life(kind(0.875), kind(64)) == adamas.half_life(0.875, 64.0)
+    assert adamas.beta_for(kind(64), kind(2)) == adamas.beta_for(64, 2)
+
+
 LONG = (
     "half_life is 1e+17 and every is 1, so that the decay rate is 1 in float64 and nothing would "
     "be forgotten. Give a half-life of less than 10^16 steps."
@@ -109,6 +128,38 @@ LONG = (
             lambda: adamas.half_life(1.0),
             ValueError,
             "beta is 1.0, but a decay rate must be at least 0 and less than 1.",
+        ),
+        (
+            lambda: adamas.half_life(0.9, every=1e308),
+            ValueError,
+            "beta is 0.9 and every is 1e+308, so that the half-life is above the largest number of "
+            "float64. Give every in a larger unit.",
+        ),
+        (
+            lambda: adamas.half_life(0.25, every=5e-324),
+            ValueError,
+            "beta is 0.25 and every is 5e-324, so that the half-life is below the smallest number "
+            "of float64. Give every in a smaller unit.",
+        ),
+        (
+            lambda: adamas.half_life(10**400),
+            ValueError,
+            "beta is inf, but a decay rate must be at least 0 and less than 1.",
+        ),
+        (
+            lambda: adamas.half_life(True),
+            TypeError,
+            "beta is True, but it must be a number.",
+        ),
+        (
+            lambda: adamas.beta_for(np.array([1.0, 2.0])),
+            TypeError,
+            "half_life is array([1., 2.]), but it must be a number.",
+        ),
+        (
+            lambda: adamas.beta_for(10, every="a batch"),
+            TypeError,
+            "every is 'a batch', but it must be a number.",
         ),
         (
             lambda: adamas.half_life(0.9, every=0),
