@@ -5,7 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-__all__ = ["Observed", "Taken"]
+__all__ = ["CHOICES", "Observed", "Taken"]
+
+#: What headers tell of the rule besides numbers, by the names of ``adamas.Options``.
+CHOICES = (
+    "decay",
+    "lr_max",
+    "bias_correction",
+    "eps_place",
+    "eps_root",
+    "amsgrad",
+    "nesterov",
+    "rectify",
+    "maximize",
+)
 
 #: Called after each step.
 Called = Callable[..., None]

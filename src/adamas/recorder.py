@@ -372,8 +372,9 @@ def _tensors(run: Run, parts: Sequence[OfPart]) -> dict[str, dict[str, float]]:
 
 def _plain(group: ParameterGroup) -> dict[str, Any]:
     given = group.plain()
-    own = {name: given[name] for name in ("lr", "betas", "eps", "weight_decay", "state")}
-    return {**own, "rounding": given["rounding"], "parameters": given["params"]}
+    numbers = ("lr", "betas", "eps", "weight_decay")
+    own = {name: given[name] for name in (*numbers, *observing.CHOICES, "state", "rounding")}
+    return {**own, "parameters": given["params"]}
 
 
 def _observed(optimizer: Any, rank: int) -> Observed:

@@ -7,8 +7,12 @@ A **header** stands first, and again wherever a run was resumed or went back to 
 its groups or its phase were changed: ``"adamas": "record"``, ``"format"`` (1), ``"version"`` (of
 adamas), ``"method"`` (the name of the optimizer's class), ``"every"``, ``"time"`` (seconds since
 1970), ``"phase"`` (options of whole steps: ``clip_norm``, ``on_nonfinite``, …), ``"groups"`` (of
-each: ``lr``, ``betas``, ``eps``, ``weight_decay``, ``state``, ``rounding``, and ``parameters``,
-their names) and ``"parameters"`` (of each by name: ``shape`` and ``dtype``).
+each: ``lr``, ``betas``, ``eps``, ``weight_decay``; ``decay``, ``lr_max``, ``bias_correction``,
+``eps_place``, ``eps_root``, ``amsgrad``, ``nesterov``, ``rectify`` and ``maximize``, as
+``adamas.Options`` has them; ``state``, ``rounding``, and ``parameters``, their names) and
+``"parameters"`` (of each by name: ``shape`` and ``dtype``). Of torch's NAdam and SGD, whose
+formulas are not among the options, groups have ``momentum_decay``, ``dampening``, ``nesterov`` and
+``maximize`` as torch does. Records of earlier versions may lack what concerns the rule.
 
 A **line of a step** has ``"step"`` (its number, 1 first) and ``"time"``; ``"lr"`` (one for each
 group); ``"gradient_norm"`` (of all tensors, before clipping); ``"clip_factor"`` (where there is a

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import gc
 import json
 import math
@@ -110,6 +111,19 @@ def test_steps_that_clipped_are_counted_between_lines(tmp_path):
     assert [line["clipped"] for line in steps(tmp_path / "run.jsonl")] == [0, 2, 0]
 
 
+def test_a_header_tells_all_that_the_rule_and_the_phase_were_told(tmp_path):
+    optimizer = adamas.RAdam(np.ones(2), 0.5, decay="corrected", lr_max=1.0, clip_update=0.75)
+    adamas.Recorder(optimizer, tmp_path / "run.jsonl")
+    (opening,) = records.read(tmp_path / "run.jsonl")
+    (group,) = opening.header["groups"]
+    names = {field.name for field in dataclasses.fields(adamas.Options)}
+    assert group.keys() == names | {"parameters"}
+    assert (group["decay"], group["lr_max"], group["rectify"]) == ("corrected", 1.0, True)
+    phase = opening.header["phase"]
+    assert phase.keys() == {field.name for field in dataclasses.fields(adamas.Phase)}
+    assert phase["clip_update"] == 0.75
+
+
 def test_a_header_names_options_and_parameters(tmp_path):
     groups = [
         {"params": {"w": np.ones((3, 64), np.float32)}, "lr": 0.5, "state": "8bit"},
@@ -132,6 +146,15 @@ def test_a_header_names_options_and_parameters(tmp_path):
         "betas": [0.9, 0.999],
         "eps": 1e-8,
         "weight_decay": 0.01,
+        "decay": "decoupled",
+        "lr_max": None,
+        "bias_correction": "paper",
+        "eps_place": "corrected",
+        "eps_root": 0.0,
+        "amsgrad": False,
+        "nesterov": False,
+        "rectify": False,
+        "maximize": False,
         "state": ["8bit", "8bit"],
         "rounding": None,
         "parameters": ["0.w"],

@@ -59,6 +59,10 @@ class Method:
         beta1, beta2 = map(scalar, group["betas"])
         return mean_top(beta1, beta2)
 
+    def usual_decay(self, group: Group) -> Decay:
+        """Return how parameters of ``group`` decay where its ``decay`` does not say it."""
+        return "decoupled" if group.get("decoupled_weight_decay") else "l2"
+
     def options(self, group: Group) -> Options | None:  # noqa: ARG002
         """Return the options of ``group`` as adamas has them, or None: see ``numbers``."""
         return None
@@ -119,7 +123,7 @@ class Adam(Method):
             betas=(scalar(beta1), scalar(beta2)),
             eps=scalar(group["eps"]),
             weight_decay=scalar(group["weight_decay"]),
-            **decays.options(group, _usual_decay(group)),
+            **decays.options(group, self.usual_decay(group)),
             amsgrad=bool(group["amsgrad"]),
             maximize=bool(group["maximize"]),
         )
@@ -145,7 +149,7 @@ class RAdam(Method):
             eps=scalar(group["eps"]),
             eps_place="uncorrected",
             weight_decay=scalar(group["weight_decay"]),
-            **decays.options(group, _usual_decay(group)),
+            **decays.options(group, self.usual_decay(group)),
             rectify=True,
             maximize=bool(group["maximize"]),
         )
@@ -182,7 +186,7 @@ class NAdam(Method):
         product = torch.mul(member.state["mu_product"], now).item()
         return Coefficients(
             grad_scale=-1.0 if group["maximize"] else 1.0,
-            **decays.shrinking(group, _usual_decay(group))._asdict(),
+            **decays.shrinking(group, self.usual_decay(group))._asdict(),
             keep1=beta1,
             take1=1.0 - beta1,
             keep2=beta2,
@@ -242,7 +246,7 @@ class RMSprop(Method):
             betas=(None, scalar(group["alpha"])),
             eps=scalar(group["eps"]),
             weight_decay=scalar(group["weight_decay"]),
-            **decays.options(group, "l2"),
+            **decays.options(group, self.usual_decay(group)),
             bias_correction="none",
             maximize=bool(group["maximize"]),
         )
@@ -253,7 +257,7 @@ class RMSprop(Method):
         alpha = scalar(group["alpha"])
         return _NEUTRAL._replace(
             grad_scale=-1.0 if group["maximize"] else 1.0,
-            **decays.shrinking(group, "l2")._asdict(),
+            **decays.shrinking(group, self.usual_decay(group))._asdict(),
             keep2=alpha,
             take2=1.0 - alpha,
             eps=scalar(group["eps"]),
@@ -303,7 +307,7 @@ class SGD(Method):
         is_first = step == 1
         return _NEUTRAL._replace(
             grad_scale=-1.0 if group["maximize"] else 1.0,
-            **decays.shrinking(group, "l2")._asdict(),
+            **decays.shrinking(group, self.usual_decay(group))._asdict(),
             keep1=0.0 if is_first else momentum,
             take1=1.0 if is_first else 1.0 - scalar(group["dampening"]),
             from_m=momentum if group["nesterov"] else 1.0,
@@ -324,10 +328,6 @@ _OF_OWN_STEP = ("lr", "alpha", "eps", "weight_decay", "momentum")
 _NEUTRAL = Coefficients(*[0.0] * len(Coefficients._fields))._replace(
     grad_scale=1.0, take1=1.0, take2=1.0, from_m=1.0, root=1.0
 )
-
-
-def _usual_decay(group: Group) -> Decay:
-    return "decoupled" if group["decoupled_weight_decay"] else "l2"
 
 
 def _momentum(group: Group, step: int) -> float:

@@ -14,7 +14,7 @@ from torch import Tensor
 from adamas import observing
 from adamas.observing import Called, Observed, Taken
 from adamas.summary import by_reason
-from adamas.torch import distributed, squares
+from adamas.torch import decays, distributed, squares
 from adamas.torch.grouping import names_of, parameters_of
 from adamas.torch.members import Member, scalar
 from adamas.torch.methods import Method
@@ -22,6 +22,12 @@ from adamas.torch.record import Record
 from adamas.torch.statistics import elements_of
 
 __all__ = ["WAITS", "Tensors"]
+
+#: What groups have of it.
+_CHOICES = (
+    *("decay", "lr_max", "decoupled_weight_decay", "momentum_decay", "dampening"),
+    *("amsgrad", "nesterov", "maximize"),
+)
 
 #: How long a process waits for others to record, too, in seconds.
 WAITS = 300.0
@@ -58,7 +64,11 @@ class Tensors(Observed):
             "method": type(optimizer).__name__,
             "phase": observing.shown(vars(optimizer.phase)),
             "groups": [
-                {**_plain(group), "parameters": [next(own) for _ in group["params"]]}
+                {
+                    **_plain(group),
+                    **_chosen(optimizer._method, group),
+                    "parameters": [next(own) for _ in group["params"]],
+                }
                 for group in optimizer.param_groups
             ],
             "parameters": {
@@ -70,7 +80,7 @@ class Tensors(Observed):
     def frame(self) -> Any:
         """Return what differs as soon as the description may."""
         optimizer = self._optimizer()
-        kept = ("eps", "state", "rounding")
+        kept = ("eps", "state", "rounding", *_CHOICES)
         groups = [
             (id(group), len(group["params"]), *map(group.get, kept))
             for group in optimizer.param_groups
@@ -218,6 +228,17 @@ def _below_eps(
 
 def _share(count: float, size: int) -> float:
     return int(count) / size if size else 0.0
+
+
+def _chosen(method: Method, group: dict[str, Any]) -> dict[str, Any]:
+    """Return what the rule is told besides numbers; by torch's names where it has no options."""
+    options = method.options(group)
+    if options is not None:
+        return {name: getattr(options, name) for name in observing.CHOICES}
+    own = {name: group[name] for name in ("momentum_decay", "dampening") if name in group}
+    flags = {name: bool(group[name]) for name in ("nesterov", "maximize") if name in group}
+    shrinks = decays.options(group, method.usual_decay(group))
+    return shrinks | {name: scalar(value) for name, value in own.items()} | flags
 
 
 def _plain(group: Mapping[str, Any]) -> dict[str, Any]:
