@@ -119,6 +119,11 @@ def test_layers_of_findings_are_shown_where_others_are_left_out():
         ({"state": ["bfloat16", "8bit"]}, "ε 1e-8, state bfloat16 and 8bit"),
         ({"state": "compact", "rounding": "stochastic"}, "state compact, rounding stochastic"),
         ({"betas": [0.9, None], "weight_decay": 0.1}, "lr 0.001, β1 0.9, weight decay 0.1"),
+        (
+            {"weight_decay": 0.1, "decay": "corrected", "lr_max": 0.5, "rectify": True},
+            "weight decay 0.1 (corrected), lr_max 0.5, rectify",
+        ),
+        ({"weight_decay": 0.0, "decay": "cautious", "maximize": False}, "ε 1e-8"),
     ],
 )
 def test_options_of_a_group_are_told_in_few_words(tmp_path, options, told):

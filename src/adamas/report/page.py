@@ -170,7 +170,11 @@ def _options(run: Run, group: Group, place: int) -> str:
     if group.eps is not None and group.betas[1] is not None:
         told.append(f"ε {short(group.eps)}")
     if group.weight_decay:
-        told.append(f"weight decay {short(group.weight_decay)}")
+        kind = "" if group.decay is None else f" ({group.decay})"
+        told.append(f"weight decay {short(group.weight_decay)}{kind}")
+        if group.lr_max is not None:
+            told.append(f"lr_max {short(group.lr_max)}")
+    told += group.flags
     given = group.state if isinstance(group.state, list) else [group.state]
     state = dict.fromkeys(str(each) for each in given)  # of both moments
     if state.keys() - {"None", "float32"}:

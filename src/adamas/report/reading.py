@@ -29,6 +29,9 @@ FIELDS = (
     "below_eps",
 )
 
+#: Options of the rule that are True or not.
+_FLAGS = ("amsgrad", "nesterov", "rectify", "maximize")
+
 #: Numbers of tensors that are held; of larger records lines are left out.
 MOST = 16_000_000
 
@@ -43,6 +46,11 @@ class Group:
     weight_decay: float | None
     state: Any
     rounding: str | None
+    #: How parameters decay; None in records that do not tell.
+    decay: str | None = None
+    lr_max: float | None = None
+    #: The names of the options that are True.
+    flags: tuple[str, ...] = ()
 
     @property
     def square_steps(self) -> float | None:
@@ -254,6 +262,9 @@ def _group(given: dict[str, Any]) -> Group:
         weight_decay=_option(given.get("weight_decay")),
         state=given.get("state"),
         rounding=given.get("rounding"),
+        decay=decay if isinstance(decay := given.get("decay"), str) else None,
+        lr_max=_option(given.get("lr_max")),
+        flags=tuple(name for name in _FLAGS if given.get(name) is True),
     )
 
 
