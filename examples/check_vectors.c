@@ -23,7 +23,8 @@ static void step(float *p, float *m, float *v, float g, int t, double lr, double
 
 /* What it makes, as the files name it; and of "decay" both "l2" and "decoupled". */
 static const char *makes[][2] = {{"bias_correction", "paper"}, {"epsilon", "outside"},
-    {"amsgrad", "no"}, {"nesterov", "no"}, {"direction", "descent"}};
+    {"amsgrad", "no"}, {"nesterov", "no"}, {"rectified", "no"}, {"clipped", "no"},
+    {"direction", "descent"}};
 
 static char *after(char *text, const char *key) { /* the place behind a key */
     char quoted[40];

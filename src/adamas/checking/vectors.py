@@ -22,7 +22,7 @@ from adamas.checking.prediction import Prediction, Settings, parts
 from adamas.checking.probes import Probe
 from adamas.checking.variants import Variant
 from adamas.checking.wording import sheet
-from adamas.numpy import Adam
+from adamas.numpy import Adam, Optimizer, RAdam
 
 __all__ = ["SCHEMA", "VECTORS", "Vector", "write"]
 
@@ -34,6 +34,8 @@ SCHEMA = "adamas-vectors/1"
 _DEFAULT = Settings(lr=1e-3, beta1=0.9, beta2=0.999, eps=1e-8)
 _LARGE = Settings(lr=0.125, beta1=0.625, beta2=0.75, eps=0.05)
 _DECAYING = Settings(lr=0.125, beta1=0.625, beta2=0.75, eps=0.05, weight_decay=0.25)
+#: With a v that gradients outgrow, so that updates are clipped at half of the steps.
+_OUTGROWN = Settings(lr=0.125, beta1=0.625, beta2=0.96875, eps=0.002, weight_decay=0.25)
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,10 @@ class Vector:
     name: str
     variant: Variant
     settings: Settings
-    #: The options of ``adamas.Adam`` that make the same; None where there are none.
+    #: The options of ``method`` that make the same; None where there are none.
     options: dict[str, Any] | None = field(default_factory=dict[str, Any])
     run: Literal["shown", "long", "scheduled"] = "shown"
+    method: type[Optimizer] = Adam
 
     @property
     def probe(self) -> Probe:
@@ -60,6 +63,7 @@ _UNCORRECTED = Variant(correction1="none", correction2="none")
 _FIRST_STEP = Variant(correction1="first-step", correction2="first-step")
 _DECOUPLED = Variant(decay="decoupled"), _DECAYING, {"decay": "decoupled"}
 _FULLY = {"decay": "fully-decoupled", "lr_max": _DECAYING.lr}
+_CORRECTED = {"decay": "corrected", "lr_max": _DECAYING.lr}
 
 VECTORS: tuple[Vector, ...] = (
     Vector("adam", Variant(), _DEFAULT),
@@ -70,6 +74,14 @@ VECTORS: tuple[Vector, ...] = (
     Vector("adamw", *_DECOUPLED),
     Vector("adamw-schedule", *_DECOUPLED, run="scheduled"),
     Vector("adamw-fully-decoupled", Variant(decay="fully"), _DECAYING, _FULLY, "scheduled"),
+    Vector("adamw-cautious", Variant(decay="cautious"), _DECAYING, {"decay": "cautious"}),
+    Vector("adamw-corrected", Variant(decay="corrected"), _DECAYING, _CORRECTED, "scheduled"),
+    Vector(
+        "adamw-clip-update",
+        Variant(decay="decoupled", clipped="above 1"),
+        _OUTGROWN,
+        {"decay": "decoupled", "clip_update": 1.0},
+    ),
     Vector(
         "adam-efficient",
         Variant(epsilon="outside before"),
@@ -79,6 +91,8 @@ VECTORS: tuple[Vector, ...] = (
     Vector("amsgrad", Variant(largest="then corrected"), _LARGE, {"amsgrad": True}),
     Vector("amsgrad-corrected-first", Variant(largest="corrected first"), _LARGE, None),
     Vector("nadam", Variant(nesterov="dozat"), _LARGE, {"nesterov": True}),
+    # ρ_t is above 5 from the 8th step on.
+    Vector("radam", Variant(rectified="5"), _LARGE, method=RAdam),
     Vector("maximize", Variant(direction="ascent"), _LARGE, {"maximize": True}),
     Vector("first-step", _FIRST_STEP, _LARGE, {"bias_correction": "first-step"}),
     Vector("no-correction", _UNCORRECTED, _LARGE, {"bias_correction": "none"}),
@@ -116,6 +130,8 @@ def _content(vector: Vector) -> dict[str, Any]:
             "decay": vector.variant.decay,
             "amsgrad": vector.variant.largest,
             "nesterov": vector.variant.nesterov,
+            "rectified": vector.variant.rectified,
+            "clipped": vector.variant.clipped,
             "direction": vector.variant.direction,
         },
         "steps": steps,
@@ -178,7 +194,8 @@ def _distance_of_adamas(vector: Vector, kind: str, parameters: Array) -> float:
     settings, probe = vector.settings, vector.probe
     start = probe.start[0]
     p = start.astype(kind)
-    optimizer = Adam(
+    made: Any = vector.method
+    optimizer = made(
         p,
         lr=settings.lr,
         betas=(settings.beta1, settings.beta2),
