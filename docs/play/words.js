@@ -72,6 +72,9 @@ const WORDS = {
     code_note:
       "These are the lines of adamas (rule.py), in float32: every operator rounds once. Numbers have all " +
       "digits that tell them from others.",
+    not_here:
+      "Not on this page: weight decay (L2, decoupled, cautious, corrected: decay and opposed are 0 here), RAdam, " +
+      "NAdam and clipping, which in adamas are other numbers in the same lines, and AMSGrad, which has one line more.",
     left_out: "left out: {method} keeps no {needs}",
     why_g: "the slope along {x}",
     why_g_noise: "the slope along {x}, with noise ξ",
@@ -204,6 +207,10 @@ const WORDS = {
     code_note:
       "Це рядки adamas (rule.py) у float32: кожну дію округлено один раз. Цифр стільки, скільки треба, щоб не " +
       "сплутати число з іншим.",
+    not_here:
+      "Чого на цій сторінці немає: згасання ваг (L2, відокремленого, обережного, виправленого: decay та opposed тут " +
+      "дорівнюють 0), RAdam, NAdam й обрізання; в adamas це інші числа в тих самих рядках. Немає й AMSGrad, який має " +
+      "ще один рядок.",
     left_out: "пропущено: {method} не зберігає {needs}",
     why_g: "нахил уздовж {x}",
     why_g_noise: "нахил уздовж {x}, із шумом ξ",
