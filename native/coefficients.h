@@ -13,6 +13,11 @@ enum class BiasCorrection { paper, first_step, none };
 enum class Decay { l2, decoupled, fully_decoupled, cautious, corrected };
 enum class EpsPlace { corrected, uncorrected, inside };
 
+// Whether a decay goes by the greatest learning rate of the run.
+inline bool knows_greatest(Decay decay) {
+    return decay == Decay::fully_decoupled || decay == Decay::corrected;
+}
+
 // adamas.options.Options, without the learning rate, which comes with each step.
 struct Options {
     bool has_mean = false;

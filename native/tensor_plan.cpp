@@ -130,6 +130,12 @@ public:
             numbered_ += options.is_none();
         }
         rates_.resize(watch_.group_count());
+        most_.resize(watch_.group_count(), std::numeric_limits<double>::infinity());
+        for (const Cohort& cohort : cohorts_) {
+            if (cohort.options && knows_greatest(cohort.options->decay)) {
+                most_[cohort.group] = cohort.options->lr_max * 1.000001;  // schedules round
+            }
+        }
         std::vector<Tensor> tensors;
         for (nb::handle slot : slots) {
             tensors.push_back(joined(slot));
@@ -333,7 +339,9 @@ private:
                 return false;
             }
             rates_[i] = PyFloat_AsDouble(lr);  // takes a tensor of one element, too
-            if (!(rates_[i] >= -1e-12)) {      // a schedule that ends at 0 may end beside it
+            // A schedule that ends at 0 may end beside it. None goes above the greatest rate that
+            // was named.
+            if (!(rates_[i] >= -1e-12) || rates_[i] > most_[i]) {
                 PyErr_Clear();
                 return false;
             }
@@ -483,6 +491,7 @@ private:
     Buffer versions_;                // that the last step has left, of all parameters
     std::int64_t* steps_ = nullptr;  // behind them: how many were made
     std::vector<double> rates_;      // of the groups, at the step under way
+    std::vector<double> most_;       // of the groups, what these may be at most
     std::vector<Cohort> cohorts_;
     std::size_t numbered_ = 0;  // how many of them have no options
     std::vector<Member> members_;

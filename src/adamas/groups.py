@@ -20,7 +20,7 @@ from adamas.arrays import (
 )
 from adamas.checks import check_names, check_plain, kind, not_finite
 from adamas.engines import Group, Slot
-from adamas.options import Options, Phase, learning_rate_at
+from adamas.options import Options, Phase, check_greatest, learning_rate_at
 from adamas.state import State, converted, create, loaded
 from adamas.trees import Tree, changed_leaf, difference_of_keys, leaves, matching_leaves
 
@@ -225,8 +225,17 @@ class Parameters:
         return [checked_gradient(*named, gradient) for named, gradient in pairs]
 
     def rates_at(self, step: int) -> tuple[float, ...]:
-        """Return the learning rate of each group at ``step``."""
-        return tuple(learning_rate_at(group.options.lr, step) for group in self.groups)
+        """Return the learning rate of each group at ``step``.
+
+        Raises TypeError or ValueError for what is none, or above the greatest that was named.
+        """
+        rates = tuple(learning_rate_at(group.options.lr, step) for group in self.groups)
+        for group, lr in zip(self.groups, rates, strict=True):
+            options = group.options
+            if options.lr_max is not None:
+                name = f"lr({step})" if callable(options.lr) else "lr"
+                check_greatest(name, lr, options.lr_max, options.decay)
+        return rates
 
     def not_finite(self, counts: Sequence[int]) -> FloatingPointError:
         """Return the error of gradients with so many elements that are not finite."""

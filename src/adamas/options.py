@@ -36,7 +36,9 @@ __all__ = [
     "Rounding",
     "Schedule",
     "StateForm",
+    "check_greatest",
     "check_together",
+    "is_above",
     "learning_rate_at",
     "observed",
 ]
@@ -92,7 +94,7 @@ class Options:
     #: Defazio 2025, arXiv 2506.02285).
     decay: Decay = "l2"
     #: The greatest learning rate of the run, for "fully-decoupled" and "corrected"; lr if it is
-    #: fixed.
+    #: fixed. Optimizers refuse to step at a greater one.
     lr_max: float | None = None
     #: "paper" divides by 1 - β^t; "first-step" by 1 - β at every step; "none" leaves the bias.
     bias_correction: BiasCorrection = "paper"
@@ -296,6 +298,20 @@ def check_together(phase: Phase, *, has_square: bool, others: str) -> None:
 def observed(phase: Phase) -> Phase:
     """Return a phase with statistics, whether or not the user asks for them."""
     return dataclasses.replace(phase, statistics=True)
+
+
+def is_above(lr: float, lr_max: float) -> bool:
+    """Return whether ``lr`` is above ``lr_max`` by more than schedules round."""
+    return lr > lr_max * 1.000001  # as the compiled engine compares
+
+
+def check_greatest(name: str, lr: float, lr_max: float, decay: str) -> None:
+    """Raise ValueError where a learning rate is above the greatest that was named."""
+    if is_above(lr, lr_max):
+        raise ValueError(
+            f'{name} is {lr!r}, but lr_max is {lr_max!r}, which decay="{decay}" takes for the '
+            "greatest learning rate of the run. Give the greatest as lr_max."
+        )
 
 
 def learning_rate_at(lr: LearningRate, step: int) -> float:

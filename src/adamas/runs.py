@@ -66,7 +66,8 @@ class Run:
             has_square = group.options.has_square
             others = "Adam, AdamW, RAdam or RMSProp"
             check_together(self.phase, has_square=has_square, others=others)
-        rates = [group.options.lr for group in self.parameters.groups]
+        is_fixed = not any(callable(group.options.lr) for group in self.parameters.groups)
+        fixed = self.parameters.rates_at(1) if is_fixed else None
         marks = repeat(None) if self.tracked is None else iter(self.tracked.marks)
         groups = tuple(group.planned(marks) for group in self.parameters.groups)
         if self.spikes is None:
@@ -76,7 +77,7 @@ class Run:
         object.__setattr__(self, "tree", self.parameters.tree)
         object.__setattr__(self, "plan", plan)
         object.__setattr__(self, "plans", {phase.statistics: plan})
-        object.__setattr__(self, "fixed_rates", None if any(map(callable, rates)) else tuple(rates))
+        object.__setattr__(self, "fixed_rates", fixed)
 
     @classmethod
     def of(cls, params: Tree, options: Options, phase: Phase, engine: Engine) -> Run:

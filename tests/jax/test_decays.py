@@ -104,6 +104,11 @@ REFUSED = [
         "decay is 'corrected', but with a schedule for learning_rate its greatest value cannot be "
         "known. Give lr_max.",
     ),
+    (
+        {"decay": "corrected", "learning_rate": 0.5, "lr_max": 0.25},
+        'learning_rate is 0.5, but lr_max is 0.25, which decay="corrected" takes for the greatest '
+        "learning rate of the run. Give the greatest as lr_max.",
+    ),
 ]
 
 

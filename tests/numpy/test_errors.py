@@ -484,3 +484,25 @@ def test_a_front_end_that_is_not_imported_is_offered(name):
     )
     last = done.stderr.splitlines()[-1]
     assert last.endswith(f"no attribute '{name}' yet. Import it first: import adamas.{name}")
+
+
+@pytest.mark.parametrize("decay", ["fully-decoupled", "corrected"])
+def test_a_learning_rate_above_the_greatest_is_refused_before_anything_is_touched(decay):
+    p = np.ones(2)
+    text = f'but lr_max is 0.5, which decay="{decay}" takes for the greatest learning rate of the'
+    with pytest.raises(ValueError, match=f"^lr is 0.75, {text}"):
+        adamas.AdamW(p, 0.75, decay=decay, lr_max=0.5)
+    optimizer = adamas.AdamW(p, 0.5, decay=decay)
+    with pytest.raises(ValueError, match=f"^lr is 0.75, {text}"):
+        optimizer.lr = 0.75
+    assert optimizer.lr == 0.5
+    optimizer.set_options(lr=0.75, lr_max=0.75)
+    rates = {1: 0.5, 2: 0.5 * (1 + 1e-9), 3: 0.75}  # the second is off by what schedules round
+    optimizer = adamas.AdamW(p, rates.get, decay=decay, lr_max=0.5)
+    for _ in range(2):
+        optimizer.step(np.ones(2))
+    before = p.copy()
+    with pytest.raises(ValueError, match=rf"^lr\(3\) is 0.75, {text}"):
+        optimizer.step(np.ones(2))
+    assert optimizer.steps == 2
+    assert (p == before).all()

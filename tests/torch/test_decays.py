@@ -194,6 +194,11 @@ REFUSED = [
     ({"lr_max": 1.0}, "lr_max is 1.0, but decay is None: lr_max has a meaning with"),
     ({"decay": "corrected", "lr_max": -1.0}, "lr_max is -1.0, but it must be finite and at least"),
     ({"decay": "corrected", "lr": 0.0}, "decay is 'corrected', which needs the greatest learning "),
+    (
+        {"decay": "fully-decoupled", "lr": torch.tensor(0.5), "lr_max": 0.25},
+        'lr is 0.5, but lr_max is 0.25, which decay="fully-decoupled" takes for the greatest '
+        "learning rate of the run. Give the greatest as lr_max.",
+    ),
 ]
 
 
@@ -213,6 +218,35 @@ def test_what_makes_no_sense_is_refused(options, text):
         with pytest.raises(ValueError, match=re.escape(text)):
             optimizer.step()
     assert torch.equal(parameter, torch.ones(2))
+
+
+@pytest.mark.parametrize("kind", [ours.AdamW, ours.NAdam])
+@pytest.mark.parametrize(
+    "route", ["native", "plain", pytest.param("triton", marks=pytest.mark.slow)]
+)
+def test_a_step_at_more_than_the_greatest_rate_is_refused_before_anything_is_touched(route, kind):
+    """But for what schedules round."""
+    with standing_in(route) as device:
+        values = torch.ones(2, 3, device=device)
+        parameter = torch.nn.Parameter(values if route != "plain" else values.t())
+        optimizer = kind([parameter], lr=0.5, weight_decay=0.5, decay="corrected")
+        group = optimizer.param_groups[0]
+        for rate in (0.25, 0.5, 0.5 * (1 + 1e-9), 0.75):
+            parameter.grad = torch.ones_like(parameter)
+            group["lr"] = rate
+            before = parameter.detach().clone()
+            if rate > 0.6:
+                with pytest.raises(
+                    ValueError, match=r"param_groups\[0\]: lr is 0.75, but lr_max is "
+                ):
+                    optimizer.step()
+            else:
+                optimizer.step()
+            assert torch.equal(parameter, before) == (rate > 0.6)
+        assert int(optimizer.state[parameter]["step"]) == 3
+        group["lr_max"] = 0.75
+        optimizer.step()
+        assert int(optimizer.state[parameter]["step"]) == 4
 
 
 def test_rmsprop_with_momentum_says_that_it_follows_another_rule():

@@ -23,7 +23,7 @@ from adamas.jax.numbers import Choices, Number, varying
 from adamas.jax.operands import pinned
 from adamas.jax.small import CodedState
 from adamas.jax.trees import Gradients
-from adamas.options import Options, Phase, Rounding, StateForm
+from adamas.options import Options, Phase, Rounding, StateForm, check_greatest
 
 __all__ = ["adam", "adamw", "amsgrad", "momentum", "nadam", "nadamw", "radam", "rmsprop", "sgd"]
 
@@ -562,7 +562,12 @@ def _decaying(
                 "cannot be known. Give lr_max."
             )
         lr_max = learning_rate
-    return replace(choices, kind=decay, lr_max=arguments.greatest("lr_max", lr_max))
+    greatest = arguments.greatest("lr_max", lr_max)
+    if not (callable(learning_rate) or isinstance(learning_rate, jax.Array)) and isinstance(
+        greatest, float
+    ):
+        check_greatest("learning_rate", float(learning_rate), greatest, decay)
+    return replace(choices, kind=decay, lr_max=greatest)
 
 
 def _stored(

@@ -7,13 +7,14 @@ the gradient, or decoupled.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from numbers import Real
 from typing import Any, Literal, NamedTuple, get_args
 
 from torch import Tensor
 
 from adamas.checks import check_amount, check_choice
 from adamas.coefficients import at_step
-from adamas.options import Decay, Options
+from adamas.options import Decay, Options, check_greatest, is_above
 
 __all__ = [
     "KEYS",
@@ -22,6 +23,7 @@ __all__ = [
     "check",
     "check_values",
     "completed",
+    "is_at_most",
     "options",
     "shrinking",
 ]
@@ -68,7 +70,7 @@ def check_values(group: Group, where: str = "") -> None:
 
 
 def check(group: Group, where: str) -> None:
-    """Raise also ValueError where the one does not go with the other."""
+    """Raise also ValueError where the one does not go with the other, or lr is above lr_max."""
     check_values(group, where)
     kind, most = group.get("decay"), _number(group.get("lr_max"))
     needs_most = kind in _WITH_MOST
@@ -83,6 +85,15 @@ def check(group: Group, where: str) -> None:
             f"{where}decay is {kind!r}, which needs the greatest learning rate of the run, but "
             f"lr_max is {most!r}. Give it as lr_max."
         )
+    lr = _known_rate(group)
+    if needs_most and lr is not None and most:
+        check_greatest(f"{where}lr", lr, most, str(kind))
+
+
+def is_at_most(group: Group) -> bool:
+    """Return whether the learning rate is not above the greatest, as far as both are known here."""
+    lr, most = _known_rate(group), _number(group.get("lr_max"))
+    return lr is None or most is None or not is_above(lr, most)
 
 
 def completed(group: Group, defaults: Group) -> dict[str, Any]:
@@ -114,8 +125,19 @@ def shrinking(group: Group, usual: Decay) -> Shrinking:
         decay = lr * amount if usual == "decoupled" else 0.0
         return Shrinking(amount if usual == "l2" else 0.0, decay, decay)
     named = Options(betas=(None, None), weight_decay=amount, **options(group, usual))
+    if named.lr_max is not None:
+        check_greatest("lr", lr, named.lr_max, named.decay)
     numbers = at_step(named, 1, lr)
     return Shrinking(numbers.l2, numbers.decay, numbers.opposed)
+
+
+def _known_rate(group: Group) -> float | None:
+    """Return the learning rate, where that waits for no device."""
+    lr = group.get("lr")
+    if isinstance(lr, Tensor) and not lr.is_cpu:
+        return None
+    number = _number(lr)
+    return float(number) if isinstance(number, Real) else None
 
 
 def _number(value: Any) -> Any:

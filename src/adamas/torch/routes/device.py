@@ -20,7 +20,7 @@ from adamas.engines.triton import devices as triton
 from adamas.engines.triton.jobs import Inputs, Job, signature_of
 from adamas.engines.triton.launches import Launches
 from adamas.state import Entries
-from adamas.torch import arguments, gradients, operations, parts, small
+from adamas.torch import arguments, decays, gradients, operations, parts, small
 from adamas.torch.counting import DeviceCounts
 from adamas.torch.members import WIDE, Member, scalar
 from adamas.torch.numbers import Scaling
@@ -319,7 +319,10 @@ def _is_rate(group: dict[str, Any], known: Tensor | None) -> bool:
         if not isinstance(lr, Tensor):
             return False
         return lr.data_ptr() == known.data_ptr() and lr.dtype == known.dtype
-    # What is not at least about 0 is for a close look, which says what is wrong.
+    # What is not at least about 0, or is above its greatest, is for a close look, which says what
+    # is wrong.
+    if not decays.is_at_most(group):
+        return False
     if isinstance(lr, Tensor):
         return lr.is_cpu and not triton.takes(lr.device) and bool((lr >= -arguments.ROUNDING).all())
     return isinstance(lr, (int, float, np.number)) and bool(lr >= -arguments.ROUNDING)
