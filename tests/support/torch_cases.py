@@ -7,6 +7,7 @@ that each two values of different factors meet in one.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections.abc import Iterator
 from typing import Any
@@ -28,7 +29,8 @@ __all__ = [
 
 Case = dict[str, str]
 
-METHODS = ("Adam", "AdamW", "NAdam", "RMSprop", "SGD")
+#: Classes, and "AdamW, decays": the class with the decays and the clipping that torch has not.
+METHODS = ("Adam", "AdamW", "NAdam", "RMSprop", "SGD", "RAdam", "AdamW, decays")
 
 # ── factors ────────────────────────────────────────────────────────────────────────────────────
 
@@ -76,6 +78,25 @@ OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
         "fused": {"fused": True, "momentum": 0.5},
         "foreach": {"foreach": True},
     },
+    "RAdam": {  # rho_t is above 5 from the sixth step on, but never with betas whose v is short
+        **_ALL,
+        "decoupled": {"decoupled_weight_decay": True, "weight_decay": 0.25},
+        "cautious": {"decay": "cautious", "weight_decay": 0.25},
+        "corrected": {"decay": "corrected", "lr_max": 0.25, "weight_decay": 0.5},
+        "other betas": {"betas": (0.5, 0.875), "maximize": True},
+        "short v": _HALVES,
+        "capturable": {"capturable": True},
+        "foreach": {"foreach": True},
+        "eps of 0": {"eps": 0.0},
+    },
+    "AdamW, decays": {
+        "plain": {"decay": "cautious", "weight_decay": 0.25},
+        "cautious and maximize": {"decay": "cautious", "maximize": True, "weight_decay": 0.5},
+        "cautious amsgrad": {"decay": "cautious", "amsgrad": True, "weight_decay": 0.5},
+        "corrected": {"decay": "corrected", "lr_max": 0.25, "weight_decay": 0.5},
+        "corrected, first lr": {"decay": "corrected", "weight_decay": 0.5, **_HALVES},
+        "fully decoupled": {"decay": "fully-decoupled", "lr_max": 0.25, "weight_decay": 0.125},
+    },
 }
 PHASES: dict[str, dict[str, Any]] = {
     "no phase": {},
@@ -104,6 +125,12 @@ PHASES: dict[str, dict[str, Any]] = {
         "statistics": True,
     },
 }
+_CLIPPED = {
+    "clip update": {"clip_update": 0.5},
+    "clip update and norm": {"clip_update": 0.125, "clip_norm": 1.5, "statistics": True},
+    "whole phase, clip update": {**PHASES["whole phase"], "clip_update": 0.25},
+}
+PHASES |= _CLIPPED
 STATES: dict[str, Any] = {
     "own state": None,
     "float32 state": "float32",
@@ -139,7 +166,7 @@ SHAPES = {
 _SHARED = {
     "lr": ("fixed lr", "schedule", "ExponentialLR", "tensor lr", "lr of 0"),
     "groups": ("one group", "two groups", "named", "added", "stored apart", "own keys"),
-    "phase": tuple(PHASES),
+    "phase": tuple(each for each in PHASES if each not in _CLIPPED),
     "state": tuple(STATES),
     "rounding": tuple(ROUNDINGS),
     "seed": ("seed 0", "seed 77"),
@@ -200,7 +227,7 @@ SUITES: dict[str, dict[str, tuple[str, ...]]] = {
     "processes": {
         **_SHARED,
         "groups": ("one group", "two groups", "named", "added"),
-        "phase": tuple(each for each in PHASES if not each.startswith("scaler")),
+        "phase": tuple(each for each in _SHARED["phase"] if not each.startswith("scaler")),
         "dtype": ("float32", "float64", "bfloat16", "float16"),
         "layout": ("rows", "columns", "replicas", "each its own cut"),
         "gradients": ("all gradients", "come and go", "late", "none at one step"),
@@ -228,6 +255,9 @@ COUNTS = {
     "offload early": 30,
     "processes": 20,
 }
+#: Methods that came later, whose updates are clipped as well: the draws of the others stay as they
+#: are. They have fewer cases, since most of what the factors do does not depend on the method.
+_LATER = {"RAdam": 4, "AdamW, decays": 4}
 
 
 def is_possible(method: str, case: Case) -> bool:
@@ -256,6 +286,8 @@ def is_possible(method: str, case: Case) -> bool:
 def cases(route: str, method: str) -> list[Case]:
     """Return the cases of a method on a route; always the same ones."""
     factors = {"options": tuple(OPTIONS[method]), **SUITES[route]}
+    if method in _LATER:
+        factors["phase"] = (*factors["phase"], *_CLIPPED)
     drawn = random.Random(f"{route} {method}")
     names = list(factors)
     unmet = {
@@ -265,7 +297,7 @@ def cases(route: str, method: str) -> list[Case]:
         for y in factors[b]
     }
     found: list[Case] = []
-    count = COUNTS[route]
+    count = math.ceil(COUNTS[route] / _LATER.get(method, 1))
     vain = 0
     while len(found) < count and vain < 3:
         best: Case = {}

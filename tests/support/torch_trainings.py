@@ -161,8 +161,11 @@ class Training:
 
     def __init__(self, route: str, method: str, case: Case, device: torch.device, mesh: Any = None):
         self.method, self.case, self.device, self.mesh = method, case, device, mesh
+        self.kind = method.partition(",")[0]
         self.about = (route, method, words(route, case))
         self.steps = 4 if route == "triton" else 5
+        if method == "RAdam":  # whose steps are not rectified before the sixth
+            self.steps += 2
         self.offloads = route.startswith("offload")
         self.digests = Digests()
         self.params = self.made()
@@ -252,7 +255,7 @@ class Training:
 
     def run(self) -> list[str]:
         try:
-            self.optimizer = self.built(getattr(ours, self.method), self.params, self.copies)
+            self.optimizer = self.built(getattr(ours, self.kind), self.params, self.copies)
         except Exception as error:
             self.digests.put("errors", "made", said(error))
             return self.digests.texts()
@@ -481,7 +484,7 @@ class Training:
         for group, own in zip(groups, saved["param_groups"], strict=True):
             if "param_names" in own:
                 group["params"] = list(zip(own["param_names"], group["params"], strict=True))
-        return getattr(torch.optim, self.method)(groups)
+        return getattr(torch.optim, self.kind)(groups)
 
 
 def names(taken: Any) -> list[tuple[str, Tensor]]:
