@@ -59,13 +59,19 @@ def one_thread():
 
 def test_the_code_of_each_page_runs_in_order(one_thread, monkeypatch):
     loggers.stand_in(monkeypatch)
+    run: set[str] = set()  # of two pages with the same code, comments aside, one
     for page in PAGES:
         if named(page) in NEEDS and not find_spec(NEEDS[named(page)]):
             continue
+        found = CODE.finditer(page.read_text("utf-8"))
+        blocks = [each["code"] for each in found if each["mark"] not in QUOTED]
+        plain = ast.unparse(ast.parse("\n".join(blocks)))
+        if plain in run:
+            continue
+        run.add(plain)
         names: dict[str, object] = {}
-        for found in CODE.finditer(page.read_text("utf-8")):
-            if found["mark"] not in QUOTED:
-                exec(compile(found["code"], named(page), "exec"), names)
+        for code in blocks:
+            exec(compile(code, named(page), "exec"), names)
 
 
 @pytest.mark.parametrize("mark", QUOTED)

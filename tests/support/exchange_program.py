@@ -436,18 +436,8 @@ def check_option(mesh):
             optimizer.clip_group = alone
 
 
-def main():
-    rank, store, shape = int(sys.argv[1]), sys.argv[2], tuple(map(int, sys.argv[3].split("x")))
-    torch.set_num_threads(1)
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{store}",
-        rank=rank,
-        world_size=math.prod(shape),
-        timeout=LIMIT,
-    )
-    names = ("dp", "tp")[: len(shape)]
-    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+def check_all(mesh):
+    """Check all of this file."""
     if mesh.ndim == 2:
         checks = [check_stages, check_replicas, check_two_dimensions, check_spikes_of_stages]
         checks.append(check_updates_of_grids)
@@ -468,6 +458,21 @@ def main():
         ]
     for check in checks:
         check(mesh)
+
+
+def main():
+    rank, store, shape = int(sys.argv[1]), sys.argv[2], tuple(map(int, sys.argv[3].split("x")))
+    torch.set_num_threads(1)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{store}",
+        rank=rank,
+        world_size=math.prod(shape),
+        timeout=LIMIT,
+    )
+    names = ("dp", "tp")[: len(shape)]
+    mesh = init_device_mesh("cpu", shape, mesh_dim_names=names)
+    check_all(mesh)
     dist.barrier()
     os._exit(0)  # gloo's own threads sometimes abort an orderly end
 

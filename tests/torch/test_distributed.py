@@ -23,17 +23,12 @@ PROGRAM, EXCHANGE = (str(SUPPORT / each) for each in ("mesh_program.py", "exchan
     ],
 )
 def test_tensors_cut_in_every_way_have_one_norm_and_the_bits_of_whole_ones(tmp_path, shape, count):
+    """Two processes check all of the next test as well."""
     assert run_together([PROGRAM], count, tmp_path, shape) == [0] * count
 
 
-@pytest.mark.parametrize(
-    ("shape", "count"),
-    [
-        ("2", 2),
-        pytest.param("4", 4, marks=pytest.mark.slow),
-        pytest.param("2x2", 4, marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("shape", "count"), [("4", 4), ("2x2", 4)])
 def test_norms_and_verdicts_are_those_of_all_processes_in_one_small_message(tmp_path, shape, count):
     assert run_together([EXCHANGE], count, tmp_path, shape) == [0] * count
 
