@@ -297,7 +297,7 @@ def cases(route: str, method: str) -> list[Case]:
         for y in factors[b]
     }
     found: list[Case] = []
-    count = math.ceil(COUNTS[route] / _LATER.get(method, 1))
+    count = max(4, math.ceil(COUNTS[route] / _LATER.get(method, 1)))
     vain = 0
     while len(found) < count and vain < 3:
         best: Case = {}
