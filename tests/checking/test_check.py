@@ -313,7 +313,9 @@ def test_a_planted_mistake_is_named_in_float32_as_well(mistake):
 
 
 @pytest.mark.quick_cases(2)
-@pytest.mark.parametrize("first", list(MISTAKES)[:-1])
+@pytest.mark.parametrize(
+    "first", [*list(MISTAKES)[-5:-1], *list(MISTAKES)[:-5]]
+)  # short ones first
 def test_pairs_of_planted_mistakes_are_named(first):
     for second in list(MISTAKES)[list(MISTAKES).index(first) + 1 :]:
         pair = (first, second)

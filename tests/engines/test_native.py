@@ -146,6 +146,7 @@ def test_every_phase_gives_the_bits_of_the_reference(method, dtype, values):
         assert disagreements(options, phase, parameters, gradients) == {}, phase
 
 
+@pytest.mark.quick_cases(6)
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_every_size_gives_the_bits_of_the_reference(dtype, phase):
@@ -220,7 +221,7 @@ def test_tensors_and_groups_of_all_kinds_in_one_step_give_the_bits_of_the_refere
         assert disagreements(options, PHASES[phase], parameters, gradients) == {}
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(("dtype", "phase", "method"), [
     (np.float32, "plain", "adam"),
     (np.float32, "all", "nadam-amsgrad"),

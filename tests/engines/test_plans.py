@@ -290,10 +290,11 @@ except RuntimeError as error:
             "torch",
             'The Triton engine needs PyTorch. Install it with: pip install "adamas[torch]"\n',
         ),
-        (
+        pytest.param(
             "triton",
             "The Triton engine needs Triton. It comes with PyTorch for CUDA on Linux; elsewhere "
             "try: pip install triton\n",
+            marks=pytest.mark.slow,
         ),
     ],
 )

@@ -83,6 +83,7 @@ def test_ADAMAS_NUM_THREADS_sets_the_number_of_threads():
     assert done.stdout.split() == ["3"], done.stderr
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("value", ["two", "-1", "1.5", "0x2", " ", "²"])
 def test_an_ADAMAS_NUM_THREADS_that_is_no_number_is_refused_at_import(value):
     done = python("import adamas", ADAMAS_NUM_THREADS=value)
@@ -93,6 +94,7 @@ def test_an_ADAMAS_NUM_THREADS_that_is_no_number_is_refused_at_import(value):
     )
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("value", ["0", "1025", "99999999999999999999"])
 def test_an_ADAMAS_NUM_THREADS_out_of_range_is_refused_at_import(value):
     done = python("import adamas", ADAMAS_NUM_THREADS=value)

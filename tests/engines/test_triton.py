@@ -70,7 +70,7 @@ SIZES = (0, 1, 31, 32, 33, TILE - 1, TILE, TILE + 1, CHUNK - 1, CHUNK, CHUNK + 1
 KINDS = [*((ordinary, size) for size in SIZES), (wide, TILE + 33), (special, TILE + 33)]
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("rounding", ["nearest", "stochastic"])
 @pytest.mark.parametrize("forms", FORMS, ids="-".join)
 def test_every_form_of_state_gives_the_bits_of_the_reference(forms, rounding):
@@ -78,12 +78,13 @@ def test_every_form_of_state_gives_the_bits_of_the_reference(forms, rounding):
     agrees(options, Phase(seed=2**63 + 5), *drawn(np.float32, KINDS))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("dtype", FLOATS)
 def test_every_size_gives_the_bits_of_the_reference(dtype):
     agrees(Options(lr=0.1, amsgrad=True), Phase(ema=0.9), *drawn(dtype, KINDS))
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("betas", [(None, 0.99), (0.9, None), (0.5, 0.9), (0.999, 0.9)])
 def test_forms_of_other_methods_give_the_bits_of_the_reference(betas):
     """With these the tops of m differ, and one of the two may be missing."""
@@ -96,7 +97,7 @@ def test_forms_of_other_methods_give_the_bits_of_the_reference(betas):
 # ── half precision ─────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.quick_cases(5)
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("forms", [("float32", "float32"), *FORMS], ids="-".join)
 @pytest.mark.parametrize(("dtype", "rounding"), HALVES, ids=IDS)
 def test_every_rounding_of_parameters_gives_the_bits_of_the_reference(dtype, rounding, forms):
@@ -104,7 +105,7 @@ def test_every_rounding_of_parameters_gives_the_bits_of_the_reference(dtype, rou
     agrees(options, Phase(seed=5), *drawn(dtype, FEW))
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(("dtype", "rounding"), HALVES, ids=IDS)
 def test_whole_chunks_of_half_precision_give_the_bits_of_the_reference(dtype, rounding):
     kinds = [(ordinary, CHUNK + 70), (wide, CHUNK), (special, CHUNK)]
@@ -135,7 +136,7 @@ def test_every_method_steps_half_precision_with_the_bits_of_the_reference(method
 # ── phases ─────────────────────────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("phase", PHASES)
 @pytest.mark.parametrize(("dtype", "rounding"), DTYPES)
 def test_every_phase_gives_the_bits_of_the_reference(dtype, rounding, phase):
@@ -171,7 +172,7 @@ def test_gradients_that_are_not_finite_do_what_they_do_in_the_reference(policy, 
     assert found.outcomes[1].nonfinite == (0, 1)
 
 
-@pytest.mark.quick_cases(2)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("size", [2.0**1000, 2.0**-1000, 2.0**-1060, 2.0**510, 0.0, 1.0])
 def test_norms_that_leave_float64_clip_as_they_do_in_the_reference(size):
     parameters, gradients = drawn(np.float64, [(ordinary, 33), (ordinary, TILE + 70)])
@@ -261,7 +262,7 @@ def beyond(plan, offset):
     plan.launches.step = shifted
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("offset", [2**31, 2**32 + 5 * CHUNK])
 @pytest.mark.parametrize(
     ("dtype", "options", "copy"),
@@ -311,7 +312,7 @@ def test_statistics_may_be_of_more_than_2_to_the_31_elements():
     assert dataclasses.replace(found[0], unmoved=unmoved) == found[1]
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("what", ["parameter", "gradient", "state", "everything"])
 @pytest.mark.parametrize(("dtype", "rounding"), [DTYPES[0], DTYPES[1], HALVES[3]])
 def test_addresses_need_not_be_multiples_of_16(dtype, rounding, what):

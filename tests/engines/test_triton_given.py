@@ -19,6 +19,7 @@ from tests.support.triton_plans import DEVICE, plan_with, step_with, with_copy
 # ── copies ─────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("copy", ["bfloat16", "float16"])
 @pytest.mark.parametrize(("dtype", "rounding"), [*DTYPES, HALVES[2]])
 def test_copies_are_parameters_rounded_to_nearest(dtype, rounding, copy):

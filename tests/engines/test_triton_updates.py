@@ -82,6 +82,7 @@ def test_every_size_is_clipped_as_by_the_reference(dtype):
     agrees(Options(lr=0.1, amsgrad=True), CLIPS, *outgrowing(dtype, kinds, steps=2))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize(
     "phase",
     [
@@ -97,6 +98,7 @@ def test_update_clipping_goes_with_all_else_that_a_phase_may_ask_for(phase):
     agrees(options, phase, *outgrowing(np.float32, [(ordinary, 70), (wide, 40)], steps=5))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 def test_what_is_not_finite_makes_all_of_its_tensor_not_a_number_and_no_other(value):
     parameters, gradients = drawn(np.float32, [(ordinary, 40), (ordinary, 33)], steps=1)

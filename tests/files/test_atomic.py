@@ -323,7 +323,7 @@ def test_a_killed_process_leaves_a_whole_file(tmp_path):
     path = tmp_path / "run"
     moments = random.Random(5)
     seen = 0
-    for _ in range(12):
+    for _ in range(8):
         child = started(SAVE_FOR_EVER, path)
         time.sleep(moments.uniform(0, 0.05))  # somewhere in a save, most of the time
         kill(child)

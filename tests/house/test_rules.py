@@ -177,7 +177,10 @@ def test_no_test_and_no_benchmark_reads_a_private_name_of_adamas():
     private = {name for name in given if re.fullmatch("_[^_].*", name)} - NOT_PRIVATE
     assert len(private) > 100
     for path in (*(ROOT / "tests").rglob("*.py"), *(ROOT / "benchmarks").rglob("*.py")):
-        tree = ast.parse(path.read_text("utf-8"))
+        text = path.read_text("utf-8")
+        if private.isdisjoint(re.findall(r"\w+", text)):
+            continue
+        tree = ast.parse(text)
         found = names_read(tree) & private - names_given(tree)
         assert not found, relative(path)
 

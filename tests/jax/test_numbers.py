@@ -265,6 +265,7 @@ def shrunk(choices, arrays):
     return c.decay.parts[0], c.opposed.parts[0], c.opposed is c.decay
 
 
+@pytest.mark.quick_cases(5)
 @pytest.mark.parametrize("kind", ["decoupled", "fully-decoupled", "cautious", "corrected"])
 @pytest.mark.parametrize(
     "names", [(), ("lr",), ("weight_decay",), ("lr", "weight_decay", "lr_max")]

@@ -139,6 +139,7 @@ def test_a_state_can_be_made_of_shapes_alone():
         assert types(after) == types(abstract)
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("name", NAMES)
 def test_a_second_step_is_not_compiled_again(name):
     optimizer = getattr(ours, name)(SCHEDULE)
