@@ -361,6 +361,7 @@ def test_without_torch_it_is_torch_that_is_missing(monkeypatch):
 # ── the program ────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.skipif(HAS_CUDA, reason="there is a CUDA device")
 @pytest.mark.parametrize("options", [[], ["--quick"]], ids=str)
 def test_the_program_says_in_one_line_for_each_table_that_it_needs_a_device(options):

@@ -69,6 +69,7 @@ def test_codes_decay_in_the_same_way():
     assert same(*both(coded, state="8bit", decay="cautious"))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("decay", ["cautious", "corrected"])
 def test_injected_numbers_decay_in_the_same_way(decay):
     options = {"decay": decay, **DECAYS[decay]}

@@ -85,6 +85,7 @@ def test_all_numbers_are_those_of_the_definition(betas, dtype):
 # ── steps ──────────────────────────────────────────────────────────────────────────────────────
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("wrapped", [jax.jit, eager])
 @pytest.mark.parametrize(
     ("arguments", "options"),
@@ -96,14 +97,13 @@ def test_all_numbers_are_those_of_the_definition(betas, dtype):
 )
 def test_steps_have_the_bits_of_the_definition_across_the_switch(arguments, options, wrapped):
     p, gradients = drawn()
-    for steps in (5, 6, 9):
-        found = stepped(
-            ours.radam(0.01, **arguments), [p], [[g] for g in gradients[:steps]], wrapped
-        )
-        wanted = judged(p, gradients[:steps], lr=0.01, **options)
-        assert np.array_equal(bits(found.arrays["0"]), bits(wanted))
+    assert len(gradients) > 6  # the first that is rectified, with β2 = 0.999
+    found = stepped(ours.radam(0.01, **arguments), [p], [[g] for g in gradients], wrapped)
+    wanted = judged(p, gradients, lr=0.01, **options)
+    assert np.array_equal(bits(found.arrays["0"]), bits(wanted))
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("wrapped", [jax.jit, eager])
 def test_a_schedule_gives_the_rate_of_each_step(wrapped):
     p, gradients = drawn()

@@ -291,6 +291,7 @@ def test_an_array_whose_elements_32_bits_cannot_count_is_refused():
 FALLEN = {"b1": 0.5, "b2": 0.9}
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("form", ["compact", "8bit"])
 def test_codes_are_read_as_they_were_written_at_whatever_rates_the_run_goes_on(form):
     """How far m reaches, and with it what its codes stand for, depends on the decay rates."""

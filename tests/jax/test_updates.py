@@ -58,6 +58,7 @@ def test_a_step_under_jit_has_the_bits_of_the_reference_engine(name):
     assert found.differing(expected(CASES[name], parameters, gradients)) == []
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("name", ["adam", "nadamw", "amsgrad", "rmsprop", "momentum-nesterov"])
 def test_an_eager_step_has_the_bits_of_the_reference_engine(name):
     parameters, gradients = drawn(steps=2, values=uneven)
@@ -65,6 +66,7 @@ def test_an_eager_step_has_the_bits_of_the_reference_engine(name):
     assert found.differing(expected(CASES[name], parameters, gradients)) == []
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["nadamw", "rmsprop"])
 def test_operations_compiled_one_by_one_have_the_bits_of_the_reference_engine(name):
     parameters, gradients = drawn(steps=1, shapes=((9,),), values=uneven)
@@ -72,6 +74,7 @@ def test_operations_compiled_one_by_one_have_the_bits_of_the_reference_engine(na
     assert found.differing(expected(CASES[name], parameters, gradients)) == []
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["adam-eps0", "nadamw", "momentum"])
 def test_a_step_in_float64_has_the_bits_of_the_reference_engine(name):
     with jax.enable_x64(True):
@@ -153,6 +156,7 @@ def test_vmap_over_optimizers_at_different_steps_has_the_bits_of_each():
         assert Ended(found).differing(judge) == []
 
 
+@pytest.mark.quick_cases(1)
 @pytest.mark.parametrize("name", ["adam", "nadamw", "rmsprop-corrected"])
 def test_a_late_step_has_the_bits_of_the_reference_engine(name):
     (p, m, g), _ = drawn(shapes=((100,),) * 3)
@@ -239,6 +243,7 @@ def unpinned(monkeypatch):
     jax.clear_caches()
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.skipif(not xla_fuses(), reason="this machine has no fused multiply-add")
 @pytest.mark.parametrize("name", ["adam", "nadamw", "rmsprop-corrected", "momentum"])
 def test_without_pins_these_tests_would_fail(name, unpinned):
@@ -303,7 +308,7 @@ def without_subnormals(end):
     return Ended({**end.arrays, "0": np.where(np.abs(p) < smallest, p.dtype.type(0), p)})
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(3)
 @pytest.mark.skipif(jax.default_backend() != "cpu", reason="XLA flushes on CPUs")
 @pytest.mark.parametrize(
     ("name", "dtype"),

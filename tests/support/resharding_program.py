@@ -2,7 +2,7 @@
 
 ``resharding_program.py rank store shape folder before after``: ``shape`` is that of the mesh, "2x2"
 or "1", which has plain tensors. It loads what ran before it (``before``, "-" for nothing), makes
-ten steps, saves under ``after``, and compares everything with a run that was never interrupted, of
+five steps, saves under ``after``, and compares everything with a run that was never interrupted, of
 plain tensors, which it makes by itself. Gradients follow from step, parameter and element alone.
 The first of all, and one of "2x2", look at what else there is for state dicts, too.
 """
@@ -41,7 +41,7 @@ from tests.support import state_dicts
 #: Longer than all of it takes: where processes wait for one another in vain, they fail.
 LIMIT = timedelta(seconds=300)
 #: Steps in each part of the run.
-STEPS = 10
+STEPS = 5
 #: Fewer rows than processes, uneven ones, none, no dimension; no multiples of 32 or 1,024.
 SHAPES = ((1, 5), (3, 37), (5, 11), (7,), (1,), (0, 4), (), (33, 70))
 #: The same with rows of whole blocks, and what has no rows and is never cut.
@@ -224,7 +224,7 @@ def main():
             going_on = copy.deepcopy(twin)
             run(*going_on, range(start, start + STEPS))
         run(*own, range(start, start + STEPS))
-        assert_same(going_on, own, (shape, form, "ten steps on"))
+        assert_same(going_on, own, (shape, form, "five steps on"))
         save(*own, folder / after, form)
     if shape == (2, 2) or not before:
         state_dicts.check_all(sys.modules[__name__], mesh, folder / f"state dicts {sys.argv[3]}")
