@@ -71,12 +71,16 @@ def each(
     places: Sequence[int],
     *,
     stacked: bool,
+    goes_on_stacked: bool = False,
 ) -> list[Tree]:
     """Return ``function(common, row, entry)`` for each of many trees of arrays that are alike.
 
     ``entry`` is the one of ``table`` at the place of the row. Small arrays are put together if they
-    may be ``stacked``, for one computation of all; large ones are not copied for that.
+    may be ``stacked``, for one computation of all; large ones are not copied for that. What is put
+    together again at once (it ``goes_on_stacked``) is taken apart by plain slices, which XLA leaves
+    out then.
     """
+    part_of = _slice if goes_on_stacked else row
     largest = max(array.size for array in jax.tree.leaves(rows))
     count = min(len(rows), _MOST_TOGETHER // max(largest, 1))
     if not stacked or count < 2 or largest > SMALL or not _has_calls(jax.tree.leaves(rows)):
@@ -88,12 +92,16 @@ def each(
         entries = None if table is None else table[np.asarray(places[part])]
         together = jax.vmap(function, in_axes=(None, 0, 0))
         found = together(common, called(_stacked, rows[part]), entries)
-        made += [row(found, i) for i in range(len(rows[part]))]
+        made += [part_of(found, i) for i in range(len(rows[part]))]
     return made
 
 
 def _stacked(trees: Sequence[Tree]) -> Tree:
     return jax.tree.map(lambda *arrays: jnp.stack(arrays), *trees)
+
+
+def _slice(table: Tree, i: int) -> Tree:
+    return jax.tree.map(lambda rows: rows[i], table)
 
 
 def row(table: Tree, i: int) -> Tree:

@@ -135,23 +135,31 @@ def _shortened(
     """Return the numbers that move arrays whose updates are clipped, by place and name."""
     choices, at = replace(constants, **arrays), jnp.asarray(0 if count is None else count)
     places: dict[Any, list[int]] = {}
-    counts: dict[int, int] = {}
+    alike: dict[Any, list[int]] = {}
+    rows: dict[int, _Row] = {}
     found: dict[int, Measured] = {}
     for i, given in enumerate(gradients):
         if given is None:
             continue
-        before = Moments(*(None if each is None else each[i] for each in moments))
+        before = Moments(*(None if old is None else old[i] for old in moments))
         _, dtype = _dtypes(given, before, coding)
         if dtype not in numbers:
             numbers[dtype] = _numbers(constants, arrays, count, dtype)
         places.setdefault(dtype, []).append(i)
-        counts[i] = math.prod(jnp.shape(given))
+        rows[i] = _Row(given, None, before._replace(mean=None), None)
+        kind = tuple(leaf.aval for leaf in jax.tree.leaves(rows[i]))
+        alike.setdefault((dtype, kind), []).append(i)
+    for (dtype, _), own in alike.items():
         known, others = _parted(numbers[dtype])
-        found[i] = _measured(known, coding, dtype, others, given, before)
+        one = functools.partial(_measured, known, coding, dtype)
+        own_rows = [rows[i] for i in own]
+        made = each(one, others, own_rows, None, own, stacked=True, goes_on_stacked=True)
+        found |= dict(zip(own, made, strict=True))
     moving: dict[int, dict[str, Array]] = {}
     for dtype, own in places.items():
         c = numbers[dtype]
-        measures, sizes = [found[i] for i in own], [counts[i] for i in own]
+        measures = [found[i] for i in own]
+        sizes = [math.prod(jnp.shape(rows[i].gradient)) for i in own]
         by = factors(measures, sizes, choices.clip_update, c.root.parts[0])
         rates = held(shortened(choices, at, c, by))
         moving |= {i: row(rates, k) for k, i in enumerate(own)}
@@ -164,15 +172,15 @@ def _measured(
     coding: Coding | None,
     dtype: Any,
     found: Coefficients,
-    given: Array,
-    before: Moments,
+    row: _Row,
+    _: None,
 ) -> Measured:
     """Return what the update of one array is clipped by.
 
     It is traced once for all arrays that are alike.
     """
-    c = _joined(known, found)
-    gradient = _inexact(given, dtype)
+    c, before = _joined(known, found), row.before
+    gradient = _inexact(row.gradient, dtype)
     square, largest = before.square, before.largest
     if coding is not None:
         home = small.home_of_cut_blocks(gradient) if before.header is not None else None
