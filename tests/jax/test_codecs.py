@@ -48,7 +48,7 @@ def in_jax(values):
     return jax.tree.map(jnp.asarray, values)
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("stochastic", [True, False])
 @pytest.mark.parametrize("forms", FORMS)
 def test_m_and_v_of_every_pattern_have_the_same_codes_in_jax_as_in_numpy(forms, stochastic):

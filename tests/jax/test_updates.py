@@ -215,13 +215,12 @@ def test_a_learning_rate_of_zero_moves_nothing_but_the_state():
     assert (updates.dtype, updates.shape) == (jnp.float32, (2,))
 
 
-def test_gradients_of_zero_do_not_move_a_parameter():
-    for name, case in CASES.items():
-        if "adamw" in name:  # which decays
-            continue
-        p = np.array([1.0, -2.0, 0.0, -0.0], np.float32)
-        found = stepped(case.transformation(), [p], [[np.zeros(4, np.float32)]] * 3)
-        np.testing.assert_array_equal(bits(found.arrays["0"]), bits(p), name)
+@pytest.mark.quick_cases(4)
+@pytest.mark.parametrize("name", [name for name in CASES if "adamw" not in name])  # which decays
+def test_gradients_of_zero_do_not_move_a_parameter(name):
+    p = np.array([1.0, -2.0, 0.0, -0.0], np.float32)
+    found = stepped(CASES[name].transformation(), [p], [[np.zeros(4, np.float32)]] * 3)
+    np.testing.assert_array_equal(bits(found.arrays["0"]), bits(p))
 
 
 # ── the pins ───────────────────────────────────────────────────────────────────────────────────
