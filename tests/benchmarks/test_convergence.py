@@ -114,6 +114,7 @@ def test_the_other_packages_are_told_of_as_they_were_measured(stored):
                 assert abs(others[name].difference) > 3 * others[name].error, (key, name)
 
 
+@pytest.mark.slow
 def test_trainings_are_made_of_all_that_is_installed_and_small_ones_say_so():
     pytest.importorskip("sklearn")
     heard = []

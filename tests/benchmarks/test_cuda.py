@@ -110,7 +110,7 @@ def test_the_copy_moves_the_bytes_of_a_step():
 # ── contenders, made on the CPU ────────────────────────────────────────────────────────────────
 
 
-@pytest.mark.quick_cases(6)
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("row", HERE, ids=name_of)
 def test_contenders_made_on_the_cpu_agree(row):
     pair = row.make(True)
@@ -139,6 +139,7 @@ def test_contenders_made_on_the_device_agree(row):
 TINY = cuda.Work("tiny", ((1500,), (7, 9)))
 
 
+@pytest.mark.quick_cases(3)
 @pytest.mark.skipif(HAS_CUDA, reason="there the kernels run on the device")
 @pytest.mark.parametrize(
     "make",

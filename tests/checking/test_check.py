@@ -330,7 +330,7 @@ def test_pairs_of_planted_mistakes_are_named(first):
             assert words in wording.words(found.variant), pair
 
 
-@pytest.mark.quick_cases(6)
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("reason", ONE_AND_THE_SAME)
 def test_pairs_that_are_one_and_the_same_are_named_by_the_simpler(reason):
     for pair in ONE_AND_THE_SAME[reason]:

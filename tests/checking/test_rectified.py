@@ -84,6 +84,7 @@ def test_an_adam_that_begins_with_a_step_of_momentum_is_no_radam():
     assert diagnose(Odd).fit.variant.rectified == "no"
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(
     ("subject", "epsilon"),
     [

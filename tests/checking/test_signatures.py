@@ -31,7 +31,7 @@ def right(form):
     return adamas.check(form())
 
 
-@pytest.mark.quick_cases(6)
+@pytest.mark.quick_cases(3)
 @EVERY
 def test_the_right_one_is_told_right_and_what_it_was_taken_for(form):
     report = right(form)
@@ -52,7 +52,7 @@ PLANTED = [
 ]
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize(("form", "mistake"), PLANTED)
 def test_the_wrong_one_is_told_by_name(form, mistake):
     report = adamas.check(form(mistake))

@@ -83,6 +83,7 @@ def test_a_forced_target_is_the_one_that_answers(probe, machine):
     assert done.stdout.split() == [machine, str(WIDTHS[machine])], done.stderr
 
 
+@pytest.mark.quick_cases(2)
 @watched
 @pytest.mark.parametrize("machine", MACHINES)
 def test_another_target_answers_from_the_next_step_of_an_optimizer_on(probe, machine):
