@@ -202,3 +202,15 @@ def test_a_step_that_clips_nothing_is_the_program_that_it_was():
     assert program() == program(clip_update=None)
     assert "while" not in program()
     assert "while" in program(clip_update=1.0)
+
+
+@pytest.mark.slow
+def test_within_shard_map_each_device_clips_the_part_that_it_sees():
+    optimizer = ours.rmsprop(LR, clip_update=0.5)
+    rows = jnp.linspace(-3.0, 5.0, 24).reshape(8, 3)
+    mesh = jax.make_mesh((1,), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
+    cut, state = jax.sharding.PartitionSpec("x"), optimizer.init(rows)
+    specs = jax.tree.map(lambda _: cut, state)
+    step = jax.shard_map(optimizer.update, mesh=mesh, in_specs=(cut, specs), out_specs=(cut, specs))
+    wanted = optimizer.update(rows, state)[0]
+    np.testing.assert_array_equal(bits(jax.jit(step)(rows, state)[0]), bits(wanted))

@@ -158,6 +158,14 @@ def test_a_state_is_bound_to_a_device_where_parameters_are(form):
         assert {each.committed for each in jax.tree.leaves(optimizer.init(params))} == {is_bound}
 
 
+def test_a_step_with_jit_switched_off_has_its_bits():
+    optimizer = ours.sgd(0.1)
+    gradients = {"w": np.linspace(-1, 2, 3, dtype=np.float32)}
+    wanted = optimizer.update(gradients, optimizer.init(gradients))
+    with jax.disable_jit():
+        same(optimizer.update(gradients, optimizer.init(gradients)), wanted)
+
+
 def test_an_eager_step_is_compiled_once():
     from adamas.jax import step
 

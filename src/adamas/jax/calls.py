@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import core, lax
 
 try:
     from jax.experimental import xla_metadata
@@ -27,7 +27,7 @@ except ImportError:  # a JAX that is older
     xla_metadata: Any = None
     jaxpr_as_fun: Any = None
 
-__all__ = ["SMALL", "called", "each", "has_mesh", "held", "row"]
+__all__ = ["SMALL", "called", "each", "has_mesh", "held", "row", "together", "type_of"]
 
 Array = Any
 Tree = Any
@@ -63,6 +63,11 @@ def held(values: Tree) -> Tree:
     return called(lambda values: values, values)
 
 
+def together(values: Tree) -> Tree:
+    """Return arrays that XLA makes at one time, if this JAX has that under ``vmap``."""
+    return lax.optimization_barrier(values) if hasattr(jax, "typeof") else values
+
+
 def each(
     function: Callable[[Tree, Tree, Array | None], Tree],
     common: Tree,
@@ -90,8 +95,8 @@ def each(
     for first in range(0, len(rows), count):
         part = slice(first, first + count)
         entries = None if table is None else table[np.asarray(places[part])]
-        together = jax.vmap(function, in_axes=(None, 0, 0))
-        found = together(common, called(_stacked, rows[part]), entries)
+        of_all = jax.vmap(function, in_axes=(None, 0, 0))
+        found = of_all(common, called(_stacked, rows[part]), entries)
         made += [part_of(found, i) for i in range(len(rows[part]))]
     return made
 
@@ -125,5 +130,13 @@ def _has_calls(arrays: Sequence[Array]) -> bool:
 
 def has_mesh(array: Any) -> bool:
     """Return whether an array may be sharded over the devices of a mesh."""
-    mesh = getattr(getattr(jax.typeof(array), "sharding", None), "mesh", None)
+    mesh = getattr(getattr(type_of(array), "sharding", None), "mesh", None)
     return mesh is not None and mesh.size > 1
+
+
+def type_of(array: Any) -> Any:
+    """Return what is known of an array when a program is made."""
+    if hasattr(jax, "typeof"):
+        return jax.typeof(array)
+    older: Any = core
+    return older.raise_to_shaped(older.get_aval(array))

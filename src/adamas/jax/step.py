@@ -20,7 +20,7 @@ from adamas import codecs
 from adamas.codecs import HIGHEST_TOP, LOWEST_TOP, Codes
 from adamas.coefficients import Coefficients
 from adamas.jax import small, states
-from adamas.jax.calls import SMALL, called, each, held, row
+from adamas.jax.calls import SMALL, called, each, held, row, type_of
 from adamas.jax.numbers import Choices, Number, coefficients, shortened
 from adamas.jax.operands import Operand, constant, real_dtype
 from adamas.jax.small import CodedState
@@ -106,7 +106,7 @@ def stepped(
         has_decay = decays[i] and not numbers[dtype].decay.is_constant(0)
         parameter = params[i] if has_decay and params is not None else None
         rows[i] = _Row(given, parameter, after[i], moving.get(i))
-        kind = tuple(leaf.aval for leaf in jax.tree.leaves(rows[i]))
+        kind = tuple(map(type_of, jax.tree.leaves(rows[i])))
         alike.setdefault((has_decay, dtype, wide, kind), []).append(i)
     for (has_decay, dtype, wide, _), places in alike.items():
         c = numbers[dtype]
@@ -147,7 +147,7 @@ def _shortened(
             numbers[dtype] = _numbers(constants, arrays, count, dtype)
         places.setdefault(dtype, []).append(i)
         rows[i] = _Row(given, None, before._replace(mean=None), None)
-        kind = tuple(leaf.aval for leaf in jax.tree.leaves(rows[i]))
+        kind = tuple(map(type_of, jax.tree.leaves(rows[i])))
         alike.setdefault((dtype, kind), []).append(i)
     for (dtype, _), own in alike.items():
         known, others = _parted(numbers[dtype])

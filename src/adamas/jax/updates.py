@@ -19,7 +19,7 @@ from jax import lax
 
 from adamas.jax import binary64
 from adamas.jax.binary64 import Binary64
-from adamas.jax.calls import has_mesh, held
+from adamas.jax.calls import has_mesh, held, together
 from adamas.jax.operands import Operand
 from adamas.jax.words import Word
 
@@ -223,7 +223,7 @@ def _added_to(digits: Word, words: Sequence[Word], limits: _Limits) -> Word:
     def one_bin(carried: tuple[Array, Word]) -> tuple[Array, Word]:
         number, digits = carried
         # Together, or what is made of the words would be kept in arrays of their size.
-        number, own = lax.optimization_barrier((number, words))
+        number, own = together((number, words))
         limbs, place = _taken_apart(own)
         is_own = place >> _U(_BIN) == number
         own = [jnp.where(is_own, limb, _U(0)) for limb in limbs]
@@ -312,12 +312,12 @@ def _rounded(digits: Word, unit: int) -> Binary64:
         total = digit + carry
         return total >> _U(_LIMB), total & _MASK
 
-    start = jnp.zeros(digits.shape[0], jnp.uint32)
+    start = digits[:, 0] - digits[:, 0]  # where digits are, within shard_map
     digits = lax.scan(carried, start, digits.T)[1].T
-    index = jnp.arange(digits.shape[1])
+    index = jnp.arange(digits.shape[1])[None]
     place = jnp.maximum(jnp.max(jnp.where(digits != 0, index, -1), axis=1, keepdims=True), 0)
     below = jnp.pad(digits, [(0, 0), (_KEPT - 1, 0)])
-    kept = jnp.take_along_axis(below, place + np.arange(_KEPT), axis=1).T
+    kept = jnp.take_along_axis(below, place + np.arange(_KEPT)[None], axis=1).T
     high, low, rest = (kept[i] << _U(_LIMB) | kept[i - 1] for i in (5, 3, 1))
     lost = jnp.any((digits != 0) & (index < place - (_KEPT - 1)), axis=1)
     exponent = (_LIMB * place[:, 0] + (_LIMB - 1) - unit).astype(jnp.int32)
