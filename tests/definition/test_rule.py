@@ -139,7 +139,7 @@ def exact_numbers(options, t, form):
     )
 
 
-@pytest.mark.parametrize("steps", [100, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("steps", [50, pytest.param(1000, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("dtype", FLOATS)
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_the_rule_is_the_papers_formula_within_the_rounding_of_each_operation(
