@@ -14,7 +14,8 @@ from tests.support.cases import python
 from tests.support.interrupts import interrupted_at, whole_or_nothing
 from tests.support.runs import everything
 
-ENGINES = ["native", "reference"]
+#: The reference has so many places where it can be interrupted that it is slow.
+ENGINES = ["native", pytest.param("reference", marks=pytest.mark.slow)]
 INTERRUPTS = [KeyboardInterrupt, MemoryError]
 
 
@@ -54,7 +55,7 @@ def all_of(optimizer):
 
 
 @pytest.mark.parametrize("lr", [0.1, lambda step: 0.1 / step], ids=["fixed", "scheduled"])
-@pytest.mark.parametrize("engine", ["native", pytest.param("reference", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("engine", ENGINES)
 def test_an_interrupted_step_is_made_and_counted_or_neither(engine, lr):
     def make():
         tree, optimizer = made(engine=engine, lr=lr)
@@ -64,7 +65,7 @@ def test_an_interrupted_step_is_made_and_counted_or_neither(engine, lr):
     assert whole_or_nothing(make) == {"nothing", "whole"}
 
 
-@pytest.mark.parametrize("engine", ["native", pytest.param("reference", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("engine", ENGINES)
 @pytest.mark.parametrize("size", [1.0, 1e4])
 def test_a_norm_enters_with_its_step_or_with_the_count_of_one_that_is_left_out(engine, size):
     def make():
@@ -99,7 +100,7 @@ def test_a_step_that_is_left_out_is_counted_as_such_or_not_at_all(engine):
     assert whole_or_nothing(make) == {"nothing", "whole"}
 
 
-@pytest.mark.quick_cases(4)
+@pytest.mark.quick_cases(3)
 @pytest.mark.parametrize("interrupt", INTERRUPTS)
 @pytest.mark.parametrize("form", ["float32", "compact", "8bit"])
 @pytest.mark.parametrize("packed", [False, True])
