@@ -133,7 +133,7 @@ CHANGES = {
 }
 
 
-@pytest.mark.quick_cases(3)
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("interrupt", INTERRUPTS)
 @pytest.mark.parametrize("changes", CHANGES.values(), ids=CHANGES)
 def test_an_interrupt_in_set_options_leaves_the_old_options_or_the_new(changes, interrupt):
