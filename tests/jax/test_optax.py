@@ -15,6 +15,7 @@ import pytest
 import adamas
 import adamas.jax as ours
 from adamas.coefficients import at_step
+from adamas.jax import trees
 from adamas.options import Options
 from adamas.rule import rule, smooth
 from tests.support.cases import bits, python
@@ -164,6 +165,16 @@ def test_a_step_with_jit_switched_off_has_its_bits():
     wanted = optimizer.update(gradients, optimizer.init(gradients))
     with jax.disable_jit():
         same(optimizer.update(gradients, optimizer.init(gradients)), wanted)
+
+
+@pytest.mark.filterwarnings("error")
+def test_gradients_in_float64_are_taken_in_float32_without_a_warning():
+    trees.is_known.cache_clear()  # each dtype is asked for once
+    trees._kind_of.cache_clear()
+    optimizer = ours.sgd(0.5)
+    gradient = np.linspace(-1, 2, 3)
+    updates, _ = optimizer.update(gradient, optimizer.init(gradient))
+    assert updates.dtype == np.float32
 
 
 def test_an_eager_step_is_compiled_once():

@@ -144,9 +144,9 @@ def _kind_of(dtype: Any) -> str | None:
 @functools.lru_cache(maxsize=64)
 def is_known(dtype: Any) -> bool:
     """Return whether JAX has arrays of a dtype: not of objects, nor of other libraries' dtypes."""
-    try:
-        jnp.result_type(dtype)
-    except TypeError:
+    try:  # in the dtype that JAX takes it in: it warns of others that were asked for
+        jnp.result_type(jax.dtypes.canonicalize_dtype(dtype))
+    except (TypeError, ValueError):
         return False
     return True
 
