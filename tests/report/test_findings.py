@@ -42,6 +42,7 @@ def test_what_is_planted_in_a_training_is_found_and_nothing_else(trained, traini
     assert kinds(trained(training)) == {training.__name__}
 
 
+@pytest.mark.quick_cases(2)
 @pytest.mark.parametrize("training", planted_runs.HEALTHY, ids=lambda each: each.__name__)
 def test_nothing_is_found_in_a_healthy_training(trained, training):
     assert found_in(trained(training)) == ()
