@@ -300,6 +300,6 @@ def test_products_of_many_rates_and_decays_are_rounded_once():
 
 @pytest.mark.slow
 def test_the_numbers_need_no_float64():
-    options = Options(betas=(0.9, 0.9999), eps=0.0)
+    options = options_of(betas=(0.9, 0.9999), eps=0.0)
     with jax.enable_x64(False):
         check(options, choices_of(options), [0, 4, 2**31 - 1], np.float32)

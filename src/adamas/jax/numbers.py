@@ -16,7 +16,7 @@ import math
 import operator
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -29,10 +29,10 @@ from adamas.jax import binary64
 from adamas.jax.binary64 import Binary64
 from adamas.jax.operands import Operand, constant
 from adamas.jax.updates import Factors
-from adamas.options import Decay
 
 __all__ = [
     "Choices",
+    "DecoupledDecay",
     "Number",
     "coefficients",
     "mean_columns",
@@ -44,6 +44,8 @@ __all__ = [
 
 Array = Any
 Float64 = NDArray[np.float64]
+#: How parameters decay, beside the gradient.
+DecoupledDecay = Literal["decoupled", "fully-decoupled", "cautious", "corrected"]
 #: A number: a float where it is known when the program is made, else an array without axes.
 Number = Any
 
@@ -64,8 +66,8 @@ class Choices:
     eps: Number = 0.0
     eps_root: Number = 0.0
     weight_decay: Number = 0.0
-    #: How parameters decay, but for "l2", and the greatest learning rate where that needs it.
-    kind: Decay = "decoupled"
+    #: How parameters decay, and the greatest learning rate where that needs it.
+    kind: DecoupledDecay = "decoupled"
     lr_max: Number = None
     #: What parameters shrink by, where it is known better than its factors.
     decay: Number = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +19,7 @@ from adamas.checks import check_choice
 from adamas.codecs import mean_top
 from adamas.jax import arguments, small, states, step, trees
 from adamas.jax.arguments import known_by
-from adamas.jax.numbers import Choices, Number, varying
+from adamas.jax.numbers import Choices, DecoupledDecay, Number, varying
 from adamas.jax.operands import pinned
 from adamas.jax.small import CodedState
 from adamas.jax.trees import Gradients
@@ -33,8 +33,6 @@ Tree = Any
 Schedule = Callable[[Any], Any]
 #: How m and v are stored: one form for both, or a pair.
 Forms = StateForm | tuple[StateForm, StateForm]
-#: How parameters decay, beside the gradient.
-DecoupledDecay = Literal["decoupled", "fully-decoupled", "cautious", "corrected"]
 #: What optax's functions return: ``init`` and ``update``.
 Transformation = optax.GradientTransformationExtraArgs
 
