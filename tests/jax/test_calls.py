@@ -40,17 +40,6 @@ def test_arrays_put_together_have_the_bits_that_each_has_alone():
             np.testing.assert_array_equal(bits(found[i]), bits(wanted[0]))
 
 
-def test_few_small_arrays_have_the_bits_that_they_have_among_more():
-    p, g = jnp.asarray(np.random.default_rng(0).standard_normal((2, 8, 3, 40)), jnp.float32)
-    optimizer = ours.adamw(0.1, weight_decay=0.1)
-    step = jax.jit(stepper(optimizer))
-    few, more = (step(list(p[:n]), optimizer.init(list(p[:n])), list(g[:n])) for n in (2, 8))
-    assert few[1][0].count == more[1][0].count == 1
-    for found, wanted in ((few[0], more[0]), *zip(few[1][0][1:], more[1][0][1:], strict=True)):
-        for i in range(2):
-            np.testing.assert_array_equal(bits(found[i]), bits(wanted[i]))
-
-
 def test_what_is_donated_is_written_over():
     optimizer = ours.adamw(0.1, state="8bit")
     p = {"a": jnp.ones((64, 64)), "b": jnp.ones((300, 320))}

@@ -33,9 +33,6 @@ __all__ = ["Coding", "Moments", "stepped", "traced"]
 
 Array = Any
 
-#: Arrays that are few enough for one thread.
-_FEW = 6
-
 
 @dataclass(frozen=True)
 class Coding:
@@ -85,41 +82,13 @@ def stepped(
     gradients: list[Array | None],
     params: list[Array] | None,
     moments: Moments,
-) -> tuple[list[Array | None], Moments, Array | None]:
-    """Return updates, moments and the count after one step of all arrays."""
-    step = functools.partial(_stepped, constants, coding, decays)
-    whole = arrays, seed, count, top, gradients, params, moments
-    return called(step, *whole) if _are_few(coding, gradients) else step(*whole)
-
-
-def _are_few(coding: Coding | None, gradients: list[Array | None]) -> bool:
-    """Return whether XLA runs a step by one thread if each array is stepped by a call.
-
-    It hands the operations of a program, or of a call, to threads where they are more than eight,
-    which takes longer than to step a small array. Two are the numbers and the count.
-    """
-    sizes = [each.size for each in gradients if each is not None]
-    return coding is None and len(sizes) <= _FEW and max(sizes, default=0) <= SMALL
-
-
-def _stepped(
-    constants: Choices,
-    coding: Coding | None,
-    decays: tuple[bool, ...],
-    arrays: dict[str, Array],
-    seed: Array | None,
-    count: Array | None,
-    top: Array | None,
-    gradients: list[Array | None],
-    params: list[Array] | None,
-    moments: Moments,
-) -> tuple[list[Array | None], Moments, Array | None]:
-    following = None if count is None else states.following(count)
+) -> tuple[list[Array | None], Moments]:
+    """Return updates and moments after one step of all arrays."""
     count = None if count is None else states.within_int32(count)
     keys = None
     if coding is not None and coding.storage.means_by_chance:
-        at = jnp.asarray(count).astype(jnp.uint32) + np.uint32(1)
-        keys = small.keys(coding.seed if seed is None else seed, at, len(gradients))
+        following = jnp.asarray(count).astype(jnp.uint32) + np.uint32(1)
+        keys = small.keys(coding.seed if seed is None else seed, following, len(gradients))
     updates: list[Array | None] = [None] * len(gradients)
     after = [Moments(*(None if e is None else e[i] for e in moments)) for i in range(len(updates))]
     numbers: dict[Any, Coefficients] = {}
@@ -145,15 +114,13 @@ def _stepped(
             c = _without_decay(c, dtype)
         known, found = _parted(c)
         one = functools.partial(_step, known, coding, wide)
-        if _are_few(coding, gradients):
-            one = functools.partial(called, one)
         is_stacked = coding is not None
         made = each(one, (found, top), [rows[i] for i in places], keys, places, stacked=is_stacked)
         for i, (update, kept) in zip(places, made, strict=True):
             updates[i], after[i] = update, kept
     columns = zip(*after, strict=True) if after else ((),) * len(moments)
     lists = (None if b is None else list(a) for a, b in zip(columns, moments, strict=True))
-    return updates, Moments(*lists), following
+    return updates, Moments(*lists)
 
 
 def _shortened(

@@ -396,7 +396,7 @@ class _Optimizer:
         before, count, top = self._read(gradients, moments)
         choices, decays = self._choices_now(gradients, params, others)
         arrays = choices.arrays()
-        stepped, after, following = step.stepped(
+        stepped, after = step.stepped(
             replace(choices, **dict.fromkeys(arrays)),
             self._coding,
             decays,
@@ -408,7 +408,7 @@ class _Optimizer:
             self._parameters(gradients, params, before.mean),
             step.Moments(*(None if each is None else gradients.only(each) for each in before)),
         )
-        changed: dict[str, Any] = {} if count is None else {"count": following}
+        changed: dict[str, Any] = {} if count is None else {"count": states.following(count)}
         for name, old, new in zip(self._kept, before, after, strict=True):
             if name is not None:
                 changed[name] = gradients.kept(old, new)
