@@ -170,7 +170,7 @@ def test_a_step_with_jit_switched_off_has_its_bits():
 @pytest.mark.filterwarnings("error")
 def test_gradients_in_float64_are_taken_in_float32_without_a_warning():
     trees.is_known.cache_clear()  # each dtype is asked for once
-    trees._kind_of.cache_clear()
+    trees.dtype_kind.cache_clear()
     optimizer = ours.sgd(0.5)
     gradient = np.linspace(-1, 2, 3)
     updates, _ = optimizer.update(gradient, optimizer.init(gradient))

@@ -22,6 +22,7 @@ __all__ = [
     "check_parameters",
     "decaying",
     "described",
+    "dtype_kind",
     "flattened",
     "is_known",
     "number_kind",
@@ -123,15 +124,16 @@ def check_parameters(params: Tree) -> None:
 
 
 def number_kind(x: Any) -> str | None:
-    """Return "floating", "complex", "whole" or "float0" for an array of such numbers, else None."""
+    """Return ``dtype_kind`` of an array or number; None for what is neither."""
     dtype = getattr(x, "dtype", None)
     if dtype is not None and hasattr(x, "shape"):
-        return _kind_of(dtype)
-    return _kind_of(jnp.result_type(x)) if _is_array(x) else None
+        return dtype_kind(dtype)
+    return dtype_kind(jnp.result_type(x)) if _is_array(x) else None
 
 
 @functools.lru_cache(maxsize=64)
-def _kind_of(dtype: Any) -> str | None:
+def dtype_kind(dtype: Any) -> str | None:
+    """Return "floating", "complex", "whole" or "float0" for a dtype of such numbers, else None."""
     if dtype == jax.dtypes.float0:
         return "float0"
     if not is_known(dtype):
