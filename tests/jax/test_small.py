@@ -44,6 +44,7 @@ def same_as(judge, params, state, parameters):
             if theirs in stored:
                 found = np.asarray(getattr(state[0], ours_)[i])
                 assert found.dtype == stored[theirs].dtype
+                found = found.reshape(stored[theirs].shape)
                 np.testing.assert_array_equal(bits(found), bits(stored[theirs]), ours_)
         if not isinstance(state[0].top, tuple):
             assert state[0].top == stored["top"]
@@ -319,3 +320,18 @@ def test_codes_are_read_as_they_were_written_at_whatever_rates_the_run_goes_on(f
     stored = codecs.encode(forms, *map(np.asarray, (ended[0].mu, ended[0].nu)), None, tops[1])
     np.testing.assert_array_equal(kept[0].mu, stored.mean)
     np.testing.assert_array_equal(kept[0].nu, stored.square)
+
+
+@pytest.mark.slow
+def test_arrays_of_every_size_have_the_bits_of_the_numpy_front_end():
+    shapes = ((2048, 32), (5, 26400), (2**18 + 7,), (7, 9))
+    parameters, gradients = drawn(steps=2, shapes=shapes)
+    options = {"weight_decay": 0.1, "state": "8bit", "seed": 3}
+    optimizer = ours.adamw(LR, **options)
+    params, state = arrays(parameters), optimizer.init(arrays(parameters))
+    judge = adamas.AdamW(parameters, LR, **options)
+    step = jax.jit(stepper(optimizer))
+    for each in gradients:
+        params, state = step(params, state, arrays(each))
+        judge.step(each)
+    same_as(judge, params, state, parameters)

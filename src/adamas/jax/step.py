@@ -33,6 +33,10 @@ __all__ = ["Coding", "Moments", "stepped", "traced"]
 
 Array = Any
 
+#: Elements of an array whose m and v are floats in memory while 8bit codes are made of them, and of
+#: all arrays together where that is faster: more memory than that is fetched anew at each step.
+_MOST_AS_FLOATS, _ALL_AS_FLOATS = 1 << 18, 3 << 20
+
 
 @dataclass(frozen=True)
 class Coding:
@@ -43,6 +47,8 @@ class Coding:
     top: int | None
     #: Of the random bits; None where it is an array, which travels with other arrays.
     seed: int | None
+    #: The most elements of an array whose m and v are floats in memory while codes are made.
+    as_floats: int = SMALL
 
     def kept(self, choices: Choices) -> Moments:
         """Return the names of what a small state keeps."""
@@ -89,6 +95,9 @@ def stepped(
     if coding is not None and coding.storage.means_by_chance:
         following = jnp.asarray(count).astype(jnp.uint32) + np.uint32(1)
         keys = small.keys(coding.seed if seed is None else seed, following, len(gradients))
+    elements = sum(math.prod(jnp.shape(given)) for given in gradients if given is not None)
+    if coding is not None and moments.header is not None and elements <= _ALL_AS_FLOATS:
+        coding = replace(coding, as_floats=_MOST_AS_FLOATS)
     updates: list[Array | None] = [None] * len(gradients)
     after = [Moments(*(None if e is None else e[i] for e in moments)) for i in range(len(updates))]
     numbers: dict[Any, Coefficients] = {}
@@ -366,7 +375,7 @@ def _step_coded(
         return mean, header
 
     m, v = _moved(small.everywhere, (m, v), home)
-    if g.parts[0].size <= SMALL:  # of large arrays m and v as floats would be a copy of the state
+    if g.parts[0].size <= coding.as_floats:
         m, v = held((m, v))
     if v is not None:
         square, header = held(squares(v, key))
