@@ -5,6 +5,11 @@
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#include <unistd.h>
+#endif
+
 #include <cstdint>
 #include <optional>
 #include <stdexcept>
@@ -145,6 +150,18 @@ void write_marked_of(nb::handle marks, nb::handle count, nb::handle indices) {
     }
 }
 
+// Advice for the whole pages among `size` bytes from `address`; what comes of it is the system's.
+void ask_for_huge_pages([[maybe_unused]] std::uintptr_t address,
+                        [[maybe_unused]] std::size_t size) {
+#if defined(__linux__) && defined(MADV_HUGEPAGE)
+    std::uintptr_t page = sysconf(_SC_PAGESIZE), end = (address + size) / page * page;
+    std::uintptr_t first = (address + page - 1) / page * page;
+    if (first < end) {
+        madvise(reinterpret_cast<void*>(first), end - first, MADV_HUGEPAGE);
+    }
+#endif
+}
+
 }  // namespace
 }  // namespace adamas
 
@@ -174,6 +191,8 @@ NB_MODULE(_native, module) {
     module.def("set_usual_threads", &set_usual_threads, nb::arg("count"),
                "Change how many it uses at most where nobody has set the number.");
     module.def("processor_count", &processor_count, "Processors this process may run on.");
+    module.def("ask_for_huge_pages", &ask_for_huge_pages, nb::arg("address"), nb::arg("size"),
+               "Ask the system for huge pages where memory of this process has whole ones.");
     module.def("numbers", &numbers_of, nb::arg("options"), nb::arg("step").none(), nb::arg("lr"),
                nb::arg("grad_scale"), "The numbers of the rule, as adamas.coefficients.at_step.");
     module.def("add_squares", &add_squares_of, nb::arg("array"), nb::arg("row"),

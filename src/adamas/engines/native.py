@@ -52,6 +52,7 @@ __all__ = [
     "TensorPlan",
     "TensorSlot",
     "TensorWatch",
+    "ask_for_huge_pages",
     "counts_below",
     "get_num_threads",
     "outcome_of",
@@ -65,6 +66,9 @@ __all__ = [
 
 #: A step over the parameters of a torch.optim.Optimizer: native/tensor_plan.cpp.
 TensorPlan = _native.TensorPlan
+
+#: Advice for the memory of a large array.
+ask_for_huge_pages = _native.ask_for_huge_pages
 
 #: Whether its tensors are those a plan was made for, on any device: native/tensor_watch.cpp.
 TensorWatch = _native.TensorWatch

@@ -18,7 +18,16 @@ from torch import Tensor
 
 from adamas import checks, codecs, settings, spikes
 from adamas.state import Entries
-from adamas.torch import arguments, clip_groups, counting, decays, distributed, small, storage
+from adamas.torch import (
+    arguments,
+    clip_groups,
+    counting,
+    decays,
+    distributed,
+    huge_pages,
+    small,
+    storage,
+)
 from adamas.torch.grouping import check_parameters, names_of
 from adamas.torch.keeping import Keeping
 from adamas.torch.methods import Method
@@ -326,7 +335,7 @@ def _owned(
         if value.is_sparse:  # as torch's SGD keeps what sparse gradients add up to
             value = value.to_dense()
         dtype = torch.int16 if value.dtype == torch.int32 else value.dtype
-        owned = value.detach().to(device=device, dtype=dtype, copy=True)
+        owned = huge_pages.copied(value, dtype, device)
         if entry in (*kept.tensors, "ema", "remainder"):  # a header is laid out where it is fitted
             return distributed.spread_as(parameter, owned)
         return owned

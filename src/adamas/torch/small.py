@@ -27,7 +27,7 @@ from adamas.codecs import Bits, Codes
 from adamas.state import Entries
 from adamas.storage import REMAINDERS as REMAINDERS_BY_NAME
 from adamas.storage import STORED_AS, StateForm, Storage
-from adamas.torch import distributed
+from adamas.torch import distributed, huge_pages
 
 __all__ = [
     "HALF",
@@ -143,8 +143,7 @@ class Form(NamedTuple):
         kept = zip((names.mean, names.square), means, self.dtypes, strict=True)
         for name, entry, dtype in kept:
             if name is not None and entry is not None:
-                zeros = torch.zeros_like(like, dtype=dtype, memory_format=torch.preserve_format)
-                state[name] = zeros
+                state[name] = huge_pages.zeros_like(like, dtype)
         if self.has_header and like is not None:
             part = torch.zeros(blocks_of(like), dtype=torch.int16, device=like.device)
             state["header"] = distributed.by_runs(like, part, codecs.BLOCK)
