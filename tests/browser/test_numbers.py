@@ -90,7 +90,14 @@ def test_each_line_of_code_gives_its_number_from_those_filled_in(opened):
     def flush(x):
         return x if abs(x) >= np.finfo(F).smallest_normal else F(0)
 
-    names = {"F": F, "flush": flush, "sqrt": np.sqrt, "ratio": lambda u, d: u / d if d else F(0)}
+    def shrinkage(decay, opposed, u, p):
+        return (opposed if u < 0 < p or p < 0 < u else decay) * p
+
+    def ratio(u, d):
+        return u / d if d else F(0)
+
+    own = {"flush": flush, "ratio": ratio, "shrinkage": shrinkage}
+    names = {"F": F, "sqrt": np.sqrt, **own}
     with opened("#f=beale&t=7") as page:
         page.click("label[for=shown-as-code]")
         for letter in "xy":
