@@ -75,9 +75,12 @@ def _small(name: str, make_other: Callable[[list[Any]], Any]) -> Callable[[bool]
 
         p, g = drawn(1 << 12 if quick else 1 << 26)
         dtype = torch.bfloat16 if "bfloat16 parameters" in name else torch.float32
-        ours, theirs = (torch.nn.Parameter(torch.from_numpy(p.copy())) for _ in range(2))
+        # In memory of torch's own, as a model's: NumPy's begins within a line of the cache, and in
+        # huge pages.
+        ours, theirs = (torch.nn.Parameter(torch.from_numpy(p).clone()) for _ in range(2))
         ours.data = ours.data.to(dtype)
-        ours.grad, theirs.grad = (torch.from_numpy(g).to(each.dtype) for each in (ours, theirs))
+        for each in (ours, theirs):
+            each.grad = torch.from_numpy(g).to(each.dtype, copy=True)
         mine: Any = AdamW([ours], lr=LR, **cast(Any, _SMALL[name]))
         other = make_other([theirs])
         judged = torch.nn.Parameter(ours.detach()[:4096].clone())
