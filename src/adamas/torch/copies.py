@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adamas.torch import arguments, distributed, huge_pages, small
+from adamas.torch import arguments, distributed, small
 from adamas.torch.arguments import CopyTo
 from adamas.torch.grouping import places_of
 from adamas.torch.keeping import Keeping
@@ -98,7 +98,7 @@ class Copies:
             )
         known = [*copies, *[None] * len(parameters)]
         self.tensors = [
-            copy if copy is not None and _is_like(copy, p) else huge_pages.copied(p, dtype)
+            copy if copy is not None and _is_like(copy, p) else p.detach().to(dtype, copy=True)
             for copy, p in zip(known, parameters, strict=False)
         ]
 
@@ -138,7 +138,7 @@ def made(copy_to: CopyTo, parameters: Sequence[Tensor], first: int = 0) -> list[
                 "numbers. Give complex parameters an optimizer of their own."
             )
     if isinstance(copy_to, torch.dtype):
-        return [huge_pages.copied(p, copy_to) for p in parameters]
+        return [p.detach().to(copy_to, copy=True) for p in parameters]
     copies = [copy.detach() for copy in copy_to]
     if len(copies) != len(parameters):
         raise ValueError(

@@ -23,7 +23,6 @@ from adamas.torch import (
     distributed,
     gradients,
     host_memory,
-    huge_pages,
     small,
     storage,
 )
@@ -181,7 +180,7 @@ class Keeping(NamedTuple):
             if member.is_offloaded:
                 state["ema"] = host_memory.in_host(p, wide)
             else:
-                state["ema"] = huge_pages.copied(p, wide)
+                state["ema"] = p.to(dtype=wide, copy=True, memory_format=torch.preserve_format)
         if member.is_offloaded:
             host_memory.settle(state, pinned=True)
 
@@ -198,12 +197,12 @@ class Keeping(NamedTuple):
         if step is not None:
             state[step] = self._first_step(group, parameter.device)
         for name in filter(None, names):
-            state[name] = huge_pages.zeros_like(parameter, dtype)
+            state[name] = _zeros_like(parameter, dtype)
         if form is not None:
             form.put_zeros(state, names)
         remainder = self.remainder(group, parameter)
         if remainder is not None:
-            state["remainder"] = huge_pages.zeros_like(parameter, remainder)
+            state["remainder"] = _zeros_like(parameter, remainder)
         return self.method.created(state, member.state)
 
     def _first_step(self, group: Group, device: torch.device) -> Tensor:
@@ -330,3 +329,7 @@ def _storage(state: Any, rounding: Any, names: Entries) -> Storage:
         has_square=names.square is not None,
         amsgrad=names.largest_square is not None,
     )
+
+
+def _zeros_like(parameter: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.zeros_like(parameter, dtype=dtype, memory_format=torch.preserve_format)

@@ -335,7 +335,11 @@ def _owned(
         if value.is_sparse:  # as torch's SGD keeps what sparse gradients add up to
             value = value.to_dense()
         dtype = torch.int16 if value.dtype == torch.int32 else value.dtype
-        owned = huge_pages.copied(value, dtype, device)
+        is_coded = group.get("state") is not None and entry in kept.tensors
+        if is_coded and device == value.device:
+            owned = huge_pages.copied(value, dtype)
+        else:
+            owned = value.detach().to(device=device, dtype=dtype, copy=True)
         if entry in (*kept.tensors, "ema", "remainder"):  # a header is laid out where it is fitted
             return distributed.spread_as(parameter, owned)
         return owned

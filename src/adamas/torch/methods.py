@@ -16,7 +16,7 @@ from adamas.codecs import mean_top
 from adamas.coefficients import Coefficients, one_minus_power, rectification
 from adamas.options import Decay, Options
 from adamas.state import Entries
-from adamas.torch import decays, huge_pages
+from adamas.torch import decays
 from adamas.torch.members import Member, OwnStep, scalar
 from adamas.torch.operations import Tensors, step_rmsprop
 from adamas.torch.storage import Kept
@@ -269,7 +269,7 @@ class RMSprop(Method):
         for name, is_asked in _asked_for(group).items():
             if is_asked and state.get(name) is None:
                 like = state["square_avg"]  # in float32 where the parameter is too narrow for it
-                state[name] = huge_pages.zeros_like(like)
+                state[name] = torch.zeros_like(like, memory_format=torch.preserve_format)
 
     def own_step(self, group: Group) -> OwnStep | None:
         """Return torch's formulas where there is momentum, or a mean to be centered by."""
