@@ -80,7 +80,7 @@ def claims(stored: Mapping[str, Stored]) -> str:
 
 
 def _of_memory(stored: Stored | None) -> dict[str, str]:
-    sizes = {each["optimizer"]: each.get("counted") for each in (stored or {}).get("figures", ())}
+    sizes = {each["work"]: each.get("counted") for each in (stored or {}).get("figures", ())}
     found = {form: sizes.get(f"torch: AdamW, {form}") for form in ("8bit", "float32")}
     return {form: f"{size:.3g}" for form, size in found.items() if size is not None}
 

@@ -97,8 +97,7 @@ class Memory(Table):
 
 
 def _cells(figure: Stored) -> tuple[str, ...]:
-    # Figures that were stored earlier call the work so.
-    title = figure.get("work") or figure["optimizer"]
+    title = figure["work"]
     if why := why_not(figure):
         return title, why, "", ""
     return title, f"{figure['counted']:.3g}", f"{figure['held']:.2f}", f"{figure['besides']:.2f}"

@@ -402,6 +402,13 @@ def test_bytes_of_state_are_counted_in_a_process_of_its_own():
     )
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="resident memory is read from /proc")
+def test_claims_tell_the_bytes_of_state_that_were_measured():
+    (row,) = (row for row in memory.rows() if row.name == "torch: AdamW, 8bit")
+    stored = catalogue.table("memory").measured([row], Run(quick=True))
+    assert "in 2.06 bytes for each parameter" in " ".join(claims({"memory": stored}).split())
+
+
 def test_what_is_missing_for_an_optimizer_stands_in_the_table_of_memory():
     rows = [Row("some", "", None, pytest.fail, ("no_such_package",))]
     stored = catalogue.table("memory").measured(rows, Run())
